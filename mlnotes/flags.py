@@ -1,0 +1,145 @@
+"""A frozen dataclass becomes absl flags, and the parsed flags become the dataclass again.
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(LoopConfig):
+      temperature: float = field(0.1, "softmax temperature, > 0")
+
+    if __name__ == "__main__":
+      run(main, Config)            # main(config: Config)
+
+Every field is one flag: its type from the annotation, its choices from `Literal`, its help from `field`. Nothing is
+defined until `run` is called, so importing a module defines no flags.
+"""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+from absl import app, logging
+from absl import flags as absl_flags
+
+from mlnotes.errors import InputError
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+  """What every part of a config inherits: parts combine by multiple inheritance, and each checks its own fields.
+
+  A part's `__post_init__` calls `super().__post_init__()` first.
+  """
+
+  def __post_init__(self):
+    pass
+
+
+def field(default: Any, help: str, *, free: bool = False) -> Any:
+  """A dataclass field with its help text. `free` fields may change between a run and its resumption."""
+  return dataclasses.field(default=default, metadata={"help": help, "free": free})
+
+
+def config_fields(config_class: type) -> Iterator[tuple[dataclasses.Field, Any, typing.Mapping[str, Any]]]:
+  """(field, resolved type, metadata) of each field; a field redeclared in a subclass keeps its parent's help."""
+  types = typing.get_type_hints(config_class)
+  for item in dataclasses.fields(config_class):
+    metadata = item.metadata
+    if "help" not in metadata:
+      inherited = (getattr(base, "__dataclass_fields__", {}).get(item.name) for base in config_class.__mro__)
+      metadata = next((f.metadata for f in inherited if f is not None and "help" in f.metadata), metadata)
+    yield item, types[item.name], metadata
+
+
+class _TupleParser(absl_flags.ArgumentParser):
+  """Comma-separated values of one type: `--multipliers=1,2,4`."""
+
+  syntactic_help = "a comma separated list"
+
+  def __init__(self, element: Callable[[str], Any]):
+    self.element = element
+
+  def parse(self, argument):
+    if isinstance(argument, tuple):
+      return argument
+    return tuple(self.element(part) for part in argument.split(",") if part.strip())
+
+  def flag_type(self):
+    return f"comma separated {self.element.__name__}s"
+
+
+class _TupleSerializer(absl_flags.ArgumentSerializer):
+  def serialize(self, value):
+    return ",".join(map(str, value))
+
+
+def define(config_class: type, flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+  """Defines one flag per field of `config_class`, listed by --helpshort as the program's own.
+
+  Raises TypeError for a field whose type has no flag (bool, int, float, str, Literal of str, tuple[T, ...] have).
+  """
+  define_simple = {
+    bool: absl_flags.DEFINE_bool,
+    int: absl_flags.DEFINE_integer,
+    float: absl_flags.DEFINE_float,
+    str: absl_flags.DEFINE_string,
+  }
+  for item, kind, metadata in config_fields(config_class):
+    common = {"flag_values": flag_values, "module_name": sys.argv[0]}
+    args = (item.name, item.default)
+    text = metadata.get("help", "")
+    if kind in define_simple:
+      define_simple[kind](*args, text, **common)
+    elif typing.get_origin(kind) is Literal:
+      absl_flags.DEFINE_enum(*args, list(typing.get_args(kind)), text, **common)
+    elif typing.get_origin(kind) is tuple:
+      parser = _TupleParser(typing.get_args(kind)[0])
+      absl_flags.DEFINE(parser, *args, text, serializer=_TupleSerializer(), **common)
+    else:
+      raise TypeError(f"field {item.name!r} of {config_class.__name__} has type {kind}, which has no flag")
+
+
+def parse(config_class: type[ConfigT], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> ConfigT:
+  """The parsed flags as a `config_class`. What its `__post_init__` rejects (ValueError) is an InputError."""
+  values = {item.name: flag_values[item.name].value for item, _, _ in config_fields(config_class)}
+  try:
+    return config_class(**values)
+  except ValueError as error:
+    raise InputError(str(error)) from error
+
+
+def from_dict(config_class: type[ConfigT], values: typing.Mapping[str, Any]) -> ConfigT:
+  """The config whose fields were saved as JSON. Raises InputError for a name that is not a field."""
+  names = {item.name for item, _, _ in config_fields(config_class)}
+  if unknown := sorted(values.keys() - names):
+    raise InputError(f"found the setting {unknown[0]!r}, expected one of {', '.join(sorted(names))}.")
+  return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def require(condition: bool, flag: str, found: Any, expected: str) -> None:
+  """Raises the one-sentence ValueError of a flag whose value is out of range."""
+  if not condition:
+    raise InputError(f"--{flag}={found} is out of range: expected {expected}.")
+
+
+def run(main: Callable[[ConfigT], int | None], config_class: type[ConfigT]) -> None:
+  """Defines the flags, parses the command line, calls `main(config)`, exits with its result.
+
+  An InputError becomes one line on standard error and exit code 2.
+  """
+  define(config_class)
+
+  def parse_and_call(argv):
+    if not absl_flags.FLAGS["verbosity"].present:
+      # Orbax and others report every step of theirs otherwise.
+      logging.set_verbosity(logging.WARNING)
+    try:
+      if len(argv) > 1:
+        raise InputError(f"found the argument {argv[1]!r}: every setting is a flag, expected --name=value.")
+      return main(parse(config_class))
+    except InputError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return 2
+
+  app.run(parse_and_call)

@@ -1,0 +1,29 @@
+"""What every test runs under: eight CPU devices, strict JAX, shapes checked, warnings as errors."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from jaxtyping import install_import_hook
+
+# Checks the jaxtyping annotations of every function of the package at run time.
+install_import_hook("mlnotes", "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_configure(config):
+  config.addinivalue_line("filterwarnings", "error")
+  # Other projects' deprecations, raised while they are imported.
+  config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:(?!mlnotes|experiments|launch)")
+
+
+@pytest.fixture
+def key():
+  return jax.random.key(0)

@@ -1,0 +1,81 @@
+"""Dataclass to flags and back."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+from absl import flags as absl_flags
+
+from mlnotes.errors import InputError
+from mlnotes.flags import config_fields, define, field, parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+  steps: int = field(10, "updates", free=True)
+  rate: float = field(0.5, "learning rate")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Base):
+  steps: int = 20
+  kind: Literal["a", "b"] = field("a", "which")
+  sizes: tuple[int, ...] = field((1, 2), "sizes")
+  fast: bool = field(False, "fast")
+  name: str = field("", "name")
+
+  def __post_init__(self):
+    if self.rate < 0:
+      raise ValueError(f"--rate={self.rate} is out of range: expected 0 or more.")
+
+
+def parsed(*argv):
+  values = absl_flags.FlagValues()
+  define(Config, values)
+  values(["program", *argv])
+  return parse(Config, values)
+
+
+def test_defaults_come_back_unchanged():
+  assert parsed() == Config()
+
+
+def test_every_type_is_parsed():
+  config = parsed("--steps=3", "--rate=2", "--kind=b", "--sizes=4,5,6", "--fast", "--name=x")
+  assert config == Config(steps=3, rate=2.0, kind="b", sizes=(4, 5, 6), fast=True, name="x")
+
+
+def test_flagfile_holds_a_whole_config(tmp_path):
+  values = absl_flags.FlagValues()
+  define(Config, values)
+  values(["program", "--sizes=7,8", "--kind=b"])
+  path = tmp_path / "flags"
+  path.write_text(values.flags_into_string())
+  absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+  assert parsed(*path.read_text().split()) == Config(sizes=(7, 8), kind="b")
+
+
+def test_redeclared_field_keeps_help_and_freedom():
+  info = {item.name: (item.default, metadata) for item, _, metadata in config_fields(Config)}
+  default, metadata = info["steps"]
+  assert default == 20 and metadata["help"] == "updates" and metadata["free"]
+
+
+@pytest.mark.parametrize("argument", ["--kind=c", "--steps=many", "--sizes=1,x", "--stpes=3"])
+def test_a_wrong_value_is_refused(argument):
+  with pytest.raises(absl_flags.Error, match=argument.strip("-").split("=")[0]):
+    parsed(argument)
+
+
+def test_post_init_becomes_an_input_error():
+  with pytest.raises(InputError, match="--rate=-1"):
+    parsed("--rate=-1")
+
+
+def test_a_type_without_flag_is_a_programming_error():
+  @dataclasses.dataclass(frozen=True)
+  class Odd:
+    table: dict = field(None, "no flag")
+
+  with pytest.raises(TypeError, match="table"):
+    define(Odd, absl_flags.FlagValues())
