@@ -1,0 +1,111 @@
+"""The flags' optimizers against torch-free references: optax's own composites and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mlnotes.errors import InputError
+from mlnotes.experiment import set_hparams
+from mlnotes.optim import OptimConfig, lookahead, make_optimizer, make_schedule, update_ema
+
+
+def quadratic(params):
+  return 0.5 * jnp.sum(jnp.array([1.0, 10.0]) * params["w"] ** 2)
+
+
+def train(optimizer, steps=20):
+  params = {"w": jnp.array([1.0, -2.0])}
+  state = optimizer.init(params)
+
+  def body(carry, _):
+    params, state = carry
+    updates, state = optimizer.update(jax.grad(quadratic)(params), state, params)
+    params = optax.apply_updates(params, updates)
+    return (params, state), params["w"]
+
+  return jax.lax.scan(body, (params, state), length=steps)[1]
+
+
+@pytest.mark.parametrize(
+  "flags, reference",
+  [
+    ({"optimizer": "adam"}, optax.adam(1e-2)),
+    ({"optimizer": "sgd", "momentum": 0.8}, optax.sgd(1e-2, momentum=0.8)),
+    (
+      {"optimizer": "adamw", "clip_norm": 0.5},
+      optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, weight_decay=0)),
+    ),
+    (
+      {"schedule": "warmup_cosine", "warmup_steps": 5},
+      optax.adam(optax.warmup_cosine_decay_schedule(0, 1e-2, 5, 20)),
+    ),
+    (
+      {"schedule": "step"},
+      optax.adam(optax.piecewise_constant_schedule(1e-2, {10: 0.1, 15: 0.1})),
+    ),
+  ],
+)
+def test_agrees_with_optax(flags, reference):
+  built = make_optimizer(OptimConfig(learning_rate=1e-2, **flags), total_steps=20)
+  np.testing.assert_allclose(train(built), train(reference), rtol=1e-6)
+
+
+def test_adamw_decays_kernels_decoupled_and_leaves_vectors():
+  config = OptimConfig(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
+  params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+  optimizer = make_optimizer(config, total_steps=10)
+  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+  np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
+  np.testing.assert_allclose(updates["bias"], 0.0)
+
+
+def test_learning_rate_is_state_and_recompiles_nothing():
+  optimizer = make_optimizer(OptimConfig(learning_rate=1e-2), total_steps=10)
+  params = {"w": jnp.ones(2)}
+  state = optimizer.init(params)
+  update = jax.jit(optimizer.update)
+  first, _ = update(params, state, params)
+  second, _ = update(params, set_hparams(state, learning_rate=3e-2), params)
+  np.testing.assert_allclose(second["w"], 3 * first["w"], rtol=1e-6)
+  assert update._cache_size() == 1
+  with pytest.raises(KeyError, match="temperature"):
+    set_hparams(state, temperature=1.0)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 12])
+def test_lookahead_agrees_with_optax(steps):
+  inner = optax.adam(1e-1)
+  mine = train(lookahead(inner, 5, 0.5), steps)
+  reference = optax.lookahead(inner, 5, 0.5)
+  params = optax.LookaheadParams.init_synced({"w": jnp.array([1.0, -2.0])})
+  state = reference.init(params)
+  for _ in range(steps):
+    updates, state = reference.update(jax.grad(quadratic)(params.fast), state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(mine[-1], params.fast["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 10, 10_000])
+def test_ema_closed_form(count):
+  """From 0 towards 1 the average is 1 - prod(d_i); constant parameters are a fixed point."""
+  ones = {"w": jnp.ones(3)}
+  body = lambda step, average: update_ema(average, ones, step, 0.999)
+  average = jax.lax.fori_loop(0, count, body, {"w": jnp.zeros(3)})
+  decays = np.minimum(0.999, (1 + np.arange(count)) / (10 + np.arange(count)))
+  np.testing.assert_allclose(average["w"], 1 - np.prod(decays), rtol=1e-4)
+  fixed = jax.lax.fori_loop(0, count, body, ones)
+  np.testing.assert_array_equal(fixed["w"], 1.0)
+
+
+def test_schedule_peaks_at_one_and_rejects_endless_warmup():
+  schedule = make_schedule("warmup_cosine", 100, 10)
+  assert float(schedule(0)) == 0.0 and float(schedule(10)) == 1.0 and float(schedule(100)) < 1e-6
+  with pytest.raises(ValueError, match="warmup_steps"):
+    make_schedule("constant", 10, 10)
+
+
+def test_out_of_range_flags_are_named():
+  with pytest.raises(InputError, match=r"--learning_rate=-1.0"):
+    OptimConfig(learning_rate=-1.0)
