@@ -1,0 +1,35 @@
+"""Data sets in, batches out."""
+
+from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit, Split
+from mlnotes.data.feed import (
+  EMPTY_FEED,
+  EvalBatches,
+  ResidentFeed,
+  StreamFeed,
+  choose_placement,
+  make_eval_batches,
+  make_resident_feed,
+  make_stream_feed,
+)
+from mlnotes.data.feeds import DataConfig, Feeds, make_feeds
+from mlnotes.data.source import load
+
+__all__ = [
+  "EMPTY_FEED",
+  "ArraySplit",
+  "DataConfig",
+  "DataError",
+  "DataSet",
+  "EvalBatches",
+  "Feeds",
+  "RecordSplit",
+  "ResidentFeed",
+  "Split",
+  "StreamFeed",
+  "choose_placement",
+  "load",
+  "make_eval_batches",
+  "make_feeds",
+  "make_resident_feed",
+  "make_stream_feed",
+]

@@ -1,0 +1,67 @@
+"""Both feeds of an experiment that learns from a data set, as its flags ask for them."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from mlnotes.data.dataset import DataSet
+from mlnotes.data.feed import (
+  EMPTY_FEED,
+  EvalBatches,
+  ResidentFeed,
+  StreamFeed,
+  choose_placement,
+  make_eval_batches,
+  make_resident_feed,
+  make_stream_feed,
+)
+from mlnotes.flags import BaseConfig, field, require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(BaseConfig):
+  """The flags of an experiment that learns from a data set."""
+
+  dataset: str = field("digits", "digits (built in), a file.npz with image and label, or the name of a TFDS data set")
+  data_dir: str = field(
+    "", "directory of prepared TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets", free=True
+  )
+  batch_size: int = field(128, "examples per update, over all devices")
+  data_placement: Literal["auto", "device", "stream"] = field(
+    "auto", "where training data lives: on the device, streamed from the host, or whichever fits", free=True
+  )
+  eval_examples: int = field(0, "evaluate on a fixed subset of this many test examples; 0: all")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+    require(self.eval_examples >= 0, "eval_examples", self.eval_examples, "0 or more")
+
+
+class Feeds(NamedTuple):
+  """Where batches come from. The defaults are for methods that make their own data."""
+
+  train: ResidentFeed | StreamFeed = EMPTY_FEED
+  evaluate: EvalBatches = EvalBatches((), lambda arrays, i: (), 1)
+
+
+def make_feeds(data: DataSet, config: Any) -> Feeds:
+  """Training batches drawn on the device or streamed to it, and the test split in order.
+
+  `config` has the fields of `DataConfig`, `seed` and `seeds`. Raises InputError for a batch size that the training
+  split cannot fill.
+  """
+  require(config.batch_size <= len(data.train), "batch_size", config.batch_size, f"at most {len(data.train)} examples")
+  if choose_placement(data.train, config.data_placement) == "device":
+    train = make_resident_feed(data.train, config.batch_size)
+  else:
+    seeds = config.seed if config.seeds == 1 else range(config.seed, config.seed + config.seeds)
+    train = make_stream_feed(
+      data.train,
+      config.batch_size,
+      seeds,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+  return Feeds(train, make_eval_batches(data.test, config.batch_size, config.eval_examples or None))

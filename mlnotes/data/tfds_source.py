@@ -1,0 +1,206 @@
+"""Prepared TFDS data sets, read without TensorFlow.
+
+TensorFlow is needed only to prepare a set (`tfds build`). Reading goes through ArrayRecord (or Parquet) by index; a set
+that is small enough is decoded once and then memory-mapped from the cache directory.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlnotes.cache import cache_directory
+from mlnotes.data.dataset import DataError, DataSet, RecordSplit, Split, make_array_split
+
+# A split that takes more than this once decoded is read record by record instead.
+DECODE_LIMIT_BYTES = 4 * 2**30
+_CHUNK = 512
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def load_tfds(
+  dataset: str,
+  data_dir: str | None = None,
+  train_split: str = "train",
+  test_split: str = "test",
+  decode_limit_bytes: int = DECODE_LIMIT_BYTES,
+) -> DataSet:
+  """Two splits of the TFDS image data set `dataset` ("name", "name/config", "name:1.0.0") under `data_dir`.
+
+  An empty `data_dir` means TFDS's own: $TFDS_DATA_DIR, else ~/tensorflow_datasets. Without a version the highest one
+  that is there is read. Raises DataError, one sentence, if the set is absent, has no random access, no such split,
+  or no features `image` (uint8, one fixed shape) and `label` (one class).
+  """
+  flag = f"--dataset={dataset}"
+  root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  directory = find_prepared(dataset, root)
+
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(directory)
+  shape = _check_features(builder.info.features, flag)
+  splits = [
+    _open_split(builder, directory, split, shape, flag, decode_limit_bytes) for split in (train_split, test_split)
+  ]
+  names = tuple(builder.info.features["label"].names)
+  return DataSet(builder.info.name, *splits, len(names), names, 256, shape)
+
+
+def find_prepared(dataset: str, root: Path) -> Path:
+  """The directory of a prepared version of `dataset` under `root`: root/name[/config]/version."""
+  name, _, version = dataset.partition(":")
+  base = root / name
+  if not name or ".." in Path(name).parts or not base.is_dir():
+    raise DataError(_absent(dataset, name, root))
+  found = sorted(_versions(base), key=lambda path: tuple(map(int, path.name.split("."))))
+  if version:
+    found = [path for path in found if path.name == version]
+  if found:
+    return found[-1]
+  configs = sorted(f"{name}/{path.name}" for path in base.iterdir() if path.is_dir() and _versions(path))
+  if configs:
+    raise DataError(f"--dataset={dataset}: found only the configurations {', '.join(configs)}, expected one of them.")
+  there = ", ".join(sorted(path.name for path in base.iterdir())) or "nothing"
+  raise DataError(
+    f"--dataset={dataset}: found {there} in {base}, expected a prepared version"
+    f" ({version or 'such as 1.0.0'}) with its dataset_info.json and features.json."
+  )
+
+
+def _versions(base: Path) -> list[Path]:
+  needed = ("dataset_info.json", "features.json")
+  return [
+    path for path in base.iterdir() if _VERSION.fullmatch(path.name) and all((path / n).is_file() for n in needed)
+  ]
+
+
+def _absent(dataset: str, name: str, root: Path) -> str:
+  there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+  near = difflib.get_close_matches(name, ["digits", *there], n=1)
+  found = f"found {', '.join(there)}" if there else ("found it empty" if root.is_dir() else "no such directory")
+  return (
+    f"--dataset={dataset}: looked for a prepared TFDS data set in {root / name} ({root}: {found})"
+    f"{f', did you mean {near[0]!r}' if near else ''}; expected either --data_dir=DIR with a prepared one"
+    f" (pip install 'mlnotes[tf]', then tfds build {name or 'NAME'} --file_format=array_record --data_dir=DIR)"
+    " or --dataset=path.npz with the arrays image and label."
+  )
+
+
+def _check_features(features: Any, flag: str) -> tuple[int, int, int]:
+  import tensorflow_datasets as tfds
+
+  wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+  found = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {"(one)": features}
+  for name, kind in wanted.items():
+    if not isinstance(found.get(name), kind):
+      described = ", ".join(f"{key} ({type(value).__name__})" for key, value in found.items())
+      raise DataError(f"{flag}: found the features {described}, expected image (Image) and label (ClassLabel).")
+  image = features["image"]
+  shape = tuple(image.shape)
+  if image.np_dtype != np.uint8 or None in shape or len(shape) != 3 or shape[-1] not in (1, 3, 4):
+    raise DataError(
+      f"{flag}: found images of shape {shape} and dtype {np.dtype(image.np_dtype)},"
+      " expected one fixed shape H W C with 1, 3 or 4 channels of uint8."
+    )
+  return shape
+
+
+def _open_split(
+  builder: Any, directory: Path, split: str, shape: tuple[int, int, int], flag: str, decode_limit_bytes: int
+) -> Split:
+  import tensorflow_datasets as tfds
+
+  info = builder.info
+  try:
+    instructions = info.splits[split].file_instructions
+  except (KeyError, ValueError) as error:
+    raise DataError(
+      f"{flag}: no split {split!r}; found {', '.join(info.splits)},"
+      " expected one of them or a slice such as 'train[:90%]'."
+    ) from error
+  try:
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+  except NotImplementedError as error:
+    raise DataError(
+      f"{flag}: {directory} is in the format {info.file_format.value}, which has no random access; expected"
+      " array_record (tfds build --file_format=array_record, or tfds convert_format)."
+    ) from error
+  except OSError as error:
+    raise DataError(f"{flag}: {directory} cannot be read ({error}), expected the files of split {split!r}.") from error
+  records = RecordSplit(source, shape)
+  if not len(records):
+    raise DataError(f"{flag}: split {split!r} is empty, expected at least one example.")
+  if records.nbytes > decode_limit_bytes:
+    return records
+  num_classes = info.features["label"].num_classes
+  entry = _cache_entry(info, split, instructions, shape, flag)
+  if not entry.is_dir():
+    _decode_to(entry, records, flag)
+  return make_array_split(flag, *_open_arrays(entry), num_classes=num_classes)
+
+
+def _cache_entry(info: Any, split: str, instructions: Sequence[Any], shape: tuple[int, ...], flag: str) -> Path:
+  """The cache directory of one decoded split: other bytes on disk, or another slice, give another name."""
+  files = []
+  for item in instructions:
+    path = Path(item.filename)
+    try:
+      stat = path.stat()
+    except OSError as error:
+      raise DataError(f"{flag}: {path} is missing, expected the files of split {split!r}.") from error
+    files.append([path.name, stat.st_size, stat.st_mtime_ns, item.skip, item.take])
+  content = json.dumps([info.full_name, split, files, shape])
+  digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+  stem = re.sub(r"[^\w.]+", "-", f"{info.full_name}-{split}").strip("-")
+  return cache_directory() / "data" / f"{stem}-{digest}"
+
+
+def _decode_to(entry: Path, records: RecordSplit, flag: str) -> None:
+  """Decodes all records into entry/image.npy and entry/label.npy; `entry` appears complete or not at all."""
+  try:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
+  except OSError as error:
+    raise DataError(
+      f"{flag}: cannot write the decoded images under {entry.parent} ({error.strerror}),"
+      " expected a writable directory in the environment variable MLNOTES_CACHE."
+    ) from error
+  try:
+    size = len(records)
+    # In memory first: writing to a memory map on a full disk kills the process, np.save raises.
+    image, label = np.empty((size, *records.image_shape), np.uint8), np.empty(size, np.int32)
+
+    def decode(start):
+      index = np.arange(start, min(start + _CHUNK, size))
+      batch = records.read(index)
+      image[index], label[index] = batch["image"], batch["label"]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+      list(pool.map(decode, range(0, size, _CHUNK)))
+    np.save(partial / "image.npy", image)
+    np.save(partial / "label.npy", label)
+    try:
+      partial.rename(entry)
+    except OSError:
+      # Another process was first; its arrays hold the same.
+      if not entry.is_dir():
+        raise
+  except OSError as error:
+    raise DataError(
+      f"{flag}: decoding to {entry.parent} failed ({error}), expected a writable MLNOTES_CACHE."
+    ) from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_arrays(entry: Path) -> tuple[np.ndarray, np.ndarray]:
+  return np.load(entry / "image.npy", mmap_mode="r"), np.load(entry / "label.npy")
