@@ -1,0 +1,99 @@
+"""Saved training states: atomic, asynchronous, the last and the best are kept."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlnotes.errors import InputError
+
+
+def _is_key(leaf) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def keys_to_data(tree: Any) -> Any:
+  """`tree` with typed keys replaced by their raw uint32 data, which any checkpoint format stores."""
+  return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def data_to_keys(tree: Any, like: Any) -> Any:
+  """The inverse of `keys_to_data`; `like` tells where the keys were."""
+  wrap = lambda x, key: jax.random.wrap_key_data(x, impl=jax.random.key_impl(key)) if _is_key(key) else x
+  return jax.tree.map(wrap, tree, like)
+
+
+class Checkpoints:
+  """The checkpoints of one work directory, by update number.
+
+  Each holds a pytree of arrays and a JSON dictionary. The last one and the one with the lowest `score` are kept. A
+  checkpoint is visible only when it is complete: a process killed while saving leaves the previous one.
+  """
+
+  def __init__(self, directory: Path):
+    import orbax.checkpoint as ocp
+
+    managers = ocp.checkpoint_managers
+    keep = [
+      managers.LatestN(n=1),
+      managers.BestN(get_metric_fn=lambda m: m["score"], reverse=True, n=1, keep_checkpoints_without_metrics=False),
+    ]
+    self.directory = directory
+    self._args = ocp.args
+    self._manager = ocp.CheckpointManager(
+      directory.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=managers.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any, metadata: Mapping[str, Any], score: float | None) -> None:
+    """Starts saving; the caller may donate `state` as soon as this returns. No `score`: kept only while it is last."""
+    # A copy on the device: the next update overwrites the buffers of a donated state while they are being written.
+    state = jax.jit(lambda tree: jax.tree.map(jnp.copy, keys_to_data(tree)))(state)
+    self._manager.save(
+      step,
+      args=self._args.Composite(state=self._args.StandardSave(state), metadata=self._args.JsonSave(dict(metadata))),
+      metrics=None if score is None or not np.isfinite(score) else {"score": -float(score)},
+      force=True,
+    )
+
+  def wait(self) -> None:
+    """Blocks until what was started is on disk; raises what went wrong."""
+    self._manager.wait_until_finished()
+    self._manager.check_for_errors()
+
+  def restore(self, step: int, like: Any) -> tuple[Any, Mapping[str, Any]]:
+    """(state, metadata) of checkpoint `step`; `like` is a state of ShapeDtypeStructs with the shardings wanted.
+
+    The number of devices may differ from when it was saved. Raises InputError for a checkpoint that cannot be read or
+    that holds another structure.
+    """
+    as_data = jax.tree.map(_abstract_data, like)
+    try:
+      args = self._args.Composite(state=self._args.StandardRestore(as_data), metadata=self._args.JsonRestore())
+      restored = self._manager.restore(step, args=args)
+    except Exception as error:  # Orbax, TensorStore and JSON each raise their own.
+      reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+      others = [s for s in self._manager.all_steps() if s != step]
+      way_out = f"remove it to go on from step {max(others)}" if others else "remove it to start from the beginning"
+      raise InputError(
+        f"the checkpoint {self.directory / str(step)} cannot be read ({reason}): {way_out}; nothing was changed."
+      ) from error
+    return data_to_keys(restored["state"], like), restored["metadata"]
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def _abstract_data(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  if not _is_key(leaf):
+    return leaf
+  data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+  return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)

@@ -1,0 +1,331 @@
+"""The one training loop: logging, evaluation, checkpoints, exact resume, clean stops, the result card.
+
+    def main(config: Config) -> int:
+      return train("diffusion.ddpm", make(config), make_feeds(config), config)
+
+Run the same command again and it goes on where it stopped, or says that it is finished.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from mlnotes.cache import cache_directory
+from mlnotes.checkpoint import Checkpoints
+from mlnotes.errors import InputError
+from mlnotes.experiment import Experiment
+from mlnotes.flags import BaseConfig, field, require
+from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, window_means
+from mlnotes.progress import Progress
+from mlnotes.record import Record, config_dict, plot_curves, summarize
+
+# A dispatch runs as many updates as fit into about this many seconds, so that a signal is answered soon.
+SECONDS_PER_DISPATCH = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig(BaseConfig):
+  """The flags of every experiment that runs in the loop."""
+
+  workdir: str = field("", "directory of the run; empty: runs/<experiment>-<hash of the settings>", free=True)
+  seed: int = field(0, "first seed, >= 0")
+  seeds: int = field(1, "how many seeds to train side by side in one program, from --seed on")
+  steps: int = field(1000, "updates to train for")
+  precision: Literal["float32", "bfloat16"] = field("float32", "arithmetic of the network; parameters are float32")
+  log_every: int = field(50, "updates between two lines of metrics, which are means over them")
+  eval_every: int = field(500, "updates between two evaluations; 0: only at the end")
+  checkpoint_every: int = field(500, "updates between two checkpoints; 0: only at the end", free=True)
+  devices: int = field(0, "how many of the local devices to use; 0: all", free=True)
+  report_seeds: int = field(3, "how many of the seeds get pictures and final figures of their own", free=True)
+  tensorboard: bool = field(True, "write TensorBoard events beside metrics.jsonl", free=True)
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("seeds", "steps", "log_every"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    for name in ("seed", "eval_every", "checkpoint_every", "devices", "report_seeds"):
+      require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+    require(self.seed + self.seeds <= 2**32, "seed", self.seed, "seeds below 2^32")
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs between processes, unless the user has chosen a place already."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def default_workdir(experiment: str, config: LoopConfig) -> Path:
+  """runs/<experiment>-<hash>: the same settings find the same directory again."""
+  digest = hashlib.sha256(json.dumps(config_dict(config), sort_keys=True).encode()).hexdigest()
+  return Path("runs") / f"{experiment}-{digest[:8]}"
+
+
+class _Signals:
+  """Turns SIGTERM and Ctrl-C into a request to stop; the second one stops at once."""
+
+  def __init__(self):
+    self.received: int | None = None
+    self._previous = {}
+
+  def _handle(self, number, frame):
+    if self.received is not None:
+      raise KeyboardInterrupt
+    self.received = number
+
+  def __enter__(self):
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+
+def _next_stop(step: int, config: LoopConfig) -> int:
+  """The first update after `step` at which something is due."""
+  periods = (config.log_every, config.eval_every, config.checkpoint_every)
+  return min([config.steps, *((step // period + 1) * period for period in periods if period)])
+
+
+def _due(step: int, period: int, config: LoopConfig) -> bool:
+  return step == config.steps or (period > 0 and step % period == 0)
+
+
+class _Run:
+  """One training run in progress: the program and its state on one side, the work directory on the other."""
+
+  def __init__(self, program: Program, record: Record, checkpoints: Checkpoints, progress: Progress, score):
+    self.program = program
+    self.record = record
+    self.checkpoints = checkpoints
+    self.progress = progress
+    self.config = record.config
+    self.score = score
+    self.saved_step: int | None = None
+    self.step_seconds: list[float] = []
+    self.evaluation: Mapping[str, np.ndarray] = {}
+
+  def start(self) -> None:
+    """Restores the last checkpoint, or makes the first state."""
+    latest = self.checkpoints.latest_step()
+    if latest is None:
+      self.step, self.state, self.window = 0, self.program.init(), self.program.empty_window()
+    else:
+      like = {"state": self.program.abstract_state, "window": self.program.abstract_window}
+      restored, metadata = self.checkpoints.restore(latest, like)
+      self.step, self.state, self.window = latest, restored["state"], restored["window"]
+      self.saved_step = latest
+      if self.program.streamed:
+        self.program.feeds.train.set_state(metadata["data"])
+      self.progress.say(f"resumed from step {latest}")
+    self.record.open(self.step)
+
+  def advance(self) -> None:
+    """Updates up to the next stop, or for about a second; then what is due there."""
+    stop = _next_stop(self.step, self.config)
+    guess = SECONDS_PER_DISPATCH / max(self.step_seconds[-1], 1e-9) if self.step_seconds else 1
+    count = max(1, min(stop - self.step, int(guess)))
+    self.program.compile()
+    start = time.perf_counter()
+    self.state, self.window = jax.block_until_ready(self.program.update(self.state, self.window, count))
+    self.step_seconds.append((time.perf_counter() - start) / count)
+    self.step += count
+    if _due(self.step, self.config.log_every, self.config):
+      self._log()
+    else:
+      self._check_finite(window_means(self.window))
+      self.progress.update(self.step, {}, self.step_seconds[-1])
+    score = None
+    if _due(self.step, self.config.eval_every, self.config):
+      self.evaluate()
+      score = self.score(self.evaluation)
+    if _due(self.step, self.config.checkpoint_every, self.config):
+      self.save(score)
+
+  def _log(self) -> None:
+    means = window_means(self.window)
+    self._check_finite(means)
+    self.record.log(self.step, "train", means)
+    self.window = self.program.empty_window()
+    self.progress.update(self.step, means, self.step_seconds[-1])
+    self.record.log_events(self.step, {"timing/step_seconds": self.step_seconds[-1]})
+
+  def _check_finite(self, means: Mapping[str, np.ndarray]) -> None:
+    finite = np.logical_and.reduce([np.isfinite(v) for v in means.values()]) if means else np.array(True)
+    if not np.any(finite):
+      bad = sorted(name for name, value in means.items() if not np.any(np.isfinite(value)))
+      self.checkpoints.wait()
+      kept = f"step {self.saved_step} is saved" if self.saved_step is not None else "no state had been saved yet"
+      raise InputError(
+        f"{', '.join(bad)} is not finite at or before step {self.step}: the run stopped, the last good state of "
+        f"{kept} in {self.record.directory}; try a lower --learning_rate or --clip_norm=1."
+      )
+
+  def evaluate(self) -> None:
+    self.evaluation = self.program.evaluate(self.state)
+    self.record.log(self.step, "eval", self.evaluation)
+    self.progress.say(f"step {self.step}: evaluation {_brief(self.evaluation)}")
+
+  def save(self, score: float | None = None) -> None:
+    """Saves the state unless no seed's parameters are finite."""
+    if self.saved_step == self.step:
+      return
+    params = getattr(self.state, "params", ())
+    if not np.any(all_finite(params, self.program.num_seeds > 1)):
+      self._check_finite({"params": np.array(np.nan)})
+    data = self.program.feeds.train.get_state() if self.program.streamed else None
+    metadata = {"config": config_dict(self.config), "data": data}
+    self.checkpoints.save(self.step, {"state": self.state, "window": self.window}, metadata, score)
+    self.saved_step = self.step
+
+
+def _brief(values: Mapping[str, Any]) -> str:
+  def one(value):
+    s = summarize(value)
+    return f"{s['mean']:.4g}" + (f" ± {s['std']:.2g}" if np.ndim(value) else "")
+
+  return "  ".join(f"{name} {one(value)}" for name, value in values.items())
+
+
+def peak_memory_bytes(device: jax.Device) -> int:
+  """The device's peak where it keeps one, otherwise the process's peak resident set."""
+  stats = device.memory_stats() or {}
+  return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def train(
+  name: str,
+  experiment: Experiment,
+  feeds: Feeds,
+  config: LoopConfig,
+  *,
+  best_metric: str = "loss",
+  best_mode: Literal["min", "max"] = "min",
+  examples_per_step: int | None = None,
+  unit: str = "examples",
+) -> int:
+  """Trains to `config.steps` updates in the work directory, resuming what is there; returns the exit code.
+
+  Args:
+    name: "<chapter>.<method>".
+    best_metric: the evaluation metric whose best checkpoint is kept beside the last one.
+    examples_per_step: what one update of one seed consumes, for the throughput in `unit`s; None: the batch size.
+
+  Returns:
+    0 when finished, 128 + n when stopped by signal n (the state is saved).
+
+  Raises:
+    InputError: a work directory of another run, one that cannot be written, a corrupt checkpoint, a loss that is
+      not finite. What was saved before stays.
+  """
+  directory = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
+  writes = jax.process_index() == 0
+  record = Record(directory, name, config, writes=writes, tensorboard=config.tensorboard)
+  card = record.finished()
+  if card is not None:
+    print(f"{directory} is finished ({card['steps']} steps): see {record.result_path}; remove it to run again.")
+    return 0
+  try:
+    return _train(record, experiment, feeds, config, best_metric, best_mode, examples_per_step, unit)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+      raise
+    raise InputError(
+      f"--workdir={directory} cannot be written: {os.strerror(error.errno)}; what was saved before is intact, "
+      "and the same command goes on from there."
+    ) from error
+  finally:
+    record.close()
+
+
+def _train(record, experiment, feeds, config, best_metric, best_mode, examples_per_step, unit) -> int:
+  started = time.perf_counter()
+  enable_compilation_cache()
+  directory = record.directory
+  program = Program(experiment, feeds, range(config.seed, config.seed + config.seeds), make_mesh(config.devices))
+  if examples_per_step is None:
+    examples_per_step = getattr(config, "batch_size", 1)
+  examples = examples_per_step * config.seeds
+  sign = 1.0 if best_mode == "min" else -1.0
+  score = lambda means: sign * float(np.mean(means[best_metric])) if best_metric in means else None
+  checkpoints = Checkpoints(directory / "checkpoints")
+  progress = Progress(config.steps, examples, unit, quiet=not record.writes)
+  run = _Run(program, record, checkpoints, progress, score)
+  try:
+    with _Signals() as signals:
+      progress.say(f"{record.experiment} in {directory} on {_describe(program)}")
+      run.start()
+      while run.step < config.steps and signals.received is None:
+        run.advance()
+      if signals.received is not None and run.step < config.steps:
+        run.save()
+        checkpoints.wait()
+        progress.say(
+          f"stopped by {signal.Signals(signals.received).name} at step {run.step}: the state is saved in {directory}, "
+          "the same command goes on from there"
+        )
+        return 128 + signals.received
+    if not run.evaluation:
+      run.evaluation = program.evaluate(run.state)
+    checkpoints.wait()
+    progress.close()
+    _finish(run, experiment, examples, unit, started)
+    return 0
+  finally:
+    progress.close()
+    checkpoints.close()
+
+
+def _describe(program: Program) -> str:
+  devices = program.mesh.devices.flat
+  seeds = f", {program.num_seeds} seeds" if program.num_seeds > 1 else ""
+  return f"{len(devices)} x {devices[0].device_kind}{seeds}"
+
+
+def _finish(run: _Run, experiment: Experiment, examples: int, unit: str, started: float) -> None:
+  """Pictures, final figures and the result card."""
+  program, record, config = run.program, run.record, run.config
+  figures: dict[str, list[float]] = {}
+  if record.writes:
+    plot_curves(record.directory)
+    reported = min(config.seeds, config.report_seeds)
+    for i in range(reported):
+      directory = record.directory / f"seed_{config.seed + i}" if config.seeds > 1 else record.directory
+      directory.mkdir(exist_ok=True)
+      run.progress.say(f"report {f'of seed {config.seed + i} ' if config.seeds > 1 else ''}in {directory}")
+      for name, value in (experiment.report(seed_state(run.state, i, config.seeds), directory) or {}).items():
+        figures.setdefault(name, []).append(value)
+  metrics = {name: summarize(v) for name, v in {**run.evaluation, **figures}.items()}
+  step_seconds = float(np.median(run.step_seconds)) if run.step_seconds else None
+  timing = {
+    "compile_seconds": program.compile_seconds,
+    "step_seconds": step_seconds,
+    f"{unit}_per_second": examples / step_seconds if step_seconds else None,
+    "data_wait_seconds": program.feeds.train.wait_seconds if program.streamed else 0.0,
+    "wall_seconds": time.perf_counter() - started,
+  }
+  peak = peak_memory_bytes(program.mesh.devices.flat[0])
+  record.write_result(
+    finished=True, steps=config.steps, metrics=metrics, timing=timing, memory={"peak_bytes": peak},
+    device=_describe(program),
+  )  # fmt: skip
+  seconds = "  ".join(f"{k} {v:.4g}" for k, v in timing.items() if v is not None)
+  print(f"{seconds}  peak_memory {peak / 2**20:.0f} MiB", file=sys.stderr)
+  for name, value in metrics.items():
+    spread = f" ± {value['std']:.2g}" if len(value["seeds"]) > 1 else ""
+    print(f"{name:>32} {value['mean']:.4g}{spread}")
+  print(f"finished: {record.result_path}")

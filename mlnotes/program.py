@@ -1,0 +1,231 @@
+"""An experiment compiled: seeds vmapped, batches drawn inside, spread over a mesh of devices.
+
+The training loop and the benchmarks run the same program; nothing here knows about files or flags.
+"""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from mlnotes.data import Feeds, StreamFeed
+from mlnotes.errors import InputError
+from mlnotes.experiment import Experiment, Mean, State
+from mlnotes.nn.conv import contains_slow_convolution
+
+
+class Window(NamedTuple):
+  """Sums of the training metrics since they were last logged."""
+
+  total: Mapping[str, Float[Array, "..."]]
+  count: Int[Array, ""]
+
+
+def make_mesh(count: int = 0) -> jax.sharding.Mesh:
+  """A mesh with the one axis `data` over the first `count` devices, or all of them for 0."""
+  devices = jax.devices()
+  if count < 0 or count > len(devices):
+    raise InputError(f"--devices={count} is out of range: expected 0 (all) to {len(devices)}, the devices found.")
+  return jax.sharding.Mesh(np.asarray(devices[: count or None]), ("data",))
+
+
+class Program:
+  """`init`, `update` and `evaluate` of an experiment for one or several seeds on a mesh.
+
+  With several seeds every array of the state and every metric has a leading seed axis. The devices share the seeds
+  where these divide evenly, otherwise each batch; either way the numbers are those of a single device.
+
+  Attributes:
+    compile_seconds: tracing and compilation so far.
+    compiled_update: the executable behind `update`, for cost and memory analysis; None before the first update.
+    dispatch: "scan" where a whole stretch of updates is one call, "step" where each update is a call of its own.
+  """
+
+  def __init__(self, experiment: Experiment, feeds: Feeds, seeds: Sequence[int], mesh: jax.sharding.Mesh):
+    self.experiment = experiment
+    self.feeds = feeds
+    self.mesh = mesh
+    self.num_seeds = len(seeds)
+    self.compile_seconds = 0.0
+    self.compiled_update = None
+    self.streamed = isinstance(feeds.train, StreamFeed)
+    self.dispatch = "step" if self.streamed else "scan"
+    self._seeds = np.asarray(seeds, np.uint32)
+    self._replicated = NamedSharding(mesh, PartitionSpec())
+    vectorized = self.num_seeds > 1
+    by_seed = vectorized and self.num_seeds % mesh.size == 0
+    batch_axes = ("data",) if by_seed or not vectorized else (None, "data")
+    self._batch_sharding = NamedSharding(mesh, PartitionSpec(*batch_axes))
+    self._state_sharding = NamedSharding(mesh, PartitionSpec("data")) if by_seed else self._replicated
+    self._map = jax.vmap if vectorized else lambda f, in_axes=0: f
+    # The inner jits cache their trace, which the shape inference and the compilation below then share.
+    self._init = jax.jit(self._map(experiment.init))
+    self._step = jax.jit(self._map(experiment.step))
+    self._update = None
+    self._evaluate = None
+    self._arrays = () if self.streamed else jax.device_put(feeds.train.arrays, self._replicated)
+    self._eval_arrays = jax.device_put(feeds.evaluate.arrays, self._replicated)
+
+  # -- the state ---------------------------------------------------------------------------------------------------
+
+  def _root_keys(self):
+    keys = [jax.random.key(seed) for seed in self._seeds]
+    return jnp.stack(keys) if self.num_seeds > 1 else keys[0]
+
+  def _first_batch(self, keys, arrays):
+    if self.streamed:
+      return self._streamed_batch
+    draw = self._map(self.feeds.train.draw, in_axes=(None, 0, None))
+    return draw(arrays, keys, jnp.zeros([], jnp.int32))
+
+  def init(self) -> State:
+    """The state before the first update."""
+    start = time.perf_counter()
+    if self.streamed:
+      state = jax.jit(self._init, out_shardings=self._state_sharding)(self._root_keys(), self._first_batch(None, None))
+    else:
+      first = lambda keys, arrays: self._init(keys, self._first_batch(keys, arrays))
+      state = jax.jit(first, out_shardings=self._state_sharding)(self._root_keys(), self._arrays)
+    jax.block_until_ready(state)
+    self.compile_seconds += time.perf_counter() - start
+    return state
+
+  @functools.cached_property
+  def abstract_state(self) -> State:
+    """The state as ShapeDtypeStructs with their shardings: what a checkpoint is restored into."""
+    make = lambda arrays: self._init(self._root_keys(), self._first_batch(self._root_keys(), arrays))
+    shapes = jax.eval_shape(make, self._arrays)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._state_sharding), shapes)
+
+  @functools.cached_property
+  def abstract_window(self) -> Window:
+    metrics = jax.eval_shape(self._one_update, self.abstract_state, self._example_input())[1]
+    for name, value in metrics.items():
+      if value.ndim != (self.num_seeds > 1):
+        raise TypeError(f"metric {name!r} of `step` has shape {value.shape}: expected a scalar")
+    struct = lambda s, dtype: jax.ShapeDtypeStruct(s.shape, dtype, sharding=self._replicated)
+    total = {name: struct(value, jnp.float32) for name, value in metrics.items()}
+    return Window(total, jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated))
+
+  def empty_window(self) -> Window:
+    # One fresh buffer each: the window is donated to the next update.
+    return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype), s.sharding), self.abstract_window)
+
+  # -- updates -----------------------------------------------------------------------------------------------------
+
+  def _place(self, batch):
+    place = functools.partial(jax.make_array_from_process_local_data, self._batch_sharding)
+    return jax.tree.map(place, batch)
+
+  @functools.cached_property
+  def _streamed_batch(self):
+    feed = self.feeds.train
+    step = feed.step
+    batch = self._place(feed.next())
+    feed.seek(step)
+    return batch
+
+  def _example_input(self):
+    return self._streamed_batch if self.streamed else self._arrays
+
+  def _one_update(self, state, data):
+    """One update; `data` is a streamed batch or the resident arrays that a batch is drawn from."""
+    batch = data
+    if not self.streamed:
+      batch = self._map(self.feeds.train.draw, in_axes=(None, 0, 0))(data, state.key, state.step)
+      batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
+    return self._step(state, batch)
+
+  def _accumulate(self, state, window, data):
+    state, metrics = self._one_update(state, data)
+    total = {name: window.total[name] + metrics[name].astype(jnp.float32) for name in window.total}
+    return state, Window(total, window.count + 1)
+
+  def _compile_update(self):
+    start = time.perf_counter()
+    args = (self.abstract_state, self.abstract_window, self._example_input())
+    shardings = jax.tree.map(lambda s: s.sharding, args[:2])
+    jit = functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=shardings)
+
+    def repeat(state, window, data, count):
+      return jax.lax.fori_loop(0, count, lambda _, carry: self._accumulate(*carry, data), (state, window))
+
+    if self.dispatch == "scan":
+      traced = jit(repeat).trace(*args, jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated))
+      if self.mesh.devices.flat[0].platform == "cpu" and contains_slow_convolution(traced.jaxpr):
+        self.dispatch = "step"
+    if self.dispatch == "step":
+      traced = jit(self._accumulate).trace(*args)
+    self.compiled_update = traced.lower().compile()
+    self.compile_seconds += time.perf_counter() - start
+
+  def compile(self) -> None:
+    """Compiles `update` ahead of its first call."""
+    if self.compiled_update is None:
+      self._compile_update()
+
+  def update(self, state: State, window: Window, count: int) -> tuple[State, Window]:
+    """`count` updates. Donates both arguments. Any `count` runs the same executable and gives the same bits."""
+    self.compile()
+    if self.dispatch == "scan":
+      count = jax.device_put(np.int32(count), self._replicated)
+      return self.compiled_update(state, window, self._arrays, count)
+    for _ in range(count):
+      data = self._place(self.feeds.train.next()) if self.streamed else self._arrays
+      state, window = self.compiled_update(state, window, data)
+    return state, window
+
+  # -- evaluation --------------------------------------------------------------------------------------------------
+
+  def _evaluate_batches(self, state, arrays):
+    evaluate = self._map(self.experiment.evaluate, in_axes=(0, None))
+    draw = self.feeds.evaluate.draw
+    batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
+
+    def one(i):
+      batch = jax.lax.with_sharding_constraint(draw(arrays, i), batch_sharding)
+      return jax.tree.map(lambda x: x.astype(jnp.float32), evaluate(state, batch))
+
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), jax.eval_shape(one, jnp.zeros([], jnp.int32)))
+    body = lambda i, sums: jax.tree.map(jnp.add, sums, one(i))
+    return jax.lax.fori_loop(0, self.feeds.evaluate.num_batches, body, zero)
+
+  def evaluate(self, state: State) -> dict[str, np.ndarray]:
+    """The mean of each evaluation metric over all evaluation batches: () or (seeds,)."""
+    if self._evaluate is None:
+      start = time.perf_counter()
+      jitted = jax.jit(self._evaluate_batches, out_shardings=self._replicated)
+      self._evaluate = jitted.lower(self.abstract_state, self._eval_arrays).compile()
+      self.compile_seconds += time.perf_counter() - start
+    means = self._evaluate(state, self._eval_arrays)
+    is_mean = lambda x: isinstance(x, Mean)
+    divide = lambda m: np.asarray(m.total, np.float64) / np.asarray(m.count, np.float64)
+    return jax.tree.map(divide, dict(means), is_leaf=is_mean)
+
+
+def seed_state(state: State, i: int, num_seeds: int) -> State:
+  """The state of seed number `i` on one device, without the seed axis."""
+  state = jax.device_put(state, jax.local_devices()[0])
+  return jax.tree.map(lambda x: x[i], state) if num_seeds > 1 else state
+
+
+def window_means(window: Window) -> dict[str, np.ndarray]:
+  """The training metrics of a window: () or (seeds,)."""
+  count = max(int(window.count), 1)
+  return {name: np.asarray(total, np.float64) / count for name, total in jax.device_get(window.total).items()}
+
+
+def all_finite(tree: Any, seeds: bool) -> np.ndarray:
+  """Whether every floating-point leaf is finite: (), or (seeds,) where the leaves have a leading seed axis."""
+
+  def check(tree):
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves], jnp.array(True))
+
+  return np.asarray(jax.jit(jax.vmap(check) if seeds else check)(tree))

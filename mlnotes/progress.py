@@ -1,0 +1,53 @@
+"""What a person sees while a run trains: a bar on a terminal, a plain line every so often elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+  """Reports on standard error. `examples` is what one update consumes, in `unit`s."""
+
+  def __init__(self, steps: int, examples: int, unit: str, *, quiet: bool = False):
+    self._steps, self._examples, self._unit, self._quiet = steps, examples, unit, quiet
+    self._bar = None
+    self._terminal = sys.stderr.isatty()
+    self._last_line = 0.0
+    self._metrics = ""
+
+  def say(self, text: str) -> None:
+    """One line now."""
+    if self._quiet:
+      return
+    if self._bar is not None:
+      self._bar.write(text, file=sys.stderr)
+    else:
+      print(text, file=sys.stderr, flush=True)
+
+  def update(self, step: int, metrics: Mapping[str, np.ndarray], step_seconds: float) -> None:
+    """The run is at `step`; `metrics` are the newest, or empty where nothing is new."""
+    if self._quiet:
+      return
+    if metrics:
+      self._metrics = "  ".join(f"{name} {np.mean(value):.4g}" for name, value in list(metrics.items())[:4])
+    rate = f"{self._examples / step_seconds:,.0f} {self._unit}/s"
+    if self._terminal:
+      if self._bar is None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=self._steps, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr)
+      self._bar.set_postfix_str(f"{self._metrics}  {rate}", refresh=False)
+      self._bar.update(step - self._bar.n)
+    elif metrics and (step == self._steps or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES):
+      self._last_line = time.monotonic()
+      left = (self._steps - step) * step_seconds
+      self.say(f"step {step}/{self._steps}  {self._metrics}  {rate}  {left:,.0f} s left")
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None

@@ -1,0 +1,239 @@
+"""What a run leaves in its work directory: config, metrics, TensorBoard events, curves and the result card."""
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlnotes.errors import InputError
+from mlnotes.flags import config_fields
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """Replaces the file in one step: a reader, or a crash, never sees half of it."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    temporary.write_text(text)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def to_json(value: Any) -> Any:
+  """Arrays as lists, numbers as floats, what is not finite as null."""
+  if isinstance(value, Mapping):
+    return {str(k): to_json(v) for k, v in value.items()}
+  if isinstance(value, np.ndarray):
+    return to_json(value.tolist())
+  if isinstance(value, (list, tuple)):
+    return [to_json(v) for v in value]
+  if isinstance(value, (float, np.floating)):
+    return float(value) if np.isfinite(value) else None
+  return value.item() if isinstance(value, np.generic) else value
+
+
+def summarize(values: np.ndarray) -> dict[str, Any]:
+  """{"mean", "std", "seeds"} of one value per seed; the spread is the sample standard deviation."""
+  values = np.atleast_1d(np.asarray(values, np.float64))
+  std = values.std(ddof=1) if values.size > 1 else 0.0
+  return {"mean": values.mean(), "std": std, "seeds": values}
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+class Record:
+  """The files of one run. Only one process of a job writes; the others hold a Record with `writes=False`.
+
+  Raises InputError where the directory belongs to a run with other settings or cannot be written.
+  """
+
+  def __init__(self, directory: Path, experiment: str, config: Any, *, writes: bool = True, tensorboard: bool = True):
+    self.directory = directory
+    self.experiment = experiment
+    self.config = config
+    self.writes = writes
+    self._tensorboard = tensorboard
+    self._metrics_file = None
+    self._events = None
+    self._check_config()
+    if writes:
+      try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+          directory / "config.json",
+          json.dumps({"experiment": experiment, "config": config_dict(config)}, indent=2) + "\n",
+        )
+      except OSError as error:
+        raise InputError(f"--workdir={directory} cannot be written: {error.strerror or error}.") from error
+
+  def _check_config(self) -> None:
+    path = self.directory / "config.json"
+    try:
+      found = json.loads(path.read_text())
+    except FileNotFoundError:
+      if (self.directory / "metrics.jsonl").exists() or (self.directory / "checkpoints").exists():
+        raise InputError(f"--workdir={self.directory} holds a run without its config.json: expected both.") from None
+      return
+    except (OSError, ValueError) as error:
+      raise InputError(f"{path} cannot be read ({error}): use another --workdir.") from error
+    if found.get("experiment") != self.experiment:
+      raise InputError(
+        f"--workdir={self.directory} belongs to {found.get('experiment')}, not to {self.experiment}: use another one."
+      )
+    free = {item.name for item, _, info in config_fields(type(self.config)) if info.get("free")}
+    ours, theirs = config_dict(self.config), found.get("config", {})
+    names = sorted(name for name in ours.keys() | theirs.keys() if name not in free)
+    differ = [f"--{n}={ours.get(n)} (there: {theirs.get(n)})" for n in names if ours.get(n) != theirs.get(n)]
+    if differ:
+      raise InputError(
+        f"--workdir={self.directory} belongs to a run with other settings: found {', '.join(differ)}; "
+        "expected the same flags, or another --workdir."
+      )
+
+  # -- metrics -----------------------------------------------------------------------------------------------------
+
+  @property
+  def metrics_path(self) -> Path:
+    return self.directory / "metrics.jsonl"
+
+  def open(self, step: int) -> None:
+    """Starts appending after update `step`: what an interrupted run wrote beyond it is dropped."""
+    if not self.writes:
+      return
+    kept = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
+    write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+    self._metrics_file = self.metrics_path.open("a")
+    if self._tensorboard:
+      from tensorboardX import SummaryWriter
+
+      self._events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+
+  def log(self, step: int, split: str, values: Mapping[str, np.ndarray]) -> None:
+    """Appends one line: {"step": .., "<split>/<name>": mean, and with several seeds ".../std" and ".../seeds"}."""
+    if not self.writes:
+      return
+    line = {"step": step}
+    for name, value in values.items():
+      summary = summarize(value)
+      line[f"{split}/{name}"] = summary["mean"]
+      if np.ndim(value):
+        line[f"{split}/{name}/std"] = summary["std"]
+        line[f"{split}/{name}/seeds"] = summary["seeds"]
+    self._metrics_file.write(json.dumps(to_json(line)) + "\n")
+    self._metrics_file.flush()
+    self.log_events(step, {k: v for k, v in line.items() if k != "step" and not k.endswith("/seeds")})
+
+  def log_events(self, step: int, values: Mapping[str, float]) -> None:
+    """TensorBoard alone: figures that differ from run to run, such as throughput."""
+    if self._events is not None:
+      for name, value in values.items():
+        self._events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    if self._metrics_file is not None:
+      self._metrics_file.close()
+    if self._events is not None:
+      self._events.close()
+
+  # -- the end -----------------------------------------------------------------------------------------------------
+
+  @property
+  def result_path(self) -> Path:
+    return self.directory / "result.json"
+
+  def finished(self) -> Mapping[str, Any] | None:
+    """The result card, where this run is complete."""
+    try:
+      card = json.loads(self.result_path.read_text())
+    except (OSError, ValueError):
+      return None
+    return card if card.get("finished") else None
+
+  def write_result(self, **fields: Any) -> None:
+    """Writes result.json: who ran what, with which figures, on which machine and versions."""
+    if not self.writes:
+      return
+    card = {
+      "experiment": self.experiment,
+      "command": command_line(),
+      **fields,
+      "versions": versions("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mlnotes"),
+      "config": config_dict(self.config),
+    }
+    write_atomically(self.result_path, json.dumps(to_json(card), indent=2) + "\n")
+
+
+def command_line() -> str:
+  """The command that started this process, as one would type it."""
+  spec = getattr(sys.modules["__main__"], "__spec__", None)
+  if spec is None:
+    return shlex.join(["python", *sys.argv])
+  return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
+
+
+def versions(*names: str) -> dict[str, str]:
+  found = {"python": sys.version.split()[0]}
+  for name in names:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """The lines of a metrics.jsonl; a last line that a crash cut short is left out. [] where there is no file."""
+  lines = []
+  try:
+    with path.open() as file:
+      for text in file:
+        try:
+          lines.append(json.loads(text))
+        except ValueError:
+          break
+  except FileNotFoundError:
+    pass
+  return lines
+
+
+def plot_curves(directory: Path) -> None:
+  """Draws `curves.png`: each metric over the updates, training and evaluation together, with spread over seeds."""
+  from mlnotes.plot import new_figure, save_figure
+
+  lines = read_metrics(directory / "metrics.jsonl")
+  names = {k for line in lines for k in line if k.startswith(("train/", "eval/")) and k.count("/") == 1}
+  metrics = sorted({name.split("/", 1)[1] for name in names}, key=lambda m: (m != "loss", m))
+  if not metrics:
+    return
+  columns = min(3, len(metrics))
+  rows = -(-len(metrics) // columns)
+  figure, axes = new_figure(rows, columns, width=4.2 * columns, height=3.0 * rows)
+  for axis, metric in zip(axes.flat, metrics):
+    positive = True
+    for split, style in (("train", "-"), ("eval", "o-")):
+      rows_ = [line for line in lines if line.get(f"{split}/{metric}") is not None]
+      if not rows_:
+        continue
+      steps = np.array([line["step"] for line in rows_])
+      mean = np.array([line[f"{split}/{metric}"] for line in rows_])
+      spread = np.array([line.get(f"{split}/{metric}/std") or 0.0 for line in rows_])
+      positive &= bool(np.all(mean - spread > 0))
+      (line,) = axis.plot(steps, mean, style, markersize=3, linewidth=1.2, label=split)
+      axis.fill_between(steps, mean - spread, mean + spread, alpha=0.2, color=line.get_color(), linewidth=0)
+    if positive and metric.endswith("loss"):
+      axis.set_yscale("log")
+    axis.set_title(metric)
+    axis.set_xlabel("update")
+    axis.legend(frameon=False)
+  for axis in list(axes.flat)[len(metrics) :]:
+    axis.remove()
+  save_figure(figure, directory / "curves.png")
