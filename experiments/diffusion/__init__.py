@@ -1,0 +1,1 @@
+"""Diffusion models (notes: 扩散模型)."""

@@ -1,0 +1,133 @@
+"""Samples from a trained diffusion model with any sampler, number of steps and guidance: a grid and an .npz.
+
+python -m experiments.diffusion.sample --run=runs/digits --sampler=ddpm --num_samples=100 --out=samples
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.diffusion import ddpm
+from mlnotes.checkpoint import Checkpoints
+from mlnotes.diffusion.model import DiffusionModel
+from mlnotes.diffusion.process import to_levels
+from mlnotes.errors import InputError
+from mlnotes.experiment import stream_key
+from mlnotes.flags import BaseConfig, field, from_dict, require, run
+from mlnotes.loop import enable_compilation_cache
+from mlnotes.program import Program, make_mesh, seed_state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  run: str = field("", "work directory of a training run of diffusion.ddpm")
+  checkpoint: Literal["last", "best"] = field(
+    "last", "which of the two kept checkpoints; best: fewest bits per dimension"
+  )
+  model_seed: int = field(-1, "which seed of a run with several; -1: its first")
+  sampler: Literal["ddim", "ddpm"] = field("ddim", "deterministic, or ancestral")
+  sample_steps: int = field(50, "of the sampler; 0: as many as the model was trained with")
+  eta: float = field(0.0, "noise of ddim: 0 none, 1 as much as ancestral sampling, in [0, 1]")
+  guidance: float = field(1.0, "classifier-free guidance: 0 no label, 1 plain conditional, more: stronger")
+  label: int = field(-1, "the class to sample; -1: all in turn")
+  num_samples: int = field(100, "how many images")
+  sample_batch: int = field(500, "images sampled at a time")
+  seed: int = field(0, "of the samples")
+  data_dir: str = field("", "where the run's TFDS data set is now; empty: as in the run")
+  out: str = field("", "directory for samples.png and samples.npz; empty: the run's own")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(bool(self.run), "run", repr(self.run), "the --workdir of a training run")
+    require(0 <= self.eta <= 1, "eta", self.eta, "a number in [0, 1]")
+    require(self.sample_steps >= 0, "sample_steps", self.sample_steps, "0 or more")
+    for name in ("num_samples", "sample_batch"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+
+
+def load_run(directory: Path, data_dir: str) -> ddpm.Config:
+  """The config of a training run. Raises InputError where there is none of diffusion.ddpm."""
+  try:
+    saved = json.loads((directory / "config.json").read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f"--run={directory} has no readable config.json: expected the --workdir of a run.") from error
+  if saved.get("experiment") != "diffusion.ddpm":
+    raise InputError(f"--run={directory} is a run of {saved.get('experiment')}, expected diffusion.ddpm.")
+  config = from_dict(ddpm.Config, saved["config"])
+  return dataclasses.replace(config, data_dir=data_dir or config.data_dir, devices=1)
+
+
+def restore(config: Config, directory: Path, trained: ddpm.Config):
+  """The averaged parameters of the chosen checkpoint and seed."""
+  seed = trained.seed if config.model_seed < 0 else config.model_seed
+  seeds = range(trained.seed, trained.seed + trained.seeds)
+  require(seed in seeds, "model_seed", config.model_seed, f"{seeds[0]} to {seeds[-1]}")
+  if not (directory / "checkpoints").is_dir():
+    raise InputError(f"--run={directory} has no checkpoint yet.")
+  checkpoints = Checkpoints(directory / "checkpoints")
+  step = checkpoints.best_step() if config.checkpoint == "best" else checkpoints.latest_step()
+  if step is None:
+    raise InputError(f"--run={directory} has no checkpoint yet.")
+  program = Program(ddpm.make(trained), ddpm.make_feeds(trained), seeds, make_mesh(1))
+  like = {"state": program.abstract_state, "window": program.abstract_window}
+  state = checkpoints.restore(step, like)[0]["state"]
+  checkpoints.close()
+  return seed_state(state, seed - trained.seed, trained.seeds).ema, step
+
+
+def draw(config: Config, model: DiffusionModel, params, label: np.ndarray) -> np.ndarray:
+  """Images as levels, uint8, in batches of one compiled size."""
+  size = min(config.sample_batch, len(label))
+
+  @jax.jit
+  def one(params, key, label):
+    images = model.sample(
+      params, key, label, sampler=config.sampler, num_steps=config.sample_steps or None, eta=config.eta,
+      weight=config.guidance,
+    )  # fmt: skip
+    return to_levels(images, model.num_levels).astype(jnp.uint8)
+
+  key = jax.random.key(config.seed)
+  batches = []
+  for i, start in enumerate(range(0, len(label), size)):
+    chunk = np.resize(label[start : start + size], size)
+    batches.append(np.asarray(one(params, stream_key(key, "sample", i), chunk)))
+  return np.concatenate(batches)[: len(label)]
+
+
+def main(config: Config) -> int:
+  from mlnotes.plot import new_figure, save_figure, show_images
+
+  enable_compilation_cache()
+  directory = Path(config.run).expanduser()
+  out = Path(config.out).expanduser() if config.out else directory
+  trained = load_run(directory, config.data_dir)
+  data = ddpm.load_data(trained)
+  model = ddpm.make_model(trained, data)
+  require(config.sample_steps <= trained.timesteps, "sample_steps", config.sample_steps, f"at most {trained.timesteps}")
+  classes = model.num_classes or 1
+  require(config.label < classes, "label", config.label, f"-1 to {classes - 1}")
+  params, step = restore(config, directory, trained)
+  label = np.arange(config.num_samples, dtype=np.int32) % classes
+  label = label if config.label < 0 else np.full_like(label, config.label)
+  images = draw(config, model, params, label)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(out / "samples.npz", image=images, label=label)
+    figure, axes = new_figure(width=5, height=5)
+    order = np.argsort(label[:100], kind="stable")
+    show_images(axes[0, 0], images[:100][order] / (model.num_levels - 1), columns=10)
+    save_figure(figure, out / "samples.png")
+  except OSError as error:
+    raise InputError(f"--out={out} cannot be written: {error.strerror or error}.") from error
+  print(f"{len(images)} images of step {step}: {out / 'samples.png'}, {out / 'samples.npz'}")
+  return 0
+
+
+if __name__ == "__main__":
+  run(main, Config)

@@ -1,0 +1,146 @@
+"""How good generated images are: close to the real ones, as varied, of the class asked for, and not copied.
+
+Host-side NumPy in float64. Features come from `mlnotes.generative.judge`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+
+
+class Novelty(NamedTuple):
+  """Distances to the nearest training image, beside those of real images that were held out.
+
+  generated, held_out: medians, in the images' units.
+  closer:              share of the generated images that lie closer to a training image than all but `quantile` of
+                       the held-out ones. About `quantile` for samples as new as real data; 1 for copies.
+  """
+
+  generated: float
+  held_out: float
+  closer: float
+
+
+def frechet_distance(
+  mean1: Float[np.ndarray, " D"],
+  cov1: Float[np.ndarray, "D D"],
+  mean2: Float[np.ndarray, " D"],
+  cov2: Float[np.ndarray, "D D"],
+) -> float:
+  """Squared Fréchet (2-Wasserstein) distance between two Gaussians; 0 when they are equal.
+
+    |mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2))           Dowson & Landau 1982, eq. 4
+
+  The last trace is the sum of the square roots of the eigenvalues of cov1^(1/2) cov2 cov1^(1/2), which is symmetric,
+  so the result is real for singular covariances too.
+  """
+  mean1, cov1, mean2, cov2 = (np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2))
+  values, vectors = np.linalg.eigh(cov1)
+  root1 = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+  product = np.maximum(np.linalg.eigvalsh(root1 @ cov2 @ root1), 0)
+  squared = np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * np.sum(np.sqrt(product))
+  return float(max(squared, 0.0))  # rounding can leave a few ulp below zero
+
+
+def feature_frechet_distance(real: Num[np.ndarray, "N D"], fake: Num[np.ndarray, "M D"]) -> float:
+  """`frechet_distance` between the Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
+
+  Biased upwards by the finite samples, the more the smaller they are: report `compute_real_distance` for the same
+  sizes beside it. Raises ValueError for features that are not finite and for fewer than two rows.
+
+  Differences from the paper: the features are whatever the caller gives, not those of Inception v3, so the number
+  compares with others from the same judge only.
+  """
+  moments = []
+  for name, features in (("real", real), ("fake", fake)):
+    features = _check_features(name, features, minimum=2)
+    moments += [features.mean(0), np.atleast_2d(np.cov(features, rowvar=False))]
+  return frechet_distance(*moments)
+
+
+def compute_real_distance(
+  real: Num[np.ndarray, "N D"], size: int | None = None, num_splits: int = 10, seed: int = 0
+) -> float:
+  """`feature_frechet_distance` between two disjoint random samples of `size` real examples, averaged over splits.
+
+  What a perfect generator would get: the yardstick for the distance between `size` generated and `size` real
+  examples. `size=None` takes halves. Raises ValueError where two samples of `size` are more than there is.
+  """
+  size = len(real) // 2 if size is None else size
+  if not 2 <= size <= len(real) // 2:
+    raise ValueError(f"size must be from 2 to {len(real) // 2}, half of the real examples, found {size}")
+  rng = np.random.default_rng(seed)
+  distances = []
+  for _ in range(num_splits):
+    order = rng.permutation(len(real))
+    distances.append(feature_frechet_distance(real[order[:size]], real[order[size : 2 * size]]))
+  return float(np.mean(distances))
+
+
+def precision_recall(real: Num[np.ndarray, "N D"], fake: Num[np.ndarray, "M D"], k: int = 3) -> tuple[float, float]:
+  """Share of the generated examples that look real, and share of the real examples that are covered.
+
+  A set's manifold is the union of balls around its points, each reaching to its k-th nearest neighbour in the set.
+  Precision counts generated points inside the real manifold, recall real points inside the generated one; both
+  are in [0, 1] and need sets of equal size to compare. Kynkäänniemi et al. 2019, eq. 1 and 2.
+
+  Raises ValueError where a set has no more than `k` rows and for features that are not finite.
+  """
+  real = _check_features("real", real, minimum=k + 1)
+  fake = _check_features("fake", fake, minimum=k + 1)
+  return _share_inside(fake, real, k), _share_inside(real, fake, k)
+
+
+def nearest_training_distance(
+  images: Num[np.ndarray, "N *shape"], training: Num[np.ndarray, "M *shape"]
+) -> Float[np.ndarray, " N"]:
+  """Euclidean distance of each image to the nearest training image, in the images' units; 0 for a copy."""
+  from sklearn.neighbors import NearestNeighbors
+
+  neighbors = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_flatten(training))
+  return neighbors.kneighbors(_flatten(images))[0][:, 0]
+
+
+def compute_novelty(
+  generated: Num[np.ndarray, "N *shape"],
+  held_out: Num[np.ndarray, "K *shape"],
+  training: Num[np.ndarray, "M *shape"],
+  quantile: float = 0.05,
+) -> Novelty:
+  """Whether a generator copies its training images: see `Novelty`. All images in the same units."""
+  distance = nearest_training_distance(generated, training)
+  reference = nearest_training_distance(held_out, training)
+  closer = np.mean(distance < np.quantile(reference, quantile))
+  return Novelty(float(np.median(distance)), float(np.median(reference)), float(closer))
+
+
+def class_agreement(predicted: Int[np.ndarray, " N"], label: Int[np.ndarray, " N"]) -> float:
+  """Share of examples whose predicted class is the label: of generated images, those of the class asked for."""
+  return float(np.mean(predicted == label))
+
+
+def _flatten(images: np.ndarray) -> np.ndarray:
+  return images.reshape(len(images), -1).astype(np.float64)
+
+
+def _check_features(name: str, features: np.ndarray, minimum: int) -> np.ndarray:
+  if len(features) < minimum:
+    raise ValueError(f"{name} features need at least {minimum} rows, found {len(features)}")
+  features = features.astype(np.float64)
+  if not np.all(np.isfinite(features)):
+    raise ValueError(f"{name} features must be finite, found {np.sum(~np.isfinite(features))} that are not")
+  return features
+
+
+def _share_inside(points: np.ndarray, centres: np.ndarray, k: int) -> float:
+  """Share of `points` inside the manifold of `centres`."""
+  from sklearn.metrics import pairwise_distances_chunked
+  from sklearn.neighbors import NearestNeighbors
+
+  # Without an argument, kneighbors leaves each point out of its own neighbours.
+  radius = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(centres).kneighbors()[0][:, -1]
+  chunks = pairwise_distances_chunked(
+    points, centres, reduce_func=lambda distance, _: np.any(distance <= radius, axis=1)
+  )
+  return float(np.mean(np.concatenate(list(chunks))))
