@@ -1,5 +1,6 @@
 """Saved training states: atomic, asynchronous, the last and the best are kept."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,16 @@ def keys_to_data(tree: Any) -> Any:
 
 def data_to_keys(tree: Any, like: Any) -> Any:
   """The inverse of `keys_to_data`; `like` tells where the keys were."""
-  wrap = lambda x, key: jax.random.wrap_key_data(x, impl=jax.random.key_impl(key)) if _is_key(key) else x
-  return jax.tree.map(wrap, tree, like)
+  return jax.tree.map(lambda x, leaf: jax.random.wrap_key_data(x) if _is_key(leaf) else x, tree, like)
+
+
+# A number, because Orbax warns at every checkpoint without a metric.
+_NO_SCORE = sys.float_info.max
+
+
+def _rank(metrics: Mapping[str, float]) -> float:
+  """Orbax keeps what ranks highest."""
+  return -metrics["score"]
 
 
 class Checkpoints:
@@ -39,19 +48,25 @@ class Checkpoints:
     managers = ocp.checkpoint_managers
     keep = [
       managers.LatestN(n=1),
-      managers.BestN(get_metric_fn=lambda m: m["score"], reverse=True, n=1, keep_checkpoints_without_metrics=False),
+      managers.BestN(get_metric_fn=_rank, n=1),
     ]
     self.directory = directory
     self._args = ocp.args
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=managers.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+        best_fn=_rank,
+        preservation_policy=managers.AnyPreservationPolicy(keep),
+        cleanup_tmp_directories=True,
       ),
     )
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """The checkpoint with the lowest score; the last one where none has a score."""
+    return self._manager.best_step()
 
   def save(self, step: int, state: Any, metadata: Mapping[str, Any], score: float | None) -> None:
     """Starts saving; the caller may donate `state` as soon as this returns. No `score`: kept only while it is last."""
@@ -60,7 +75,7 @@ class Checkpoints:
     self._manager.save(
       step,
       args=self._args.Composite(state=self._args.StandardSave(state), metadata=self._args.JsonSave(dict(metadata))),
-      metrics=None if score is None or not np.isfinite(score) else {"score": -float(score)},
+      metrics={"score": float(score) if score is not None and np.isfinite(score) else _NO_SCORE},
       force=True,
     )
 

@@ -27,9 +27,10 @@ from mlnotes.checkpoint import Checkpoints
 from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment
 from mlnotes.flags import BaseConfig, field, require
+from mlnotes.plot import plot_curves
 from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, window_means
 from mlnotes.progress import Progress
-from mlnotes.record import Record, config_dict, plot_curves, summarize
+from mlnotes.record import Record, config_dict, summarize
 
 # A dispatch runs as many updates as fit into about this many seconds, so that a signal is answered soon.
 SECONDS_PER_DISPATCH = 1.0

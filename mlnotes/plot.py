@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from mlnotes.record import read_metrics
+
 
 def new_figure(rows: int = 1, columns: int = 1, *, width: float, height: float) -> tuple[Any, np.ndarray]:
   """(figure, axes[rows, columns]) in inches, independent of any global Matplotlib state."""
@@ -32,3 +34,32 @@ def show_images(axis: Any, images: np.ndarray, columns: int, *, gap: int = 1) ->
   axis.set_yticks([])
   for spine in axis.spines.values():
     spine.set_visible(False)
+
+
+def plot_curves(directory: Path) -> None:
+  """Draws `curves.png`: each metric over the updates, training and evaluation together, with spread over seeds."""
+  lines = read_metrics(directory / "metrics.jsonl")
+  names = {name for line in lines for name in line if name.startswith(("train/", "eval/")) and name.count("/") == 1}
+  metrics = sorted({name.partition("/")[2] for name in names}, key=lambda metric: (metric != "loss", metric))
+  if not metrics:
+    return
+  columns = min(3, len(metrics))
+  rows = -(-len(metrics) // columns)
+  figure, axes = new_figure(rows, columns, width=4.2 * columns, height=3.0 * rows)
+  for axis, metric in zip(axes.flat, metrics):
+    for split, style in (("train", "-"), ("eval", "o-")):
+      _plot_metric(axis, lines, f"{split}/{metric}", style)
+    axis.set_title(metric)
+    axis.set_xlabel("update")
+    axis.legend(frameon=False)
+  for axis in axes.flat[len(metrics) :]:
+    axis.remove()
+  save_figure(figure, directory / "curves.png")
+
+
+def _plot_metric(axis: Any, lines: list[dict[str, Any]], name: str, style: str) -> None:
+  points = [(line["step"], line[name], line.get(f"{name}/std") or 0.0) for line in lines if line.get(name) is not None]
+  if points:
+    step, mean, std = np.array(points).T
+    (line,) = axis.plot(step, mean, style, markersize=3, linewidth=1.2, label=name.partition("/")[0])
+    axis.fill_between(step, mean - std, mean + std, alpha=0.2, color=line.get_color(), linewidth=0)

@@ -203,37 +203,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
   except FileNotFoundError:
     pass
   return lines
-
-
-def plot_curves(directory: Path) -> None:
-  """Draws `curves.png`: each metric over the updates, training and evaluation together, with spread over seeds."""
-  from mlnotes.plot import new_figure, save_figure
-
-  lines = read_metrics(directory / "metrics.jsonl")
-  names = {k for line in lines for k in line if k.startswith(("train/", "eval/")) and k.count("/") == 1}
-  metrics = sorted({name.split("/", 1)[1] for name in names}, key=lambda m: (m != "loss", m))
-  if not metrics:
-    return
-  columns = min(3, len(metrics))
-  rows = -(-len(metrics) // columns)
-  figure, axes = new_figure(rows, columns, width=4.2 * columns, height=3.0 * rows)
-  for axis, metric in zip(axes.flat, metrics):
-    positive = True
-    for split, style in (("train", "-"), ("eval", "o-")):
-      rows_ = [line for line in lines if line.get(f"{split}/{metric}") is not None]
-      if not rows_:
-        continue
-      steps = np.array([line["step"] for line in rows_])
-      mean = np.array([line[f"{split}/{metric}"] for line in rows_])
-      spread = np.array([line.get(f"{split}/{metric}/std") or 0.0 for line in rows_])
-      positive &= bool(np.all(mean - spread > 0))
-      (line,) = axis.plot(steps, mean, style, markersize=3, linewidth=1.2, label=split)
-      axis.fill_between(steps, mean - spread, mean + spread, alpha=0.2, color=line.get_color(), linewidth=0)
-    if positive and metric.endswith("loss"):
-      axis.set_yscale("log")
-    axis.set_title(metric)
-    axis.set_xlabel("update")
-    axis.legend(frameon=False)
-  for axis in list(axes.flat)[len(metrics) :]:
-    axis.remove()
-  save_figure(figure, directory / "curves.png")

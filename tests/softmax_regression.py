@@ -1,0 +1,56 @@
+"""Softmax regression: the README's example of an experiment of one's own, and what the tests of the loop train."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlnotes.data import DataConfig, load, make_feeds
+from mlnotes.experiment import Experiment, masked_mean
+from mlnotes.flags import run
+from mlnotes.loop import LoopConfig, train
+from mlnotes.optim import OptimConfig, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(DataConfig, OptimConfig, LoopConfig):
+  pass
+
+
+class State(NamedTuple):
+  step: jax.Array
+  key: jax.Array
+  params: jax.Array
+  opt_state: optax.OptState
+
+
+def make(config, data):
+  optimizer = make_optimizer(config, config.steps)
+
+  def losses(params, batch):
+    pixels = batch["image"].reshape(len(batch["label"]), -1) / data.levels
+    return optax.softmax_cross_entropy_with_integer_labels(pixels @ params, batch["label"])
+
+  def init(key, batch):
+    params = jnp.zeros((batch["image"][0].size, data.num_classes))
+    return State(jnp.zeros([], jnp.int32), key, params, optimizer.init(params))
+
+  def step(state, batch):
+    loss, grads = jax.value_and_grad(lambda params: losses(params, batch).mean())(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
+
+  evaluate = lambda state, batch: {"loss": masked_mean(losses(state.params, batch), batch["mask"])}
+  return Experiment(init, step, evaluate, report=lambda state, directory: None)
+
+
+def main(config):
+  data = load(config.dataset, config.data_dir)
+  return train("softmax", make(config, data), make_feeds(data, config), config)
+
+
+if __name__ == "__main__":
+  run(main, Config)

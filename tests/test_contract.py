@@ -1,0 +1,176 @@
+"""What every experiment promises, checked on each one that `python -m experiments` lists.
+
+A new experiment enters by being in the catalogue; this file then asks for a small configuration of it in `SMALL`.
+"""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import catalogue
+from mlnotes.checkpoint import Checkpoints
+from mlnotes.experiment import set_hparams
+from mlnotes.program import Program, make_mesh, window_means
+
+SMALL = {
+  "diffusion.ddpm": dict(
+    batch_size=16, timesteps=8, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), steps=20
+  ),
+}
+
+
+def trains(name):
+  return hasattr(importlib.import_module(f"experiments.{name}"), "make")
+
+
+NAMES = [name for name, _ in catalogue() if trains(name)]
+each_experiment = pytest.mark.parametrize("name", NAMES)
+
+
+def test_every_experiment_is_here():
+  assert set(SMALL) == set(NAMES)
+
+
+def build(name, **changes):
+  module = importlib.import_module(f"experiments.{name}")
+  config = module.Config(**{**SMALL[name], **changes})
+  return module.make(config), module.make_feeds(config), config
+
+
+@functools.cache
+def program(name, seeds=(0,), devices=1):
+  experiment, feeds, _ = build(name)
+  return Program(experiment, feeds, seeds, make_mesh(devices))
+
+
+@functools.cache
+def trained(name, seeds=(0,), devices=1, steps=3):
+  """(metrics of each update, final state on the host)."""
+  run = program(name, seeds, devices)
+  state, metrics = run.init(), []
+  for _ in range(steps):
+    state, window = run.update(state, run.empty_window(), 1)
+    metrics.append(window_means(window))
+  return metrics, host(state)
+
+
+def host(state):
+  as_data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  return jax.tree.map(lambda x: np.array(as_data(x), copy=True), state)
+
+
+def assert_trees_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_trees_close(a, b, **tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@each_experiment
+def test_state_is_a_namedtuple_of_arrays_with_step_and_root_key(name):
+  run = program(name)
+  state = run.init()
+  assert hasattr(state, "_fields") and state.step.dtype == jnp.int32
+  assert jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
+  assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+  _, after = trained(name)
+  assert after.step == 3
+  np.testing.assert_array_equal(after.key, jax.random.key_data(state.key))
+
+
+@each_experiment
+def test_step_is_pure_and_compiles_once(name):
+  experiment, feeds, _ = build(name)
+  run = program(name)
+  state = run.init()
+  before = host(state)
+  draw = lambda state: feeds.train.draw(feeds.train.arrays, state.key, state.step)
+  step = jax.jit(experiment.step)
+  batch = draw(state)
+  first, metrics = step(state, batch)
+  again, metrics_again = step(state, batch)
+  assert_trees_equal(host(state), before)
+  assert_trees_equal(host(first), host(again))
+  assert_trees_equal(metrics, metrics_again)
+  step(first, draw(first))
+  assert step._cache_size() == 1
+  if hasattr(_config(name), "learning_rate"):
+    step(set_hparams(first, learning_rate=1e-5), batch)
+    assert step._cache_size() == 1
+
+
+def _config(name):
+  return build(name)[2]
+
+
+@each_experiment
+def test_learning_rate_is_not_compiled_in(name):
+  """Two configs that differ in the learning rate lower to the same program, so the compilation cache serves both."""
+  if not hasattr(_config(name), "learning_rate"):
+    pytest.skip("no learning rate")
+
+  def lowered(rate):
+    experiment, feeds, _ = build(name, learning_rate=rate)
+    state = program(name).abstract_state
+    batch = jax.eval_shape(feeds.train.draw, feeds.train.arrays, jax.random.key(0), jnp.int32(0))
+    return jax.jit(experiment.step).lower(state, batch).as_text()
+
+  assert lowered(1e-3) == lowered(3e-3)
+
+
+@each_experiment
+def test_metrics_are_finite_and_seeds_differ(name):
+  metrics, state = trained(name)
+  other, other_state = trained(name, seeds=(1,))
+  for values in metrics:
+    assert all(np.isfinite(v) for v in values.values()), values
+  assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other_state)))
+  assert metrics != other
+  evaluation = program(name).evaluate(program(name).init())
+  assert all(np.isfinite(v) for v in evaluation.values()), evaluation
+
+
+@each_experiment
+def test_vmapped_seeds_equal_single_seeds(name):
+  together, _ = trained(name, seeds=(0, 1))
+  for i, seed in enumerate((0, 1)):
+    alone, _ = trained(name, seeds=(seed,))
+    for a, b in zip(alone, together):
+      assert_trees_close(a, {k: v[i] for k, v in b.items()}, rtol=2e-4, atol=1e-6)
+
+
+@each_experiment
+def test_one_device_equals_eight(name):
+  one, _ = trained(name)
+  eight, _ = trained(name, devices=8)
+  for a, b in zip(one, eight):
+    assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@each_experiment
+def test_grouping_of_updates_and_a_checkpoint_change_no_bit(name, tmp_path):
+  """3 updates = 1 update, a checkpoint restored on another program, 2 more; also read on eight devices."""
+  _, straight = trained(name)
+  run = program(name)
+  state, window = run.update(run.init(), run.empty_window(), 1)
+  saved = host(state)
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  checkpoints.save(1, {"state": state, "window": window}, {}, None)
+  state, window = run.update(state, window, 2)  # donates what is being written
+  assert_trees_equal(host(state), straight)
+  checkpoints.wait()
+  like = {"state": run.abstract_state, "window": run.abstract_window}
+  restored, _ = checkpoints.restore(1, like)
+  assert_trees_equal(host(restored["state"]), saved)
+  state, window = run.update(restored["state"], restored["window"], 2)
+  assert_trees_equal(host(state), straight)
+  eight = program(name, devices=8)
+  restored, _ = checkpoints.restore(1, {"state": eight.abstract_state, "window": eight.abstract_window})
+  assert_trees_equal(host(restored["state"]), saved)
+  assert len(jax.tree.leaves(restored["state"])[0].sharding.device_set) == 8
+  checkpoints.close()

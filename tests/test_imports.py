@@ -1,0 +1,63 @@
+"""What importing the packages must not do, each in a fresh process."""
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = [
+  module.name
+  for package in ("mlnotes", "experiments", "launch")
+  for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
+  if not module.name.endswith("__main__")
+]
+HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "matplotlib", "orbax", "sklearn", "torch", "tensorboardX")
+
+
+def run_python(code):
+  return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def test_importing_makes_no_array_defines_no_flag_and_stays_light():
+  code = f"""
+import importlib, sys
+from absl import flags
+before = set(flags.FLAGS)
+for name in {MODULES!r}:
+  importlib.import_module(name)
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized(), "a backend was started"
+new = {{name for name in set(flags.FLAGS) - before if flags.FLAGS[name] and any(
+  name in [f.name for f in fs] for module, fs in flags.FLAGS.flags_by_module_dict().items()
+  if module.startswith(("mlnotes", "experiments", "launch")))}}
+assert not new, new
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+assert not heavy, heavy
+"""
+  done = run_python(code)
+  assert done.returncode == 0, done.stderr
+
+
+def test_a_training_run_imports_no_tensorflow(tmp_path):
+  code = f"""
+import sys
+sys.modules["tensorflow"] = None  # importing it raises
+sys.path.insert(0, "tests")
+import softmax_regression as experiment
+config = experiment.Config(workdir={str(tmp_path / "run")!r}, steps=5, log_every=5)
+assert experiment.main(config) == 0
+"""
+  done = run_python(code)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["-m", "experiments"], ["-m", "experiments.diffusion.ddpm", "--helpshort"]])
+def test_help_is_there(arguments):
+  done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+  assert "diffusion" in done.stdout
+  if arguments[-1] == "--helpshort":
+    for flag in ("--workdir", "--learning_rate", "--dataset", "--timesteps", "<epsilon|x0|v>", "default"):
+      assert flag in done.stdout
