@@ -18,6 +18,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+def pytest_collection_modifyitems(items):
+  """One worker per file, so that fixtures and compiled programs are made once; the contract's experiments spread."""
+  for item in items:
+    experiment = getattr(item, "callspec", None) and item.callspec.params.get("name")
+    group = f"{item.path}:{experiment}" if item.path.name == "test_contract.py" else str(item.path)
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_configure(config):
   config.addinivalue_line("filterwarnings", "error")
   # Other projects' deprecations, raised while they are imported.

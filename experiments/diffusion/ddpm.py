@@ -34,9 +34,9 @@ from mlnotes.optim import OptimConfig, make_optimizer, update_ema
 class Config(DataConfig, OptimConfig, LoopConfig):
   """Defaults: recognisable digits in a few minutes on two CPU cores."""
 
-  steps: int = 2000
+  steps: int = 1500
   batch_size: int = 64
-  learning_rate: float = 2e-3
+  learning_rate: float = 3e-3
   optimizer: Literal["adam", "adamw", "sgd"] = "adam"
   schedule: Literal["constant", "warmup_cosine", "step"] = "warmup_cosine"
   warmup_steps: int = 100
@@ -44,7 +44,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   eval_every: int = 500
   checkpoint_every: int = 500
 
-  timesteps: int = field(200, "T, the number of noise levels, 2 or more")
+  timesteps: int = field(128, "T, the number of noise levels, 2 or more")
   noise_schedule: Literal["linear", "cosine"] = field("cosine", "how the noise grows with time")
   first_noise: float = field(
     0.0, "standard deviation of the noise at t = 0, below 1; 0: 0.8 of half the distance between two grey levels"
@@ -59,7 +59,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   label_dropout: float = field(0.0, "share of labels hidden in training, for guidance, in [0, 1]")
   flip: bool = field(False, "mirror training images at random")
 
-  channels: int = field(24, "of the U-Net's first level")
+  channels: int = field(16, "of the U-Net's first level")
   multipliers: tuple[int, ...] = field((1, 2), "of --channels, one per level; each level halves height and width")
   num_blocks: int = field(1, "residual blocks per level")
   attention_resolutions: tuple[int, ...] = field((4,), "heights at which the U-Net attends to itself")

@@ -20,8 +20,8 @@ from mlnotes.diffusion.schedule import compute_log_snr, make_timesteps
 from mlnotes.experiment import example_keys, stream_key
 from mlnotes.plot import new_figure, save_figure, show_images
 
-# Images that go through the network at a time.
-_CHUNK = 256
+# Most images that go through the network at a time.
+_CHUNK = 512
 # Most samples per figure of quality, and most test images for the bound, where no number is asked for.
 _AUTO_LIMIT = 1000
 _REAL_SPLITS = 10
@@ -113,7 +113,7 @@ class Studio:
 def _by_chunk(function: Any, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
   """`function(i, chunk)` over chunks of one size, the last one filled up, and the results joined."""
   total = len(next(iter(arrays.values())))
-  size = min(_CHUNK, total)
+  size = -(-total // -(-total // _CHUNK))  # chunks of one size, with little to fill up
   results = []
   for i, start in enumerate(range(0, total, size)):
     index = np.minimum(np.arange(start, start + size), total - 1)

@@ -1,0 +1,1 @@
+"""Where experiments run: sweeps, clusters and benchmarks."""
