@@ -1,7 +1,10 @@
 """Saved training states: atomic, asynchronous, the last and the best are kept."""
 
+import contextlib
+import errno
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,10 @@ class Checkpoints:
     """Starts saving; the caller may donate `state` as soon as this returns. No `score`: kept only while it is last."""
     # A copy on the device: the next update overwrites the buffers of a donated state while they are being written.
     state = jax.jit(lambda tree: jax.tree.map(jnp.copy, keys_to_data(tree)))(state)
+    with _disk_errors():
+      self._save(step, state, metadata, score)
+
+  def _save(self, step, state, metadata, score) -> None:
     self._manager.save(
       step,
       args=self._args.Composite(state=self._args.StandardSave(state), metadata=self._args.JsonSave(dict(metadata))),
@@ -81,8 +88,9 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Blocks until what was started is on disk; raises what went wrong."""
-    self._manager.wait_until_finished()
-    self._manager.check_for_errors()
+    with _disk_errors():
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
 
   def restore(self, step: int, like: Any) -> tuple[Any, Mapping[str, Any]]:
     """(state, metadata) of checkpoint `step`; `like` is a state of ShapeDtypeStructs with the shardings wanted.
@@ -105,6 +113,18 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+  """Raises as the OSError that it is what TensorStore reports as text only."""
+  try:
+    yield
+  except Exception as error:
+    for number in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+      if os.strerror(number) in str(error):
+        raise OSError(number, os.strerror(number)) from error
+    raise
 
 
 def _abstract_data(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -132,8 +132,8 @@ def run(main: Callable[[ConfigT], int | None], config_class: type[ConfigT]) -> N
 
   def parse_and_call(argv):
     if not absl_flags.FLAGS["verbosity"].present:
-      # Orbax and others report every step of theirs otherwise.
-      logging.set_verbosity(logging.WARNING)
+      # Orbax logs every step of a save, and the traceback of an error that it raises as well.
+      logging.set_verbosity(logging.FATAL)
     try:
       if len(argv) > 1:
         raise InputError(f"found the argument {argv[1]!r}: every setting is a flag, expected --name=value.")

@@ -79,7 +79,7 @@ class Record:
     path = self.directory / "config.json"
     try:
       found = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
       if (self.directory / "metrics.jsonl").exists() or (self.directory / "checkpoints").exists():
         raise InputError(f"--workdir={self.directory} holds a run without its config.json: expected both.") from None
       return

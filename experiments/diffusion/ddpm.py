@@ -67,7 +67,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   ema_decay: float = field(0.999, "of the average of the parameters that is evaluated and sampled, in [0, 1)")
 
   sampler: Literal["ddim", "ddpm"] = field("ddim", "for the pictures", free=True)
-  sample_steps: int = field(50, "steps of that sampler, at most --timesteps", free=True)
+  sample_steps: int = field(50, "steps of that sampler, or --timesteps if that is less", free=True)
   guidance: float = field(
     1.0, "classifier-free guidance of it: 0 no label, 1 plain conditional, more: stronger", free=True
   )
@@ -78,9 +78,6 @@ class Config(DataConfig, OptimConfig, LoopConfig):
     for name in ("timesteps", "channels", "num_blocks", "sample_steps"):
       low = 2 if name == "timesteps" else 1
       require(getattr(self, name) >= low, name, getattr(self, name), f"{low} or more")
-    require(
-      self.sample_steps <= self.timesteps, "sample_steps", self.sample_steps, f"at most --timesteps={self.timesteps}"
-    )
     require(len(self.multipliers) > 0 and min(self.multipliers) >= 1, "multipliers", self.multipliers, "1 or more each")
     for name in ("dropout", "ema_decay"):
       require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
@@ -146,7 +143,7 @@ def make(config: Config) -> Experiment:
 
   def init(key, batch) -> State:
     params = model.init(stream_key(key, "init"))
-    hparams = {name: jnp.asarray(getattr(config, name)) for name in ("ema_decay", "label_dropout", "vlb_weight")}
+    hparams = {name: jnp.float32(getattr(config, name)) for name in ("ema_decay", "label_dropout", "vlb_weight")}
     # A copy: parameters and average are updated in place, each its own.
     ema = jax.tree.map(jnp.copy, params)
     return State(jnp.zeros([], jnp.int32), key, params, ema, optimizer.init(params), hparams)

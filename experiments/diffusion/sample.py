@@ -31,7 +31,7 @@ class Config(BaseConfig):
   )
   model_seed: int = field(-1, "which seed of a run with several; -1: its first")
   sampler: Literal["ddim", "ddpm"] = field("ddim", "deterministic, or ancestral")
-  sample_steps: int = field(50, "of the sampler; 0: as many as the model was trained with")
+  sample_steps: int = field(50, "of the sampler; 0, or more than the model was trained with: as many as that")
   eta: float = field(0.0, "noise of ddim: 0 none, 1 as much as ancestral sampling, in [0, 1]")
   guidance: float = field(1.0, "classifier-free guidance: 0 no label, 1 plain conditional, more: stronger")
   label: int = field(-1, "the class to sample; -1: all in turn")
@@ -83,11 +83,12 @@ def restore(config: Config, directory: Path, trained: ddpm.Config):
 def draw(config: Config, model: DiffusionModel, params, label: np.ndarray) -> np.ndarray:
   """Images as levels, uint8, in batches of one compiled size."""
   size = min(config.sample_batch, len(label))
+  num_steps = min(config.sample_steps or model.schedule.num_steps, model.schedule.num_steps)
 
   @jax.jit
   def one(params, key, label):
     images = model.sample(
-      params, key, label, sampler=config.sampler, num_steps=config.sample_steps or None, eta=config.eta,
+      params, key, label, sampler=config.sampler, num_steps=num_steps, eta=config.eta,
       weight=config.guidance,
     )  # fmt: skip
     return to_levels(images, model.num_levels).astype(jnp.uint8)
@@ -109,7 +110,6 @@ def main(config: Config) -> int:
   trained = load_run(directory, config.data_dir)
   data = ddpm.load_data(trained)
   model = ddpm.make_model(trained, data)
-  require(config.sample_steps <= trained.timesteps, "sample_steps", config.sample_steps, f"at most {trained.timesteps}")
   classes = model.num_classes or 1
   require(config.label < classes, "label", config.label, f"-1 to {classes - 1}")
   params, step = restore(config, directory, trained)
@@ -119,7 +119,7 @@ def main(config: Config) -> int:
   try:
     out.mkdir(parents=True, exist_ok=True)
     np.savez(out / "samples.npz", image=images, label=label)
-    figure, axes = new_figure(width=5, height=5)
+    figure, axes = new_figure(width=5.0, height=5.0)
     order = np.argsort(label[:100], kind="stable")
     show_images(axes[0, 0], images[:100][order] / (model.num_levels - 1), columns=10)
     save_figure(figure, out / "samples.png")

@@ -1,4 +1,4 @@
-"""Diffusion models: noise schedules, the forward process, losses, samplers, guidance."""
+"""Diffusion models (notes: 扩散模型): schedules, the forward process, losses, samplers, guidance, the U-Net."""
 
 from mlnotes.diffusion.guidance import drop_label, guide
 from mlnotes.diffusion.loss import (
@@ -15,6 +15,7 @@ from mlnotes.diffusion.loss import (
   make_min_snr_weight,
   to_bits_per_dim,
 )
+from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import (
   EPSILON,
   PARAMETERIZATIONS,
@@ -51,17 +52,20 @@ from mlnotes.diffusion.schedule import (
   make_schedule_from_log_snr,
   make_timesteps,
 )
+from mlnotes.diffusion.unet import UNet
 
 __all__ = [
   "EPSILON",
   "PARAMETERIZATIONS",
   "VARIANCES",
   "X0",
+  "DiffusionModel",
   "Gaussian",
   "Parameterization",
   "Prediction",
   "Schedule",
   "Trajectory",
+  "UNet",
   "V",
   "VariationalBound",
   "add_noise",

@@ -77,7 +77,7 @@ def compute_hybrid_loss(
   num_levels: int | None,
   parameterization: Parameterization = EPSILON,
   weight: Weight = constant_weight,
-  vlb_weight: float = 1e-3,
+  vlb_weight: Float[Array, ""] | float = 1e-3,
 ) -> Float[Array, " B"]:
   """Denoising loss for the mean plus the variational bound for the variance, of a network that learns both.
 

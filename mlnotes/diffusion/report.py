@@ -65,7 +65,7 @@ class Studio:
     return move(prediction, x_t, noise, t, s), prediction.x0
 
   def iterate(
-    self, key: Key[Array, ""], label: Int[np.ndarray, " N"], sampler: Sampler
+    self, key: Key[Array, ""], label: Int[Array, " N"] | Int[np.ndarray, " N"], sampler: Sampler
   ) -> Iterator[tuple[int, Array, Array]]:
     """(t, x_t, clean image seen from there) from most noise to least, then (-1, sample, sample)."""
     start_key, noise_key = jax.random.split(key)
@@ -121,7 +121,7 @@ def _by_chunk(function: Any, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
   return np.concatenate(results)[:total]
 
 
-def to_unit(x: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def to_unit(x: Shaped[Array, "..."] | Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
   """[-1, 1] to [0, 1], for pictures."""
   return np.clip((np.asarray(x, np.float32) + 1) / 2, 0, 1)
 
@@ -192,8 +192,8 @@ def write_report(
   studio = Studio(model, params, config.guidance)
   # Drawn at random, not in the exact proportions: two real samples differ in these too.
   label = np.random.default_rng(0).choice(reference.train["label"], reference.num_samples).astype(np.int32)
-  chosen = Sampler(config.sampler, config.sample_steps)
   total = model.schedule.num_steps
+  chosen = Sampler(config.sampler, min(config.sample_steps, total))
   samplers = {chosen, Sampler("ddpm", total), *(Sampler("ddim", n) for n in (5, 10, 20, 50) if n <= total)}
   images, rows = {}, []
   for sampler in sorted(samplers):
@@ -248,7 +248,7 @@ def _rows_of_labels(model: DiffusionModel, data: DataSet, columns: int) -> np.nd
 def _draw_samples(studio: Studio, key, data: DataSet, sampler: Sampler, path: Path) -> None:
   label = _rows_of_labels(studio.model, data, 10)
   images = to_unit(studio.sample(stream_key(key, "grid"), label, sampler))
-  figure, axes = new_figure(width=5, height=5.3)
+  figure, axes = new_figure(width=5.0, height=5.3)
   show_images(axes[0, 0], images, columns=10)
   if studio.model.num_classes:
     height = data.image_shape[0] + 1
@@ -266,7 +266,7 @@ def _draw_trajectory(studio: Studio, key, data: DataSet, sampler: Sampler, path:
   label = _rows_of_labels(studio.model, data, 1)[:4]
   steps = list(studio.iterate(stream_key(key, "trajectory"), label, sampler))
   picked = [steps[i] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int)]
-  figure, axes = new_figure(1, 2, width=10, height=3.2)
+  figure, axes = new_figure(1, 2, width=10.0, height=3.2)
   for axis, which, title in ((axes[0, 0], 1, "the chain $x_t$"), (axes[0, 1], 2, "the clean image it expects")):
     sheet = np.stack([to_unit(step[which]) for step in picked], axis=1)
     show_images(axis, sheet.reshape(-1, *sheet.shape[2:]), columns=len(picked))
@@ -289,7 +289,7 @@ def _draw_real_and_generated(reference: Reference, images: np.ndarray, num_level
   neighbours = NearestNeighbors(n_neighbors=1).fit(flat(reference.train["image"]))
   nearest = reference.train["image"][neighbours.kneighbors(flat(generated))[1][:, 0]]
   real = reference.test["image"][pick(len(reference.test["image"]))]
-  figure, axes = new_figure(1, 3, width=12, height=2.3)
+  figure, axes = new_figure(1, 3, width=12.0, height=2.3)
   titles = ("real, held out", "generated", "nearest training image of each generated one")
   for axis, sheet, title in zip(axes[0], (real, generated, nearest), titles):
     show_images(axis, sheet / (num_levels - 1), columns=10)

@@ -26,7 +26,7 @@ class OptimConfig(BaseConfig):
     "constant",
     "learning rate over time: constant, cosine to 0, or a tenth at 1/2 and again at 3/4 of --steps",
   )
-  warmup_steps: int = field(0, "updates of linear warm-up from 0 before the schedule, >= 0")
+  warmup_steps: int = field(0, "updates of linear warm-up from 0 before the schedule, at most half of --steps")
 
   def __post_init__(self):
     super().__post_init__()
@@ -44,7 +44,7 @@ def make_schedule(name: str, total_steps: int, warmup_steps: int = 0) -> optax.S
   """
   rest = total_steps - warmup_steps
   if rest <= 0:
-    raise ValueError(f"--warmup_steps={warmup_steps} leaves nothing of --steps={total_steps}: expected fewer.")
+    raise ValueError(f"warmup_steps={warmup_steps} leaves nothing of total_steps={total_steps}: expected fewer.")
   decays = {
     "constant": optax.constant_schedule(1.0),
     "warmup_cosine": optax.cosine_decay_schedule(1.0, rest),
@@ -64,7 +64,7 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
 
   Order: clip, L2 (adam, sgd), the rule, decoupled decay (adamw), schedule, learning rate, Lookahead around it all.
   """
-  schedule = make_schedule(config.schedule, total_steps, config.warmup_steps)
+  schedule = make_schedule(config.schedule, total_steps, min(config.warmup_steps, total_steps // 2))
 
   def chain(learning_rate, weight_decay, momentum):
     decay = [optax.add_decayed_weights(weight_decay, _decays)] if config.weight_decay else []

@@ -18,7 +18,7 @@ def trained():
   config = ddpm.Config(**SMALL, quality_samples=40)
   data = ddpm.load_data(config)
   model = ddpm.make_model(config, data)
-  params = model.init(jax.random.key(0))
+  params = jax.jit(model.init)(jax.random.key(0))
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   moved = [x + 0.05 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves)]
@@ -28,7 +28,7 @@ def trained():
 @pytest.mark.parametrize("sampler", [Sampler("ddim", 3), Sampler("ddpm", 6)])
 def test_the_reports_loop_samples_what_the_compiled_one_does(trained, sampler):
   _, _, model, params = trained
-  label = np.arange(5, dtype=np.int32)
+  label = jnp.arange(5)
   key = jax.random.key(2)
   *_, (_, _, looped) = Studio(model, params).iterate(key, label, sampler)
   compiled = jax.jit(
