@@ -219,7 +219,7 @@ class Program:
     body = lambda i, sums: jax.tree.map(jnp.add, sums, one(i))
     return jax.lax.fori_loop(0, self.feeds.evaluate.num_batches, body, zero)
 
-  def evaluate(self, state: State) -> dict[str, np.ndarray]:
+  def evaluate(self, state: State) -> dict[str, Any]:
     """The mean of each evaluation metric over all evaluation batches: () or (seeds,)."""
     if self._evaluate is None:
       start = time.perf_counter()
@@ -239,7 +239,7 @@ def seed_state(state: State, i: int, num_seeds: int) -> State:
   return jax.tree.map(lambda x: x[i], state) if num_seeds > 1 else state
 
 
-def window_means(window: Window) -> dict[str, np.ndarray]:
+def window_means(window: Window) -> dict[str, Any]:
   """The training metrics of a window: () or (seeds,)."""
   count = max(int(window.count), 1)
   return {name: np.asarray(total, np.float64) / count for name, total in jax.device_get(window.total).items()}
