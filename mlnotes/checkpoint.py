@@ -103,9 +103,9 @@ class Checkpoints:
       args = self._args.Composite(state=self._args.StandardRestore(as_data), metadata=self._args.JsonRestore())
       restored = self._manager.restore(step, args=args)
     except Exception as error:  # Orbax, TensorStore and JSON each raise their own.
-      reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(" See full")[0][:160]
       others = [s for s in self._manager.all_steps() if s != step]
-      way_out = f"remove it to go on from step {max(others)}" if others else "remove it to start from the beginning"
+      way_out = f"without that directory step {max(others)} is the last" if others else "no other one is there"
       raise InputError(
         f"the checkpoint {self.directory / str(step)} cannot be read ({reason}): {way_out}; nothing was changed."
       ) from error

@@ -12,6 +12,7 @@ defined until `run` is called, so importing a module defines no flags.
 """
 
 import dataclasses
+import math
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -103,6 +104,8 @@ def define(config_class: type, flag_values: absl_flags.FlagValues = absl_flags.F
 def parse(config_class: type[ConfigT], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> ConfigT:
   """The parsed flags as a `config_class`. What its `__post_init__` rejects (ValueError) is an InputError."""
   values = {item.name: flag_values[item.name].value for item, _, _ in config_fields(config_class)}
+  for name, value in values.items():
+    require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
   try:
     return config_class(**values)
   except ValueError as error:

@@ -85,6 +85,7 @@ class _Signals:
     if self.received is not None:
       raise KeyboardInterrupt
     self.received = number
+    print("stopping after the updates (or the compilation) in progress; again to stop at once", file=sys.stderr)
 
   def __enter__(self):
     for number in (signal.SIGTERM, signal.SIGINT):

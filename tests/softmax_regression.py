@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlnotes.data import DataConfig, load, make_feeds
+from mlnotes.data import DataConfig, load_data, make_feeds
 from mlnotes.experiment import Experiment, masked_mean
 from mlnotes.flags import run
 from mlnotes.loop import LoopConfig, train
@@ -48,7 +48,7 @@ def make(config, data):
 
 
 def main(config):
-  data = load(config.dataset, config.data_dir)
+  data = load_data(config)
   return train("softmax", make(config, data), make_feeds(data, config), config)
 
 

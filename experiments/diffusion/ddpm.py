@@ -8,7 +8,6 @@ alternatives to the noise (Salimans & Ho 2022).
 """
 
 import dataclasses
-import functools
 import math
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,10 +19,11 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes import diffusion
-from mlnotes.data import DataConfig, DataSet, Feeds, load
+from mlnotes.data import DataConfig, DataSet, Feeds, load_data
 from mlnotes.data import make_feeds as make_data_feeds
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.unet import UNet
+from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.loop import LoopConfig, train
@@ -95,13 +95,6 @@ class State(NamedTuple):
   hparams: dict[str, Float[Array, ""]]
 
 
-_load = functools.lru_cache(maxsize=1)(load)
-
-
-def load_data(config: Config) -> DataSet:
-  return _load(config.dataset, config.data_dir)
-
-
 def make_feeds(config: Config) -> Feeds:
   return make_data_feeds(load_data(config), config)
 
@@ -124,7 +117,7 @@ def make_model(config: Config, data: DataSet) -> DiffusionModel:
     dropout=config.dropout,
     dtype=jnp.dtype(config.precision),
   )
-  return DiffusionModel(
+  model = DiffusionModel(
     network=network,
     schedule=diffusion.make_schedule_from_log_snr(log_snr, config.timesteps, bounds),
     parameterization=diffusion.PARAMETERIZATIONS[config.parameterization],
@@ -133,6 +126,11 @@ def make_model(config: Config, data: DataSet) -> DiffusionModel:
     num_levels=data.levels,
     image_shape=data.image_shape,
   )
+  try:
+    jax.eval_shape(model.init, jax.random.key(0))
+  except ValueError as error:  # sizes that do not go together
+    raise InputError(f"--channels={config.channels} --multipliers={config.multipliers}: {error}.") from error
+  return model
 
 
 def make(config: Config) -> Experiment:

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.diffusion import ddpm
 from mlnotes.checkpoint import Checkpoints
+from mlnotes.data import load_data
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import to_levels
 from mlnotes.errors import InputError
@@ -39,11 +40,12 @@ class Config(BaseConfig):
   sample_batch: int = field(500, "images sampled at a time")
   seed: int = field(0, "of the samples")
   data_dir: str = field("", "where the run's TFDS data set is now; empty: as in the run")
-  out: str = field("", "directory for samples.png and samples.npz; empty: the run's own")
+  out: str = field("", "directory for samples.png and samples.npz; empty: samples/ in the run's own")
 
   def __post_init__(self):
     super().__post_init__()
     require(bool(self.run), "run", repr(self.run), "the --workdir of a training run")
+    require(self.label >= -1, "label", self.label, "-1 or a class")
     require(0 <= self.eta <= 1, "eta", self.eta, "a number in [0, 1]")
     require(self.sample_steps >= 0, "sample_steps", self.sample_steps, "0 or more")
     for name in ("num_samples", "sample_batch"):
@@ -106,9 +108,9 @@ def main(config: Config) -> int:
 
   enable_compilation_cache()
   directory = Path(config.run).expanduser()
-  out = Path(config.out).expanduser() if config.out else directory
+  out = Path(config.out).expanduser() if config.out else directory / "samples"
   trained = load_run(directory, config.data_dir)
-  data = ddpm.load_data(trained)
+  data = load_data(trained)
   model = ddpm.make_model(trained, data)
   classes = model.num_classes or 1
   require(config.label < classes, "label", config.label, f"-1 to {classes - 1}")

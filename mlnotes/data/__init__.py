@@ -11,7 +11,7 @@ from mlnotes.data.feed import (
   make_resident_feed,
   make_stream_feed,
 )
-from mlnotes.data.feeds import DataConfig, Feeds, make_feeds
+from mlnotes.data.feeds import DataConfig, Feeds, load_data, make_feeds
 from mlnotes.data.source import load
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
   "StreamFeed",
   "choose_placement",
   "load",
+  "load_data",
   "make_eval_batches",
   "make_feeds",
   "make_resident_feed",

@@ -1,6 +1,7 @@
 """Both feeds of an experiment that learns from a data set, as its flags ask for them."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from mlnotes.data.feed import (
   make_resident_feed,
   make_stream_feed,
 )
+from mlnotes.data.source import load
 from mlnotes.flags import BaseConfig, field, require
 
 
@@ -27,6 +29,8 @@ class DataConfig(BaseConfig):
   data_dir: str = field(
     "", "directory of prepared TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets", free=True
   )
+  train_split: str = field("train", "split of a TFDS data set to learn from; slices such as train[:90%] work")
+  test_split: str = field("test", "split of a TFDS data set to evaluate on")
   batch_size: int = field(128, "examples per update, over all devices")
   data_placement: Literal["auto", "device", "stream"] = field(
     "auto", "where training data lives: on the device, streamed from the host, or whichever fits", free=True
@@ -37,6 +41,14 @@ class DataConfig(BaseConfig):
     super().__post_init__()
     require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
     require(self.eval_examples >= 0, "eval_examples", self.eval_examples, "0 or more")
+
+
+_load = functools.lru_cache(maxsize=1)(load)
+
+
+def load_data(config: Any) -> DataSet:
+  """The data set that the fields of `DataConfig` name, kept for the next call. Raises DataError as `load` does."""
+  return _load(config.dataset, config.data_dir, config.train_split, config.test_split)
 
 
 class Feeds(NamedTuple):

@@ -125,7 +125,7 @@ def _open_split(
   except (KeyError, ValueError) as error:
     raise DataError(
       f"{flag}: no split {split!r}; found {', '.join(info.splits)},"
-      " expected one of them or a slice such as 'train[:90%]'."
+      " expected one of them, or a slice such as 'train[:90%]', in --train_split and --test_split."
     ) from error
   try:
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})

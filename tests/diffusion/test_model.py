@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.diffusion import ddpm
+from mlnotes.data import load_data
 from mlnotes.diffusion.report import Sampler, Studio, make_reference, write_report
 from mlnotes.experiment import example_keys
 
@@ -16,7 +17,7 @@ SMALL = dict(timesteps=6, channels=8, multipliers=(1, 2), num_blocks=1, attentio
 def trained():
   """(config, data, model, parameters that are not the initial ones: these output zero)."""
   config = ddpm.Config(**SMALL, quality_samples=40)
-  data = ddpm.load_data(config)
+  data = load_data(config)
   model = ddpm.make_model(config, data)
   params = jax.jit(model.init)(jax.random.key(0))
   leaves, treedef = jax.tree.flatten(params)
