@@ -32,6 +32,7 @@ def test_the_reports_loop_samples_what_the_compiled_one_does(trained, sampler):
   label = jnp.arange(5)
   key = jax.random.key(2)
   *_, (_, _, looped) = Studio(model, params).iterate(key, label, sampler)
+  key = jax.random.clone(key)  # the same numbers on purpose
   compiled = jax.jit(
     lambda params: model.sample(params, key, label, sampler=sampler.name, num_steps=sampler.num_steps)
   )(params)
