@@ -69,7 +69,7 @@ def test_the_report_writes_figures_and_pictures(trained, tmp_path, monkeypatch):
   assert all(np.isfinite(value) for value in figures.values())
   assert figures["judge_accuracy"] > 0.97
   # An untrained model is far from the data, farther than real images are from each other.
-  assert figures["frechet_distance"] > 5 * figures["real_distance"] and figures["bits_per_dim"] > 3
+  assert figures["frechet_distance"] > 2 * figures["real_distance"] and figures["bits_per_dim"] > 3
   for name in ("samples", "trajectory", "real_and_generated", "quality"):
     assert (tmp_path / f"{name}.png").stat().st_size > 1000
   assert "ddim,3" in (tmp_path / "quality.csv").read_text()
