@@ -102,7 +102,7 @@ def _check_features(features: Any, flag: str) -> tuple[int, int, int]:
   found = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {"(one)": features}
   for name, kind in wanted.items():
     if not isinstance(found.get(name), kind):
-      described = ", ".join(f"{key} ({type(value).__name__})" for key, value in found.items())
+      described = ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(found.items()))
       raise DataError(f"{flag}: found the features {described}, expected image (Image) and label (ClassLabel).")
   image = features["image"]
   shape = tuple(image.shape)
