@@ -32,7 +32,8 @@ class Experiment(NamedTuple):
   """One method as four functions. `make(config) -> Experiment` builds it.
 
   init:     (key, batch) -> State. The whole state from one key; `batch` is an example of what `step` will get.
-  step:     (State, batch) -> (State, {name: scalar}). One update; pure, no I/O. Adds one to `state.step`.
+  step:     (State, batch) -> (State, {name: scalar or Mean}). One update; pure, no I/O. Adds one to `state.step`.
+            A Mean is for what not every update has, such as the return of the episodes that ended in it.
   evaluate: (State, batch) -> {name: Mean}. Pure; sums and counts over the batch, with `batch["mask"]` (1 real, 0
             padding) where there is a batch. Random numbers come from `batch["index"]`, never from the batch's shape.
   report:   (State, directory) -> {name: number} or None. Host side: writes pictures and tables for one seed's state;

@@ -36,6 +36,11 @@ class BaseConfig:
   def __post_init__(self):
     pass
 
+  @classmethod
+  def tuned(cls, **given: Any) -> "BaseConfig":
+    """The config with what was given; a subclass may choose other defaults that suit it, as for an environment."""
+    return cls(**given)
+
 
 def field(default: Any, help: str, *, free: bool = False) -> Any:
   """A dataclass field with its help text. `free` fields may change between a run and its resumption."""
@@ -103,11 +108,14 @@ def define(config_class: type, flag_values: absl_flags.FlagValues = absl_flags.F
 
 def parse(config_class: type[ConfigT], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> ConfigT:
   """The parsed flags as a `config_class`. What its `__post_init__` rejects (ValueError) is an InputError."""
-  values = {item.name: flag_values[item.name].value for item, _, _ in config_fields(config_class)}
-  for name, value in values.items():
-    require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
+  given = {}
+  for item, _, _ in config_fields(config_class):
+    flag = flag_values[item.name]
+    if not flag.using_default_value:
+      require(not isinstance(flag.value, float) or math.isfinite(flag.value), item.name, flag.value, "a finite number")
+      given[item.name] = flag.value
   try:
-    return config_class(**values)
+    return config_class.tuned(**given)
   except ValueError as error:
     raise InputError(str(error)) from error
 

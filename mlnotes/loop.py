@@ -303,7 +303,8 @@ def _finish(run: _Run, experiment: Experiment, examples: int, unit: str, started
   program, record, config = run.program, run.record, run.config
   figures: dict[str, list[float]] = {}
   if record.writes:
-    plot_curves(record.directory)
+    per_update = examples // config.seeds
+    plot_curves(record.directory, *(("update", 1) if unit == "examples" else (unit.replace("_", " "), per_update)))
     reported = min(config.seeds, config.report_seeds)
     for i in range(reported):
       directory = record.directory / f"seed_{config.seed + i}" if config.seeds > 1 else record.directory

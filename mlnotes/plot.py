@@ -36,8 +36,11 @@ def show_images(axis: Any, images: np.ndarray, columns: int, *, gap: int = 1) ->
     spine.set_visible(False)
 
 
-def plot_curves(directory: Path) -> None:
-  """Draws `curves.png`: each metric over the updates, training and evaluation together, with spread over seeds."""
+def plot_curves(directory: Path, unit: str = "update", per_update: int = 1) -> None:
+  """Draws `curves.png`: each metric over the updates, training and evaluation together, with spread over seeds.
+
+  The axis counts `unit`s, of which an update has `per_update`.
+  """
   lines = read_metrics(directory / "metrics.jsonl")
   names = {name for line in lines for name in line if name.startswith(("train/", "eval/")) and name.count("/") == 1}
   metrics = sorted({name.partition("/")[2] for name in names}, key=lambda metric: (metric != "loss", metric))
@@ -48,18 +51,18 @@ def plot_curves(directory: Path) -> None:
   figure, axes = new_figure(rows, columns, width=4.2 * columns, height=3.0 * rows)
   for axis, metric in zip(axes.flat, metrics):
     for split, style in (("train", "-"), ("eval", "o-")):
-      _plot_metric(axis, lines, f"{split}/{metric}", style)
+      _plot_metric(axis, lines, f"{split}/{metric}", style, per_update)
     axis.set_title(metric)
-    axis.set_xlabel("update")
+    axis.set_xlabel(unit)
     axis.legend(frameon=False)
   for axis in axes.flat[len(metrics) :]:
     axis.remove()
   save_figure(figure, directory / "curves.png")
 
 
-def _plot_metric(axis: Any, lines: list[dict[str, Any]], name: str, style: str) -> None:
+def _plot_metric(axis: Any, lines: list[dict[str, Any]], name: str, style: str, scale: int) -> None:
   points = [(line["step"], line[name], line.get(f"{name}/std") or 0.0) for line in lines if line.get(name) is not None]
   if points:
     step, mean, std = np.array(points).T
-    (line,) = axis.plot(step, mean, style, markersize=3, linewidth=1.2, label=name.partition("/")[0])
-    axis.fill_between(step, mean - std, mean + std, alpha=0.2, color=line.get_color(), linewidth=0)
+    (line,) = axis.plot(scale * step, mean, style, markersize=3, linewidth=1.2, label=name.partition("/")[0])
+    axis.fill_between(scale * step, mean - std, mean + std, alpha=0.2, color=line.get_color(), linewidth=0)

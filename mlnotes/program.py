@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mlnotes.data import Feeds, StreamFeed
 from mlnotes.errors import InputError
@@ -30,10 +30,10 @@ def quick_compilation(device: jax.Device, level: int) -> dict[str, int]:
 
 
 class Window(NamedTuple):
-  """Sums of the training metrics since they were last logged."""
+  """Sums and counts of the training metrics since they were last logged."""
 
   total: Mapping[str, Float[Array, "..."]]
-  count: Int[Array, ""]
+  count: Mapping[str, Float[Array, "..."]]
 
 
 def make_mesh(count: int = 0) -> jax.sharding.Mesh:
@@ -129,12 +129,13 @@ class Program:
   @functools.cached_property
   def abstract_window(self) -> Window:
     metrics = jax.eval_shape(self._one_update, self.abstract_state, self._example_input())[1]
+    shape = (self.num_seeds,) if self.num_seeds > 1 else ()
     for name, value in metrics.items():
-      if value.ndim != (self.num_seeds > 1):
-        raise TypeError(f"metric {name!r} of `step` has shape {value.shape}: expected a scalar")
-    struct = lambda s, dtype: jax.ShapeDtypeStruct(s.shape, dtype, sharding=self._replicated)
-    total = {name: struct(value, jnp.float32) for name, value in metrics.items()}
-    return Window(total, jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated))
+      for leaf in jax.tree.leaves(value):
+        if leaf.shape != shape:
+          raise TypeError(f"metric {name!r} of `step` has shape {leaf.shape}: expected a scalar")
+    zeros = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self._replicated) for name in metrics}
+    return Window(zeros, zeros)
 
   def empty_window(self) -> Window:
     # One fresh buffer each: the window is donated to the next update.
@@ -167,8 +168,9 @@ class Program:
 
   def _accumulate(self, state, window, data):
     state, metrics = self._one_update(state, data)
-    total = {name: window.total[name] + metrics[name].astype(jnp.float32) for name in window.total}
-    return state, Window(total, window.count + 1)
+    means = {name: m if isinstance(m, Mean) else Mean(m, jnp.ones_like(m)) for name, m in metrics.items()}
+    add = lambda sums, field: {name: sums[name] + getattr(m, field).astype(jnp.float32) for name, m in means.items()}
+    return state, Window(add(window.total, "total"), add(window.count, "count"))
 
   def _compile_update(self):
     start = time.perf_counter()
@@ -240,9 +242,9 @@ def seed_state(state: State, i: int, num_seeds: int) -> State:
 
 
 def window_means(window: Window) -> dict[str, Any]:
-  """The training metrics of a window: () or (seeds,)."""
-  count = max(int(window.count), 1)
-  return {name: np.asarray(total, np.float64) / count for name, total in jax.device_get(window.total).items()}
+  """The training metrics of a window: () or (seeds,). One that some seed has counted nothing for is left out."""
+  total, count = jax.device_get(window)
+  return {name: np.float64(total[name]) / count[name] for name in total if np.all(count[name] > 0)}
 
 
 def all_finite(tree: Any, seeds: bool) -> np.ndarray:

@@ -7,11 +7,11 @@ import pytest
 from absl import flags as absl_flags
 
 from mlnotes.errors import InputError
-from mlnotes.flags import config_fields, define, field, parse
+from mlnotes.flags import BaseConfig, config_fields, define, field, parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Base:
+class Base(BaseConfig):
   steps: int = field(10, "updates", free=True)
   rate: float = field(0.5, "learning rate")
 
@@ -25,6 +25,7 @@ class Config(Base):
   name: str = field("", "name")
 
   def __post_init__(self):
+    super().__post_init__()
     if self.rate < 0:
       raise ValueError(f"--rate={self.rate} is out of range: expected 0 or more.")
 

@@ -38,7 +38,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   batch_size: int = 64
   learning_rate: float = 3e-3
   optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-  schedule: Literal["constant", "warmup_cosine", "step"] = "warmup_cosine"
+  schedule: Literal["constant", "warmup_cosine", "linear", "step"] = "warmup_cosine"
   warmup_steps: int = 100
   clip_norm: float = 1.0
   eval_every: int = 500

@@ -20,17 +20,19 @@ class OptimConfig(BaseConfig):
   weight_decay: float = field(
     0.0, "decay of matrices and kernels, >= 0: decoupled for adamw, L2 in the gradient for adam and sgd"
   )
+  adam_eps: float = field(1e-8, "added to the root of the second moment by adam and adamw, > 0")
   clip_norm: float = field(0.0, "clip gradients to this global norm; 0 leaves them")
   lookahead: int = field(0, "wrap the optimizer in Lookahead with this synchronisation period; 0 is off")
-  schedule: Literal["constant", "warmup_cosine", "step"] = field(
+  schedule: Literal["constant", "warmup_cosine", "linear", "step"] = field(
     "constant",
-    "learning rate over time: constant, cosine to 0, or a tenth at 1/2 and again at 3/4 of --steps",
+    "learning rate over time: constant, cosine or line to 0, or a tenth at 1/2 and again at 3/4 of --steps",
   )
   warmup_steps: int = field(0, "updates of linear warm-up from 0 before the schedule, at most half of --steps")
 
   def __post_init__(self):
     super().__post_init__()
-    require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
+    for name in ("learning_rate", "adam_eps"):
+      require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
     require(0 <= self.momentum < 1, "momentum", self.momentum, "a number in [0, 1)")
     for name in ("weight_decay", "clip_norm", "lookahead", "warmup_steps"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -48,6 +50,7 @@ def make_schedule(name: str, total_steps: int, warmup_steps: int = 0) -> optax.S
   decays = {
     "constant": optax.constant_schedule(1.0),
     "warmup_cosine": optax.cosine_decay_schedule(1.0, rest),
+    "linear": optax.linear_schedule(1.0, 0.0, rest),
     "step": optax.piecewise_constant_schedule(1.0, {rest // 2: 0.1, 3 * rest // 4: 0.1}),
   }
   warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
@@ -59,17 +62,20 @@ def _decays(params):
   return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, total_steps: int, per_step: int = 1) -> optax.GradientTransformation:
   """The optimizer that the flags describe; `learning_rate`, `weight_decay` and `momentum` are in its state.
+
+  Where one update of the loop takes `per_step` gradient steps, the schedule advances once per update.
 
   Order: clip, L2 (adam, sgd), the rule, decoupled decay (adamw), schedule, learning rate, Lookahead around it all.
   """
-  schedule = make_schedule(config.schedule, total_steps, min(config.warmup_steps, total_steps // 2))
+  over_updates = make_schedule(config.schedule, total_steps, min(config.warmup_steps, total_steps // 2))
+  schedule = lambda count: over_updates(count // per_step)
 
   def chain(learning_rate, weight_decay, momentum):
     decay = [optax.add_decayed_weights(weight_decay, _decays)] if config.weight_decay else []
     coupled = config.optimizer != "adamw"
-    rule = optax.trace(momentum) if config.optimizer == "sgd" else optax.scale_by_adam(b1=momentum)
+    rule = optax.trace(momentum) if config.optimizer == "sgd" else optax.scale_by_adam(b1=momentum, eps=config.adam_eps)
     return optax.chain(
       *([optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []),
       *(decay if coupled else []),

@@ -1,0 +1,103 @@
+"""Figures 13.1 and 13.2 of Sutton & Barto: REINFORCE, without and with a baseline, in the short corridor.
+
+  python -m experiments.rl.corridor_figure
+
+Writes corridor.png and result.json. All runs of all step sizes are one program.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlnotes.flags import BaseConfig, field, require, run
+from mlnotes.loop import enable_compilation_cache
+from mlnotes.record import Record
+from mlnotes.rl.corridor import BEST_RIGHT, compute_start_value, init_parameters, make_corridor, run_reinforce
+
+# (exponent of alpha_theta, exponent of alpha_w), both of 2; None: no baseline.
+METHODS = ((-12, None), (-13, None), (-14, None), (-9, -6))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  workdir: str = field("runs/rl.corridor_figure", "directory of the picture and the numbers", free=True)
+  seed: int = field(0, "of the runs, >= 0")
+  runs: int = field(100, "runs that the curves are averaged over")
+  episodes: int = field(1000, "episodes of each run")
+  longest: int = field(1000, "steps after which an episode is cut")
+  first_right: float = field(0.05, "probability of going right at first, in (0, 1)")
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("runs", "episodes", "longest"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.seed >= 0, "seed", self.seed, "0 or more")
+    require(0 < self.first_right < 1, "first_right", self.first_right, "a number in (0, 1)")
+
+
+def measure(config: Config) -> np.ndarray:
+  """Total reward (methods, runs, episodes)."""
+  env, params = make_corridor(config.longest), init_parameters(config.first_right)
+  theta_step = jnp.array([2.0**theta for theta, _ in METHODS])
+  w_step = jnp.array([0.0 if w is None else 2.0**w for _, w in METHODS])
+  # Every method gets the same keys: what differs between the curves is the method.
+  keys = jax.random.split(jax.random.key(config.seed), config.runs)
+  one = lambda key, theta_step, w_step: run_reinforce(env, key, params, theta_step, w_step, config.episodes)[1]
+  over_runs = jax.vmap(one, in_axes=(0, None, None))
+  return np.asarray(jax.jit(jax.vmap(over_runs, in_axes=(None, 0, 0)))(keys, theta_step, w_step))
+
+
+def label(theta: int, w: int | None) -> str:
+  if w is None:
+    return rf"REINFORCE, $\alpha=2^{{{theta}}}$"
+  return rf"with baseline, $\alpha_\theta=2^{{{theta}}}$, $\alpha_w=2^{{{w}}}$"
+
+
+def draw(means: np.ndarray, path: Path) -> None:
+  from mlnotes.plot import new_figure, save_figure
+
+  figure, axes = new_figure(1, 2, width=10, height=3.8)
+  episode = np.arange(1, means.shape[1] + 1)
+  for axis, chosen, title in (
+    (axes[0, 0], (2, 1, 0), "REINFORCE (figure 13.1)"),
+    (axes[0, 1], (1, 3), "with a baseline (figure 13.2)"),
+  ):
+    for i in chosen:
+      axis.plot(episode, means[i], linewidth=0.9, color=f"C{i}", label=label(*METHODS[i]))
+    best = compute_start_value(BEST_RIGHT)
+    axis.axhline(best, color="black", linestyle="--", linewidth=1, label=f"best policy, {best:.1f}")
+    axis.set_ylim(-95, -5)
+    axis.set_title(title)
+    axis.set_xlabel("episode")
+    axis.set_ylabel("total reward, mean over runs")
+    axis.legend(frameon=False, loc="lower right")
+  save_figure(figure, path)
+
+
+def main(config: Config) -> int:
+  enable_compilation_cache()
+  directory = Path(config.workdir).expanduser()
+  record = Record(directory, "rl.corridor_figure", config)
+  start = time.perf_counter()
+  rewards = measure(config)
+  seconds = time.perf_counter() - start
+  windows = {"episodes_151_to_200": slice(150, 200), "last_100": slice(-100, None)}
+  metrics = {"best": compute_start_value(BEST_RIGHT)}
+  for (theta, w), values in zip(METHODS, rewards):
+    name = f"theta_2^{theta}" + ("" if w is None else f"_w_2^{w}")
+    for window, part in windows.items():
+      of_runs = values[:, part].mean(1)
+      metrics[f"{name}/{window}"] = {"mean": of_runs.mean(), "std": of_runs.std(ddof=1) if config.runs > 1 else 0.0}
+      print(f"{name:>20} {window:>20} {of_runs.mean():8.2f}")
+  draw(rewards.mean(1), directory / "corridor.png")
+  record.write_result(finished=True, metrics=metrics, timing={"wall_seconds": seconds})
+  print(f"{seconds:.1f} s: {directory / 'corridor.png'}, {record.result_path}")
+  return 0
+
+
+if __name__ == "__main__":
+  run(main, Config)

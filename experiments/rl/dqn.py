@@ -1,0 +1,174 @@
+"""Deep Q-networks with double Q-learning (optionally dueling): CartPole, Acrobot, MountainCar, MinAtar, ...
+
+  python -m experiments.rl.dqn --seeds=10                                # CartPole-v1
+  python -m experiments.rl.dqn --env=MountainCar-v0 --seeds=10
+
+Mnih et al. 2015, van Hasselt et al. 2016, Wang et al. 2016. One update acts `--train_every` times in each of
+`--num_envs` environments, then takes `--gradient_steps` gradient steps; the replay too is on the device.
+"""
+
+import dataclasses
+import functools
+from typing import ClassVar, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from mlnotes.data import Feeds
+from mlnotes.experiment import Experiment, stream_key
+from mlnotes.flags import field, require, run
+from mlnotes.loop import train
+from mlnotes.optim import make_optimizer
+from mlnotes.rl import dqn
+from mlnotes.rl.env import Actors, init_actors, make_env, rollout
+from mlnotes.rl.experiment import (
+  finished_episodes,
+  make_evaluate,
+  make_report,
+  observation_size,
+  observation_vector,
+  require_discrete,
+)
+from mlnotes.rl.normalize import Moments, init_moments, normalize, update_moments
+from mlnotes.rl.off_policy import OffPolicyConfig, can_learn, learn, update_target
+from mlnotes.rl.replay import Replay, add, as_transitions, init_env_replay, sample_batches
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(OffPolicyConfig):
+  """Defaults: CartPole-v1 solved."""
+
+  TUNED: ClassVar = {
+    "Acrobot-v1": dict(steps=1600, final_epsilon=0.1, replay_capacity=100_000),
+    "MountainCar-v0": dict(
+      steps=2000,
+      train_every=32,
+      gradient_steps=32,
+      learning_rate=2e-3,
+      target_period=50,
+      hidden=(64, 64),
+      exploration=0.5,
+      repeat_exploration=True,
+      normalize_observations=True,
+      replay_capacity=100_000,
+    ),
+  }
+
+  steps: int = 2500
+  replay_capacity: int = 200_000
+  log_every: int = 100
+  eval_every: int = 500
+  checkpoint_every: int = 1000
+
+  tau: float = 1.0
+  target_period: int = field(100, "gradient steps between two updates of the target network")
+  double: bool = field(True, "double Q-learning: the online network chooses the action that the target values")
+  dueling: bool = field(False, "separate heads for the state's value and the advantages")
+  huber_delta: float = field(100.0, "TD error from which the loss is linear, > 0")
+  first_epsilon: float = field(1.0, "share of random actions at the start, in [0, 1]")
+  final_epsilon: float = field(0.05, "share of random actions after --exploration, in [0, 1]")
+  exploration: float = field(0.2, "part of the run over which that share falls, in [0, 1]")
+  repeat_exploration: bool = field(False, "hold random actions for a random time (epsilon-z-greedy)")
+  normalize_observations: bool = field(False, "by their running mean and standard deviation")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.target_period >= 1, "target_period", self.target_period, "1 or more")
+    require(self.huber_delta > 0, "huber_delta", self.huber_delta, "a number above 0")
+    for name in ("first_epsilon", "final_epsilon", "exploration"):
+      require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
+
+
+class State(NamedTuple):
+  step: Int[Array, ""]
+  key: Key[Array, ""]
+  params: chex.ArrayTree
+  target: chex.ArrayTree
+  opt_state: optax.OptState
+  replay: Replay
+  actors: Actors
+  moments: Moments | tuple[()]
+  hparams: dict[str, Float[Array, ""]]
+
+
+def make_feeds(config: Config) -> Feeds:
+  return Feeds()
+
+
+def make(config: Config) -> Experiment:
+  env = make_env(config.env)
+  num_actions = require_discrete(env)
+  network = dqn.QNetwork(config.hidden, num_actions, dueling=config.dueling, dtype=jnp.dtype(config.precision))
+  size = observation_size(env)
+  optimizer = make_optimizer(config, config.steps, config.gradient_steps)
+  names = ("discount", "huber_delta", "tau", "first_epsilon", "final_epsilon", "exploration")
+
+  def apply(moments, params, observation):
+    vector = observation_vector(env, observation)
+    return network.apply(params, normalize(moments, vector) if config.normalize_observations else vector)
+
+  def init(key, batch) -> State:
+    params = network.init(stream_key(key, "init"), jnp.zeros(size))
+    # A copy: parameters and target are updated in place, each its own.
+    target = jax.tree.map(jnp.copy, params)
+    actors = init_actors(env, stream_key(key, "reset"), config.num_envs)
+    replay = init_env_replay(env, config.replay_capacity)
+    moments = init_moments((size,)) if config.normalize_observations else ()
+    hparams = {name: jnp.float32(getattr(config, name)) for name in names}
+    return State(
+      jnp.zeros([], jnp.int32), key, params, target, optimizer.init(params), replay, actors, moments, hparams
+    )
+
+  def step(state: State, batch):
+    stream = lambda name: stream_key(state.key, name, state.step)
+    h = state.hparams
+    progress = state.step / config.steps
+    epsilon = dqn.compute_epsilon(progress, h["first_epsilon"], h["final_epsilon"], h["exploration"])
+    noise = dqn.sample_exploration(
+      stream("explore"), (config.train_every, config.num_envs), num_actions, epsilon, config.repeat_exploration
+    )
+    act = lambda noise, observation: dqn.explore(noise, apply(state.moments, state.params, observation))
+    actors, trajectory = rollout(env, act, noise, stream("rollout"), state.actors)
+    transitions = as_transitions(trajectory)
+    replay = add(state.replay, transitions)
+    moments = state.moments
+    if config.normalize_observations:
+      moments = update_moments(moments, observation_vector(env, transitions.observation))
+    loss = functools.partial(dqn.compute_dqn_loss, functools.partial(apply, moments), double=config.double)
+
+    def gradient_step(learner, inputs):
+      params, target, opt_state = learner
+      transitions, i = inputs
+      one = lambda params, t: loss(params, target, t, h["discount"], huber_delta=h["huber_delta"])
+      mean_loss = lambda params: jnp.mean(jax.vmap(one, (None, 0))(params, transitions))
+      value, grads = jax.value_and_grad(mean_loss)(params)
+      updates, opt_state = optimizer.update(grads, opt_state, params)
+      params = optax.apply_updates(params, updates)
+      count = state.step * config.gradient_steps + i
+      return (params, update_target(target, params, h["tau"], count, config.target_period), opt_state), {"loss": value}
+
+    batches = sample_batches(replay, stream("replay"), config.gradient_steps, config.batch_size)
+    inputs = (batches, jnp.arange(config.gradient_steps))
+    learner = (state.params, state.target, state.opt_state)
+    (params, target, opt_state), metrics = learn(
+      gradient_step, learner, inputs, can_learn(replay, config.learning_starts)
+    )
+    state = State(state.step + 1, state.key, params, target, opt_state, replay, actors, moments, h)
+    return state, {**metrics, **finished_episodes(trajectory), "epsilon": epsilon}
+
+  act = lambda state, observation: dqn.act_greedily(apply(state.moments, state.params, observation))
+  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
+
+
+def main(config: Config) -> int:
+  return train(
+    "rl.dqn", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
+    examples_per_step=config.env_steps_per_update, unit="env_steps",
+  )  # fmt: skip
+
+
+if __name__ == "__main__":
+  run(main, Config)

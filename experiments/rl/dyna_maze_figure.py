@@ -1,0 +1,94 @@
+"""Figure 8.2 of Sutton & Barto: planning with a learned model finds the way out of a maze in few episodes.
+
+  python -m experiments.rl.dyna_maze_figure
+
+Writes dyna_maze.png and result.json. All runs are one program per number of planning steps. As in the book: step size
+0.1, epsilon 0.1, discount 0.95, values that start at 0; the first episode is left out of the figures.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mlnotes.flags import BaseConfig, field, require, run
+from mlnotes.loop import enable_compilation_cache
+from mlnotes.record import Record, summarize
+from mlnotes.rl.table import make_dyna_maze
+from mlnotes.rl.tabular import RULES, Settings
+from mlnotes.rl.tabular_experiment import learn_episodes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  workdir: str = field("runs/rl.dyna_maze_figure", "directory of the picture and the numbers", free=True)
+  seed: int = field(0, "of the runs, >= 0")
+  runs: int = field(100, "runs that the curves are averaged over")
+  episodes: int = field(50, "episodes of each run, 2 or more")
+  planning_steps: tuple[int, ...] = field((0, 5, 50), "updates from the model per step, one curve each")
+  learning_rate: float = field(0.1, "step size, in (0, 1]")
+  epsilon: float = field(0.1, "probability of a random action, in [0, 1]")
+  discount: float = field(0.95, "gamma, in [0, 1]")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.runs >= 1, "runs", self.runs, "1 or more")
+    require(self.episodes >= 2, "episodes", self.episodes, "2 or more")
+    require(self.seed >= 0, "seed", self.seed, "0 or more")
+    require(min(self.planning_steps, default=-1) >= 0, "planning_steps", self.planning_steps, "0 or more each")
+    require(0 < self.learning_rate <= 1, "learning_rate", self.learning_rate, "a number in (0, 1]")
+    for name in ("epsilon", "discount"):
+      require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
+
+
+def measure(config: Config) -> dict[int, np.ndarray]:
+  """Steps (runs, episodes) for each number of planning steps."""
+  table = make_dyna_maze()
+  settings = Settings(config.learning_rate, 0.0, config.discount, config.epsilon, 0.0)
+  keys = jax.random.split(jax.random.key(config.seed), config.runs)
+
+  def steps(n):
+    learn = lambda key: learn_episodes(table, RULES["dyna_q"](n), settings, key, config.episodes)[1]
+    return np.asarray(jax.jit(jax.vmap(learn))(keys))
+
+  return {n: steps(n) for n in config.planning_steps}
+
+
+def draw(steps: dict[int, np.ndarray], path: Path) -> None:
+  from mlnotes.plot import new_figure, save_figure
+
+  figure, axes = new_figure(width=6.4, height=4.2)
+  axis = axes[0, 0]
+  for n, values in steps.items():
+    label = f"{n} planning steps" if n else "0 planning steps (Q-learning)"
+    axis.plot(np.arange(2, values.shape[1] + 1), values[:, 1:].mean(0), linewidth=1.2, label=label)
+  axis.axhline(14, color="black", linestyle="--", linewidth=1, label="shortest way, 14")
+  axis.set_ylim(0, 800)
+  axis.set_title("Dyna maze: steps per episode (figure 8.2)")
+  axis.set_xlabel("episode")
+  axis.set_ylabel("steps, mean over runs")
+  axis.legend(frameon=False)
+  save_figure(figure, path)
+
+
+def main(config: Config) -> int:
+  directory = Path(config.workdir).expanduser()
+  record = Record(directory, "rl.dyna_maze_figure", config, tensorboard=False)
+  enable_compilation_cache()
+  started = time.perf_counter()
+  steps = measure(config)
+  timing = {"wall_seconds": time.perf_counter() - started}
+  metrics = {f"steps_per_episode_n{n}": summarize(values[:, 1:].mean(1)) for n, values in steps.items()}
+  draw(steps, directory / "dyna_maze.png")
+  device = jax.devices()[0].device_kind
+  record.write_result(finished=True, steps=config.episodes, metrics=metrics, timing=timing, device=device)
+  for name, value in metrics.items():
+    print(f"{name:>32} {value['mean']:.4g} ± {value['std']:.2g}")
+  print(f"finished: {record.result_path}")
+  return 0
+
+
+if __name__ == "__main__":
+  run(main, Config)

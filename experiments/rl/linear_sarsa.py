@@ -1,0 +1,146 @@
+"""Linear function approximation with tile coding: semi-gradient SARSA, n-step SARSA, SARSA(lambda). Mountain Car.
+
+  python -m experiments.rl.linear_sarsa --seeds=10
+  python -m experiments.rl.linear_sarsa --traces=none --n=4
+
+Sutton & Barto, chapters 10 and 12. Weights start at zero, above every true value where each step costs 1: that alone
+makes the agent explore. One environment per seed; one update is `--steps_per_update` steps in it.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from mlnotes.data import Feeds
+from mlnotes.experiment import Experiment, masked_mean, stream_key
+from mlnotes.flags import field, require, run
+from mlnotes.loop import train
+from mlnotes.rl.env import make_env
+from mlnotes.rl.experiment import RLConfig, make_evaluate, make_report, require_discrete
+from mlnotes.rl.linear import Agent, Learner, init_agent, learn, make_n_step_sarsa, make_sarsa_lambda
+from mlnotes.rl.tiles import Tiling, compute_linear_value, make_tiling, observation_bounds, tile_indices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RLConfig):
+  """Defaults: MountainCar-v0 solved in its 200-step episodes."""
+
+  env: str = "MountainCar-v0"
+  discount: float = 1.0
+  steps: int = 200
+  eval_episodes: int = 100
+  gym_episodes: int = 100
+  log_every: int = 5
+  eval_every: int = 20
+  checkpoint_every: int = 100
+
+  learning_rate: float = field(0.3, "alpha, > 0; each tile learns with alpha / num_tilings")
+  schedule: Literal["constant", "linear"] = field("linear", "of the learning rate; linear: down to 0 over the run")
+  traces: Literal["none", "accumulating", "replacing", "dutch"] = field(
+    "replacing", "eligibility traces; none: n-step SARSA"
+  )
+  trace_decay: float = field(0.9, "lambda, in [0, 1]; without effect where --traces=none")
+  n: int = field(1, "steps of n-step SARSA; more than 1 needs --traces=none")
+  epsilon: float = field(0.0, "share of random actions, in [0, 1]")
+  num_tilings: int = field(16, "grids of tiles")
+  tiles_per_dim: int = field(8, "tiles per dimension in each grid")
+  steps_per_update: int = field(1000, "environment steps in one update")
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("n", "num_tilings", "tiles_per_dim", "steps_per_update"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    for name in ("trace_decay", "epsilon"):
+      require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
+    require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
+    require(self.n == 1 or self.traces == "none", "n", self.n, "1, or --traces=none")
+
+
+class State(NamedTuple):
+  step: Int[Array, ""]
+  key: Key[Array, ""]
+  agent: Agent
+  hparams: dict[str, Float[Array, ""]]
+
+  @property
+  def params(self) -> Float[Array, "..."]:
+    """What must stay finite."""
+    return self.agent.memory.weights
+
+
+def make_feeds(config: Config) -> Feeds:
+  return Feeds()
+
+
+def make_learner(config: Config, tiling: Tiling, num_actions: int) -> Learner:
+  if config.traces == "none":
+    return make_n_step_sarsa(tiling, num_actions, config.n)
+  return make_sarsa_lambda(tiling, num_actions, config.traces)
+
+
+def draw_cost_to_go(tiling: Tiling, weights, path: Path) -> None:
+  """A map of -max_a q(s, a) over the two observations: the steps that are still expected (figure 10.1 of the book)."""
+  from mlnotes.plot import new_figure, save_figure
+
+  axes_of_box = [jnp.linspace(low, high, 150) for low, high in zip(tiling.low, tiling.high)]
+  grid = jnp.stack(jnp.meshgrid(*axes_of_box), axis=-1)
+  cost = lambda x: -jnp.max(compute_linear_value(weights, tile_indices(tiling, x)))
+  figure, axes = new_figure(width=5.5, height=4)
+  extent = (tiling.low[0], tiling.high[0], tiling.low[1], tiling.high[1])
+  picture = axes[0, 0].imshow(jax.jit(jax.vmap(jax.vmap(cost)))(grid), origin="lower", extent=extent, aspect="auto")
+  axes[0, 0].set(xlabel="position", ylabel="velocity", title="steps to the goal, as learnt")
+  figure.colorbar(picture)
+  save_figure(figure, path)
+
+
+def make(config: Config) -> Experiment:
+  env = make_env(config.env)
+  tiling = make_tiling(*observation_bounds(config.env), config.num_tilings, config.tiles_per_dim)
+  learner = make_learner(config, tiling, require_discrete(env))
+  names = ("learning_rate", "trace_decay", "epsilon", "discount")
+
+  def init(key, batch) -> State:
+    hparams = {name: jnp.float32(getattr(config, name)) for name in names}
+    agent = init_agent(env, tiling, learner, stream_key(key, "init"), hparams["epsilon"])
+    return State(jnp.zeros([], jnp.int32), key, agent, hparams)
+
+  def step(state: State, batch):
+    h = state.hparams
+    left = 1 - state.step / config.steps if config.schedule == "linear" else 1.0
+    agent, record = learn(
+      env, tiling, learner, state.agent, stream_key(state.key, "learn", state.step), config.steps_per_update,
+      step_size=h["learning_rate"] * left / config.num_tilings,
+      trace_decay=h["trace_decay"], epsilon=h["epsilon"], discount=h["discount"],
+    )  # fmt: skip
+    ended = record.last.astype(jnp.float32)
+    metrics = {
+      "squared_td_error": jnp.mean(record.td_error**2),
+      "episode_return": masked_mean(record.episode_return, ended),
+      "episode_length": masked_mean(record.episode_length, ended),
+    }
+    return state._replace(step=state.step + 1, agent=agent), metrics
+
+  def act(state: State, observation):
+    return jnp.argmax(compute_linear_value(state.agent.memory.weights, tile_indices(tiling, observation)))
+
+  def report(state: State, directory: Path) -> dict[str, float]:
+    if len(tiling.low) == 2:
+      draw_cost_to_go(tiling, state.agent.memory.weights, directory / "cost_to_go.png")
+    return make_report(env, act, config)(state, directory)
+
+  return Experiment(init, step, make_evaluate(env, act, config), report)
+
+
+def main(config: Config) -> int:
+  return train(
+    "rl.linear_sarsa", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
+    examples_per_step=config.steps_per_update, unit="env_steps",
+  )  # fmt: skip
+
+
+if __name__ == "__main__":
+  run(main, Config)

@@ -1,0 +1,76 @@
+"""Value iteration and policy iteration: the exact optimum of FrozenLake, CliffWalking, Taxi or a maze.
+
+  python -m experiments.rl.value_iteration --env=FrozenLake-v1
+
+Closed form, in seconds: prints the figures, writes values.png and result.json. Sutton & Barto, chapter 4.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mlnotes.flags import BaseConfig, field, require, run
+from mlnotes.loop import enable_compilation_cache
+from mlnotes.record import Record
+from mlnotes.rl import dynamic_programming as dp
+from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
+from mlnotes.rl.table import Table, read_table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  workdir: str = field("", "directory of the picture and the numbers; empty: runs/rl.value_iteration-<env>", free=True)
+  env: str = field("FrozenLake-v1", "FrozenLake-v1, FrozenLake8x8-v1, CliffWalking-v1, Taxi-v4 or DynaMaze")
+  discount: float = field(0.99, "gamma, in (0, 1); policy iteration needs it below 1")
+  threshold: float = field(1e-6, "iteration stops where no value changes by more than this, > 0")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(0 < self.discount < 1, "discount", self.discount, "a number in (0, 1)")
+    require(self.threshold > 0, "threshold", self.threshold, "a number above 0")
+
+
+def solve(table: Table, config: Config) -> tuple[np.ndarray, dict[str, float]]:
+  """(optimal action values, figures)."""
+  dynamics, discount = table.dynamics, config.discount
+  by_values = jax.jit(dp.value_iteration)(dynamics, discount, config.threshold)
+  by_policies = jax.jit(dp.policy_iteration)(dynamics, discount)
+  q = dp.compute_action_values(dynamics, by_values.values, discount)
+  policy = dp.greedy_policy(q)
+  limited = dp.evaluate_horizon(dynamics, policy, 1.0, table.time_limit or LONGEST_EPISODE)
+  figures = {
+    "start_value": dp.start_value(dynamics, by_values.values),
+    "start_value_policy_iteration": dp.start_value(dynamics, by_policies.values),
+    "start_value_of_greedy_policy": dp.start_value(dynamics, dp.evaluate_policy(dynamics, policy, discount)),
+    "episode_return": dp.start_value(dynamics, limited),
+    "value_iteration_sweeps": by_values.iterations,
+    "policy_iterations": by_policies.iterations,
+  }
+  return np.asarray(q), {name: float(value) for name, value in figures.items()}
+
+
+def main(config: Config) -> int:
+  from mlnotes.rl.gridworld_report import write_action_values
+
+  table = read_table(config.env)
+  directory = Path(config.workdir or f"runs/rl.value_iteration-{config.env}").expanduser()
+  record = Record(directory, "rl.value_iteration", config, tensorboard=False)
+  enable_compilation_cache()
+  started = time.perf_counter()
+  q, figures = solve(table, config)
+  timing = {"wall_seconds": time.perf_counter() - started}
+  write_action_values(table, {"optimum": q}, directory / "values.png")
+  metrics = {name: {"mean": value, "std": 0.0, "seeds": [value]} for name, value in figures.items()}
+  device = jax.devices()[0].device_kind
+  record.write_result(finished=True, steps=1, metrics=metrics, timing=timing, device=device)
+  for name, value in figures.items():
+    print(f"{name:>32} {value:.6g}")
+  print(f"finished: {record.result_path}")
+  return 0
+
+
+if __name__ == "__main__":
+  run(main, Config)

@@ -1,0 +1,1 @@
+"""Reinforcement learning: from tables to continuous control (notes: 强化学习)."""

@@ -1,0 +1,227 @@
+"""Environments as pure functions, and the step that starts the next episode by itself.
+
+    env = make_env("CartPole-v1")
+    state, observation = env.reset(key)
+    state, timestep = env.step(key, state, action)
+
+Two flags must never be confused: an episode *terminates* in a state that has no future (`discount` 0), and it is
+*truncated* where a time limit cuts it off (`last` is true while `discount` stays 1, so that the value of
+`next_observation` still counts). Everything here works on one environment; `jax.vmap` makes it many.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mlnotes.errors import InputError
+
+# A pytree of arrays that only the environment reads.
+EnvState: TypeAlias = Any
+
+
+class TimeStep(NamedTuple):
+  """What one action led to.
+
+  Attributes:
+    observation: what to act on next. After `step_with_reset`, the first of the next episode where `last`.
+    reward: of this action.
+    discount: 0 where the episode terminated, otherwise 1, also where a time limit truncated it.
+    last: whether the episode ended, by either.
+    next_observation: what the action led to, before any reset: values are bootstrapped from this one.
+  """
+
+  observation: Any
+  reward: Float[Array, "*B"]
+  discount: Float[Array, "*B"]
+  last: Bool[Array, "*B"]
+  next_observation: Any
+
+
+class Discrete(NamedTuple):
+  """Actions 0 .. n - 1, or observations that number the states."""
+
+  n: int
+
+
+class Box(NamedTuple):
+  """Vectors between `low` and `high` (floats, the same for every component); unbounded observations have +-inf."""
+
+  shape: tuple[int, ...]
+  low: float
+  high: float
+
+
+class Environment(NamedTuple):
+  """One environment as two pure functions.
+
+  Attributes:
+    name: as in Gymnasium or gymnax.
+    reset: key -> (state, observation).
+    step: (key, state, action) -> (state, TimeStep), without reset: `observation` is `next_observation`.
+    observations: Discrete (int32 scalars) or Box (float32).
+    actions: Discrete (int32 scalars) or Box (float32).
+    time_limit: steps after which an episode is truncated; 0: none.
+  """
+
+  name: str
+  reset: Callable[[Key[Array, ""]], tuple[EnvState, Any]]
+  step: Callable[[Key[Array, ""], EnvState, Any], tuple[EnvState, TimeStep]]
+  observations: Discrete | Box
+  actions: Discrete | Box
+  time_limit: int
+
+
+def step_with_reset(
+  env: Environment, key: Key[Array, ""], state: EnvState, action: Any, fresh: tuple[EnvState, Any]
+) -> tuple[EnvState, TimeStep]:
+  """One step, and where it ends the episode, on to the first state of the next.
+
+  `fresh` is what `env.reset` gave: a loop over many steps draws all of them before it starts.
+  """
+  state, timestep = env.step(key, state, action)
+  choose = lambda new, old: jnp.where(timestep.last, new, old)
+  state, observation = jax.tree.map(choose, fresh, (state, timestep.next_observation))
+  return state, timestep._replace(observation=observation)
+
+
+def _space(space: Any) -> Discrete | Box:
+  from gymnax.environments import spaces
+
+  if isinstance(space, spaces.Discrete):
+    return Discrete(int(space.n))
+  bounded = lambda bound, pick: float(pick(jnp.asarray(bound)))
+  low, high = bounded(space.low, jnp.min), bounded(space.high, jnp.max)
+  return Box(tuple(space.shape), low, high)
+
+
+def make_gymnax_env(name: str, **params: Any) -> Environment:
+  """An environment of gymnax, with `params` in place of its own parameters (`max_steps_in_episode=5000`).
+
+  The time limit truncates as in Gymnasium: after the step with that number. Raises InputError for an unknown name.
+  """
+  import gymnax
+
+  try:
+    env, defaults = gymnax.make(name)
+  except ValueError:
+    known = ", ".join((*TABLE_ENVS, *gymnax.registered_envs))
+    raise InputError(f"--env={name} is not an environment: expected one of {known}.") from None
+  settings = defaults.replace(**params)
+  observations, actions = _space(env.observation_space(settings)), _space(env.action_space(settings))
+  # gymnax counts in Python numbers after a reset and in arrays after a step: one (strong) type for both.
+  settle = lambda state: jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
+
+  def reset(key):
+    observation, state = env.reset_env(key, settings)
+    return settle(state), jnp.asarray(observation, jnp.float32)
+
+  def step(key, state, action):
+    observation, new, reward, terminated, _ = env.step_env(key, state, action, settings)
+    new = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype).reshape(like.shape), new, state)
+    terminated = jnp.asarray(terminated, bool)
+    truncated = jnp.asarray(env.is_truncated(new, settings), bool)
+    observation = jnp.asarray(observation, jnp.float32)
+    reward = jnp.asarray(reward, jnp.float32).reshape(())
+    discount = 1.0 - terminated.astype(jnp.float32)
+    return new, TimeStep(observation, reward, discount, terminated | truncated, observation)
+
+  return Environment(name, reset, step, observations, actions, int(settings.max_steps_in_episode))
+
+
+# Names of Gymnasium whose whole dynamics is a table; see `mlnotes.rl.table`.
+TABLE_ENVS = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
+
+
+def make_env(name: str) -> Environment:
+  """The environment of that name: a table of Gymnasium's or one of gymnax. Raises InputError for an unknown name."""
+  if name in TABLE_ENVS:
+    from mlnotes.rl.table import make_table_env, read_table
+
+    return make_table_env(read_table(name))
+  return make_gymnax_env(name)
+
+
+class Actors(NamedTuple):
+  """Environments in progress, (N,) each, and what their current episodes have earned so far."""
+
+  state: EnvState
+  observation: Any
+  episode_return: Float[Array, " N"]
+  episode_length: Int[Array, " N"]
+
+
+def init_actors(env: Environment, key: Key[Array, ""], num_envs: int) -> Actors:
+  state, observation = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+  # Two buffers: the state is donated, and an observation may be the state itself.
+  observation = jax.tree.map(jnp.copy, observation)
+  return Actors(state, observation, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
+
+
+class Trajectory(NamedTuple):
+  """Transitions with time first: (T, N, ...).
+
+  `episode_return` and `episode_length` are those of the episode that ended with this step; read them where `last`.
+  """
+
+  observation: Any
+  action: Any
+  reward: Float[Array, "T N"]
+  discount: Float[Array, "T N"]
+  last: Bool[Array, "T N"]
+  next_observation: Any
+  episode_return: Float[Array, "T N"]
+  episode_length: Int[Array, "T N"]
+
+
+def rollout(
+  env: Environment,
+  act: Callable[[Any, Any], Any],
+  noise: Any,
+  key: Key[Array, ""],
+  actors: Actors,
+) -> tuple[Actors, Trajectory]:
+  """Acts in N environments for T steps; episodes follow one another.
+
+  All random numbers are drawn before the loop, in one call each, which on small environments is most of the speed.
+
+  Args:
+    act: (noise of one step, observations (N, ...)) -> actions (N, ...).
+    noise: a pytree with leading axes (T, N): what `act` uses to explore.
+  """
+  num_steps, num_envs = jax.tree.leaves(noise)[0].shape[:2]
+  step_key, reset_key = jax.random.split(key)
+  step_keys = jax.random.split(step_key, (num_steps, num_envs))
+  fresh = jax.vmap(jax.vmap(env.reset))(jax.random.split(reset_key, (num_steps, num_envs)))
+  advance = jax.vmap(step_with_reset, in_axes=(None, 0, 0, 0, 0))
+
+  def one(actors, inputs):
+    noise, keys, fresh = inputs
+    action = act(noise, actors.observation)
+    state, timestep = advance(env, keys, actors.state, action, fresh)
+    returned = actors.episode_return + timestep.reward
+    length = actors.episode_length + 1
+    transition = Trajectory(
+      observation=actors.observation,
+      action=action,
+      reward=timestep.reward,
+      discount=timestep.discount,
+      last=timestep.last,
+      next_observation=timestep.next_observation,
+      episode_return=returned,
+      episode_length=length,
+    )
+    goes_on = 1 - timestep.last
+    return Actors(state, timestep.observation, returned * goes_on, length * goes_on), transition
+
+  return jax.lax.scan(one, actors, (noise, step_keys, fresh))
+
+
+def clip_actions(env: Environment) -> Environment:
+  """The environment with continuous actions cut to their bounds before they are taken; others as they are."""
+  if isinstance(env.actions, Discrete):
+    return env
+  clip = lambda action: jnp.clip(action, env.actions.low, env.actions.high)
+  return env._replace(step=lambda key, state, action: env.step(key, state, clip(action)))

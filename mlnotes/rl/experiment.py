@@ -1,0 +1,153 @@
+"""What every experiment of this chapter shares: its flags, evaluation on the device, the report.
+
+env = make_env(config.env)
+act = lambda state, observation: ...          # the greedy action of one environment
+return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from mlnotes.errors import InputError
+from mlnotes.experiment import Mean, State, stream_key
+from mlnotes.flags import field, require
+from mlnotes.loop import LoopConfig
+from mlnotes.rl.env import Box, Discrete, Environment, Trajectory
+from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RLConfig(LoopConfig):
+  """The flags of every experiment that learns by acting.
+
+  `TUNED` holds, per environment, the settings that take the place of the defaults where they are not given.
+  """
+
+  TUNED: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+  env: str = field("CartPole-v1", "environment: a name of gymnax, or a table of Gymnasium's such as FrozenLake-v1")
+  discount: float = field(0.99, "gamma, in [0, 1]")
+  eval_episodes: int = field(20, "episodes of the greedy policy per evaluation on the device", free=True)
+  gym_episodes: int = field(
+    20, "episodes of the final greedy policy in the real Gymnasium environment, where there is one; 0: none", free=True
+  )
+  gif: bool = field(True, "draw an animation of the final policy", free=True)
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(0 <= self.discount <= 1, "discount", self.discount, "a number in [0, 1]")
+    require(self.eval_episodes >= 1, "eval_episodes", self.eval_episodes, "1 or more")
+    require(self.gym_episodes >= 0, "gym_episodes", self.gym_episodes, "0 or more")
+
+  @classmethod
+  def tuned(cls, **given: Any) -> "RLConfig":
+    """The config with what was given, and the environment's own settings for the rest."""
+    env = given.get("env", cls.__dataclass_fields__["env"].default)
+    return cls(**{**cls.TUNED.get(env, {}), **given})
+
+
+def require_discrete(env: Environment) -> int:
+  """The number of actions. Raises InputError where actions are not discrete."""
+  if not isinstance(env.actions, Discrete):
+    raise InputError(f"--env={env.name} has continuous actions: this method expects discrete ones.")
+  return env.actions.n
+
+
+def require_box(env: Environment) -> Box:
+  """The space of actions. Raises InputError where they are not continuous and bounded."""
+  if not isinstance(env.actions, Box):
+    raise InputError(f"--env={env.name} has discrete actions: this method expects continuous ones.")
+  return env.actions
+
+
+def observation_vector(env: Environment, observation: Any) -> Float[Array, "*B D"]:
+  """Observations as vectors: numbered states one-hot, pictures flattened. Leading axes stay."""
+  if isinstance(env.observations, Discrete):
+    return jax.nn.one_hot(observation, env.observations.n)
+  batch = observation.shape[: observation.ndim - len(env.observations.shape)]
+  return observation.reshape(*batch, -1)
+
+
+def observation_size(env: Environment) -> int:
+  """The length of `observation_vector`."""
+  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), jax.random.key(0))
+  return spec.shape[-1]
+
+
+def finished_episodes(trajectory: Trajectory) -> dict[str, Mean]:
+  """Training metrics: return and length of the episodes that ended within the trajectory."""
+  ended = trajectory.last.astype(jnp.float32)
+  count = jnp.sum(ended)
+  mean = lambda values: Mean(jnp.sum(values * ended), count)
+  return {"episode_return": mean(trajectory.episode_return), "episode_length": mean(trajectory.episode_length)}
+
+
+def run_episodes(
+  env: Environment,
+  act: Callable[[Any], Any],
+  key: Key[Array, ""],
+  num_episodes: int,
+) -> tuple[Float[Array, " E"], Int[Array, " E"]]:
+  """(return, length) of one episode in each of `num_episodes` environments, with the policy `act(observation)`."""
+  reset_key, step_key = jax.random.split(key)
+  state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+  longest = env.time_limit or LONGEST_EPISODE
+
+  def running(carry):
+    return (carry[0] < longest) & jnp.any(carry[3])
+
+  def one(carry):
+    t, state, observation, alive, returned, length = carry
+    keys = jax.random.split(jax.random.fold_in(step_key, t), num_episodes)
+    state, timestep = jax.vmap(env.step)(keys, state, jax.vmap(act)(observation))
+    returned = returned + jnp.where(alive, timestep.reward, 0)
+    return t + 1, state, timestep.observation, alive & ~timestep.last, returned, length + alive
+
+  zero = jnp.zeros(num_episodes)
+  alive = jnp.ones(num_episodes, bool)
+  start = (jnp.zeros([], jnp.int32), state, observation, alive, zero, zero.astype(jnp.int32))
+  carry = jax.lax.while_loop(running, one, start)
+  return carry[4], carry[5]
+
+
+def make_evaluate(env: Environment, act: Callable[[State, Any], Any], config: RLConfig):
+  """The contract's `evaluate`: the greedy policy in `--eval_episodes` episodes on the device, always the same ones."""
+
+  def evaluate(state: State, batch) -> dict[str, Mean]:
+    key = stream_key(state.key, "evaluate")
+    returns, lengths = run_episodes(env, lambda observation: act(state, observation), key, config.eval_episodes)
+    count = jnp.float32(config.eval_episodes)
+    return {"episode_return": Mean(jnp.sum(returns), count), "episode_length": Mean(jnp.sum(lengths), count)}
+
+  return evaluate
+
+
+def make_report(env: Environment, act: Callable[[State, Any], Any], config: RLConfig):
+  """The contract's `report`: returns in the real Gymnasium environment, and `policy.gif`.
+
+  The figures are `gymnasium_return`, the mean over `--gym_episodes` episodes, and `gymnasium_solved`, 1 where that
+  mean reaches the threshold that Gymnasium registers for the environment and 0 where it does not.
+  """
+
+  def report(state: State, directory: Path) -> dict[str, float]:
+    from mlnotes.rl import gymnasium_bridge as bridge
+
+    policy = jax.jit(jax.vmap(lambda observation: act(state, observation)))
+    figures = {}
+    if config.gym_episodes and bridge.has_gymnasium(env.name):
+      returns = bridge.run_gymnasium_episodes(env.name, policy, config.gym_episodes)
+      figures["gymnasium_return"] = float(returns.mean())
+      threshold = bridge.solved_at(env.name)
+      if threshold is not None:
+        figures["gymnasium_solved"] = float(returns.mean() >= threshold)
+    if config.gif:
+      bridge.animate_policy(env, policy, directory / "policy.gif")
+    return figures
+
+  return report

@@ -1,0 +1,155 @@
+"""From the device to the real Gymnasium environment: returns of a trained policy there, and an animation of it.
+
+A policy is a function from a batch of observations (E, ...) to a batch of actions, jitted by the caller. Gymnasium and
+Pillow are imported when they are used.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlnotes.rl.env import Box, Environment
+
+# Where an environment has no time limit of its own, an episode is stopped here.
+LONGEST_EPISODE = 1000
+_FRAMES = 200
+_WIDTH = 320
+# Channels of a picture observation, as in MinAtar: one colour each.
+_COLOURS = "000000 56b4e9 e69f00 009e73 f0e442 d55e00 cc79a7 0072b2 a0a0a0 ffffff 783c14"
+_PALETTE = np.frombuffer(bytes.fromhex(_COLOURS), np.uint8).reshape(-1, 3)
+
+
+def make_gymnasium_env(name: str, **settings: Any) -> Any:
+  """`gymnasium.make` without its notices, and without a display or a sound card."""
+  os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+  os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+  os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+  import gymnasium
+
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    return gymnasium.make(name, **settings)
+
+
+def has_gymnasium(name: str) -> bool:
+  """Whether Gymnasium registers an environment of that name."""
+  import gymnasium
+
+  return name in gymnasium.registry
+
+
+def solved_at(name: str) -> float | None:
+  """The mean return at which Gymnasium calls the environment solved, where it says so."""
+  import gymnasium
+
+  return gymnasium.registry[name].reward_threshold
+
+
+def run_gymnasium_episodes(
+  name: str, policy: Callable[[Any], Any], num_episodes: int, seed: int = 0, longest: int = LONGEST_EPISODE
+) -> np.ndarray:
+  """The return of each of `num_episodes` episodes in Gymnasium, seeded `seed`, `seed + 1`, ...
+
+  All episodes advance together, so that the policy is called once per step on a batch of constant size.
+  """
+  envs = [make_gymnasium_env(name) for _ in range(num_episodes)]
+  observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
+  alive, returns = np.ones(num_episodes, bool), np.zeros(num_episodes)
+  for _ in range(envs[0].spec.max_episode_steps or longest):
+    actions = np.asarray(policy(_as_input(observations)))
+    for i in np.flatnonzero(alive):
+      observations[i], reward, terminated, truncated, _ = envs[i].step(_as_action(actions[i]))
+      returns[i] += float(reward)
+      alive[i] = not (terminated or truncated)
+    if not alive.any():
+      break
+  for env in envs:
+    env.close()
+  return returns
+
+
+def _as_input(observations: np.ndarray) -> np.ndarray:
+  discrete = np.issubdtype(observations.dtype, np.integer) and observations.ndim == 1
+  return observations.astype(np.int32 if discrete else np.float32)
+
+
+def _as_action(action: np.ndarray) -> Any:
+  return int(action) if action.ndim == 0 else action
+
+
+def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, seed: int = 0) -> bool:
+  """Writes a GIF of one episode: Gymnasium's own drawing, or the observation where that is a picture.
+
+  Returns False, and writes nothing, where the environment can be drawn neither way.
+  """
+  if has_gymnasium(env.name):
+    frames, per_second = _gymnasium_frames(env.name, policy, seed)
+  elif isinstance(env.observations, Box) and len(env.observations.shape) == 3:
+    frames, per_second = _observation_frames(env, policy, seed), 10
+  else:
+    return False
+  write_gif(frames, per_second, path)
+  return True
+
+
+def write_gif(frames: list[np.ndarray], per_second: float, path: Path) -> None:
+  """Writes pictures (H, W, 3) of uint8 as an animation; of more than 200, evenly chosen ones."""
+  from PIL import Image
+
+  stride = max(1, -(-len(frames) // _FRAMES))
+  chosen = frames[::stride]
+  if (len(frames) - 1) % stride:
+    chosen.append(frames[-1])
+  images = [Image.fromarray(frame) for frame in chosen]
+  scale = _WIDTH / images[0].width
+  if scale < 1:
+    size = (_WIDTH, round(images[0].height * scale))
+    images = [image.resize(size, Image.Resampling.BILINEAR) for image in images]
+  images = [image.quantize(64) for image in images]
+  # Browsers draw no faster than 50 frames a second.
+  duration = [max(20, round(1000 / per_second))] * (len(images) - 1) + [1000]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+
+
+def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], float]:
+  env = make_gymnasium_env(name, render_mode="rgb_array")
+  observation, _ = env.reset(seed=seed)
+  frames = [env.render()]
+  for _ in range(env.spec.max_episode_steps or _FRAMES):
+    action = np.asarray(policy(_as_input(np.asarray(observation)[None])))[0]
+    observation, _, terminated, truncated, _ = env.step(_as_action(action))
+    frames.append(env.render())
+    if terminated or truncated:
+      break
+  per_second = env.metadata.get("render_fps", 10)
+  env.close()
+  return frames, per_second
+
+
+def _observation_frames(env: Environment, policy, seed: int) -> list[np.ndarray]:
+  reset_key, step_key = jax.random.split(jax.random.key(seed))
+  state, observation = jax.jit(env.reset)(reset_key)
+  step = jax.jit(lambda t, state, action: env.step(jax.random.fold_in(step_key, t), state, action))
+  frames = [_draw_channels(observation)]
+  for t in range(min(env.time_limit or LONGEST_EPISODE, LONGEST_EPISODE)):
+    action = policy(np.asarray(observation)[None])[0]
+    state, timestep = step(t, state, action)
+    observation = timestep.observation
+    frames.append(_draw_channels(observation))
+    if timestep.last:
+      break
+  return frames
+
+
+def _draw_channels(observation: Any, cell: int = 24) -> np.ndarray:
+  """A picture with one colour per channel, the last that is set on top."""
+  seen = np.asarray(observation) > 0
+  top = np.where(seen.any(-1), seen.shape[-1] - np.argmax(seen[..., ::-1], axis=-1), 0)
+  picture = _PALETTE[top % len(_PALETTE)]
+  return picture.repeat(cell, axis=0).repeat(cell, axis=1)

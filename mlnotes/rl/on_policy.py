@@ -1,0 +1,208 @@
+"""What A2C, TRPO and PPO share: act for a while with the current policy, estimate advantages, learn, forget.
+
+def learn(networks, optimizer, state, batch, key) -> (params, opt_state, metrics)
+experiment = make_on_policy_experiment(config, learn, gradient_steps)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from mlnotes.experiment import Experiment, stream_key
+from mlnotes.flags import field, require
+from mlnotes.optim import OptimConfig, make_optimizer
+from mlnotes.rl.actor_critic import ActorCritic, make_actor_critic, make_greedy
+from mlnotes.rl.env import Actors, Trajectory, clip_actions, init_actors, make_env, rollout
+from mlnotes.rl.experiment import RLConfig, finished_episodes, make_evaluate, make_report
+from mlnotes.rl.normalize import Moments, discounted_sums, init_moments, normalize, update_moments
+from mlnotes.rl.returns import compute_gae
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig(OptimConfig, RLConfig):
+  """The flags of methods that learn from what the current policy just did."""
+
+  num_envs: int = field(8, "environments that act side by side, per seed")
+  rollout_length: int = field(128, "steps of each environment between two updates")
+  gae_lambda: float = field(0.95, "lambda of the advantage estimate, in [0, 1]: 0 one step, 1 the whole return")
+  hidden: tuple[int, ...] = field((64, 64), "widths of the hidden layers of policy and value function")
+  activation: Literal["tanh", "relu"] = field("tanh", "between the layers")
+  initial_std: float = field(1.0, "standard deviation of a Gaussian policy at the start, > 0")
+  entropy_weight: float = field(0.0, "weight of the policy's entropy in the loss")
+  value_weight: float = field(0.5, "weight of the value loss beside the policy's")
+  normalize_observations: bool = field(False, "by their running mean and standard deviation")
+  normalize_rewards: bool = field(False, "by the running standard deviation of their discounted sums")
+  normalize_advantages: bool = field(True, "to mean 0 and standard deviation 1 within the batch of each loss")
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("num_envs", "rollout_length"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "a number in [0, 1]")
+    require(min(self.hidden, default=0) >= 1, "hidden", self.hidden, "one or more widths of 1 or more")
+    require(self.initial_std > 0, "initial_std", self.initial_std, "a number above 0")
+
+  @property
+  def env_steps_per_update(self) -> int:
+    return self.num_envs * self.rollout_length
+
+
+class RewardScale(NamedTuple):
+  """Moments of the discounted sums of rewards, and the sums in progress (N,)."""
+
+  moments: Moments
+  running: Float[Array, " N"]
+
+
+class OnPolicyState(NamedTuple):
+  """`observation_moments` and `reward_scale` are () where nothing is normalised."""
+
+  step: Int[Array, ""]
+  key: Key[Array, ""]
+  params: chex.ArrayTree
+  opt_state: optax.OptState
+  actors: Actors
+  observation_moments: Moments | tuple[()]
+  reward_scale: RewardScale | tuple[()]
+  hparams: dict[str, Float[Array, ""]]
+
+
+class OnPolicyBatch(NamedTuple):
+  """A trajectory (T, N) with what the value function makes of it. Observations are normalised where that is asked for.
+
+  `advantage` is the generalised advantage estimate, `target` = advantage + value what the value function should say.
+  """
+
+  observation: Float[Array, "T N ..."]
+  action: Any
+  value: Float[Array, "T N"]
+  advantage: Float[Array, "T N"]
+  target: Float[Array, "T N"]
+
+
+# (networks, optimizer, state, batch, key) -> (params, opt_state, metrics)
+Learn = Callable[
+  [ActorCritic, optax.GradientTransformation, OnPolicyState, OnPolicyBatch, Any], tuple[Any, Any, Mapping]
+]
+
+
+def make_on_policy_batch(
+  networks: ActorCritic,
+  params: Any,
+  trajectory: Trajectory,
+  gamma: Float[Array, ""] | float,
+  gae_lambda: Float[Array, ""] | float,
+) -> OnPolicyBatch:
+  """Values and advantages of a rollout.
+
+  Both values of a step come from one pass over (observation, next_observation): where the time limit cut an episode,
+  the second is the value of the state it was cut in, not of the next episode's first.
+  """
+  both = jnp.stack([trajectory.observation, trajectory.next_observation])
+  value, next_value = networks.value(params, both)
+  estimate = jax.vmap(compute_gae, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)
+  advantage = estimate(trajectory.reward, gamma * trajectory.discount, trajectory.last, value, next_value, gae_lambda)
+  return OnPolicyBatch(trajectory.observation, trajectory.action, value, advantage, advantage + value)
+
+
+def flatten_time(batch: Any) -> Any:
+  """(T, N, ...) to (T * N, ...), for methods that take transitions in any order."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def standardize(x: Float[Array, " B"]) -> Float[Array, " B"]:
+  """To mean 0 and standard deviation 1."""
+  return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
+
+
+def explained_variance(value: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
+  """1 - Var(target - value) / Var(target): 1 for a perfect value function, 0 for a constant one."""
+  return 1 - jnp.var(target - value) / (jnp.var(target) + 1e-8)
+
+
+def make_on_policy_experiment(
+  config: OnPolicyConfig, learn: Learn, hparams: Mapping[str, float], gradient_steps: int = 1
+) -> Experiment:
+  """The experiment around `learn`, which takes `gradient_steps` steps of the optimizer per update.
+
+  `state.hparams` holds `discount`, `gae_lambda`, `entropy_weight`, `value_weight` and the given `hparams`.
+  """
+  env = clip_actions(make_env(config.env))
+  networks = make_actor_critic(env, config.hidden, config.activation, config.initial_std, jnp.dtype(config.precision))
+  optimizer = make_optimizer(config, config.steps, gradient_steps)
+  common = ("discount", "gae_lambda", "entropy_weight", "value_weight")
+  numbers = {**{name: getattr(config, name) for name in common}, **hparams}
+
+  def init(key, batch) -> OnPolicyState:
+    params = networks.init(stream_key(key, "init"))
+    actors = init_actors(env, stream_key(key, "actors"), config.num_envs)
+    shape = actors.observation.shape[1:]
+    return OnPolicyState(
+      step=jnp.zeros([], jnp.int32),
+      key=key,
+      params=params,
+      opt_state=optimizer.init(params),
+      actors=actors,
+      observation_moments=init_moments(shape) if config.normalize_observations else (),
+      reward_scale=RewardScale(init_moments(), jnp.zeros(config.num_envs)) if config.normalize_rewards else (),
+      hparams={name: jnp.float32(value) for name, value in numbers.items()},
+    )
+
+  def step(state: OnPolicyState, batch):
+    shape = (config.rollout_length, config.num_envs)
+    noise = networks.sample_noise(stream_key(state.key, "act", state.step), shape)
+    act = lambda noise, seen: networks.policy(state.params, _normalized(state, seen)).sample(noise)
+    env_key = stream_key(state.key, "env", state.step)
+    actors, trajectory = rollout(env, act, noise, env_key, state.actors)
+    metrics = finished_episodes(trajectory)
+    reward, reward_scale = _scale_rewards(state, trajectory)
+    seen = trajectory._replace(
+      observation=_normalized(state, trajectory.observation),
+      next_observation=_normalized(state, trajectory.next_observation),
+      reward=reward,
+    )
+    gamma, gae_lambda = state.hparams["discount"], state.hparams["gae_lambda"]
+    data = make_on_policy_batch(networks, state.params, seen, gamma, gae_lambda)
+    learn_key = stream_key(state.key, "learn", state.step)
+    params, opt_state, learned = learn(networks, optimizer, state, data, learn_key)
+    moments = state.observation_moments
+    if config.normalize_observations:
+      moments = update_moments(moments, trajectory.observation.reshape(-1, *trajectory.observation.shape[2:]))
+    metrics |= {"explained_variance": explained_variance(data.value, data.target), **learned}
+    state = state._replace(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      actors=actors,
+      observation_moments=moments,
+      reward_scale=reward_scale,
+    )
+    return state, metrics
+
+  act = make_greedy(env, networks, _normalized)
+  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
+
+
+def _normalized(state: OnPolicyState, observation: Any) -> Any:
+  return normalize(state.observation_moments, observation) if state.observation_moments != () else observation
+
+
+def _scale_rewards(state: OnPolicyState, trajectory: Trajectory):
+  """(rewards as the value function will see them, the scale after this rollout).
+
+  The scale is that of the rollouts before this one; the first rollout is divided by its own.
+  """
+  if state.reward_scale == ():
+    return trajectory.reward, ()
+  running, sums = discounted_sums(
+    state.reward_scale.running, trajectory.reward, trajectory.last, state.hparams["discount"]
+  )
+  moments = update_moments(state.reward_scale.moments, sums.reshape(-1))
+  known = jnp.where(state.step == 0, moments.variance, state.reward_scale.moments.variance)
+  return trajectory.reward / jnp.sqrt(known + 1e-8), RewardScale(moments, running)
