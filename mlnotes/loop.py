@@ -30,7 +30,7 @@ from mlnotes.flags import BaseConfig, field, require
 from mlnotes.plot import plot_curves
 from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, window_means
 from mlnotes.progress import Progress
-from mlnotes.record import Record, config_dict, summarize
+from mlnotes.record import Record, config_dict, print_metrics, summarize
 
 # A dispatch runs as many updates as fit into about this many seconds, so that a signal is answered soon.
 SECONDS_PER_DISPATCH = 1.0
@@ -328,7 +328,5 @@ def _finish(run: _Run, experiment: Experiment, examples: int, unit: str, started
   )  # fmt: skip
   seconds = "  ".join(f"{k} {v:.4g}" for k, v in timing.items() if v is not None)
   print(f"{seconds}  peak_memory {peak / 2**20:.0f} MiB", file=sys.stderr)
-  for name, value in metrics.items():
-    spread = f" ± {value['std']:.2g}" if len(value["seeds"]) > 1 else ""
-    print(f"{name:>32} {value['mean']:.4g}{spread}")
+  print_metrics(metrics)
   print(f"finished: {record.result_path}")

@@ -46,6 +46,13 @@ def summarize(values: np.ndarray) -> dict[str, Any]:
   return {"mean": values.mean(), "std": std, "seeds": values}
 
 
+def print_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+  """One line per figure of `summarize`: mean, and the spread where there are several seeds."""
+  for name, value in metrics.items():
+    spread = f" ± {value['std']:.2g}" if len(value["seeds"]) > 1 else ""
+    print(f"{name:>32} {value['mean']:.4g}{spread}")
+
+
 def config_dict(config: Any) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 

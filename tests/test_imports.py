@@ -14,7 +14,10 @@ MODULES = [
   for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
   if not module.name.endswith("__main__")
 ]
-HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "matplotlib", "orbax", "sklearn", "torch", "tensorboardX")
+HEAVY = (
+  *("tensorflow", "tensorflow_datasets", "grain", "matplotlib", "orbax", "sklearn", "torch", "tensorboardX"),
+  *("gymnasium", "gymnax", "pygame", "PIL"),
+)
 
 
 def run_python(code):

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment
 from mlnotes.flags import run
-from mlnotes.loop import train
+from mlnotes.rl.experiment import make_feeds as make_feeds
+from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.on_policy import OnPolicyBatch, OnPolicyConfig, flatten_time, make_on_policy_experiment, standardize
 
 
@@ -39,10 +39,6 @@ class Config(OnPolicyConfig):
   log_every: int = 100
   eval_every: int = 1000
   checkpoint_every: int = 1000
-
-
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
 
 
 def make(config: Config) -> Experiment:
@@ -68,10 +64,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.a2c", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
-    examples_per_step=config.env_steps_per_update, unit="env_steps",
-  )  # fmt: skip
+  return train_agent("rl.a2c", make(config), config)
 
 
 if __name__ == "__main__":

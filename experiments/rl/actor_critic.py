@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.data import Feeds
-from mlnotes.experiment import Experiment, masked_mean, stream_key
+from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
-from mlnotes.loop import train
 from mlnotes.rl.env import Actors, init_actors, make_env, step_with_reset
-from mlnotes.rl.experiment import RLConfig, make_evaluate, make_report, require_discrete
+from mlnotes.rl.experiment import RLConfig, finished_episodes, make_evaluate, make_report, require_discrete, train_agent
+from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.tiles import fourier_features, make_fourier_basis, observation_bounds
 from mlnotes.rl.traces import Features, Parameters, Traces, Transition, compute_logits, init_parameters, update_traces
 
@@ -44,6 +43,10 @@ class Config(RLConfig):
   actor_decay: float = field(0.8, "lambda of the policy's traces, in [0, 1]; 0: one step")
   critic_decay: float = field(0.8, "lambda of the values' traces, in [0, 1]; 0: one step")
 
+  @property
+  def env_steps_per_update(self) -> int:
+    return self.num_envs * self.steps_per_update
+
   def __post_init__(self):
     super().__post_init__()
     for name in ("num_envs", "steps_per_update", "order"):
@@ -61,10 +64,6 @@ class State(NamedTuple):
   traces: Traces
   actors: Actors
   hparams: dict[str, Float[Array, ""]]
-
-
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
 
 
 def make_features(config: Config):
@@ -130,11 +129,9 @@ def make(config: Config) -> Experiment:
     carry = (state.params, state.traces, state.actors, extract(state.actors.observation))
     one = lambda carry, inputs: learn_step(state.hparams, left, carry, inputs)
     (params, traces, actors, _), (last, returned, length, error) = jax.lax.scan(one, carry, inputs)
-    ended = last.ravel().astype(jnp.float32)
     metrics = {
       "squared_td_error": jnp.mean(error**2),
-      "episode_return": masked_mean(returned.ravel(), ended),
-      "episode_length": masked_mean(length.ravel(), ended),
+      **finished_episodes(last, returned, length),
     }
     return state._replace(step=state.step + 1, params=params, traces=traces, actors=actors), metrics
 
@@ -145,10 +142,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.actor_critic", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
-    examples_per_step=config.num_envs * config.steps_per_update, unit="env_steps",
-  )  # fmt: skip
+  return train_agent("rl.actor_critic", make(config), config)
 
 
 if __name__ == "__main__":

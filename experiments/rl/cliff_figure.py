@@ -7,18 +7,16 @@ discount, values that start at 0. Expected SARSA is drawn too.
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from mlnotes.flags import BaseConfig, field, require, run
-from mlnotes.loop import enable_compilation_cache
-from mlnotes.record import Record, summarize
 from mlnotes.rl.table import read_table
 from mlnotes.rl.tabular import RULES, Settings
 from mlnotes.rl.tabular_experiment import learn_episodes
+from mlnotes.study import run_study
 
 METHODS = {"sarsa": "SARSA", "expected_sarsa": "expected SARSA", "q_learning": "Q-learning"}
 
@@ -73,20 +71,12 @@ def draw(rewards: dict[str, np.ndarray], path: Path) -> None:
 
 
 def main(config: Config) -> int:
-  directory = Path(config.workdir).expanduser()
-  record = Record(directory, "rl.cliff_figure", config, tensorboard=False)
-  enable_compilation_cache()
-  started = time.perf_counter()
-  rewards = measure(config)
-  timing = {"wall_seconds": time.perf_counter() - started}
-  metrics = {f"reward_{name}": summarize(values[:, -config.last :].mean(1)) for name, values in rewards.items()}
-  draw(rewards, directory / "cliff.png")
-  device = jax.devices()[0].device_kind
-  record.write_result(finished=True, steps=config.episodes, metrics=metrics, timing=timing, device=device)
-  for name, value in metrics.items():
-    print(f"{name:>32} {value['mean']:.4g} ± {value['std']:.2g}")
-  print(f"finished: {record.result_path}")
-  return 0
+  def study(directory: Path):
+    rewards = measure(config)
+    draw(rewards, directory / "cliff.png")
+    return {f"reward_{name}": values[:, -config.last :].mean(1) for name, values in rewards.items()}
+
+  return run_study("rl.cliff_figure", config, study)
 
 
 if __name__ == "__main__":

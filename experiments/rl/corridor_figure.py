@@ -6,7 +6,6 @@ Writes corridor.png and result.json. All runs of all step sizes are one program.
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
 import jax
@@ -14,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.flags import BaseConfig, field, require, run
-from mlnotes.loop import enable_compilation_cache
-from mlnotes.record import Record
 from mlnotes.rl.corridor import BEST_RIGHT, compute_start_value, init_parameters, make_corridor, run_reinforce
+from mlnotes.study import run_study
 
 # (exponent of alpha_theta, exponent of alpha_w), both of 2; None: no baseline.
 METHODS = ((-12, None), (-13, None), (-14, None), (-9, -6))
@@ -79,24 +77,17 @@ def draw(means: np.ndarray, path: Path) -> None:
 
 
 def main(config: Config) -> int:
-  enable_compilation_cache()
-  directory = Path(config.workdir).expanduser()
-  record = Record(directory, "rl.corridor_figure", config)
-  start = time.perf_counter()
-  rewards = measure(config)
-  seconds = time.perf_counter() - start
-  windows = {"episodes_151_to_200": slice(150, 200), "last_100": slice(-100, None)}
-  metrics = {"best": compute_start_value(BEST_RIGHT)}
-  for (theta, w), values in zip(METHODS, rewards):
-    name = f"theta_2^{theta}" + ("" if w is None else f"_w_2^{w}")
-    for window, part in windows.items():
-      of_runs = values[:, part].mean(1)
-      metrics[f"{name}/{window}"] = {"mean": of_runs.mean(), "std": of_runs.std(ddof=1) if config.runs > 1 else 0.0}
-      print(f"{name:>20} {window:>20} {of_runs.mean():8.2f}")
-  draw(rewards.mean(1), directory / "corridor.png")
-  record.write_result(finished=True, metrics=metrics, timing={"wall_seconds": seconds})
-  print(f"{seconds:.1f} s: {directory / 'corridor.png'}, {record.result_path}")
-  return 0
+  def study(directory: Path):
+    rewards = measure(config)
+    draw(rewards.mean(1), directory / "corridor.png")
+    windows = {"episodes_151_to_200": slice(150, 200), "last_100": slice(-100, None)}
+    figures = {"best": compute_start_value(BEST_RIGHT)}
+    for (theta, w), values in zip(METHODS, rewards):
+      name = f"theta_2^{theta}" + ("" if w is None else f"_w_2^{w}")
+      figures |= {f"{name}/{window}": values[:, part].mean(1) for window, part in windows.items()}
+    return figures
+
+  return run_study("rl.corridor_figure", config, study)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
-from mlnotes.loop import train
 from mlnotes.optim import make_optimizer
 from mlnotes.rl import dqn
 from mlnotes.rl.env import Actors, init_actors, make_env, rollout
@@ -31,7 +29,9 @@ from mlnotes.rl.experiment import (
   observation_size,
   observation_vector,
   require_discrete,
+  train_agent,
 )
+from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.normalize import Moments, init_moments, normalize, update_moments
 from mlnotes.rl.off_policy import OffPolicyConfig, can_learn, learn, update_target
 from mlnotes.rl.replay import Replay, add, as_transitions, init_env_replay, sample_batches
@@ -42,14 +42,13 @@ class Config(OffPolicyConfig):
   """Defaults: CartPole-v1 solved."""
 
   TUNED: ClassVar = {
-    "Acrobot-v1": dict(steps=1600, final_epsilon=0.1, replay_capacity=100_000),
+    "Acrobot-v1": dict(steps=1600, gradient_steps=16, final_epsilon=0.1, replay_capacity=100_000),
     "MountainCar-v0": dict(
-      steps=2000,
+      steps=4000,
       train_every=32,
       gradient_steps=32,
-      learning_rate=2e-3,
-      target_period=50,
-      hidden=(64, 64),
+      target_period=200,
+      final_epsilon=0.05,
       exploration=0.5,
       repeat_exploration=True,
       normalize_observations=True,
@@ -57,11 +56,12 @@ class Config(OffPolicyConfig):
     ),
   }
 
-  steps: int = 2500
+  steps: int = 7500
+  gradient_steps: int = 8
   replay_capacity: int = 200_000
-  log_every: int = 100
-  eval_every: int = 500
-  checkpoint_every: int = 1000
+  log_every: int = 250
+  eval_every: int = 1000
+  checkpoint_every: int = 2000
 
   tau: float = 1.0
   target_period: int = field(100, "gradient steps between two updates of the target network")
@@ -69,7 +69,7 @@ class Config(OffPolicyConfig):
   dueling: bool = field(False, "separate heads for the state's value and the advantages")
   huber_delta: float = field(100.0, "TD error from which the loss is linear, > 0")
   first_epsilon: float = field(1.0, "share of random actions at the start, in [0, 1]")
-  final_epsilon: float = field(0.05, "share of random actions after --exploration, in [0, 1]")
+  final_epsilon: float = field(0.04, "share of random actions after --exploration, in [0, 1]")
   exploration: float = field(0.2, "part of the run over which that share falls, in [0, 1]")
   repeat_exploration: bool = field(False, "hold random actions for a random time (epsilon-z-greedy)")
   normalize_observations: bool = field(False, "by their running mean and standard deviation")
@@ -92,10 +92,6 @@ class State(NamedTuple):
   actors: Actors
   moments: Moments | tuple[()]
   hparams: dict[str, Float[Array, ""]]
-
-
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
 
 
 def make(config: Config) -> Experiment:
@@ -157,17 +153,18 @@ def make(config: Config) -> Experiment:
       gradient_step, learner, inputs, can_learn(replay, config.learning_starts)
     )
     state = State(state.step + 1, state.key, params, target, opt_state, replay, actors, moments, h)
-    return state, {**metrics, **finished_episodes(trajectory), "epsilon": epsilon}
+    return state, {
+      **metrics,
+      **finished_episodes(trajectory.last, trajectory.episode_return, trajectory.episode_length),
+      "epsilon": epsilon,
+    }
 
   act = lambda state, observation: dqn.act_greedily(apply(state.moments, state.params, observation))
   return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.dqn", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
-    examples_per_step=config.env_steps_per_update, unit="env_steps",
-  )  # fmt: skip
+  return train_agent("rl.dqn", make(config), config)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@ Writes dyna_maze.png and result.json. All runs are one program per number of pla
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from mlnotes.flags import BaseConfig, field, require, run
-from mlnotes.loop import enable_compilation_cache
-from mlnotes.record import Record, summarize
 from mlnotes.rl.table import make_dyna_maze
 from mlnotes.rl.tabular import RULES, Settings
 from mlnotes.rl.tabular_experiment import learn_episodes
+from mlnotes.study import run_study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,20 +72,12 @@ def draw(steps: dict[int, np.ndarray], path: Path) -> None:
 
 
 def main(config: Config) -> int:
-  directory = Path(config.workdir).expanduser()
-  record = Record(directory, "rl.dyna_maze_figure", config, tensorboard=False)
-  enable_compilation_cache()
-  started = time.perf_counter()
-  steps = measure(config)
-  timing = {"wall_seconds": time.perf_counter() - started}
-  metrics = {f"steps_per_episode_n{n}": summarize(values[:, 1:].mean(1)) for n, values in steps.items()}
-  draw(steps, directory / "dyna_maze.png")
-  device = jax.devices()[0].device_kind
-  record.write_result(finished=True, steps=config.episodes, metrics=metrics, timing=timing, device=device)
-  for name, value in metrics.items():
-    print(f"{name:>32} {value['mean']:.4g} ± {value['std']:.2g}")
-  print(f"finished: {record.result_path}")
-  return 0
+  def study(directory: Path):
+    steps = measure(config)
+    draw(steps, directory / "dyna_maze.png")
+    return {f"steps_per_episode_n{n}": values[:, 1:].mean(1) for n, values in steps.items()}
+
+  return run_study("rl.dyna_maze_figure", config, study)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ Sutton 1990; Sutton & Barto, section 8.2. The model keeps the last outcome of ea
 import dataclasses
 from typing import ClassVar
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
-from mlnotes.loop import train
+from mlnotes.rl.experiment import make_feeds as make_feeds
+from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.tabular import RULES
 from mlnotes.rl.tabular_experiment import TabularConfig, make_tabular_experiment
 
@@ -45,25 +45,12 @@ class Config(TabularConfig):
     require(self.planning_steps >= 0, "planning_steps", self.planning_steps, "0 or more")
 
 
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
-
-
 def make(config: Config) -> Experiment:
   return make_tabular_experiment(RULES["dyna_q"](config.planning_steps), config)
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.dyna_q",
-    make(config),
-    make_feeds(config),
-    config,
-    best_metric="start_value",
-    best_mode="max",
-    examples_per_step=config.steps_per_update,
-    unit="env_steps",
-  )
+  return train_agent("rl.dyna_q", make(config), config, best_metric="start_value")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.data import Feeds
-from mlnotes.experiment import Experiment, masked_mean, stream_key
+from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
-from mlnotes.loop import train
 from mlnotes.rl.env import make_env
-from mlnotes.rl.experiment import RLConfig, make_evaluate, make_report, require_discrete
+from mlnotes.rl.experiment import RLConfig, finished_episodes, make_evaluate, make_report, require_discrete, train_agent
+from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.linear import Agent, Learner, init_agent, learn, make_n_step_sarsa, make_sarsa_lambda
 from mlnotes.rl.tiles import Tiling, compute_linear_value, make_tiling, observation_bounds, tile_indices
 
@@ -50,6 +49,10 @@ class Config(RLConfig):
   tiles_per_dim: int = field(8, "tiles per dimension in each grid")
   steps_per_update: int = field(1000, "environment steps in one update")
 
+  @property
+  def env_steps_per_update(self) -> int:
+    return self.steps_per_update
+
   def __post_init__(self):
     super().__post_init__()
     for name in ("n", "num_tilings", "tiles_per_dim", "steps_per_update"):
@@ -70,10 +73,6 @@ class State(NamedTuple):
   def params(self) -> Float[Array, "..."]:
     """What must stay finite."""
     return self.agent.memory.weights
-
-
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
 
 
 def make_learner(config: Config, tiling: Tiling, num_actions: int) -> Learner:
@@ -116,11 +115,9 @@ def make(config: Config) -> Experiment:
       step_size=h["learning_rate"] * left / config.num_tilings,
       trace_decay=h["trace_decay"], epsilon=h["epsilon"], discount=h["discount"],
     )  # fmt: skip
-    ended = record.last.astype(jnp.float32)
     metrics = {
       "squared_td_error": jnp.mean(record.td_error**2),
-      "episode_return": masked_mean(record.episode_return, ended),
-      "episode_length": masked_mean(record.episode_length, ended),
+      **finished_episodes(record.last, record.episode_return, record.episode_length),
     }
     return state._replace(step=state.step + 1, agent=agent), metrics
 
@@ -136,10 +133,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.linear_sarsa", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
-    examples_per_step=config.steps_per_update, unit="env_steps",
-  )  # fmt: skip
+  return train_agent("rl.linear_sarsa", make(config), config)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ policy that goes round in circles teaches it next to nothing, and it does not fi
 import dataclasses
 from typing import ClassVar, Literal
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, run
-from mlnotes.loop import train
+from mlnotes.rl.experiment import make_feeds as make_feeds
+from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.tabular import RULES
 from mlnotes.rl.tabular_experiment import TabularConfig, make_tabular_experiment
 
@@ -31,25 +31,12 @@ class Config(TabularConfig):
   visits: Literal["every", "first"] = field("first", "which visits of an episode count")
 
 
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
-
-
 def make(config: Config) -> Experiment:
   return make_tabular_experiment(RULES["monte_carlo"](first_visit=config.visits == "first"), config)
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.monte_carlo",
-    make(config),
-    make_feeds(config),
-    config,
-    best_metric="start_value",
-    best_mode="max",
-    examples_per_step=config.steps_per_update,
-    unit="env_steps",
-  )
+  return train_agent("rl.monte_carlo", make(config), config, best_metric="start_value")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ limit but a large one. The standard Mountain Car task: start in [-0.6, -0.4) at 
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
 import jax
@@ -16,11 +15,10 @@ import numpy as np
 
 from mlnotes.experiment import stream_key
 from mlnotes.flags import BaseConfig, field, require, run
-from mlnotes.loop import enable_compilation_cache
-from mlnotes.record import Record
 from mlnotes.rl.env import make_gymnax_env
 from mlnotes.rl.linear import Learner, init_agent, learn, make_n_step_sarsa, make_sarsa_lambda
 from mlnotes.rl.tiles import Tiling, make_tiling, observation_bounds
+from mlnotes.study import run_study
 
 NAME = "MountainCar-v0"
 CHUNK = 500  # steps per call of the program
@@ -145,36 +143,20 @@ def draw_trace_decays(steps: np.ndarray, path: Path) -> None:
   save_figure(figure, path)
 
 
-def summarize_runs(of_runs: np.ndarray) -> dict[str, float]:
-  """Mean over the runs, and the standard error of that mean."""
-  error = of_runs.std(ddof=1) / np.sqrt(len(of_runs)) if len(of_runs) > 1 else 0.0
-  return {"mean": of_runs.mean(), "standard_error": error}
-
-
 def main(config: Config) -> int:
-  enable_compilation_cache()
-  directory = Path(config.workdir).expanduser()
-  record = Record(directory, "rl.mountain_car_figures", config)
-  start, metrics = time.perf_counter(), {}
-  curves = measure_curves(config)
-  draw_curves(curves, directory / "learning_curves.png")
-  for alpha, of_runs in zip(ALPHAS, curves):
-    name = f"alpha_{alpha}/episodes_401_to_500"
-    metrics[name] = summarize_runs(of_runs[:, 400:].mean(1))
-    print(f"{name}: {metrics[name]['mean']:.1f} steps")
-  curve_seconds = time.perf_counter() - start
-  decays = measure_trace_decays(config)
-  draw_trace_decays(decays, directory / "trace_decay.png")
-  for trace_decay, of_alphas in zip(TRACE_DECAYS, decays):
-    best = int(np.argmin(of_alphas.mean(1)))
-    metrics[f"lambda_{trace_decay:g}/first_50_episodes"] = {
-      "alpha": TRACE_ALPHAS[best],
-      **summarize_runs(of_alphas[best]),
-    }
-  seconds = time.perf_counter() - start
-  record.write_result(finished=True, metrics=metrics, timing={"curve_seconds": curve_seconds, "wall_seconds": seconds})
-  print(f"{seconds:.1f} s: {directory}")
-  return 0
+  def study(directory: Path):
+    curves = measure_curves(config)
+    draw_curves(curves, directory / "learning_curves.png")
+    figures = {f"alpha_{alpha}/episodes_401_to_500": runs[:, 400:].mean(1) for alpha, runs in zip(ALPHAS, curves)}
+    decays = measure_trace_decays(config)
+    draw_trace_decays(decays, directory / "trace_decay.png")
+    for trace_decay, of_alphas in zip(TRACE_DECAYS, decays):
+      best = int(np.argmin(of_alphas.mean(1)))
+      figures[f"lambda_{trace_decay:g}/best_alpha"] = TRACE_ALPHAS[best]
+      figures[f"lambda_{trace_decay:g}/first_50_episodes"] = of_alphas[best]
+    return figures
+
+  return run_study("rl.mountain_car_figures", config, study)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
-from mlnotes.loop import train
-from mlnotes.rl.on_policy import OnPolicyBatch, OnPolicyConfig, flatten_time, make_on_policy_experiment, standardize
+from mlnotes.rl.experiment import make_feeds as make_feeds
+from mlnotes.rl.experiment import train_agent
+from mlnotes.rl.on_policy import (
+  OnPolicyBatch,
+  OnPolicyConfig,
+  flatten_time,
+  make_on_policy_experiment,
+  minibatch_rows,
+  standardize,
+)
 from mlnotes.rl.ppo import approximate_kl, clip_fraction, clipped_surrogate_loss, clipped_value_loss
 
 
@@ -29,8 +36,9 @@ class Config(OnPolicyConfig):
 
   TUNED: ClassVar = {
     "Pendulum-v1": dict(
-      steps=200, num_envs=16, rollout_length=64, discount=0.9, learning_rate=1e-3, epochs=10, minibatches=16,
-      entropy_weight=0.0, clip_value=False, log_every=10, eval_every=50,
+      steps=240, num_envs=16, rollout_length=128, discount=0.95, gae_lambda=0.9, learning_rate=1e-3, epochs=10,
+      minibatches=16, entropy_weight=0.0, clip_value=False, normalize_rewards=True, log_every=10, eval_every=40,
+      checkpoint_every=80,
     ),
     "Acrobot-v1": dict(num_envs=16, rollout_length=32, gae_lambda=0.94, entropy_weight=0.0),
   }  # fmt: skip
@@ -61,10 +69,6 @@ class Config(OnPolicyConfig):
     require(self.clip > 0, "clip", self.clip, "a number above 0")
 
 
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
-
-
 def make(config: Config) -> Experiment:
   def learn(networks, optimizer, state, batch: OnPolicyBatch, key):
     hparams, clip = state.hparams, state.hparams["clip"]
@@ -87,26 +91,22 @@ def make(config: Config) -> Experiment:
       total = metrics["policy_loss"] + hparams["value_weight"] * metrics["value_loss"]
       return total - hparams["entropy_weight"] * metrics["entropy"], metrics
 
-    def gradient_step(carry, rows):
+    def gradient_step(carry, data):
       params, opt_state = carry
-      data = jax.tree.map(lambda x: x[rows], (flat, old_log_prob))
       grads, metrics = jax.grad(loss, has_aux=True)(params, data)
       updates, opt_state = optimizer.update(grads, opt_state, params)
       return (optax.apply_updates(params, updates), opt_state), metrics
 
-    shuffle = lambda key: jax.random.permutation(key, config.env_steps_per_update)
-    rows = jax.vmap(shuffle)(jax.random.split(key, config.epochs)).reshape(config.epochs * config.minibatches, -1)
-    (params, opt_state), metrics = jax.lax.scan(gradient_step, (state.params, state.opt_state), rows)
+    rows = minibatch_rows(key, config.epochs, config.minibatches, config.env_steps_per_update)
+    data = jax.tree.map(lambda x: x[rows], (flat, old_log_prob))
+    (params, opt_state), metrics = jax.lax.scan(gradient_step, (state.params, state.opt_state), data)
     return params, opt_state, jax.tree.map(jnp.mean, metrics)
 
   return make_on_policy_experiment(config, learn, {"clip": config.clip}, config.epochs * config.minibatches)
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.ppo", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
-    examples_per_step=config.env_steps_per_update, unit="env_steps",
-  )  # fmt: skip
+  return train_agent("rl.ppo", make(config), config)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.loop import train
@@ -25,6 +24,7 @@ from mlnotes.optim import OptimConfig, make_optimizer
 from mlnotes.rl.actor_critic import make_actor_critic, make_greedy
 from mlnotes.rl.env import clip_actions, make_env
 from mlnotes.rl.experiment import RLConfig, make_evaluate, make_report
+from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 from mlnotes.rl.policy_gradient import masked_mean, masked_standardize, run_whole_episodes
 from mlnotes.rl.returns import discounted_returns
@@ -68,10 +68,6 @@ class State(NamedTuple):
   opt_state: optax.OptState
   env_steps: Int[Array, ""]
   hparams: dict[str, Float[Array, ""]]
-
-
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
 
 
 def make(config: Config) -> Experiment:

@@ -15,10 +15,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
-from mlnotes.loop import train
 from mlnotes.optim import make_optimizer
 from mlnotes.rl import sac
 from mlnotes.rl.ddpg import Critic, normalize_actions, sample_action_noise, scale_action
@@ -30,7 +28,9 @@ from mlnotes.rl.experiment import (
   observation_size,
   observation_vector,
   require_box,
+  train_agent,
 )
+from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.off_policy import OffPolicyConfig, can_learn, learn, update_target
 from mlnotes.rl.replay import Replay, add, as_transitions, init_env_replay, sample_batches
 
@@ -72,10 +72,6 @@ class State(NamedTuple):
   replay: Replay
   actors: Actors
   hparams: dict[str, Float[Array, ""]]
-
-
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
 
 
 def make(config: Config) -> Experiment:
@@ -145,7 +141,10 @@ def make(config: Config) -> Experiment:
     learner = (state.params, state.target, state.opt_state)
     learner, metrics = learn(gradient_step, learner, inputs, can_learn(replay, config.learning_starts))
     state = State(state.step + 1, state.key, *learner, replay, actors, h)
-    return state, {**metrics, **finished_episodes(trajectory)}
+    return state, {
+      **metrics,
+      **finished_episodes(trajectory.last, trajectory.episode_return, trajectory.episode_length),
+    }
 
   def act(state: State, observation):
     return scale_action(actor(state.params["actor"], observation).mode(), bounds.low, bounds.high)
@@ -154,10 +153,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.sac", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
-    examples_per_step=config.env_steps_per_update, unit="env_steps",
-  )  # fmt: skip
+  return train_agent("rl.sac", make(config), config)
 
 
 if __name__ == "__main__":

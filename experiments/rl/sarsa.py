@@ -9,10 +9,10 @@ Rummery & Niranjan 1994; Sutton & Barto, section 6.4.
 import dataclasses
 from typing import ClassVar
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment
 from mlnotes.flags import run
-from mlnotes.loop import train
+from mlnotes.rl.experiment import make_feeds as make_feeds
+from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.tabular import RULES
 from mlnotes.rl.tabular_experiment import TabularConfig, make_tabular_experiment
 
@@ -38,25 +38,12 @@ class Config(TabularConfig):
   }
 
 
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
-
-
 def make(config: Config) -> Experiment:
   return make_tabular_experiment(RULES["sarsa"](), config)
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.sarsa",
-    make(config),
-    make_feeds(config),
-    config,
-    best_metric="start_value",
-    best_mode="max",
-    examples_per_step=config.steps_per_update,
-    unit="env_steps",
-  )
+  return train_agent("rl.sarsa", make(config), config, best_metric="start_value")
 
 
 if __name__ == "__main__":

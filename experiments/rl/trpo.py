@@ -14,11 +14,18 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
-from mlnotes.loop import train
-from mlnotes.rl.on_policy import OnPolicyBatch, OnPolicyConfig, flatten_time, make_on_policy_experiment, standardize
+from mlnotes.rl.experiment import make_feeds as make_feeds
+from mlnotes.rl.experiment import train_agent
+from mlnotes.rl.on_policy import (
+  OnPolicyBatch,
+  OnPolicyConfig,
+  flatten_time,
+  make_on_policy_experiment,
+  minibatch_rows,
+  standardize,
+)
 from mlnotes.rl.trpo import trust_region_step
 
 
@@ -56,10 +63,6 @@ class Config(OnPolicyConfig):
     shortest = self.env_steps_per_update // self.curvature_stride
     require(shortest >= 1, "curvature_stride", self.curvature_stride, f"at most {self.env_steps_per_update}")
     require(self.max_backtracks >= 0, "max_backtracks", self.max_backtracks, "0 or more")
-
-
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
 
 
 def make(config: Config) -> Experiment:
@@ -113,9 +116,7 @@ def make(config: Config) -> Experiment:
         opt_state,
       ), value
 
-    shuffle = lambda key: jax.random.permutation(key, config.env_steps_per_update)
-    keys = jax.random.split(key, config.value_epochs)
-    rows = jax.vmap(shuffle)(keys).reshape(config.value_epochs * config.minibatches, -1)
+    rows = minibatch_rows(key, config.value_epochs, config.minibatches, config.env_steps_per_update)
     (params, opt_state), losses = jax.lax.scan(gradient_step, (params, opt_state), rows)
     # Decay, where it is asked for, is the value function's too.
     return params["critic"], opt_state, jnp.mean(losses)
@@ -131,10 +132,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.trpo", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
-    examples_per_step=config.env_steps_per_update, unit="env_steps",
-  )  # fmt: skip
+  return train_agent("rl.trpo", make(config), config)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,16 @@ Closed form, in seconds: prints the figures, writes values.png and result.json. 
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from mlnotes.flags import BaseConfig, field, require, run
-from mlnotes.loop import enable_compilation_cache
-from mlnotes.record import Record
 from mlnotes.rl import dynamic_programming as dp
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 from mlnotes.rl.table import Table, read_table
+from mlnotes.study import run_study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,21 +53,13 @@ def solve(table: Table, config: Config) -> tuple[np.ndarray, dict[str, float]]:
 def main(config: Config) -> int:
   from mlnotes.rl.gridworld_report import write_action_values
 
-  table = read_table(config.env)
-  directory = Path(config.workdir or f"runs/rl.value_iteration-{config.env}").expanduser()
-  record = Record(directory, "rl.value_iteration", config, tensorboard=False)
-  enable_compilation_cache()
-  started = time.perf_counter()
-  q, figures = solve(table, config)
-  timing = {"wall_seconds": time.perf_counter() - started}
-  write_action_values(table, {"optimum": q}, directory / "values.png")
-  metrics = {name: {"mean": value, "std": 0.0, "seeds": [value]} for name, value in figures.items()}
-  device = jax.devices()[0].device_kind
-  record.write_result(finished=True, steps=1, metrics=metrics, timing=timing, device=device)
-  for name, value in figures.items():
-    print(f"{name:>32} {value:.6g}")
-  print(f"finished: {record.result_path}")
-  return 0
+  def study(directory: Path):
+    table = read_table(config.env)
+    q, figures = solve(table, config)
+    write_action_values(table, {"optimum": q}, directory / "values.png")
+    return figures
+
+  return run_study("rl.value_iteration", config, study, f"-{config.env}")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ Watkins 1989; Sutton & Barto, section 12.10.
 import dataclasses
 from typing import ClassVar, Literal
 
-from mlnotes.data import Feeds
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
-from mlnotes.loop import train
+from mlnotes.rl.experiment import make_feeds as make_feeds
+from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.tabular import RULES
 from mlnotes.rl.tabular_experiment import TabularConfig, make_tabular_experiment
 
@@ -34,25 +34,12 @@ class Config(TabularConfig):
     require(0 <= self.trace_decay <= 1, "trace_decay", self.trace_decay, "a number in [0, 1]")
 
 
-def make_feeds(config: Config) -> Feeds:
-  return Feeds()
-
-
 def make(config: Config) -> Experiment:
   return make_tabular_experiment(RULES["watkins_q"](replacing=config.traces == "replacing"), config)
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.watkins_q",
-    make(config),
-    make_feeds(config),
-    config,
-    best_metric="start_value",
-    best_mode="max",
-    examples_per_step=config.steps_per_update,
-    unit="env_steps",
-  )
+  return train_agent("rl.watkins_q", make(config), config, best_metric="start_value")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from mlnotes.data import Feeds
 from mlnotes.errors import InputError
-from mlnotes.experiment import Mean, State, stream_key
+from mlnotes.experiment import Experiment, Mean, State, stream_key
 from mlnotes.flags import field, require
-from mlnotes.loop import LoopConfig
-from mlnotes.rl.env import Box, Discrete, Environment, Trajectory
+from mlnotes.loop import LoopConfig, train
+from mlnotes.rl.env import Box, Discrete, Environment
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 
 
@@ -45,11 +46,35 @@ class RLConfig(LoopConfig):
     require(self.eval_episodes >= 1, "eval_episodes", self.eval_episodes, "1 or more")
     require(self.gym_episodes >= 0, "gym_episodes", self.gym_episodes, "0 or more")
 
+  @property
+  def env_steps_per_update(self) -> int:
+    """Steps in all environments of one seed between two updates of the loop."""
+    raise NotImplementedError
+
   @classmethod
   def tuned(cls, **given: Any) -> "RLConfig":
     """The config with what was given, and the environment's own settings for the rest."""
     env = given.get("env", cls.__dataclass_fields__["env"].default)
     return cls(**{**cls.TUNED.get(env, {}), **given})
+
+
+def make_feeds(config: RLConfig) -> Feeds:
+  """Agents make their own data."""
+  return Feeds()
+
+
+def train_agent(name: str, experiment: Experiment, config: RLConfig, best_metric: str = "episode_return") -> int:
+  """`mlnotes.loop.train` with the best checkpoint by the highest `best_metric` and throughput in environment steps."""
+  return train(
+    name,
+    experiment,
+    make_feeds(config),
+    config,
+    best_metric=best_metric,
+    best_mode="max",
+    examples_per_step=config.env_steps_per_update,
+    unit="env_steps",
+  )
 
 
 def require_discrete(env: Environment) -> int:
@@ -80,12 +105,12 @@ def observation_size(env: Environment) -> int:
   return spec.shape[-1]
 
 
-def finished_episodes(trajectory: Trajectory) -> dict[str, Mean]:
-  """Training metrics: return and length of the episodes that ended within the trajectory."""
-  ended = trajectory.last.astype(jnp.float32)
-  count = jnp.sum(ended)
-  mean = lambda values: Mean(jnp.sum(values * ended), count)
-  return {"episode_return": mean(trajectory.episode_return), "episode_length": mean(trajectory.episode_length)}
+def finished_episodes(
+  last: Bool[Array, "*T"], episode_return: Float[Array, "*T"], episode_length: Int[Array, "*T"]
+) -> dict[str, Mean]:
+  """Training metrics: mean return and length of the episodes that ended, read where `last`."""
+  mean = lambda values: Mean(jnp.sum(jnp.where(last, values, 0)), jnp.sum(last))
+  return {"episode_return": mean(episode_return), "episode_length": mean(episode_length)}
 
 
 def run_episodes(

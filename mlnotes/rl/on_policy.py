@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from mlnotes.data.order import permute_index
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require
 from mlnotes.optim import OptimConfig, make_optimizer
@@ -116,6 +117,18 @@ def flatten_time(batch: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
+def minibatch_rows(key: Key[Array, ""], epochs: int, minibatches: int, size: int) -> Int[Array, "M B"]:
+  """Which of `size` rows each gradient step takes, (epochs * minibatches, size / minibatches): all rows every epoch.
+
+  Raises ValueError where `minibatches` does not divide `size`.
+  """
+  if size % minibatches:
+    raise ValueError(f"minibatches={minibatches} does not divide the {size} rows.")
+  # A keyed permutation computed per row: on a CPU a sixth of the time that `jax.random.permutation` takes to sort.
+  shuffle = lambda key: permute_index(jnp.arange(size), size, jax.random.key_data(key))
+  return jax.vmap(shuffle)(jax.random.split(key, epochs)).reshape(epochs * minibatches, -1)
+
+
 def standardize(x: Float[Array, " B"]) -> Float[Array, " B"]:
   """To mean 0 and standard deviation 1."""
   return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
@@ -160,7 +173,7 @@ def make_on_policy_experiment(
     act = lambda noise, seen: networks.policy(state.params, _normalized(state, seen)).sample(noise)
     env_key = stream_key(state.key, "env", state.step)
     actors, trajectory = rollout(env, act, noise, env_key, state.actors)
-    metrics = finished_episodes(trajectory)
+    metrics = finished_episodes(trajectory.last, trajectory.episode_return, trajectory.episode_length)
     reward, reward_scale = _scale_rewards(state, trajectory)
     seen = trajectory._replace(
       observation=_normalized(state, trajectory.observation),

@@ -58,6 +58,10 @@ class TabularConfig(RLConfig):
       require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
     require(self.tolerance >= 0, "tolerance", self.tolerance, "0 or more")
 
+  @property
+  def env_steps_per_update(self) -> int:
+    return self.steps_per_update
+
 
 _HPARAMS = (
   "learning_rate",

@@ -1,0 +1,30 @@
+"""Experiments that are one computation instead of a training run: exact solutions, figures over many runs."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mlnotes.loop import enable_compilation_cache
+from mlnotes.record import Record, print_metrics, summarize
+
+
+def run_study(name: str, config: Any, study: Callable[[Path], Mapping[str, Any]], suffix: str = "") -> int:
+  """Runs `study(directory)`, which writes its pictures there and returns {figure: one value per run, or a number}.
+
+  Leaves config.json and the result card in `config.workdir`, or in runs/<name><suffix> where that is empty; prints the
+  figures and returns the exit code. Raises InputError as `Record` does.
+  """
+  directory = Path(config.workdir or f"runs/{name}{suffix}").expanduser()
+  record = Record(directory, name, config, tensorboard=False)
+  enable_compilation_cache()
+  started = time.perf_counter()
+  metrics = {figure: summarize(values) for figure, values in study(directory).items()}
+  timing = {"wall_seconds": time.perf_counter() - started}
+  device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+  record.write_result(finished=True, metrics=metrics, timing=timing, device=device)
+  print_metrics(metrics)
+  print(f"finished: {record.result_path}")
+  return 0
