@@ -110,13 +110,14 @@ def _due(step: int, period: int, config: LoopConfig) -> bool:
 class _Run:
   """One training run in progress: the program and its state on one side, the work directory on the other."""
 
-  def __init__(self, program: Program, record: Record, checkpoints: Checkpoints, progress: Progress, score):
+  def __init__(self, program: Program, record: Record, checkpoints: Checkpoints, progress: Progress, best_metric, sign):
     self.program = program
     self.record = record
     self.checkpoints = checkpoints
     self.progress = progress
     self.config = record.config
-    self.score = score
+    self.best_metric = best_metric
+    self.sign = sign
     self.saved_step: int | None = None
     self.step_seconds: list[float] = []
     self.evaluation: Mapping[str, np.ndarray] = {}
@@ -154,7 +155,7 @@ class _Run:
     score = None
     if _due(self.step, self.config.eval_every, self.config):
       self.evaluate()
-      score = self.score(self.evaluation)
+      score = self.score()
     if _due(self.step, self.config.checkpoint_every, self.config):
       self.save(score)
 
@@ -177,6 +178,12 @@ class _Run:
         f"{kept} in {self.record.directory}; try a lower --learning_rate or --clip_norm=1."
       )
 
+  def score(self) -> float | None:
+    """The best metric of the last evaluation, mean over the seeds, with the sign that makes lower better."""
+    return (
+      self.sign * float(np.mean(self.evaluation[self.best_metric])) if self.best_metric in self.evaluation else None
+    )
+
   def evaluate(self) -> None:
     self.evaluation = self.program.evaluate(self.state)
     self.record.log(self.step, "eval", self.evaluation)
@@ -187,7 +194,7 @@ class _Run:
     if self.saved_step == self.step:
       return
     params = getattr(self.state, "params", ())
-    if not np.any(all_finite(params, self.program.num_seeds > 1)):
+    if jax.tree.leaves(params) and not np.any(all_finite(params, self.program.num_seeds > 1)):
       self._check_finite({"params": np.array(np.nan)})
     data = self.program.feeds.train.get_state() if self.program.streamed else None
     metadata = {"config": config_dict(self.config), "data": data}
@@ -263,10 +270,9 @@ def _train(record, experiment, feeds, config, best_metric, best_mode, examples_p
     examples_per_step = getattr(config, "batch_size", 1)
   examples = examples_per_step * config.seeds
   sign = 1.0 if best_mode == "min" else -1.0
-  score = lambda means: sign * float(np.mean(means[best_metric])) if best_metric in means else None
   checkpoints = Checkpoints(directory / "checkpoints")
   progress = Progress(config.steps, examples, unit, quiet=not record.writes)
-  run = _Run(program, record, checkpoints, progress, score)
+  run = _Run(program, record, checkpoints, progress, best_metric, sign)
   try:
     with _Signals() as signals:
       progress.say(f"{record.experiment} in {directory} on {_describe(program)}")
@@ -303,8 +309,8 @@ def _finish(run: _Run, experiment: Experiment, examples: int, unit: str, started
   program, record, config = run.program, run.record, run.config
   figures: dict[str, list[float]] = {}
   if record.writes:
-    per_update = examples // config.seeds
-    plot_curves(record.directory, *(("update", 1) if unit == "examples" else (unit.replace("_", " "), per_update)))
+    axis = ("update", 1) if unit == "examples" else (unit.replace("_", " "), examples // config.seeds)
+    plot_curves(record.directory, *axis, first=run.best_metric)
     reported = min(config.seeds, config.report_seeds)
     for i in range(reported):
       directory = record.directory / f"seed_{config.seed + i}" if config.seeds > 1 else record.directory

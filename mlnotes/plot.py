@@ -36,14 +36,14 @@ def show_images(axis: Any, images: np.ndarray, columns: int, *, gap: int = 1) ->
     spine.set_visible(False)
 
 
-def plot_curves(directory: Path, unit: str = "update", per_update: int = 1) -> None:
+def plot_curves(directory: Path, unit: str = "update", per_update: int = 1, first: str = "loss") -> None:
   """Draws `curves.png`: each metric over the updates, training and evaluation together, with spread over seeds.
 
-  The axis counts `unit`s, of which an update has `per_update`.
+  The axis counts `unit`s, of which an update has `per_update`; the metric called `first` is drawn first.
   """
   lines = read_metrics(directory / "metrics.jsonl")
   names = {name for line in lines for name in line if name.startswith(("train/", "eval/")) and name.count("/") == 1}
-  metrics = sorted({name.partition("/")[2] for name in names}, key=lambda metric: (metric != "loss", metric))
+  metrics = sorted({name.partition("/")[2] for name in names}, key=lambda metric: (metric != first, metric))
   if not metrics:
     return
   columns = min(3, len(metrics))

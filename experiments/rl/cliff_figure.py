@@ -49,7 +49,8 @@ def measure(config: Config) -> dict[str, np.ndarray]:
 
   def rewards(name):
     learn = lambda key: learn_episodes(table, RULES[name](), settings, key, config.episodes)[0]
-    return np.asarray(jax.jit(jax.vmap(learn))(keys))
+    # Every method gets the same keys: what differs between the curves is the method.
+    return np.asarray(jax.jit(jax.vmap(learn))(jax.random.clone(keys)))
 
   return {name: rewards(name) for name in METHODS}
 

@@ -49,7 +49,8 @@ def measure(config: Config) -> dict[int, np.ndarray]:
 
   def steps(n):
     learn = lambda key: learn_episodes(table, RULES["dyna_q"](n), settings, key, config.episodes)[1]
-    return np.asarray(jax.jit(jax.vmap(learn))(keys))
+    # Every method gets the same keys: what differs between the curves is the method.
+    return np.asarray(jax.jit(jax.vmap(learn))(jax.random.clone(keys)))
 
   return {n: steps(n) for n in config.planning_steps}
 

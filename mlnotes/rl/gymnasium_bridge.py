@@ -78,8 +78,8 @@ def _as_input(observations: np.ndarray) -> np.ndarray:
   return observations.astype(np.int32 if discrete else np.float32)
 
 
-def _as_action(action: np.ndarray) -> Any:
-  return int(action) if action.ndim == 0 else action
+def _as_action(action: Any) -> Any:
+  return int(action) if np.ndim(action) == 0 else action
 
 
 def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, seed: int = 0) -> bool:
@@ -90,7 +90,7 @@ def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, s
   if has_gymnasium(env.name):
     frames, per_second = _gymnasium_frames(env.name, policy, seed)
   elif isinstance(env.observations, Box) and len(env.observations.shape) == 3:
-    frames, per_second = _observation_frames(env, policy, seed), 10
+    frames, per_second = _observation_frames(env, policy, seed), 10.0
   else:
     return False
   write_gif(frames, per_second, path)
@@ -127,7 +127,7 @@ def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], f
     frames.append(env.render())
     if terminated or truncated:
       break
-  per_second = env.metadata.get("render_fps", 10)
+  per_second = float(env.metadata.get("render_fps", 10))
   env.close()
   return frames, per_second
 
