@@ -58,6 +58,8 @@ class LoopConfig(BaseConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("seed", "eval_every", "checkpoint_every", "devices", "report_seeds"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+    require(self.seeds <= 2**16, "seeds", self.seeds, "at most 65536")
+    require(self.steps < 2**31, "steps", self.steps, "fewer than 2^31")
     require(self.seed + self.seeds <= 2**32, "seed", self.seed, "seeds below 2^32")
 
 
@@ -172,10 +174,11 @@ class _Run:
     if not np.any(finite):
       bad = sorted(name for name, value in means.items() if not np.any(np.isfinite(value)))
       self.checkpoints.wait()
-      kept = f"step {self.saved_step} is saved" if self.saved_step is not None else "no state had been saved yet"
+      where = f"in {self.record.directory}"
+      kept = f"the state of step {self.saved_step} is {where}" if self.saved_step else f"no state is saved {where}"
       raise InputError(
-        f"{', '.join(bad)} is not finite at or before step {self.step}: the run stopped, the last good state of "
-        f"{kept} in {self.record.directory}; try a lower --learning_rate or --clip_norm=1."
+        f"{', '.join(bad)} not finite at or before step {self.step}: the run stopped, {kept}; try a lower "
+        "--learning_rate or --clip_norm=1."
       )
 
   def score(self) -> float | None:
@@ -250,6 +253,14 @@ def train(
     return 0
   try:
     return _train(record, experiment, feeds, config, best_metric, best_mode, examples_per_step, unit)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    record.forget()
+    raise InputError(
+      f"--workdir={directory}: the run does not fit into memory ({str(error).splitlines()[0]}); expected fewer --seeds "
+      "or smaller sizes."
+    ) from error
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
       raise

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -39,7 +40,7 @@ def to_json(value: Any) -> Any:
   return value.item() if isinstance(value, np.generic) else value
 
 
-def summarize(values: np.ndarray) -> dict[str, Any]:
+def summarize(values: Any) -> dict[str, Any]:
   """{"mean", "std", "seeds"} of one value per seed; the spread is the sample standard deviation."""
   values = np.atleast_1d(np.asarray(values, np.float64))
   std = values.std(ddof=1) if values.size > 1 else 0.0
@@ -105,6 +106,16 @@ class Record:
         f"--workdir={self.directory} belongs to a run with other settings: found {', '.join(differ)}; "
         "expected the same flags, or another --workdir."
       )
+
+  def forget(self) -> None:
+    """Gives the directory back where nothing has been learned in it yet, so that other settings can have it."""
+    self.close()
+    checkpoints = self.directory / "checkpoints"
+    if self.writes and not read_metrics(self.metrics_path) and not any(checkpoints.glob("[0-9]*")):
+      for name in ("config.json", "metrics.jsonl"):
+        (self.directory / name).unlink(missing_ok=True)
+      for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(self.directory / name, ignore_errors=True)
 
   # -- metrics -----------------------------------------------------------------------------------------------------
 

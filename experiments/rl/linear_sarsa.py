@@ -55,6 +55,7 @@ class Config(RLConfig):
 
   def __post_init__(self):
     super().__post_init__()
+    require(self.num_tilings <= 1024, "num_tilings", self.num_tilings, "at most 1024")
     for name in ("n", "num_tilings", "tiles_per_dim", "steps_per_update"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("trace_decay", "epsilon"):

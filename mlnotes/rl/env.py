@@ -109,6 +109,8 @@ def make_gymnax_env(name: str, **params: Any) -> Environment:
   except ValueError:
     known = ", ".join((*TABLE_ENVS, *gymnax.registered_envs))
     raise InputError(f"--env={name} is not an environment: expected one of {known}.") from None
+  except OSError as error:  # one that downloads its data
+    raise InputError(f"--env={name} needs data that cannot be loaded ({error}): expected another one.") from error
   settings = defaults.replace(**params)
   observations, actions = _space(env.observation_space(settings)), _space(env.action_space(settings))
   # gymnax counts in Python numbers after a reset and in arrays after a step: one (strong) type for both.

@@ -105,7 +105,7 @@ def _draw_cell(axis: Any, row: int, column: int, letter: str) -> None:
 
 
 def _draw_action(
-  axis: Any, row: int, column: int, action: str, value: float, bounds: tuple[float, float], number: bool = True
+  axis: Any, row: int, column: int, action: str, value: Any, bounds: tuple[float, float], number: bool = True
 ) -> None:
   """An arrow, or the name of an action that is no move, with the value below it."""
   bright = value > bounds[0] + 0.65 * (bounds[1] - bounds[0])

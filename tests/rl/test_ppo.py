@@ -89,7 +89,7 @@ def test_one_gradient_step_reports_no_divergence_and_several_do():
 @pytest.mark.parametrize(("terminates", "expected"), [(True, None), (False, 1 / (1 - 0.9))])
 def test_values_of_a_constant_reward(terminates, expected, monkeypatch):
   """Truncated for ever: 1 / (1 - gamma) everywhere. Terminated after 5: the finite sums. Same episodes, other ends."""
-  env = constant_reward_env(time_limit=5, terminates=terminates)
+  env = constant_reward_env(time_limit=5, terminates=terminates, clock=terminates)
   monkeypatch.setattr(on_policy, "make_env", lambda name: env)
   config = ppo.Config(
     num_envs=4, rollout_length=20, steps=400, discount=0.9, learning_rate=1e-2, clip_value=False, hidden=(32,),
@@ -99,7 +99,7 @@ def test_values_of_a_constant_reward(terminates, expected, monkeypatch):
   state = jax.jit(experiment.init)(jax.random.key(0), ())
   state = jax.jit(lambda state: jax.lax.fori_loop(0, 400, lambda _, s: experiment.step(s, ())[0], state))(state)
   networks = on_policy.make_actor_critic(env, config.hidden)
-  values = networks.value(state.params, jnp.arange(5.0)[:, None])
+  values = networks.value(state.params, jnp.arange(5.0)[:, None] * terminates)
   exact = [expected] * 5 if expected else [sum(0.9**k for k in range(5 - t)) for t in range(5)]
   np.testing.assert_allclose(values, exact, rtol=0.06)
 
