@@ -10,9 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from mlnotes.data import Feeds
+from mlnotes.errors import InputError
+from mlnotes.experiment import Experiment
+from mlnotes.loop import LoopConfig, train
 from mlnotes.record import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -240,6 +245,19 @@ def test_loss_that_is_not_finite_keeps_the_last_good_state(launch, tmp_path):
   assert_one_sentence(done, "not finite", "--learning_rate")
   step, params = final_params(tmp_path)
   assert step < 200 and np.all(np.isfinite(params))
+
+
+def test_a_run_that_does_not_fit_into_memory_gives_its_directory_back(tmp_path):
+  def init(key, batch):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 56000006080 bytes.")
+
+  experiment = Experiment(
+    init, lambda state, batch: (state, {}), lambda state, batch: {}, lambda state, directory: None
+  )
+  config = LoopConfig(workdir=str(tmp_path / "run"), devices=1)
+  with pytest.raises(InputError, match=r"does not fit into memory .*56000006080 bytes.* fewer --seeds"):
+    train("nothing", experiment, Feeds(), config)
+  assert not list((tmp_path / "run").iterdir())
 
 
 def test_corrupt_checkpoint(undisturbed, launch, tmp_path):
