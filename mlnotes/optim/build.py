@@ -15,10 +15,10 @@ class OptimConfig(BaseConfig):
   """The flags of every experiment that trains with an optimizer."""
 
   learning_rate: float = field(1e-3, "peak learning rate, > 0")
-  optimizer: Literal["adam", "adamw", "sgd"] = field("adam", "update rule; sgd uses --momentum")
-  momentum: float = field(0.9, "momentum of sgd, first-moment decay (beta 1) of adam and adamw, in [0, 1)")
+  optimizer: Literal["adam", "adamw", "sgd", "lars"] = field("adam", "update rule; sgd and lars use --momentum")
+  momentum: float = field(0.9, "momentum of sgd and lars, first-moment decay (beta 1) of adam and adamw, in [0, 1)")
   weight_decay: float = field(
-    0.0, "decay of matrices and kernels, >= 0: decoupled for adamw, L2 in the gradient for adam and sgd"
+    0.0, "decay of matrices and kernels, >= 0: decoupled for adamw, L2 in the gradient for adam, sgd and lars"
   )
   adam_eps: float = field(1e-8, "added to the root of the second moment by adam and adamw, > 0")
   clip_norm: float = field(0.0, "clip gradients to this global norm; 0 leaves them")
@@ -67,7 +67,8 @@ def make_optimizer(config: OptimConfig, total_steps: int, per_step: int = 1) -> 
 
   Where one update of the loop takes `per_step` gradient steps, the schedule advances once per update.
 
-  Order: clip, L2 (adam, sgd), the rule, decoupled decay (adamw), schedule, learning rate, Lookahead around it all.
+  Order: clip, L2 (adam, sgd, lars), the rule, decoupled decay (adamw), schedule, learning rate, Lookahead around it
+  all. LARS scales the update of each matrix or kernel to 0.001 of the norm of its weights (You et al. 2017, eq. 6).
   """
   over_updates = make_schedule(config.schedule, total_steps, min(config.warmup_steps, total_steps // 2))
   schedule = lambda count: over_updates(count // per_step)
@@ -75,11 +76,16 @@ def make_optimizer(config: OptimConfig, total_steps: int, per_step: int = 1) -> 
   def chain(learning_rate, weight_decay, momentum):
     decay = [optax.add_decayed_weights(weight_decay, _decays)] if config.weight_decay else []
     coupled = config.optimizer != "adamw"
-    rule = optax.trace(momentum) if config.optimizer == "sgd" else optax.scale_by_adam(b1=momentum, eps=config.adam_eps)
+    trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=1e-3), _decays)
+    rules = {
+      "sgd": [optax.trace(momentum)],
+      "lars": [trust, optax.trace(momentum)],
+      "adam": [optax.scale_by_adam(b1=momentum, eps=config.adam_eps)],
+    }
     return optax.chain(
       *([optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []),
       *(decay if coupled else []),
-      rule,
+      *rules["adam" if config.optimizer == "adamw" else config.optimizer],
       *([] if coupled else decay),
       optax.scale_by_schedule(schedule),
       optax.scale_by_learning_rate(learning_rate),

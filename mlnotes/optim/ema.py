@@ -16,13 +16,17 @@ def ema_decay(step: Int[Array, ""], decay: Float[Array, ""] | float) -> Float[Ar
   return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
+def update_average(average: chex.ArrayTree, params: chex.ArrayTree, decay: Float[Array, ""] | float) -> chex.ArrayTree:
+  """average <- decay average + (1 - decay) params, without warm-up; accumulates in the average's dtype."""
+  # The difference form leaves constant parameters exactly where they are.
+  return jax.tree.map(lambda a, p: (a - (1.0 - decay) * (a - p.astype(a.dtype))).astype(a.dtype), average, params)
+
+
 def update_ema(
   average: chex.ArrayTree, params: chex.ArrayTree, step: Int[Array, ""], decay: Float[Array, ""] | float
 ) -> chex.ArrayTree:
-  """average <- d average + (1 - d) params with d = `ema_decay(step, decay)`; accumulates in the average's dtype.
+  """`update_average` with the decay `ema_decay(step, decay)`.
 
   Average parameters only: buffers such as noise schedules or BatchNorm statistics do not belong here.
   """
-  d = ema_decay(step, decay)
-  # The difference form leaves constant parameters exactly where they are.
-  return jax.tree.map(lambda a, p: (a - (1.0 - d) * (a - p.astype(a.dtype))).astype(a.dtype), average, params)
+  return update_average(average, params, ema_decay(step, decay))

@@ -12,20 +12,29 @@ from mlnotes.optim import OptimConfig, lookahead, make_optimizer, make_schedule,
 
 
 def quadratic(params):
-  return 0.5 * jnp.sum(jnp.array([1.0, 10.0]) * params["w"] ** 2)
+  loss = 0.5 * jnp.sum(jnp.array([1.0, 10.0]) * params["w"] ** 2)
+  return loss + jnp.sum(jnp.array([[3.0], [1.0]]) * params["matrix"] ** 4)
+
+
+def start():
+  return {"w": jnp.array([1.0, -2.0]), "matrix": jnp.array([[0.5], [1.0]])}
 
 
 def train(optimizer, steps=20):
-  params = {"w": jnp.array([1.0, -2.0])}
+  params = start()
   state = optimizer.init(params)
 
   def body(carry, _):
     params, state = carry
     updates, state = optimizer.update(jax.grad(quadratic)(params), state, params)
     params = optax.apply_updates(params, updates)
-    return (params, state), params["w"]
+    return (params, state), jnp.concatenate([params["w"], params["matrix"][:, 0]])
 
   return jax.lax.scan(body, (params, state), length=steps)[1]
+
+
+def _matrix(params):
+  return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +45,10 @@ def train(optimizer, steps=20):
     (
       {"optimizer": "adamw", "clip_norm": 0.5},
       optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, weight_decay=0)),
+    ),
+    (
+      {"optimizer": "lars", "momentum": 0.8, "weight_decay": 0.1},
+      optax.lars(1e-2, 0.1, _matrix, trust_ratio_mask=_matrix, momentum=0.8),
     ),
     (
       {"schedule": "warmup_cosine", "warmup_steps": 5},
@@ -79,12 +92,12 @@ def test_lookahead_agrees_with_optax(steps):
   inner = optax.adam(1e-1)
   mine = train(lookahead(inner, 5, 0.5), steps)
   reference = optax.lookahead(inner, 5, 0.5)
-  params = optax.LookaheadParams.init_synced({"w": jnp.array([1.0, -2.0])})
+  params = optax.LookaheadParams.init_synced(start())
   state = reference.init(params)
   for _ in range(steps):
     updates, state = reference.update(jax.grad(quadratic)(params.fast), state, params)
     params = optax.apply_updates(params, updates)
-  np.testing.assert_allclose(mine[-1], params.fast["w"], rtol=1e-5)
+  np.testing.assert_allclose(mine[-1][:2], params.fast["w"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 10, 10_000])
