@@ -36,14 +36,19 @@ class Experiment(NamedTuple):
             A Mean is for what not every update has, such as the return of the episodes that ended in it.
   evaluate: (State, batch) -> {name: Mean}. Pure; sums and counts over the batch, with `batch["mask"]` (1 real, 0
             padding) where there is a batch. Random numbers come from `batch["index"]`, never from the batch's shape.
+            With `embed`: (State, batch, reference) -> {name: Mean}.
   report:   (State, directory) -> {name: number} or None. Host side: writes pictures and tables for one seed's state;
             the numbers join the evaluation's in the result card.
+  embed:    (State, batch) -> arrays with a leading batch axis; None where examples are judged alone. For what is judged
+            against other examples, such as by nearest neighbours: before each evaluation it runs over the batches of
+            `feeds.reference`, and `evaluate` gets the results joined along that axis as `reference`.
   """
 
   init: Callable[[Key[Array, ""], Batch], State]
   step: Callable[[State, Batch], tuple[State, Metrics]]
-  evaluate: Callable[[State, Batch], Mapping[str, Mean]]
+  evaluate: Callable[..., Mapping[str, Mean]]
   report: Callable[[State, Path], Mapping[str, float] | None]
+  embed: Callable[[State, Batch], Any] | None = None
 
 
 def stream(name: str) -> int:

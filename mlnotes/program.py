@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from mlnotes.data import Feeds, StreamFeed
+from mlnotes.data import EvalBatches, Feeds, StreamFeed
 from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, Mean, State
 from mlnotes.nn.conv import contains_slow_convolution
@@ -79,7 +79,8 @@ class Program:
     self._update = None
     self._evaluate = None
     self._arrays = () if self.streamed else jax.device_put(feeds.train.arrays, self._replicated)
-    self._eval_arrays = jax.device_put(feeds.evaluate.arrays, self._replicated)
+    arrays = (feeds.evaluate.arrays, feeds.reference.arrays if feeds.reference else ())
+    self._eval_arrays = jax.device_put(arrays, self._replicated)
 
     self._check_divisible(by_seed)
 
@@ -208,14 +209,29 @@ class Program:
 
   # -- evaluation --------------------------------------------------------------------------------------------------
 
-  def _evaluate_batches(self, state, arrays):
-    evaluate = self._map(self.experiment.evaluate, in_axes=(0, None))
-    draw = self.feeds.evaluate.draw
+  def _eval_batch(self, batches: EvalBatches, arrays, i):
     batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
+    return jax.lax.with_sharding_constraint(batches.draw(arrays, i), batch_sharding)
+
+  def _embed_reference(self, state, arrays):
+    """What `evaluate` takes after state and batch: nothing, or the embedded reference examples, ([seeds,] N, ...)."""
+    if self.experiment.embed is None:
+      return ()
+    batches = self.feeds.reference
+    embed = self._map(self.experiment.embed, in_axes=(0, None))
+    rows = jax.lax.map(lambda i: embed(state, self._eval_batch(batches, arrays, i)), jnp.arange(batches.num_batches))
+    if self.num_seeds == 1:
+      return (jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows),)
+    return (jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), rows),)
+
+  def _evaluate_batches(self, state, all_arrays):
+    arrays, reference_arrays = all_arrays
+    reference = self._embed_reference(state, reference_arrays)
+    evaluate = self._map(self.experiment.evaluate, in_axes=(0, None, *(0 for _ in reference)))
 
     def one(i):
-      batch = jax.lax.with_sharding_constraint(draw(arrays, i), batch_sharding)
-      return jax.tree.map(lambda x: x.astype(jnp.float32), evaluate(state, batch))
+      metrics = evaluate(state, self._eval_batch(self.feeds.evaluate, arrays, i), *reference)
+      return jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
 
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), jax.eval_shape(one, jnp.zeros([], jnp.int32)))
     body = lambda i, sums: jax.tree.map(jnp.add, sums, one(i))

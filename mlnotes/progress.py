@@ -33,7 +33,8 @@ class Progress:
     if self._quiet:
       return
     if metrics:
-      self._metrics = "  ".join(f"{name} {np.mean(value):.4g}" for name, value in list(metrics.items())[:4])
+      names = sorted(metrics, key=lambda name: name != "loss")[:4]  # the loss first, the others as they come
+      self._metrics = "  ".join(f"{name} {np.mean(metrics[name]):.4g}" for name in names)
     rate = f"{self._examples / step_seconds:,.0f} {self._unit}/s"
     if self._terminal:
       if self._bar is None:

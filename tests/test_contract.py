@@ -21,6 +21,13 @@ SMALL = {
     batch_size=16, timesteps=8, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), steps=20
   ),
   **{
+    f"contrastive.{name}": dict(batch_size=16, width=8, projection=8, steps=20, warmup_steps=2, **more)
+    for name, more in {
+      "cpc": dict(num_offsets=1), "instance": dict(noise_samples=8), "moco": dict(queue_size=40, symmetric=True),
+      "simclr": {}, "simsiam": dict(bottleneck=8),
+    }.items()
+  },
+  **{
     f"rl.{name}": dict(steps=20, steps_per_update=60)
     for name in ("dyna_q", "expected_sarsa", "monte_carlo", "q_learning", "sarsa", "sarsa_lambda", "watkins_q")
   },

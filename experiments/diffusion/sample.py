@@ -4,7 +4,6 @@ python -m experiments.diffusion.sample --run=runs/digits --sampler=ddpm --num_sa
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.diffusion import ddpm
-from mlnotes.checkpoint import Checkpoints
 from mlnotes.data import load_data
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import to_levels
 from mlnotes.errors import InputError
 from mlnotes.experiment import stream_key
-from mlnotes.flags import BaseConfig, field, from_dict, require, run
+from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.loop import enable_compilation_cache
-from mlnotes.program import Program, make_mesh, seed_state
+from mlnotes.trained import load_config, restore_states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,36 +50,6 @@ class Config(BaseConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
 
 
-def load_run(directory: Path, data_dir: str) -> ddpm.Config:
-  """The config of a training run. Raises InputError where there is none of diffusion.ddpm."""
-  try:
-    saved = json.loads((directory / "config.json").read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(f"--run={directory} has no readable config.json: expected the --workdir of a run.") from error
-  if saved.get("experiment") != "diffusion.ddpm":
-    raise InputError(f"--run={directory} is a run of {saved.get('experiment')}, expected diffusion.ddpm.")
-  config = from_dict(ddpm.Config, saved["config"])
-  return dataclasses.replace(config, data_dir=data_dir or config.data_dir, devices=1)
-
-
-def restore(config: Config, directory: Path, trained: ddpm.Config):
-  """The averaged parameters of the chosen checkpoint and seed."""
-  seed = trained.seed if config.model_seed < 0 else config.model_seed
-  seeds = range(trained.seed, trained.seed + trained.seeds)
-  require(seed in seeds, "model_seed", config.model_seed, f"{seeds[0]} to {seeds[-1]}")
-  if not (directory / "checkpoints").is_dir():
-    raise InputError(f"--run={directory} has no checkpoint yet.")
-  checkpoints = Checkpoints(directory / "checkpoints")
-  step = checkpoints.best_step() if config.checkpoint == "best" else checkpoints.latest_step()
-  if step is None:
-    raise InputError(f"--run={directory} has no checkpoint yet.")
-  program = Program(ddpm.make(trained), ddpm.make_feeds(trained), seeds, make_mesh(1))
-  like = {"state": program.abstract_state, "window": program.abstract_window}
-  state = checkpoints.restore(step, like)[0]["state"]
-  checkpoints.close()
-  return seed_state(state, seed - trained.seed, trained.seeds).ema, step
-
-
 def draw(config: Config, model: DiffusionModel, params, label: np.ndarray) -> np.ndarray:
   """Images as levels, uint8, in batches of one compiled size."""
   size = min(config.sample_batch, len(label))
@@ -109,12 +77,17 @@ def main(config: Config) -> int:
   enable_compilation_cache()
   directory = Path(config.run).expanduser()
   out = Path(config.out).expanduser() if config.out else directory / "samples"
-  trained = load_run(directory, config.data_dir)
+  _, trained = load_config(directory, {"diffusion.ddpm": ddpm.Config})
+  trained = dataclasses.replace(trained, data_dir=config.data_dir or trained.data_dir, devices=1)
   data = load_data(trained)
   model = ddpm.make_model(trained, data)
   classes = model.num_classes or 1
   require(config.label < classes, "label", config.label, f"-1 to {classes - 1}")
-  params, step = restore(config, directory, trained)
+  seed = trained.seed if config.model_seed < 0 else config.model_seed
+  states, step = restore_states(
+    directory, ddpm.make(trained), ddpm.make_feeds(trained), trained, config.checkpoint, seed
+  )
+  params = states[seed].ema
   label = np.arange(config.num_samples, dtype=np.int32) % classes
   label = label if config.label < 0 else np.full_like(label, config.label)
   images = draw(config, model, params, label)

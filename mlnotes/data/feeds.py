@@ -52,10 +52,14 @@ def load_data(config: Any) -> DataSet:
 
 
 class Feeds(NamedTuple):
-  """Where batches come from. The defaults are for methods that make their own data."""
+  """Where batches come from. The defaults are for methods that make their own data.
+
+  `reference` holds the examples that an experiment with `embed` compares with, in its evaluations.
+  """
 
   train: ResidentFeed | StreamFeed = EMPTY_FEED
   evaluate: EvalBatches = EvalBatches((), lambda arrays, i: (), 1)
+  reference: EvalBatches | None = None
 
 
 def make_feeds(data: DataSet, config: Any) -> Feeds:

@@ -4,6 +4,8 @@ from mlnotes.nn.attention import SpatialAttention as SpatialAttention
 from mlnotes.nn.conv import Conv as Conv
 from mlnotes.nn.conv import contains_slow_convolution as contains_slow_convolution
 from mlnotes.nn.conv import convolve as convolve
+from mlnotes.nn.convnet import ConvNet as ConvNet
+from mlnotes.nn.norm import BatchNorm as BatchNorm
 from mlnotes.nn.norm import GroupNorm as GroupNorm
 from mlnotes.nn.resnet import ResNet as ResNet
 from mlnotes.nn.resnet import ResNet18 as ResNet18

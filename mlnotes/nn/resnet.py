@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mlnotes.nn.conv import Conv
+from mlnotes.nn.norm import BatchNorm
 
-batch_norm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 # He et al. 2015 (arXiv:1502.01852), eq. 14: the backward pass keeps its variance.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -89,7 +89,7 @@ class ResNet(nn.Module):
   width: int = 64
   zero_init_residual: bool = True
   conv: Callable[..., nn.Module] = Conv
-  norm: Callable[..., nn.Module] = batch_norm
+  norm: Callable[..., nn.Module] = BatchNorm
   dtype: Any = None
 
   def __post_init__(self):

@@ -1,0 +1,1 @@
+"""Contrastive learning (notes: 对比学习)."""

@@ -1,0 +1,73 @@
+"""CPC: features from predicting, at a patch of an image, the patches some rows below it.
+
+  python -m experiments.contrastive.cpc --seeds=8                        # digits
+  python -m experiments.contrastive.cpc --dataset=mnist --data_dir=DIR --patch_size=8 --patch_stride=4
+
+van den Oord et al. 2018 (arXiv:1807.03748).
+"""
+
+import dataclasses
+
+from mlnotes.contrastive.cpc import CPCNetwork, RowContext, group_norm, make_cpc
+from mlnotes.contrastive.experiment import (
+  ContrastiveConfig,
+  make_encoder,
+  make_pretraining,
+  pretrain,
+)
+from mlnotes.contrastive.experiment import make_feeds as make_contrastive_feeds
+from mlnotes.data import Feeds, load_data
+from mlnotes.experiment import Experiment
+from mlnotes.flags import field, require, run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(ContrastiveConfig):
+  """Defaults: digits, eight seeds in under four minutes on two CPU cores."""
+
+  projection: int = field(64, "length of a patch's encoding and of its context")
+  patch_size: int = field(4, "pixels a side of a patch")
+  patch_stride: int = field(1, "pixels between neighbouring patches")
+  first_offset: int = field(0, "rows from a context to the first patch it predicts; 0: the first that share no pixel")
+  num_offsets: int = field(3, "how many rows from there on are predicted, or as many as there are")
+  context_layers: int = field(3, "masked convolutions of the context")
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("projection", "patch_size", "patch_stride", "num_offsets", "context_layers"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.first_offset >= 0, "first_offset", self.first_offset, "0 or more")
+
+  def offsets(self, height: int) -> tuple[int, ...]:
+    """The rows ahead that an image of this height allows. Raises InputError where there are none."""
+    rows = (height - self.patch_size) // self.patch_stride + 1
+    first = self.first_offset or -(-self.patch_size // self.patch_stride)
+    expected = f"patches of which one lies --first_offset={first} rows below another in {height} pixels"
+    require(first < rows, "patch_size", self.patch_size, expected)
+    return tuple(range(first, min(first + self.num_offsets, rows)))
+
+
+def make_feeds(config: Config) -> Feeds:
+  return make_contrastive_feeds(load_data(config), config)
+
+
+def make(config: Config) -> Experiment:
+  data = load_data(config)
+  encoder = make_encoder(config, data, group_norm)
+  network = CPCNetwork(
+    encoder=encoder,
+    context=RowContext(config.projection, config.context_layers, encoder.dtype),
+    features=config.projection,
+    offsets=config.offsets(data.image_shape[0]),
+    patch_size=config.patch_size,
+    patch_stride=config.patch_stride,
+  )
+  return make_pretraining(make_cpc(network), data, config)
+
+
+def main(config: Config) -> int:
+  return pretrain("contrastive.cpc", make(config), load_data(config), config)
+
+
+if __name__ == "__main__":
+  run(main, Config)

@@ -1,0 +1,108 @@
+"""What the features of a trained contrastive run are worth: kNN and linear probes with few and with all labels.
+
+python -m experiments.contrastive.probe --run=runs/simclr --labels_per_class=1,5,10,50,0
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from experiments.contrastive import cpc, instance, moco, simclr, simsiam
+from mlnotes.data import load_data
+from mlnotes.flags import BaseConfig, field, require, run
+from mlnotes.study import run_study
+from mlnotes.trained import load_config, restore_states
+
+METHODS = {
+  f"contrastive.{module.__name__.rpartition('.')[2]}": module for module in (cpc, instance, moco, simclr, simsiam)
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  run: str = field("", "work directory of a training run of this chapter")
+  checkpoint: Literal["last", "best"] = field("last", "which of the two kept checkpoints; best: highest kNN accuracy")
+  model_seed: int = field(-1, "which seed of a run with several; -1: all of them")
+  labels_per_class: tuple[int, ...] = field((1, 2, 5, 10, 20, 50, 0), "numbers of labels to learn from; 0: all")
+  draws: int = field(5, "random choices of the labels for each number of them")
+  knn_k: int = field(200, "neighbours that vote, or a tenth of the training images if that is less")
+  knn_temperature: float = field(0.1, "of the votes, > 0")
+  data_dir: str = field("", "where the run's TFDS data set is now; empty: as in the run")
+  workdir: str = field("", "directory for the figures; empty: probe/ in the run's own")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(bool(self.run), "run", repr(self.run), "the --workdir of a training run")
+    counts = self.labels_per_class
+    require(len(counts) > 0 and min(counts) >= 0, "labels_per_class", counts, "numbers of 0 or more")
+    for name in ("draws", "knn_k"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "a number above 0")
+
+
+def draw_curves(path: Path, curves: Mapping[str, Mapping[int, np.ndarray]], num_all: float, title: str) -> None:
+  """Accuracy over labels per class, learned features beside raw pixels, with the spread as bars."""
+  from mlnotes.plot import new_figure, save_figure
+
+  figure, axes = new_figure(width=5.2, height=3.8)
+  axis = axes[0, 0]
+  for name, curve in curves.items():
+    counts = sorted(curve, key=lambda n: n or num_all)
+    mean, std = (np.array([f(curve[n]) for n in counts]) for f in (np.mean, np.std))
+    axis.errorbar([n or num_all for n in counts], mean, std, marker="o", markersize=4, capsize=3, label=name)
+  axis.set(xscale="log", xlabel="labels per class (the last: all)", ylabel="test accuracy of a linear probe")
+  ticks = [n or num_all for n in counts]
+  axis.set_xticks(ticks, [f"{n:.0f}" for n in ticks])
+  axis.minorticks_off()
+  axis.grid(alpha=0.3)
+  axis.legend(frameon=False)
+  axis.set_title(title, fontsize=10)
+  save_figure(figure, path)
+
+
+def main(config: Config) -> int:
+  directory = Path(config.run).expanduser()
+  name, trained = load_config(directory, {name: module.Config for name, module in METHODS.items()})
+  trained = dataclasses.replace(trained, data_dir=config.data_dir or trained.data_dir, devices=1)
+  module, data = METHODS[name], load_data(trained)
+  experiment = module.make(trained)
+  states, step = restore_states(
+    directory, experiment, module.make_feeds(trained), trained, config.checkpoint, config.model_seed
+  )
+
+  def study(out: Path) -> dict[str, Any]:
+    from mlnotes.contrastive.knn import compute_knn_accuracy
+    from mlnotes.contrastive.probe import compute_probe_accuracy
+    from mlnotes.contrastive.report import embed_split, to_pixels
+
+    embed = jax.jit(experiment.embed)
+    labels = [split.read(np.arange(len(split)))["label"] for split in (data.train, data.test)]
+    knn = lambda pair: compute_knn_accuracy(
+      pair[1], labels[1], pair[0], labels[0], data.num_classes, min(config.knn_k, max(1, len(labels[0]) // 10)),
+      config.knn_temperature,
+    )  # fmt: skip
+    probe = lambda pair, n: compute_probe_accuracy((pair[0], labels[0]), (pair[1], labels[1]), n, config.draws)
+    features = [[embed_split(embed, state, s).features for s in (data.train, data.test)] for state in states.values()]
+    pixels = [to_pixels(split, data.levels) for split in (data.train, data.test)]
+    # A value for each seed of the run; raw pixels have no seed, so one for each draw of the labels.
+    learned = {n: np.array([probe(pair, n).mean() for pair in features]) for n in config.labels_per_class}
+    raw = {n: probe(pixels, n) for n in config.labels_per_class}
+    curves = {f"{name.rpartition('.')[2]} features": learned, "raw pixels": raw}
+    title = f"{data.name}, step {step}, {len(states)} seed{'s' if len(states) > 1 else ''}"
+    draw_curves(out / "probe.png", curves, len(labels[0]) / data.num_classes, title)
+    figures = {"knn": [knn(pair) for pair in features], "pixels_knn": [knn(pixels)]}
+    for n in config.labels_per_class:
+      count = f"{n}_per_class" if n else "all_labels"
+      figures |= {f"probe_{count}": learned[n], f"pixels_probe_{count}": raw[n]}
+    return figures
+
+  workdir = config.workdir or str(directory / "probe")
+  return run_study("contrastive.probe", dataclasses.replace(config, workdir=workdir), study)
+
+
+if __name__ == "__main__":
+  run(main, Config)
