@@ -124,10 +124,11 @@ def _turn_hue(channels: Float[Array, "3 H W"], shift: Scalar) -> Float[Array, "3
   value = jnp.maximum(jnp.maximum(red, green), blue)
   chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
   inverse = 1 / jnp.where(chroma > 0, chroma, 1)
+  # Not `value == red`: where the compiler evaluates red twice, the two may differ in their last bit.
   hue = jnp.where(
-    value == red,
+    (red >= green) & (red >= blue),
     (green - blue) * inverse,
-    jnp.where(value == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
+    jnp.where(green >= blue, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
   )
   turned = []
   for n in (5, 3, 1):

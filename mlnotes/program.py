@@ -247,7 +247,7 @@ class Program:
       self.compile_seconds += time.perf_counter() - start
     means = self._evaluate(state, self._eval_arrays)
     is_mean = lambda x: isinstance(x, Mean)
-    divide = lambda m: np.asarray(m.total, np.float64) / np.asarray(m.count, np.float64)
+    divide = lambda m: np.asarray(np.asarray(m.total, np.float64) / np.asarray(m.count, np.float64))
     return jax.tree.map(divide, dict(means), is_leaf=is_mean)
 
 
@@ -260,7 +260,7 @@ def seed_state(state: State, i: int, num_seeds: int) -> State:
 def window_means(window: Window) -> dict[str, Any]:
   """The training metrics of a window: () or (seeds,). One that some seed has counted nothing for is left out."""
   total, count = jax.device_get(window)
-  return {name: np.float64(total[name]) / count[name] for name in total if np.all(count[name] > 0)}
+  return {name: np.asarray(np.float64(total[name]) / count[name]) for name in total if np.all(count[name] > 0)}
 
 
 def all_finite(tree: Any, seeds: bool) -> np.ndarray:

@@ -13,6 +13,8 @@ from scipy import ndimage, stats
 
 from mlnotes import augment
 
+# Compiling takes most of a test's time, and the code's speed does not matter here.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 EIGHT_BITS = 1.01 / 255  # PIL truncates where we round or keep the fraction
 
 
@@ -52,7 +54,7 @@ def pil_crop_and_resize(image, top, left, height, width, size):
   return np.stack([np.asarray(channel) for channel in channels], -1)
 
 
-@pytest.mark.parametrize("size", [(12, 16), (5, 4), (40, 31), (1, 1)])
+@pytest.mark.parametrize("size", [(5, 4), (40, 31), (1, 16)])
 def test_crop_and_resize_is_that_of_pil(size):
   image = picture(20, 27, 3)
   resize = jax.jit(lambda box: augment.crop_and_resize(image, *box, size))
@@ -63,7 +65,7 @@ def test_crop_and_resize_is_that_of_pil(size):
 
 def test_a_box_of_the_whole_image_at_its_own_size_is_the_image():
   image = picture(6, 7, 3)
-  assert_close(augment.crop_and_resize(image, 0, 0, 6, 7, (6, 7)), image, atol=0)
+  assert_close(jax.jit(lambda image: augment.crop_and_resize(image, 0, 0, 6, 7, (6, 7)))(image), image, atol=0)
 
 
 def test_nothing_outside_the_box_is_read():
@@ -75,10 +77,9 @@ def test_nothing_outside_the_box_is_read():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("size", [(9, 30), (33, 7)])
-def test_crop_and_resize_is_that_of_torch(size):
+def test_crop_and_resize_is_that_of_torch():
   torch = pytest.importorskip("torch")
-  image = picture(24, 24, 3)
+  image, size = picture(24, 24, 3), (9, 30)
   crop = torch.tensor(np.asarray(image[2:20, 5:17])).permute(2, 0, 1)[None]
   expected = torch.nn.functional.interpolate(crop, size, mode="bilinear", antialias=True, align_corners=False)
   found = jax.jit(lambda image: augment.crop_and_resize(image, 2, 5, 18, 12, size))(image)
@@ -115,7 +116,7 @@ def test_affine_is_a_turn_and_a_magnification_before_a_shift():
   matrix = np.linalg.inv(zoom * np.array([[np.cos(a := np.deg2rad(degrees)), -np.sin(a)], [np.sin(a), np.cos(a)]]))
   offset = 7 - matrix @ (7 + shift)
   expected = ndimage.affine_transform(np.asarray(image[..., 0]), matrix, offset, order=1, mode="grid-constant")
-  assert_close(augment.affine(image, degrees, *shift, zoom)[..., 0], expected, atol=2e-5)
+  assert_close(jax.jit(augment.affine)(image, degrees, *shift, zoom)[..., 0], expected, atol=2e-5)
 
 
 # ---- Colour ----------------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def test_blends_are_those_of_pil(adjust, enhance, factor):
   image = picture(9, 7, 3)
   # PIL rounds the grey it blends with, which the factor magnifies.
   tolerance = (1 + abs(1 - factor)) * EIGHT_BITS
-  assert_close(adjust(image, factor), from_pil(enhance(to_pil(image)).enhance(factor)), atol=tolerance)
+  assert_close(jax.jit(adjust)(image, factor), from_pil(enhance(to_pil(image)).enhance(factor)), atol=tolerance)
 
 
 def test_greyscale_and_solarize_are_those_of_pil():
@@ -349,8 +350,7 @@ def test_what_is_composed_runs_in_order_with_keys_of_its_own():
 # ---- Recipes ---------------------------------------------------------------------------------------------------------
 
 RECIPES = {
-  "simclr": (augment.simclr_augmentation, (32, 32, 3), {"strength": 0.5}),
-  "simclr, blurred": (augment.simclr_augmentation, (40, 36, 3), {}),
+  "simclr": (augment.simclr_augmentation, (40, 36, 3), {"strength": 0.5}),
   "moco": (augment.moco_augmentation, (32, 32, 3), {}),
   "moco v2, grey": (augment.moco_v2_augmentation, (28, 28, 1), {"blur": True}),
   "digits": (augment.digit_augmentation, (8, 8, 1), {"blur": True}),
@@ -361,29 +361,36 @@ RECIPES = {
 def test_recipes(name):
   make, shape, settings = RECIPES[name]
   augmentation, images = make(shape, **settings), jnp.repeat(picture(3, *shape), 4, axis=0)
-  views = jax.jit(jax.vmap(augmentation))(keys(12), images)
+  views = jax.jit(jax.vmap(augmentation), compiler_options=FAST_COMPILE)(keys(12), images)
   assert views.shape == images.shape and views.dtype == jnp.float32
   assert views.min() >= 0 and views.max() <= 1 and bool(jnp.isfinite(views).all())
-  # Another key, another view; one by one as in the batch.
-  assert len({np.asarray(view).tobytes() for view in views}) == 12
-  alone = jax.jit(lambda keys, images: jax.lax.map(lambda pair: augmentation(*pair), (keys, images)))
-  assert_close(alone(keys(12), images), views, atol=1e-5)
+  assert len({np.asarray(view).tobytes() for view in views}) == 12  # another key, another view
+
+
+def test_a_batch_in_one_program_is_its_images_one_by_one_part_by_part():
+  """Fused behind a resampling, colours are evaluated twice with other roundings, which must not choose other hues."""
+  parts = (augment.random_affine(9.0), augment.color_jitter(0.4, 0.4, 0.4, 0.1), augment.random_gaussian_blur(3))
+  images = picture(6, 12, 12, 3)
+  found = jax.jit(jax.vmap(augment.compose(*parts)))(keys(6), images)
+  parts = [jax.jit(part) for part in parts]
+  for key, image, result in zip(keys(6), images, found):
+    for own, part in zip(jax.random.split(key, 3), parts):
+      image = part(own, image)
+    assert_close(result, image, atol=1e-5)
 
 
 def test_half_precision_goes_in_and_comes_out():
   image = picture(12, 12, 3)
-  every = jax.jit(
-    augment.compose(
-      augment.random_resized_crop((12, 12)),
-      augment.random_affine(9.0),
-      augment.random_apply(augment.color_jitter(0.4, 0.4, 0.4, 0.1), 1.0),
-      augment.random_gaussian_blur(3),
-      augment.random_solarize(1.0, 0.9),
-    )
+  parts = (
+    augment.random_resized_crop((12, 12)),
+    augment.random_affine(9.0),
+    augment.color_jitter(0.4, 0.4, 0.4, 0.1),
+    augment.random_gaussian_blur(3),
   )
+  every = jax.jit(augment.compose(*parts), compiler_options=FAST_COMPILE)
   found = every(jax.random.key(3), image.astype(jnp.bfloat16))
   assert found.dtype == jnp.bfloat16
-  assert float(jnp.abs(found.astype(jnp.float32) - every(jax.random.key(3), image)).mean()) < 0.02
+  assert float(jnp.abs(found.astype(jnp.float32) - every(jax.random.key(3), image)).mean()) < 0.01
 
 
 @pytest.mark.parametrize("side, size", [(8, 3), (28, 3), (32, 3), (96, 9), (224, 23)])
@@ -397,7 +404,7 @@ def test_without_a_blur_small_images_stay_sharp():
 
   def share_blurred(blur):
     augmentation = augment.digit_augmentation((8, 8, 1), (1.0, 1.0), 0.0, 0.0, 0.0, blur)
-    views = jax.jit(jax.vmap(augmentation, (0, None)))(keys(100), board)
+    views = np.asarray(jax.jit(jax.vmap(augmentation, (0, None)), compiler_options=FAST_COMPILE)(keys(100), board))
     return (np.ptp(views, axis=(1, 2, 3)) < 0.99).mean()
 
   assert share_blurred(False) == 0

@@ -15,8 +15,10 @@ from mlnotes.contrastive.experiment import (
   make_pretraining,
   pretrain,
 )
-from mlnotes.contrastive.experiment import make_feeds as make_contrastive_feeds
-from mlnotes.data import Feeds, load_data
+from mlnotes.contrastive.experiment import (
+  make_feeds as make_feeds,
+)
+from mlnotes.data import load_data
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
 
@@ -25,7 +27,7 @@ from mlnotes.flags import field, require, run
 class Config(ContrastiveConfig):
   """Defaults: digits, eight seeds in under four minutes on two CPU cores."""
 
-  projection: int = field(64, "length of a patch's encoding and of its context")
+  projection: int = 64  # of a patch and of its context
   patch_size: int = field(4, "pixels a side of a patch")
   patch_stride: int = field(1, "pixels between neighbouring patches")
   first_offset: int = field(0, "rows from a context to the first patch it predicts; 0: the first that share no pixel")
@@ -34,7 +36,7 @@ class Config(ContrastiveConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("projection", "patch_size", "patch_stride", "num_offsets", "context_layers"):
+    for name in ("patch_size", "patch_stride", "num_offsets", "context_layers"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.first_offset >= 0, "first_offset", self.first_offset, "0 or more")
 
@@ -45,10 +47,6 @@ class Config(ContrastiveConfig):
     expected = f"patches of which one lies --first_offset={first} rows below another in {height} pixels"
     require(first < rows, "patch_size", self.patch_size, expected)
     return tuple(range(first, min(first + self.num_offsets, rows)))
-
-
-def make_feeds(config: Config) -> Feeds:
-  return make_contrastive_feeds(load_data(config), config)
 
 
 def make(config: Config) -> Experiment:
@@ -66,7 +64,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return pretrain("contrastive.cpc", make(config), load_data(config), config)
+  return pretrain("contrastive.cpc", make(config), config)
 
 
 if __name__ == "__main__":

@@ -10,39 +10,34 @@ import dataclasses
 
 from mlnotes.contrastive.experiment import (
   ContrastiveConfig,
+  TemperatureConfig,
   make_encoder,
   make_pretraining,
   pretrain,
 )
-from mlnotes.contrastive.experiment import make_feeds as make_contrastive_feeds
+from mlnotes.contrastive.experiment import (
+  make_feeds as make_feeds,
+)
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.instance import make_instance_discrimination
-from mlnotes.data import Feeds, load_data
+from mlnotes.data import load_data
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ContrastiveConfig):
+class Config(TemperatureConfig, ContrastiveConfig):
   """Defaults: digits, eight seeds in under four minutes on two CPU cores."""
 
-  temperature: float = field(0.1, "of the cosine similarities, > 0")
-  projection: int = field(128, "length of the embedding and of the bank's vectors")
   bank_momentum: float = field(0.5, "how slowly the bank follows, in [0, 1]")
   noise_samples: int = field(0, "noise vectors of each example in NCE; 0: the softmax over the whole bank")
   proximal_weight: float = field(0.0, "lambda of the proximal term, >= 0")
 
   def __post_init__(self):
     super().__post_init__()
-    require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
-    require(self.projection >= 1, "projection", self.projection, "1 or more")
     require(0 <= self.bank_momentum <= 1, "bank_momentum", self.bank_momentum, "a number in [0, 1]")
     for name in ("noise_samples", "proximal_weight"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-
-
-def make_feeds(config: Config) -> Feeds:
-  return make_contrastive_feeds(load_data(config), config)
 
 
 def make(config: Config) -> Experiment:
@@ -60,7 +55,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return pretrain("contrastive.instance", make(config), load_data(config), config)
+  return pretrain("contrastive.instance", make(config), config)
 
 
 if __name__ == "__main__":

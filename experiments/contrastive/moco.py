@@ -12,27 +12,28 @@ from typing import Literal
 
 from mlnotes.contrastive.experiment import (
   ContrastiveConfig,
+  TemperatureConfig,
   count_features,
   make_encoder,
   make_pretraining,
   pretrain,
 )
-from mlnotes.contrastive.experiment import make_feeds as make_contrastive_feeds
+from mlnotes.contrastive.experiment import (
+  make_feeds as make_feeds,
+)
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.moco import make_moco
-from mlnotes.data import Feeds, load_data
+from mlnotes.data import load_data
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
 from mlnotes.nn import BatchNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ContrastiveConfig):
+class Config(TemperatureConfig, ContrastiveConfig):
   """Defaults: digits, eight seeds in under four minutes on two CPU cores."""
 
   version: Literal["v1", "v2"] = field("v2", "v1: linear head; v2: a hidden layer more")
-  temperature: float = field(0.1, "of the cosine similarities, > 0")
-  projection: int = field(128, "length of the embedding")
   momentum_encoder: float = field(0.99, "m, how slowly the key encoder follows, in [0, 1)")
   queue_size: int = field(1024, "keys that are kept as negatives, at least a batch")
   bn_splits: int = field(8, "parts of the batch with BatchNorm statistics of their own, a divisor of --batch_size")
@@ -43,17 +44,11 @@ class Config(ContrastiveConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
     require(0 <= self.momentum_encoder < 1, "momentum_encoder", self.momentum_encoder, "a number in [0, 1)")
-    require(self.projection >= 1, "projection", self.projection, "1 or more")
     low = self.batch_size * (2 if self.symmetric else 1)
     require(self.queue_size >= low, "queue_size", self.queue_size, f"{low} or more, the keys of one update")
     divides = self.bn_splits >= 1 and self.batch_size % self.bn_splits == 0
     require(divides, "bn_splits", self.bn_splits, f"a divisor of --batch_size={self.batch_size}")
-
-
-def make_feeds(config: Config) -> Feeds:
-  return make_contrastive_feeds(load_data(config), config)
 
 
 def make(config: Config) -> Experiment:
@@ -74,7 +69,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return pretrain("contrastive.moco", make(config), load_data(config), config)
+  return pretrain("contrastive.moco", make(config), config)
 
 
 if __name__ == "__main__":

@@ -10,35 +10,28 @@ import dataclasses
 
 from mlnotes.contrastive.experiment import (
   ContrastiveConfig,
+  TemperatureConfig,
   count_features,
   make_encoder,
   make_pretraining,
   pretrain,
 )
-from mlnotes.contrastive.experiment import make_feeds as make_contrastive_feeds
+from mlnotes.contrastive.experiment import (
+  make_feeds as make_feeds,
+)
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.simclr import make_simclr
-from mlnotes.data import Feeds, load_data
+from mlnotes.data import load_data
 from mlnotes.experiment import Experiment
-from mlnotes.flags import field, require, run
+from mlnotes.flags import run
 from mlnotes.nn import BatchNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ContrastiveConfig):
+class Config(TemperatureConfig, ContrastiveConfig):
   """Defaults: digits, eight seeds in under four minutes on two CPU cores."""
 
-  temperature: float = field(0.5, "of the cosine similarities, > 0")
-  projection: int = field(128, "length of the embedding")
-
-  def __post_init__(self):
-    super().__post_init__()
-    require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
-    require(self.projection >= 1, "projection", self.projection, "1 or more")
-
-
-def make_feeds(config: Config) -> Feeds:
-  return make_contrastive_feeds(load_data(config), config)
+  temperature: float = 0.5
 
 
 def make(config: Config) -> Experiment:
@@ -50,7 +43,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return pretrain("contrastive.simclr", make(config), load_data(config), config)
+  return pretrain("contrastive.simclr", make(config), config)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from mlnotes.contrastive.experiment import (
   make_pretraining,
   pretrain,
 )
-from mlnotes.contrastive.experiment import make_feeds as make_contrastive_feeds
+from mlnotes.contrastive.experiment import (
+  make_feeds as make_feeds,
+)
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.simsiam import make_simsiam
-from mlnotes.data import Feeds, load_data
+from mlnotes.data import load_data
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
 from mlnotes.nn import BatchNorm
@@ -27,7 +29,6 @@ from mlnotes.nn import BatchNorm
 class Config(ContrastiveConfig):
   """Defaults: digits, eight seeds in under four minutes on two CPU cores."""
 
-  projection: int = field(128, "length of the embedding")
   projection_layers: int = field(
     2, "dense layers of the projection head: 2 for small images, 3 in the paper's ImageNet"
   )
@@ -36,12 +37,8 @@ class Config(ContrastiveConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("projection", "projection_layers", "bottleneck"):
+    for name in ("projection_layers", "bottleneck"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-
-
-def make_feeds(config: Config) -> Feeds:
-  return make_contrastive_feeds(load_data(config), config)
 
 
 def make(config: Config) -> Experiment:
@@ -54,7 +51,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return pretrain("contrastive.simsiam", make(config), load_data(config), config)
+  return pretrain("contrastive.simsiam", make(config), config)
 
 
 if __name__ == "__main__":

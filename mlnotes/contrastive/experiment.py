@@ -20,17 +20,17 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from mlnotes import augment
 from mlnotes.contrastive.knn import knn_votes
 from mlnotes.contrastive.metrics import alignment, embedding_spread, participation_ratio, uniformity
-from mlnotes.data import DataConfig, DataSet, Feeds, make_eval_batches
+from mlnotes.data import DataConfig, DataSet, Feeds, load_data, make_eval_batches
 from mlnotes.data import make_feeds as make_data_feeds
 from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
-from mlnotes.flags import field, require
+from mlnotes.flags import BaseConfig, field, require
 from mlnotes.loop import LoopConfig, train
 from mlnotes.nn import BatchNorm, ConvNet, ResNet18, ResNet34, ResNet50
 from mlnotes.optim import OptimConfig, make_optimizer
 
 _RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
-# Images up to this many pixels a side get the stem of CIFAR, larger ones that of ImageNet.
-_LARGEST_CIFAR_STEM = 64
+# Images up to this many pixels a side get the stem and the colours of CIFAR, larger ones those of ImageNet.
+_LARGEST_SMALL_IMAGE = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,9 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
   )
   width: int = field(0, "channels of the encoder's first convolution; 0: 32 for small, 64 for ResNets")
   augmentation: Literal["auto", "digits", "simclr", "moco_v1", "moco_v2", "crop", "none"] = field(
-    "auto", "how views are made; auto: digits for grey images, the method's own for colour"
+    "auto", "how views are made; auto: digits for grey images, simclr for colour, at half strength up to 64 pixels"
   )
+  projection: int = field(128, "length of the embedding that the loss sees")
   knn_k: int = field(200, "neighbours that vote in the kNN monitor, or a tenth of the training images if that is less")
   knn_temperature: float = field(0.1, "of the votes, > 0")
   knn_examples: int = field(0, "training images that the monitor searches: a fixed subset of this size; 0: all")
@@ -61,10 +62,21 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
   def __post_init__(self):
     super().__post_init__()
     require(self.width >= 0, "width", self.width, "0 or more")
-    for name in ("knn_k", "labels_per_class"):
+    for name in ("projection", "knn_k", "labels_per_class"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "a number above 0")
     require(self.knn_examples >= 0, "knn_examples", self.knn_examples, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TemperatureConfig(BaseConfig):
+  """The flag of methods whose loss is a softmax over similarities."""
+
+  temperature: float = field(0.1, "of the cosine similarities, > 0")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
 
 
 class State(NamedTuple):
@@ -101,7 +113,6 @@ class Method(NamedTuple):
   embed: Callable
   num_views: int
   hparams: Mapping[str, float] = {}
-  default_augmentation: str = "simclr"
 
 
 def to_unit(image: UInt8[Array, "*B H W C"], levels: int) -> Float[Array, "*B H W C"]:
@@ -119,7 +130,7 @@ def make_encoder(config: ContrastiveConfig, data: DataSet, norm: Callable[..., n
   common = {"norm": norm, "dtype": jnp.dtype(config.precision)}
   if config.encoder == "small":
     return ConvNet(width=config.width or 32, **common)
-  stem = "cifar" if max(data.image_shape[:2]) <= _LARGEST_CIFAR_STEM else "imagenet"
+  stem = "cifar" if max(data.image_shape[:2]) <= _LARGEST_SMALL_IMAGE else "imagenet"
   return _RESNETS[config.encoder](stem=stem, width=config.width or 64, **common)
 
 
@@ -129,17 +140,18 @@ def count_features(encoder: nn.Module, image_shape: tuple[int, ...]) -> int:
   return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *image_shape)))[0].shape[-1]
 
 
-def make_augmentation(config: ContrastiveConfig, data: DataSet, default: str) -> augment.Augmentation:
+def make_augmentation(config: ContrastiveConfig, data: DataSet) -> augment.Augmentation:
   """One view of one image on [0, 1]."""
+  shape = data.image_shape
   name = config.augmentation
   if name == "auto":
-    name = "digits" if data.image_shape[-1] == 1 else default
-  shape = data.image_shape
+    name = "digits" if shape[-1] == 1 else "simclr"
+  strength = 0.5 if max(shape[:2]) <= _LARGEST_SMALL_IMAGE else 1.0
   recipes = {
     "none": lambda: lambda key, image: image,
     "crop": lambda: augment.compose(augment.random_resized_crop(shape[:2], scale=(0.2, 1.0)), augment.random_flip()),
     "digits": lambda: augment.digit_augmentation(shape),
-    "simclr": lambda: augment.simclr_augmentation(shape),
+    "simclr": lambda: augment.simclr_augmentation(shape, strength),
     "moco_v1": lambda: augment.moco_augmentation(shape),
     "moco_v2": lambda: augment.moco_v2_augmentation(shape),
   }
@@ -199,7 +211,7 @@ def embedding_metrics(embeddings: tuple[Array, ...]) -> dict[str, Array]:
 def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -> Experiment:
   """The experiment that trains by `method` and watches its features by a weighted kNN classifier."""
   optimizer = make_optimizer(config, config.steps)
-  augmentation = make_augmentation(config, data, method.default_augmentation)
+  augmentation = make_augmentation(config, data)
   k = min(config.knn_k, max(1, (config.knn_examples or len(data.train)) // 10))
 
   def init(key, batch) -> State:
@@ -247,12 +259,13 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
   return Experiment(init, step, evaluate, report, embed)
 
 
-def make_feeds(data: DataSet, config: ContrastiveConfig) -> Feeds:
+def make_feeds(config: ContrastiveConfig) -> Feeds:
   """Training batches, the test split, and the training images that the kNN monitor searches."""
+  data = load_data(config)
   feeds = make_data_feeds(data, config)
   return feeds._replace(reference=make_eval_batches(data.train, config.batch_size, config.knn_examples or None))
 
 
-def pretrain(name: str, experiment: Experiment, data: DataSet, config: ContrastiveConfig) -> int:
+def pretrain(name: str, experiment: Experiment, config: ContrastiveConfig) -> int:
   """`mlnotes.loop.train` with the best checkpoint by kNN accuracy."""
-  return train(name, experiment, make_feeds(data, config), config, best_metric="knn_accuracy", best_mode="max")
+  return train(name, experiment, make_feeds(config), config, best_metric="knn_accuracy", best_mode="max")

@@ -96,4 +96,4 @@ def make_moco(
     return jnp.mean(jnp.stack(losses)), outcome
 
   hparams = {"temperature": temperature, "momentum": momentum}
-  return Method(init, loss, make_embed(network), num_views=2, hparams=hparams, default_augmentation="moco_v2")
+  return Method(init, loss, make_embed(network), num_views=2, hparams=hparams)

@@ -69,7 +69,7 @@ def write_report(
   knn = functools.partial(compute_knn_accuracy, k=min(config.knn_k, max(1, len(train.label) // 10)))
   few = config.labels_per_class
   pair = (train.features, train.label), (test.features, test.label)
-  some = test.embedding[:_PAIRED_EXAMPLES]
+  some = jnp.asarray(test.embedding[:_PAIRED_EXAMPLES])
   spread = float(embedding_spread(some))
   figures = {
     "knn_accuracy_all": knn(
