@@ -246,8 +246,12 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
       reference["mask"],
     )  # fmt: skip
     right = (jnp.argmax(votes, axis=-1) == batch["label"]).astype(jnp.float32)
-    spread = embedding_spread(reference["embedding"], reference["mask"])
-    return {"knn_accuracy": masked_mean(right, batch["mask"]), "embedding_spread": Mean(spread, jnp.float32(1))}
+    once = lambda metric: Mean(metric(reference["embedding"], reference["mask"]), jnp.float32(1))
+    return {
+      "knn_accuracy": masked_mean(right, batch["mask"]),
+      "embedding_spread": once(embedding_spread),
+      "embedding_rank": once(participation_ratio),
+    }
 
   compiled_embed, augment_batch = jax.jit(embed), jax.jit(jax.vmap(augmentation))
 

@@ -32,14 +32,15 @@ def embedding_spread(x: Float[Array, "B D"], mask: Num[Array, " B"] | None = Non
   return jnp.mean(jnp.std(normalize(x), axis=0, where=where)) * jnp.sqrt(float(x.shape[1]))
 
 
-def participation_ratio(x: Float[Array, "B D"]) -> Float[Array, ""]:
+def participation_ratio(x: Float[Array, "B D"], mask: Num[Array, " B"] | None = None) -> Float[Array, ""]:
   """How many directions the centred features use evenly: (sum l)^2 / sum l^2 of the covariance's eigenvalues l.
 
   Between 1 and min(B - 1, D). Needs no eigenvalues: sum l is the trace, sum l^2 the squared Frobenius norm. 0 where
-  all rows are the same.
+  all rows are the same. Rows where `mask` is 0 do not count.
   """
   x = x.astype(jnp.float32)
-  x = x - jnp.mean(x, axis=0, keepdims=True)
+  weight = jnp.ones((len(x), 1)) if mask is None else (mask[:, None] > 0).astype(jnp.float32)
+  x = weight * (x - jnp.sum(weight * x, axis=0, keepdims=True) / jnp.sum(weight))
   gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
   return jnp.square(jnp.trace(gram)) / jnp.maximum(jnp.sum(jnp.square(gram)), 1e-30)
 

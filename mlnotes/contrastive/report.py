@@ -12,14 +12,16 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from mlnotes.contrastive.knn import compute_knn_accuracy
-from mlnotes.contrastive.metrics import alignment, effective_rank, embedding_spread, uniformity
+from mlnotes.contrastive.metrics import alignment, effective_rank, embedding_spread, participation_ratio, uniformity
 from mlnotes.contrastive.probe import compute_probe_accuracy
 from mlnotes.data import DataSet, Split
 from mlnotes.experiment import example_keys, stream_key
 from mlnotes.plot import new_figure, save_figure, show_images
 
-# Below this spread of the embedding (1 is even) a run counts as collapsed.
+# A run counts as collapsed where its embeddings are one point, or lie on one line: below this spread (1 is even), or
+# with fewer directions than this in use.
 COLLAPSED_SPREAD = 0.1
+COLLAPSED_RANK = 2.0
 _CHUNK = 512
 # Test images in the picture of the embedding, and for the metrics that compare all pairs.
 _PAIRED_EXAMPLES = 2000
@@ -70,7 +72,7 @@ def write_report(
   few = config.labels_per_class
   pair = (train.features, train.label), (test.features, test.label)
   some = jnp.asarray(test.embedding[:_PAIRED_EXAMPLES])
-  spread = float(embedding_spread(some))
+  spread, rank = float(embedding_spread(some)), float(participation_ratio(some))
   figures = {
     "knn_accuracy_all": knn(
       test.features, test.label, train.features, train.label, classes, temperature=config.knn_temperature
@@ -81,12 +83,12 @@ def write_report(
     "alignment": _test_alignment(embed, augment_batch, state, data),
     "uniformity": float(uniformity(some)),
     "effective_rank": float(effective_rank(some)),
-    "collapsed": float(spread < COLLAPSED_SPREAD),
+    "collapsed": float(spread < COLLAPSED_SPREAD or rank < COLLAPSED_RANK),
   }
   if figures["collapsed"]:
     print(
-      f"collapsed: the embeddings of the test images hardly differ (spread {spread:.3f}, 1 is even); "
-      "the features are of no use",
+      f"collapsed: the embeddings of the test images lie at one point or on one line (spread {spread:.2f}, 1 is even; "
+      f"{rank:.1f} directions in use)",
       file=sys.stderr,
     )
   _draw_views(augment_batch, data, directory / "views.png")

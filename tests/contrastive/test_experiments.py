@@ -14,7 +14,7 @@ from mlnotes.contrastive.report import embed_split
 from mlnotes.data import load_data
 from mlnotes.errors import InputError
 
-SMALL = dict(width=8, batch_size=64, projection=16, eval_every=0, checkpoint_every=0, tensorboard=False)
+SMALL = dict(devices=1, width=8, batch_size=64, projection=16, eval_every=0, checkpoint_every=0, tensorboard=False)
 
 
 def card(directory):
@@ -33,7 +33,7 @@ def test_a_run_leaves_figures_and_pictures_of_every_seed(finished):
   metrics = card(finished)["metrics"]
   for name in ("knn_accuracy", "linear_probe", "linear_probe_10_per_class", "alignment", "uniformity"):
     assert len(metrics[name]["seeds"]) == 2 and np.all(np.isfinite(metrics[name]["seeds"])), name
-  assert metrics["knn_accuracy"]["mean"] > 0.8 and metrics["collapsed"]["mean"] == 0
+  assert metrics["knn_accuracy"]["mean"] > 0.6 and metrics["collapsed"]["mean"] == 0
   # The monitor on the device and the report's own search are two programs for one number.
   np.testing.assert_allclose(metrics["knn_accuracy"]["seeds"], metrics["knn_accuracy_all"]["seeds"], atol=1e-6)
   for seed in (0, 1):
@@ -65,19 +65,19 @@ def test_the_probe_refuses_what_is_no_such_run(finished, tmp_path):
 
 
 def test_without_the_stopped_gradient_simsiam_collapses_and_says_so(tmp_path, capfd):
-  spreads = {}
+  ranks = {}
   for stop in (True, False):
     directory = tmp_path / str(stop)
     config = simsiam.Config(
       workdir=str(directory), stop_gradient=stop, steps=150, warmup_steps=10, log_every=50, bottleneck=8, **SMALL
     )
     assert simsiam.main(config) == 0
-    said = "collapsed: the embeddings of the test images hardly differ" in capfd.readouterr().err
+    said = "collapsed: the embeddings of the test images lie at one point or on one line" in capfd.readouterr().err
     assert said == (not stop)
     metrics = card(directory)["metrics"]
     assert metrics["collapsed"]["mean"] == (0.0 if stop else 1.0)
-    spreads[stop] = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-2])["train/embedding_spread"]
-  assert spreads[True] > 0.3 > 0.1 > spreads[False]
+    ranks[stop] = metrics["embedding_rank"]["mean"]
+  assert ranks[True] > 3 > 2 > ranks[False]
 
 
 def test_features_of_a_split_are_in_order_and_without_padding(finished):
@@ -89,7 +89,7 @@ def test_features_of_a_split_are_in_order_and_without_padding(finished):
   found = embed_split(jax.jit(experiment.embed), state, data.test)
   assert found.features.shape == (360, 32)
   np.testing.assert_array_equal(found.label, data.test.label)
-  three = {"image": data.test.image[[0, 100, 359]], "label": data.test.label[:3], "mask": np.ones(3)}
+  three = {"image": jnp.asarray(data.test.image[[0, 100, 359]]), "label": jnp.zeros(3), "mask": jnp.ones(3)}
   np.testing.assert_allclose(found.features[[0, 100, 359]], experiment.embed(state, three)["features"], atol=1e-4)
 
 

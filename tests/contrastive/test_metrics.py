@@ -34,10 +34,11 @@ def test_spread_is_one_on_the_sphere_and_zero_when_collapsed(key):
   np.testing.assert_allclose(embedding_spread(jnp.ones((10, 4))), 0, atol=1e-6)
 
 
-def test_spread_leaves_padding_out(features):
+def test_padding_is_left_out(features):
   padded = jnp.concatenate([features, jnp.repeat(features[-1:], 25, axis=0)])
   mask = jnp.arange(65) < 40
-  np.testing.assert_allclose(embedding_spread(padded, mask.astype(jnp.float32)), embedding_spread(features), rtol=1e-5)
+  for metric in (embedding_spread, participation_ratio):
+    np.testing.assert_allclose(metric(padded, mask.astype(jnp.float32)), metric(features), rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [4, 40])
