@@ -1,28 +1,33 @@
 """Convolution that is fast on every backend, in loops, under `vmap` and at every order of differentiation.
 
-XLA's CPU backend has no fast kernel for the weight gradient of a convolution inside a `while` loop (so also inside
-`lax.scan` and `lax.fori_loop`), nor for the grouped convolutions that `vmap` over kernels gives. There `convolve`
-differentiates a matrix product of patches instead, whose derivatives of every order are matrix products as well. On
-all other platforms it is XLA's own convolution with XLA's own gradients.
+XLA's CPU backend has no fast kernel for the weight gradient that JAX writes where it stands inside a `while` loop (so
+also inside `lax.scan` and `lax.fori_loop`), nor for the gradient with respect to the input where the stride is above
+1, nor for the grouped convolutions that `vmap` over kernels gives. It has one for the forward convolution, and on the
+CPU `convolve` writes both gradients, and theirs, as forward convolutions. On all other platforms it is XLA's own
+convolution with XLA's own gradients.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Inexact, Num
 
 # "SAME", "VALID", one integer for all sides, or per spatial axis one integer or (low, high).
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
 
-# Patches of at most this size stay in the last-level cache between being written and being multiplied.
-_PATCH_BYTES = 4 * 2**20
+# From this many features on, XLA's convolution library shares its work among threads (see `_forward`).
+_SHARED_FEATURES = 128
+# The kernel's gradient is summed over this many parts of the batch where x has at least so many elements.
+_PARTS, _LARGE = 4, 2**16
 
 
 def convolve(
@@ -51,6 +56,8 @@ def convolve(
       f"x has {x.shape[-1]} channels, expected {kernel.shape[-2] * feature_group_count}: the kernel's input channels"
       f" times feature_group_count={feature_group_count}"
     )
+  if x.dtype != kernel.dtype:
+    raise ValueError(f"kernel is {kernel.dtype}, expected {x.dtype}, the type of x")
   strides, dilation = _per_axis("strides", strides, rank), _per_axis("kernel_dilation", kernel_dilation, rank)
   spans = _spans(kernel.shape[:-2], dilation)
   padding = _pad_widths(padding, x.shape[1:-1], spans, strides)
@@ -58,46 +65,50 @@ def convolve(
   if any(size < span for size, span in zip(padded, spans)):
     raise ValueError(f"x has spatial size {padded} after padding, expected at least the kernel's {spans}")
 
-  native = partial(
-    lax.conv_general_dilated,
-    window_strides=strides,
-    padding=padding,
-    rhs_dilation=dilation,
-    dimension_numbers=lax.conv_dimension_numbers(x.shape, kernel.shape, _channels_last(rank)),
-    feature_group_count=feature_group_count,
-    precision=precision,
-  )
+  geometry = _Geometry(x.shape[1:-1], kernel.shape[:-2], strides, padding, dilation, precision)
+  native = partial(_native, geometry=geometry, feature_group_count=feature_group_count)
   if feature_group_count != 1:
     return native(x, kernel)
-  product = partial(_convolve_as_product, strides=strides, padding=padding, dilation=dilation, precision=precision)
-  on_cpu = product if math.prod(kernel.shape[:-2]) == 1 else _with_derivatives_of(native, product)
-  # One checkpoint around both, so that the backward pass keeps x and not its patches.
-  choice = partial(lax.platform_dependent, cpu=on_cpu, default=native)
-  return jax.checkpoint(choice, prevent_cse=False)(x, kernel)
+  if math.prod(kernel.shape[:-2]) == 1:
+    return lax.platform_dependent(x, kernel, cpu=partial(_pointwise, geometry=geometry), default=native)
+  return _trilinear.bind(*_equally_varying(x, kernel), out="y", geometry=geometry)
 
 
-def _with_derivatives_of(native, product):
-  """`native`, for values of single kernels only: derivatives, and values under `vmap` over kernels, by `product`."""
+def _equally_varying(x, kernel):
+  """Inside `jax.shard_map`, marks each array as varying over the mesh axes that the other one varies over."""
 
-  @jax.custom_batching.custom_vmap
-  def compute_value(x, kernel):
-    return native(x, kernel)
+  def axes(array):
+    aval = jax.typeof(array)
+    # Older releases of JAX call it `vma`.
+    return frozenset(getattr(getattr(aval, "mat", None), "varying", None) or getattr(aval, "vma", ()))
 
-  @compute_value.def_vmap
-  def _(axis_size, batched, x, kernel):
-    x_batched, kernel_batched = batched
-    if kernel_batched:
-      return jax.vmap(product, (0 if x_batched else None, 0))(x, kernel), True
-    y = compute_value(x.reshape(-1, *x.shape[2:]), kernel)
-    return y.reshape(axis_size, -1, *y.shape[1:]), True
+  def cast(array, missing):
+    return lax.pcast(array, tuple(missing), to="varying") if missing else array
 
-  convolution = jax.custom_jvp(compute_value)
+  return cast(x, axes(kernel) - axes(x)), cast(kernel, axes(x) - axes(kernel))
 
-  @convolution.defjvp
-  def _(primals, tangents):
-    return convolution(*primals), jax.jvp(product, primals, tangents)[1]
 
-  return convolution
+class _Geometry(NamedTuple):
+  """What defines a convolution beside its arrays: one entry per spatial axis."""
+
+  sizes: tuple[int, ...]
+  window: tuple[int, ...]
+  strides: tuple[int, ...]
+  padding: tuple[tuple[int, int], ...]
+  dilation: tuple[int, ...]
+  precision: Any
+
+  def shapes(self, batch: int, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    spans = _spans(self.window, self.dilation)
+    positions = tuple(
+      (size + low + high - span) // stride + 1
+      for size, (low, high), span, stride in zip(self.sizes, self.padding, spans, self.strides)
+    )
+    return {
+      "x": (batch, *self.sizes, inputs),
+      "kernel": (*self.window, inputs, outputs),
+      "y": (batch, *positions, outputs),
+    }
 
 
 def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
@@ -127,39 +138,219 @@ def _channels_last(rank: int) -> tuple[str, str, str]:
   return f"N{axes}C", f"{axes}IO", f"N{axes}C"
 
 
-def _convolve_as_product(x, kernel, strides, padding, dilation, precision):
-  """The convolution as matrix products of patches, as many images at a time as the cache holds."""
-  product = partial(_patch_product, strides=strides, padding=padding, dilation=dilation, precision=precision)
-  out = jax.eval_shape(product, x, kernel)
-  batch, window = x.shape[0], math.prod(kernel.shape[:-2])
-  image_bytes = math.prod(out.shape[1:-1]) * math.prod(kernel.shape[:-1]) * x.dtype.itemsize
-  counts = (n for n in range(1, batch) if batch % n == 0 and batch // n * image_bytes <= _PATCH_BYTES)
-  chunks = 1 if window == 1 else next(counts, max(batch, 1))
-  if chunks == 1:
-    return product(x, kernel)
-  # A chunk takes every `chunks`-th image, so that a batch sharded over devices stays sharded.
-  images = jnp.swapaxes(x.reshape(batch // chunks, chunks, *x.shape[1:]), 0, 1)
-  # Without the checkpoint the scan would stack the patches of all chunks for its backward pass.
-  product = jax.checkpoint(product, prevent_cse=False)
-  _, y = lax.scan(lambda _, chunk: (None, product(chunk, kernel)), None, images)
-  return jnp.swapaxes(y, 0, 1).reshape(out.shape)
+def _native(x, kernel, geometry, feature_group_count=1):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    geometry.strides,
+    geometry.padding,
+    rhs_dilation=geometry.dilation,
+    dimension_numbers=_channels_last(len(geometry.window)),
+    feature_group_count=feature_group_count,
+    precision=geometry.precision,
+  )
 
 
-def _patch_product(x, kernel, strides, padding, dilation, precision):
-  """One product: (images and positions) x (window and channels) by (window and channels) x (features)."""
-  patches = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)))
-  rank = x.ndim - 2
-  # One axis at a time: the offsets of all axes at once make many more slices, which compile slowly.
-  for axis in reversed(range(rank)):
-    taps, stride, step = kernel.shape[axis], strides[axis], dilation[axis]
-    span = patches.shape[axis + 1] - (taps - 1) * step
-    slices = [lax.slice_in_dim(patches, tap * step, tap * step + span, stride, axis + 1) for tap in range(taps)]
-    patches = jnp.stack(slices, axis=rank + 1)
-  return jnp.matmul(
-    patches.reshape(*patches.shape[: rank + 1], -1),
-    kernel.reshape(-1, kernel.shape[-1]),
+def _pointwise(x, kernel, geometry):
+  """A kernel of one tap: one matrix product."""
+  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pair, 0) for pair in geometry.padding), (0, 0, 0)))
+  x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *geometry.strides, 1))
+  return jnp.matmul(x, kernel.reshape(kernel.shape[-2:]), precision=geometry.precision)
+
+
+# The convolution and its gradients are the three gradients of one form, linear in each of three arrays:
+#
+#   form(x, kernel, y) = sum_{b, p, q, i, o} x[b, p * stride + q * dilation - low, i] kernel[q, i, o] y[b, p, o]
+#
+# `_trilinear` gives the one named `out` from the two other arrays, in this order. What is transposed is the form with
+# another `out`, so the three are closed under differentiation of every order. Arrays may share leading axes.
+_ARRAYS = ("x", "kernel", "y")
+_trilinear = Primitive("convolution_form")
+
+
+def _operands(out: str) -> tuple[str, str]:
+  first, second = (name for name in _ARRAYS if name != out)
+  return first, second
+
+
+_trilinear.def_impl(jax.jit(_trilinear.bind, static_argnames=("out", "geometry")))
+
+
+@_trilinear.def_abstract_eval
+def _(first, second, *, out, geometry):
+  rank = len(geometry.window)
+  shapes = dict(zip(_operands(out), (first.shape, second.shape)))
+  lead = first.shape[: first.ndim - rank - 2]
+  batch = next(shapes[name][-rank - 2] for name in ("x", "y") if name in shapes)
+  inputs = shapes["x"][-1] if "x" in shapes else shapes["kernel"][-2]
+  outputs = shapes["y"][-1] if "y" in shapes else shapes["kernel"][-1]
+  return first.update(shape=lead + geometry.shapes(batch, inputs, outputs)[out])
+
+
+def _transpose_rule(position: int):
+  def rule(cotangent, first, second, *, out, geometry):
+    names = _operands(out)
+    known = {names[1 - position]: (first, second)[1 - position], out: cotangent}
+    wanted = names[position]
+    return _trilinear.bind(*(known[name] for name in _operands(wanted)), out=wanted, geometry=geometry)
+
+  return rule
+
+
+ad.defbilinear(_trilinear, _transpose_rule(0), _transpose_rule(1))
+
+
+def _batch_rule(operands, axes, *, out, geometry):
+  if None not in axes:
+    operands = [jnp.moveaxis(operand, axis, 0) for operand, axis in zip(operands, axes)]
+    return _trilinear.bind(*operands, out=out, geometry=geometry), 0
+  # One operand only: its new axis joins an axis that this operand has in common with the result.
+  mapped = 0 if axes[1] is None else 1
+  name, rank = _operands(out)[mapped], len(geometry.window)
+  shared = next(axis for axis in "BIO" if axis in _AXES[name] and axis in _AXES[out])
+  where = {"B": {"x": -rank - 2, "y": -rank - 2}, "I": {"x": -1, "kernel": -2}, "O": {"kernel": -1, "y": -1}}[shared]
+  size = operands[mapped].shape[axes[mapped]]
+  operands = list(operands)
+  operands[mapped] = _join(operands[mapped], axes[mapped], where[name])
+  result = _trilinear.bind(*operands, out=out, geometry=geometry)
+  axis = result.ndim + where[out]
+  return result.reshape(*result.shape[:axis], size, -1, *result.shape[axis + 1 :]), axis
+
+
+_AXES = {"x": "BI", "kernel": "IO", "y": "BO"}
+
+
+def _join(array, axis: int, into: int):
+  """Makes `axis` the slow part of the axis `into`, which counts from the end and among the others."""
+  into += array.ndim - 1
+  array = jnp.moveaxis(array, axis, into)
+  return array.reshape(*array.shape[:into], -1, *array.shape[into + 2 :])
+
+
+batching.primitive_batchers[_trilinear] = _batch_rule
+
+
+def _natively(first, second, *, out, geometry):
+  """XLA's own convolution or its transposes, grouped for leading axes."""
+
+  def compute(first, second):
+    if out == "y":
+      return _native(first, second, geometry)
+    batch, inputs, outputs = second.shape[0], first.shape[-1], second.shape[-1]
+    if out == "x":
+      x = jax.ShapeDtypeStruct((batch, *geometry.sizes, first.shape[-2]), second.dtype)
+      return jax.linear_transpose(lambda x: _native(x, first, geometry), x)(second)[0]
+    kernel = jax.ShapeDtypeStruct((*geometry.window, inputs, outputs), second.dtype)
+    return jax.linear_transpose(lambda kernel: _native(first, kernel, geometry), kernel)(second)[0]
+
+  for _ in range(first.ndim - len(geometry.window) - 2):
+    compute = jax.vmap(compute)
+  return compute(first, second)
+
+
+def _as_forward_convolutions(first, second, *, out, geometry):
+  compute = partial({"y": _value, "x": _gradient_by_input, "kernel": _gradient_by_kernel}[out], geometry=geometry)
+  lead = first.ndim - len(geometry.window) - 2
+  if not lead:
+    return compute(first, second)
+  flat = [operand.reshape(-1, *operand.shape[lead:]) for operand in (first, second)]
+  # One after the other: a forward convolution is fast in a loop, a grouped one nowhere.
+  result = lax.map(lambda pair: compute(*pair), tuple(flat))
+  return result.reshape(*first.shape[:lead], *result.shape[1:])
+
+
+mlir.register_lowering(_trilinear, mlir.lower_fun(_natively, multiple_results=False))
+mlir.register_lowering(_trilinear, mlir.lower_fun(_as_forward_convolutions, multiple_results=False), platform="cpu")
+
+
+def _forward(x, kernel, strides, padding, dilation, precision):
+  """XLA's forward convolution; negative padding, for which it has no fast kernel, crops first."""
+  starts = (0, *(max(-low, 0) for low, _ in padding), 0)
+  stops = (x.shape[0], *(size - max(-high, 0) for size, (_, high) in zip(x.shape[1:-1], padding)), x.shape[-1])
+  x = lax.slice(x, starts, stops)
+  padding = [(max(low, 0), max(high, 0)) for low, high in padding]
+  span = (kernel.shape[0] - 1) * dilation[0] + 1
+  rows = (x.shape[1] + sum(padding[0]) - span) // strides[0] + 1
+  # YNNPACK runs a convolution of few features on one thread. Eigen, which takes what has more rows than its input, runs
+  # it on all of them: worth a surplus row or two, of at most a quarter of the work.
+  surplus = x.shape[1] + 1 - rows
+  if kernel.shape[-1] >= _SHARED_FEATURES or not 0 < surplus <= rows // 4:
+    surplus = 0
+  padding[0] = (padding[0][0] + surplus * strides[0], padding[0][1])
+  y = lax.conv_general_dilated(
+    x,
+    kernel,
+    strides,
+    padding,
+    rhs_dilation=dilation,
+    dimension_numbers=_channels_last(len(strides)),
     precision=precision,
   )
+  return lax.slice_in_dim(y, surplus, surplus + rows, axis=1)
+
+
+def _value(x, kernel, geometry):
+  return _forward(x, kernel, geometry.strides, geometry.padding, geometry.dilation, geometry.precision)
+
+
+def _gradient_by_kernel(x, y, geometry):
+  """Channels as the images, images as the channels: the kernel is the convolution of `x` by `y`."""
+  padding = [
+    (low, (taps - 1) * step + (count - 1) * stride + 1 - size - low)
+    for size, taps, stride, (low, _), step, count in zip(*geometry[:5], y.shape[1:-1])
+  ]
+
+  def compute(x, y):
+    x, y = jnp.swapaxes(x, 0, -1), jnp.moveaxis(y, 0, -2)
+    kernel = _forward(x, y, geometry.dilation, padding, geometry.strides, geometry.precision)
+    return jnp.moveaxis(kernel, 0, -2)
+
+  # In a loop, because XLA would otherwise compute `x` and `y` again, element by element, in the order of the transposed
+  # arrays. A part is every `_PARTS`-th image, so that a batch sharded over devices stays sharded.
+  kernel_size = math.prod(geometry.window) * x.shape[-1] * y.shape[-1]
+  if x.shape[0] % _PARTS or x.size < max(_LARGE, _PARTS * kernel_size):
+    return compute(x, y)
+  x, y = (array.reshape(-1, _PARTS, *array.shape[1:]) for array in (x, y))
+  part = lambda i: compute(*(lax.dynamic_index_in_dim(array, i, 1, keepdims=False) for array in (x, y)))
+  return jnp.sum(lax.map(part, jnp.arange(_PARTS)), axis=0)
+
+
+def _gradient_by_input(kernel, y, geometry):
+  """`y` convolved by the flipped kernel; with strides, one such convolution for each phase of the input.
+
+  Along one axis, x at t * stride + r - low gets y[t - (q * dilation - r) / stride] kernel[q] of all taps q for which
+  the fraction is whole: every (stride / gcd(stride, dilation))-th tap.
+  """
+  sizes, window, strides, padding, dilation, precision = geometry
+  # Whole strides of padding are left out, the rest is cut off at the end.
+  offsets = [low // stride for (low, _), stride in zip(padding, strides)]
+  starts = [low % stride for (low, _), stride in zip(padding, strides)]
+  counts = [-(-(start + size) // stride) for start, size, stride in zip(starts, sizes, strides)]
+  flipped = jnp.swapaxes(kernel, -1, -2)
+
+  def compute_phase(phase):
+    part, pads, steps = flipped, [], []
+    for axis, r in enumerate(phase):
+      stride, step = strides[axis], dilation[axis]
+      taps = [q for q in range(window[axis]) if (q * step - r) % stride == 0]
+      if not taps:
+        return jnp.zeros((y.shape[0], *counts, kernel.shape[-2]), y.dtype)
+      every = stride // math.gcd(stride, step)
+      part = lax.rev(lax.slice_in_dim(part, taps[0], taps[-1] + 1, every, axis), (axis,))
+      first, last = ((q * step - r) // stride - offsets[axis] for q in (taps[0], taps[-1]))
+      pads.append((last, counts[axis] - y.shape[axis + 1] - first))
+      steps.append(step * every // stride)
+    return _forward(y, part, (1,) * len(window), pads, steps, precision)
+
+  phases = [compute_phase(phase) for phase in itertools.product(*map(range, strides))]
+  if len(phases) == 1:
+    return phases[0]
+  # (phase of each axis, B, t of each axis, I) to (B, t and phase of each axis, I).
+  rank = len(window)
+  x = jnp.stack(phases).reshape(*strides, *phases[0].shape)
+  x = x.transpose(rank, *(a for axis in range(rank) for a in (rank + 1 + axis, axis)), 2 * rank + 1)
+  x = x.reshape(y.shape[0], *(count * stride for count, stride in zip(counts, strides)), -1)
+  return lax.slice(x, (0, *starts, 0), (x.shape[0], *map(sum, zip(starts, sizes)), x.shape[-1]))
 
 
 class Conv(nn.Module):

@@ -59,7 +59,8 @@ def gradient_of_gradient(module, params, x, d_params, d_x):
 
 
 def compare_with_flax(compute, config, key, monkeypatch):
-  monkeypatch.setattr(conv_module, "_PATCH_BYTES", 10_000)  # the six images make more than one chunk
+  monkeypatch.setattr(conv_module, "_LARGE", 0)
+  monkeypatch.setattr(conv_module, "_PARTS", 2)  # the six images make two parts
   ours, reference = Conv(4, **config), nn.Conv(4, **config)
   data_key, init_key, tangent_key, bias_key = jax.random.split(key, 4)
   x, d_x = jax.random.normal(data_key, (2, 6, 9, 8, 2))
@@ -194,8 +195,7 @@ def test_native_convolutions_are_kept_everywhere_but_on_the_cpu(platform):
     assert expected[0] > 0 and expected[1] == 0
     convolutions, products = operations(convolve, batched)
     if platform == "cpu":
-      # The two values of the forward pass, and none where each example has its own kernel.
-      assert convolutions == (0 if batched else 2) and products > 0
+      assert (convolutions, products) == expected
     else:
       assert (convolutions, products) == expected
 
@@ -246,13 +246,13 @@ def test_no_derivative_of_ours_holds_the_slow_convolution():
   meta = jax.jit(jax.vmap(jax.grad(adapted))).trace(kernel[None])
   assert not contains_slow_convolution(meta.jaxpr)
   compiled = meta.lower().compile(FAST_COMPILE).as_text()
-  assert " dot(" in compiled and " convolution(" not in compiled
+  assert " convolution(" in compiled and " dot(" not in compiled and "feature_group_count" not in compiled
   cuda = meta.lower(lowering_platforms=("cuda",)).as_text()
   assert "stablehlo.convolution" in cuda and "dot_general" not in cuda
 
 
 def test_a_batch_sharded_over_devices_gives_the_same_gradient(key, monkeypatch):
-  monkeypatch.setattr(conv_module, "_PATCH_BYTES", 100_000)  # two chunks
+  monkeypatch.setattr(conv_module, "_LARGE", 0)  # four parts
   keys = jax.random.split(key, 2)
   x, kernel = jax.random.normal(keys[0], (32, 8, 8, 4)), jax.random.normal(keys[1], (3, 3, 4, 4))
   gradient = jax.jit(
@@ -261,7 +261,31 @@ def test_a_batch_sharded_over_devices_gives_the_same_gradient(key, monkeypatch):
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
   replicated = jax.device_put(kernel, jax.NamedSharding(mesh, jax.P()))
-  assert_trees_close(gradient(sharded, replicated), gradient(x, kernel))
+  expected = gradient(x, kernel)
+  assert_trees_close(gradient(sharded, replicated), expected)
+  text = gradient.lower(sharded, replicated).compile().as_text()
+  assert " all-reduce(" in text and " all-gather(" not in text and " all-to-all(" not in text
+  specs = (jax.P("data"), jax.P())
+  assert_trees_close(
+    jax.jit(jax.shard_map(gradient.__wrapped__, mesh=mesh, in_specs=specs, out_specs=specs))(x, kernel), expected
+  )
+
+
+def test_gradients_on_the_cpu_are_plain_forward_convolutions(key):
+  x, kernel = jnp.zeros((4, 9, 9, 3)), jnp.zeros((3, 3, 3, 5))
+  gradient = jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel, 2, 1) ** 2), (0, 1))
+  text = lowered_text(gradient, x, kernel, platform="cpu")
+  layout = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+  # The value, four phases of the input's gradient, and the kernel's.
+  assert text.count("stablehlo.convolution") == text.count(layout) == 6
+  assert "lhs_dilate = [2" not in text and text.count("feature_group_count = 1 ") == 6
+
+
+def test_a_call_of_its_own_gives_what_a_compiled_one_gives(key):
+  keys = jax.random.split(key, 2)
+  x, kernel = jax.random.normal(keys[0], (2, 6, 6, 3)), jax.random.normal(keys[1], (3, 3, 3, 5))
+  gradient = jax.grad(lambda kernel: jnp.sum(convolve(x, kernel) ** 2))
+  assert_trees_close(gradient(kernel), jax.grad(lambda kernel: jnp.sum(native(x, kernel) ** 2))(kernel))
 
 
 @pytest.mark.parametrize(
@@ -269,6 +293,7 @@ def test_a_batch_sharded_over_devices_gives_the_same_gradient(key, monkeypatch):
   [
     (dict(kernel=jnp.zeros((3, 3, 4, 2))), "x has 3 channels, expected 4"),
     (dict(kernel=jnp.zeros((3, 3, 2))), "kernel has 3 axes, expected 4"),
+    (dict(kernel=jnp.zeros((3, 3, 3, 2), jnp.bfloat16)), "kernel is bfloat16, expected float32"),
     (dict(strides=0), "strides is 0"),
     (dict(strides=(1, 1, 1)), "strides is"),
     (dict(padding="CAUSAL"), "padding is 'CAUSAL'"),
