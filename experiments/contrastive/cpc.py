@@ -7,6 +7,7 @@ van den Oord et al. 2018 (arXiv:1807.03748).
 """
 
 import dataclasses
+from typing import Literal
 
 from mlnotes.contrastive.cpc import CPCNetwork, RowContext, group_norm, make_cpc
 from mlnotes.contrastive.experiment import (
@@ -27,11 +28,15 @@ from mlnotes.flags import field, require, run
 class Config(ContrastiveConfig):
   """Defaults: digits, eight seeds in under four minutes on two CPU cores."""
 
+  steps: int = 300
+  batch_size: int = 64
+  width: int = 16
   projection: int = 64  # of a patch and of its context
-  patch_size: int = field(4, "pixels a side of a patch")
+  augmentation: Literal["auto", "digits", "simclr", "moco_v1", "moco_v2", "crop", "none"] = "none"
+  patch_size: int = field(3, "pixels a side of a patch")
   patch_stride: int = field(1, "pixels between neighbouring patches")
   first_offset: int = field(0, "rows from a context to the first patch it predicts; 0: the first that share no pixel")
-  num_offsets: int = field(3, "how many rows from there on are predicted, or as many as there are")
+  num_offsets: int = field(2, "how many rows from there on are predicted, or as many as there are")
   context_layers: int = field(3, "masked convolutions of the context")
 
   def __post_init__(self):

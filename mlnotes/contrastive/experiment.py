@@ -41,7 +41,7 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
   learning_rate: float = 3e-3
   schedule: Literal["constant", "warmup_cosine", "linear", "step"] = "warmup_cosine"
   warmup_steps: int = 50
-  steps: int = 600
+  steps: int = 400
   eval_every: int = 200
   checkpoint_every: int = 200
   report_seeds: int = 8

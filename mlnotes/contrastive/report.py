@@ -20,7 +20,7 @@ from mlnotes.plot import new_figure, save_figure, show_images
 
 # A run counts as collapsed where its embeddings are one point, or lie on one line: below this spread (1 is even), or
 # with fewer directions than this in use.
-COLLAPSED_SPREAD = 0.1
+COLLAPSED_SPREAD = 0.02
 COLLAPSED_RANK = 2.0
 _CHUNK = 512
 # Test images in the picture of the embedding, and for the metrics that compare all pairs.
