@@ -1,4 +1,4 @@
-"""Slices of a loss: lines and planes through parameter space, along random, filter-normalised or trajectory directions."""
+"""Slices of a loss: lines and planes in parameter space, along random, filter-normalised or trajectory directions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -46,9 +46,10 @@ class Plane(NamedTuple):
 
 
 def fit_plane(trajectory: Sequence[Any]) -> Plane:
-  """The two principal components of (last - each) of the trajectory's points, through the last (Li et al. 2018, sec. 7).
+  """The plane through the last point along the two principal components of the others' offsets from it.
 
-  `trajectory`: parameter pytrees in order of time, three or more. Coordinates are distances: the axes are unit vectors.
+  `trajectory`: parameter pytrees in order of time, three or more. Coordinates are distances: the axes are unit
+  vectors. Li et al. 2018, section 7.1.
   """
   origin, unravel = ravel_pytree(trajectory[-1])
   moved = jnp.stack([ravel_pytree(params)[0] for params in trajectory[:-1]]) - origin

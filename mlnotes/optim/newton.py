@@ -57,6 +57,7 @@ class NewtonState(NamedTuple):
 
 
 def _second_order(
+  argument: str,
   product: Callable[..., Any],
   value: Callable[..., Scalar],
   learning_rate: Scalar,
@@ -65,7 +66,7 @@ def _second_order(
   tolerance: Scalar,
   max_steps: int | None,
 ) -> optax.GradientTransformationExtraArgs:
-  """-(B + damping I)^-1 g, where `product(fn, params, v)` is B v and `value(fn, params)` the loss."""
+  """-(B + damping I)^-1 g: `product(fn, params, v)` is B v, `value(fn, params)` the loss, `argument` fn's name."""
 
   def init(params):
     return NewtonState(jnp.asarray(damping, jax.tree.leaves(params)[0].dtype))
@@ -86,13 +87,12 @@ def _second_order(
     step = jnp.where(change <= 0, step, 0)
     return unravel(step), NewtonState((state.damping * factor).astype(state.damping.dtype))
 
-  def update(updates, state, params=None, *, value_fn=None, residual_fn=None, **extra):
-    del extra
-    fn = residual_fn if product is _gauss_newton_product else value_fn
-    if params is None or fn is None:
-      needed = "residual_fn" if product is _gauss_newton_product else "value_fn"
-      raise ValueError(f"update() needs params and {needed}=, the function of the parameters whose curvature it uses.")
-    return solve(updates, state, params, fn)
+  def update(updates, state, params=None, **extra):
+    if params is None or extra.get(argument) is None:
+      raise ValueError(
+        f"update() needs params and {argument}=, the function of the parameters whose curvature it uses."
+      )
+    return solve(updates, state, params, extra[argument])
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -117,7 +117,7 @@ def newton(
     tolerance, max_steps: of the conjugate gradients.
   """
   value = lambda fn, params: fn(params)
-  return _second_order(hessian_vector_product, value, learning_rate, damping, adapt, tolerance, max_steps)
+  return _second_order("value_fn", hessian_vector_product, value, learning_rate, damping, adapt, tolerance, max_steps)
 
 
 def _gauss_newton_product(residual_fn: Callable[[Any], Array], params: Any, vector: Any) -> Any:
@@ -139,4 +139,4 @@ def gauss_newton(
   every step descends; with `adapt` this is Levenberg-Marquardt.
   """
   value = lambda fn, params: 0.5 * jnp.sum(fn(params) ** 2)
-  return _second_order(_gauss_newton_product, value, learning_rate, damping, adapt, tolerance, max_steps)
+  return _second_order("residual_fn", _gauss_newton_product, value, learning_rate, damping, adapt, tolerance, max_steps)
