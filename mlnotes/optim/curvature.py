@@ -4,7 +4,7 @@ A `loss` is a function of a parameter pytree alone, with its batch inside.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -106,8 +106,8 @@ class Spectrum(NamedTuple):
 
   def density(self, grid: Float[Array, " G"], width: float) -> Float[Array, " G"]:
     """The density on `grid`, each node widened to a Gaussian of standard deviation `width`; mean over probes."""
-    kernel = jnp.exp(-0.5 * ((grid[:, None, None] - self.nodes) / width) ** 2) / (width * np.sqrt(2 * np.pi))
-    return jnp.mean(jnp.sum(kernel * self.weights, 2), 1)
+    kernel = jnp.exp(-0.5 * ((grid[:, None, None] - self.nodes[None]) / width) ** 2) / (width * np.sqrt(2 * np.pi))
+    return jnp.mean(jnp.sum(kernel * self.weights[None], 2), 1)
 
   def fraction_above(self, threshold: float = 0.0) -> Float[Array, ""]:
     """The share of eigenvalues above `threshold`; above 0 it is an estimate of the minimum ratio."""
@@ -141,12 +141,15 @@ def compute_minimum_ratio(eigenvalues: Float[Array, " N"], tolerance: float = 0.
   return jnp.mean(eigenvalues > tolerance)
 
 
-def classify_critical_point(gradient_norm: float, smallest: float, largest: float, tolerance: float = 1e-3) -> str:
+def classify_critical_point(
+  gradient_norm: SupportsFloat, smallest: SupportsFloat, largest: SupportsFloat, tolerance: float = 1e-3
+) -> str:
   """ "minimum", "maximum", "saddle", "flat" or "not critical", from the gradient and the extreme eigenvalues.
 
   `tolerance`: a gradient, and relative to the largest absolute eigenvalue an eigenvalue, below it counts as zero.
   A minimum may have flat directions.
   """
+  gradient_norm, smallest, largest = float(gradient_norm), float(smallest), float(largest)
   if gradient_norm > tolerance:
     return "not critical"
   zero = tolerance * max(abs(smallest), abs(largest))

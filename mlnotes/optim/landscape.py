@@ -31,7 +31,8 @@ def normalize_filters(direction: Any, params: Any) -> Any:
     if p.ndim < 2:
       return jnp.zeros_like(d)
     norm = lambda x: jnp.linalg.norm(x.reshape(-1, x.shape[-1]), axis=0)
-    return d * (norm(p) / jnp.maximum(norm(d), jnp.finfo(d.dtype).tiny))
+    ratio = norm(p) / jnp.maximum(norm(d), jnp.finfo(d.dtype).tiny)
+    return d * jnp.expand_dims(ratio, range(d.ndim - 1))
 
   return jax.tree.map(scale, direction, params)
 
@@ -52,7 +53,7 @@ def fit_plane(trajectory: Sequence[Any]) -> Plane:
   vectors. Li et al. 2018, section 7.1.
   """
   origin, unravel = ravel_pytree(trajectory[-1])
-  moved = jnp.stack([ravel_pytree(params)[0] for params in trajectory[:-1]]) - origin
+  moved = jnp.stack([ravel_pytree(params)[0] for params in trajectory[:-1]]) - origin[None]
   _, scale, axes = jnp.linalg.svd(moved, full_matrices=False)
   return Plane(unravel(origin), unravel(axes[0]), unravel(axes[1]), (scale**2 / jnp.sum(scale**2))[:2])
 
