@@ -40,7 +40,7 @@ def ravine(p: Point) -> Float[Array, ""]:
 
 
 SURFACES = (
-  Surface("Rosenbrock", rosenbrock, (-1.5, 2.0), (1.0, 1.0), (-2.0, 2.0, -0.7, 2.7)),
+  Surface("Rosenbrock", rosenbrock, (-1.2, 1.0), (1.0, 1.0), (-1.6, 1.5, -0.5, 1.8)),
   Surface("Beale", beale, (1.0, 1.5), (3.0, 0.5), (-0.5, 4.2, -1.5, 2.0)),
   Surface("saddle", saddle, (1.5, 1e-3), (0.0, 1.0), (-1.7, 1.9, -1.5, 1.6)),
   Surface("ravine", ravine, (-4.0, 0.9), (0.0, 0.0), (-4.5, 2.0, -1.2, 1.2)),
