@@ -2,7 +2,8 @@
 
   python -m experiments.optim.batch_size
 
-Writes batch_size.png, warmup.png and result.json. SGD with momentum on digits; all seeds of a setting are one program.
+Writes batch_size.png, warmup.png and result.json. SGD with momentum, Adam for the warm-up, on digits; all seeds
+of a setting are one program.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ class Config(DataConfig):
   widths: tuple[int, ...] = field((32,), "of the network's hidden layers where batch sizes are compared")
   batch_size: int = 512
   deep_widths: tuple[int, ...] = field((32, 32, 32, 32), "of the network that warm-up is shown on")
-  rates: tuple[float, ...] = field((0.03, 0.06, 0.12, 0.25, 0.5, 1.0), "learning rates with and without warm-up")
+  rates: tuple[float, ...] = field((3e-3, 0.01, 0.02, 0.04, 0.08, 0.16), "learning rates with and without warm-up")
   warmup_updates: int = field(40, "of linear warm-up, of --warmup_total updates")
   warmup_total: int = field(120, "updates of the runs with and without warm-up")
 
@@ -100,11 +101,11 @@ def time_updates(classifier: Any, optimizer: Any, config: Config, count: int = 2
 
 
 def measure_warmup(config: Config) -> dict[str, Curves]:
-  """{"without", "with"}: curves (rates, seeds, updates) of large batches on a deeper network."""
+  """{"without", "with"}: curves (rates, seeds, updates) of Adam with large batches on a deeper network."""
   classifier = make_classifier(load_data(config), config.deep_widths, config.batch_size)
 
   def curves(warmup: int):
-    flags = OptimConfig(optimizer="sgd", schedule="cosine", warmup_steps=warmup)
+    flags = OptimConfig(optimizer="adam", schedule="cosine", warmup_steps=warmup)
     optimizer = make_optimizer(flags, config.warmup_total)
     once = lambda key, rate: train_once(classifier, optimizer, key, rate, config.warmup_total, 1)
     over_both = jax.vmap(jax.vmap(once, (0, None)), (None, 0))
@@ -117,7 +118,7 @@ def draw_batch_sizes(config: Config, found: dict[int, dict[str, np.ndarray]], pa
   from mlnotes.plot import new_figure, save_figure
 
   sizes = list(found)
-  figure, axes = new_figure(1, 4, width=15, height=3.8)
+  figure, axes = new_figure(1, 4, width=15.0, height=3.8)
   for i, label in enumerate(("the same learning rate", "learning rate in proportion to the batch")):
     for axis, name, scale in zip(axes[0, 1:], ("test_accuracy", "train_loss", "sharpness"), (100, 1, 1)):
       values = scale * np.stack([found[size][name][i] for size in sizes])
@@ -128,10 +129,11 @@ def draw_batch_sizes(config: Config, found: dict[int, dict[str, np.ndarray]], pa
   updates = [found[size]["update_microseconds"] / 1e3 for size in sizes]
   axes[0, 0].plot(sizes, times, "o-", color="C2", label="an epoch")
   axes[0, 0].plot(sizes, updates, "o-", color="C3", label="an update")
-  titles = ("milliseconds", "test error (%)", "final training loss", "largest eigenvalue at the end")
+  titles = ("milliseconds, one run alone", "test error (%)", "final training loss", "largest eigenvalue at the end")
   for axis, title in zip(axes[0], titles):
     axis.set_title(title)
     axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.set_yscale("log")
     axis.set_xlabel("batch size")
   axes[0, 0].legend(frameon=False)
@@ -162,7 +164,7 @@ def draw_warmup(config: Config, found: dict[str, Curves], path: Path) -> None:
   for axis in axes[0]:
     axis.set_yscale("log")
     axis.legend(frameon=False)
-  figure.suptitle(f"batches of {config.batch_size}, {len(config.deep_widths)} hidden layers, cosine schedule")
+  figure.suptitle(f"Adam, batches of {config.batch_size}, {len(config.deep_widths)} hidden layers, cosine schedule")
   save_figure(figure, path)
 
 

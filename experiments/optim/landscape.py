@@ -62,36 +62,42 @@ class Config(DataConfig):
 # -- surfaces ----------------------------------------------------------------------------------------------------------
 
 
-def descend(surface: Surface, flags: dict[str, Any], learning_rate: float) -> np.ndarray:
-  """The points (SURFACE_STEPS + 1, 2) that an optimizer visits."""
-  optimizer = optim.make_optimizer(optim.OptimConfig(**flags, learning_rate=learning_rate), SURFACE_STEPS)
+def descend(flags: dict[str, Any], rates: tuple[float, ...]) -> list[np.ndarray]:
+  """The points (SURFACE_STEPS + 1, 2) that an optimizer visits on each surface, with that surface's learning rate."""
 
-  def body(carry, _):
-    params, state = carry
-    updates, state = optimizer.update(jax.grad(surface.value)(params), state, params)
-    params = optax.apply_updates(params, updates)
-    return (params, state), params
+  def follow(surface: Surface, rate: float):
+    optimizer = optim.make_optimizer(optim.OptimConfig(**flags, learning_rate=rate), SURFACE_STEPS)
 
-  start = jnp.array(surface.start)
-  path = jax.jit(lambda p: jax.lax.scan(body, (p, optimizer.init(p)), length=SURFACE_STEPS)[1])(start)
-  return np.concatenate([np.asarray(start)[None], np.asarray(path)])
+    def body(carry, _):
+      params, state = carry
+      updates, state = optimizer.update(jax.grad(surface.value)(params), state, params)
+      params = optax.apply_updates(params, updates)
+      return (params, state), params
+
+    start = jnp.array(surface.start)
+    _, path = jax.lax.scan(body, (start, optimizer.init(start)), length=SURFACE_STEPS)
+    return jnp.concatenate([start[None], path])
+
+  paths = jax.jit(lambda: [follow(surface, rate) for surface, rate in zip(SURFACES, rates)])()
+  return [np.asarray(path) for path in paths]
 
 
 def draw_surfaces(path: Path) -> dict[str, float]:
   """The picture; {surface/optimizer: loss at the end}."""
   from mlnotes.plot import new_figure, save_figure
 
-  figure, axes = new_figure(2, 2, width=10.5, height=9)
+  figure, axes = new_figure(2, 2, width=10.5, height=9.0)
   figures = {}
+  paths = {name: descend(flags, rates) for name, (flags, rates) in ON_SURFACES.items()}
   for i, (axis, surface) in enumerate(zip(axes.flat, SURFACES)):
     x0, x1, y0, y1 = surface.box
     x, y = np.linspace(x0, x1, 160), np.linspace(y0, y1, 160)
     points = jnp.stack(jnp.meshgrid(jnp.asarray(x), jnp.asarray(y)), -1)
-    values = np.asarray(jax.vmap(jax.vmap(surface.value))(points))
+    values = np.asarray(jax.jit(jax.vmap(jax.vmap(surface.value)))(points))
     height = np.log10(values - values.min() + 1e-2 * np.ptp(values) ** 0.5)
     axis.contourf(x, y, height, 24, cmap="Greys", alpha=0.55)
-    for j, (name, (flags, rates)) in enumerate(ON_SURFACES.items()):
-      steps = descend(surface, flags, rates[i])
+    for j, (name, (_, rates)) in enumerate(ON_SURFACES.items()):
+      steps = paths[name][i]
       end = float(surface.value(jnp.asarray(steps[-1])))
       figures[f"{surface.name.lower()}/{name}"] = end
       axis.plot(*steps.T, color=f"C{j}", lw=1.3, label=f"{name}, rate {rates[i]:g}: {end:.2g}")
@@ -146,7 +152,7 @@ def draw_network(loss: Any, runs: dict[str, Run], key: Any, path: Path) -> dict[
   margin = 0.15 * np.ptp(points, 0)
   x, y = (np.linspace(points[:, i].min() - margin[i], points[:, i].max() + margin[i], GRID) for i in (0, 1))
   heights = jax.jit(lambda x, y: optim.slice_plane(loss, plane.origin, plane.first, plane.second, x, y))(x, y)
-  figure, axes = new_figure(1, 2, width=12, height=5)
+  figure, axes = new_figure(1, 2, width=12.0, height=5.0)
   plot = axes[0, 0].contourf(x, y, np.log10(heights), 24, cmap="Greys_r", alpha=0.75)
   figure.colorbar(plot, ax=axes[0, 0], label="log10 of the training loss in the plane")
   figures = {"plane_explains": float(plane.explained.sum())}
