@@ -49,7 +49,7 @@ class Config(DataConfig):
   widths: tuple[int, ...] = field((32,), "of the network's hidden layers")
   schedule: ScheduleName = field("constant", "learning rate over --steps, of every optimizer")
   warmup_steps: int = field(0, "updates of linear warm-up from 0, of every optimizer")
-  weight_decay: float = field(0.0, "of every optimizer: decoupled for adamw and sgdw, L2 for the others")
+  weight_decay: float = field(0.01, "of adamw and sgdw, decoupled; the others have none")
 
   def __post_init__(self):
     super().__post_init__()
@@ -76,7 +76,7 @@ def optim_config(config: Config, name: str) -> OptimConfig:
     lookahead=5 if name.startswith("lookahead_") else 0,
     schedule=config.schedule,
     warmup_steps=config.warmup_steps,
-    weight_decay=config.weight_decay,
+    weight_decay=config.weight_decay if base_rule(name) in ("adamw", "sgdw") else 0.0,
   )
 
 
@@ -149,18 +149,30 @@ def write_table(sweeps: dict[str, Sweep], path: Path) -> None:
 
 
 def panels(sweeps: dict[str, Sweep]) -> dict[str, list[str]]:
-  """The optimizers of each panel, Adam first in each where it was measured."""
+  """The optimizers of each panel that has any; Adam first in each where it was measured."""
   grouped = {title: [name for name in group if name in sweeps] for title, group in GROUPS.items()}
   rest = [name for name in sweeps if name not in CENTRES]
   grouped["between Adam and SGD"] += rest
-  add = [REFERENCE] if REFERENCE in sweeps else []
-  return {title: add + [n for n in names if n != REFERENCE] for title, names in grouped.items() if names}
+  others = {title: [name for name in names if name != REFERENCE] for title, names in grouped.items()}
+  if REFERENCE not in sweeps:
+    return {title: names for title, names in others.items() if names}
+  return {title: [REFERENCE, *names] for title, names in others.items() if names} or {"": [REFERENCE]}
 
 
 def style(name: str, position: int) -> dict[str, Any]:
   if name == REFERENCE:
     return dict(color="black", linestyle="--", linewidth=1.2, label=name)
   return dict(color=f"C{position}", linewidth=1.4, label=name)
+
+
+def share_height(axes: np.ndarray) -> None:
+  """One logarithmic scale for all axes of a row."""
+  for row in axes:
+    for axis in row:
+      axis.set_yscale("log")
+    low, high = zip(*(axis.get_ylim() for axis in row))
+    for axis in row:
+      axis.set_ylim(min(low), max(high))
 
 
 def draw_curves(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
@@ -178,10 +190,8 @@ def draw_curves(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
         axis.fill_between(step, values.min(0), values.max(0), color=style(name, position)["color"], alpha=0.12, lw=0)
     axes[0, column].set_title(title)
     axes[1, column].set_xlabel("update")
-    axes[0, column].legend(frameon=False, fontsize=8, loc="lower left")
-    for row in (0, 1):
-      axes[row, column].set_yscale("log")
-      axes[row, column].sharey(axes[row, 0])
+    axes[0, column].legend(frameon=False, fontsize=8, loc="upper right")
+  share_height(axes)
   axes[0, 0].set_ylabel("training loss")
   axes[1, 0].set_ylabel("test error (%)")
   figure.suptitle(
@@ -201,10 +211,9 @@ def draw_sensitivity(config: Config, sweeps: dict[str, Sweep], path: Path) -> No
       axis.plot(found.rates, np.minimum(found.final_loss, 10), marker="o", markersize=3, **style(name, position))
     axis.set_title(title)
     axis.set_xscale("log")
-    axis.set_yscale("log")
     axis.set_xlabel("learning rate")
     axis.legend(frameon=False, fontsize=8)
-    axis.sharey(axes[0, 0])
+  share_height(axes)
   axes[0, 0].set_ylabel("final training loss (10: diverged)")
   save_figure(figure, path)
 

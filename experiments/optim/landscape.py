@@ -156,7 +156,7 @@ def draw_network(loss: Any, runs: dict[str, Run], key: Any, path: Path) -> dict[
   plot = axes[0, 0].contourf(x, y, np.log10(heights), 24, cmap="Greys_r", alpha=0.75)
   figure.colorbar(plot, ax=axes[0, 0], label="log10 of the training loss in the plane")
   figures = {"plane_explains": float(plane.explained.sum())}
-  distance = np.linspace(-1, 1, GRID)
+  distance = jnp.linspace(-1, 1, GRID)
   for i, (name, way) in enumerate(ways.items()):
     axes[0, 0].plot(*way.T, ".-", color=f"C{i}", lw=1.2, markersize=4, label=f"{name}: {runs[name].losses[-1]:.2g}")
     axes[0, 0].plot(*way[-1], "o", color=f"C{i}", markersize=9, markeredgecolor="white")
@@ -164,7 +164,8 @@ def draw_network(loss: Any, runs: dict[str, Run], key: Any, path: Path) -> dict[
     line = jax.jit(
       lambda key, p: optim.slice_line(loss, p, optim.normalize_filters(optim.sample_direction(key, p), p), distance)
     )
-    lines = np.stack([line(k, minimum) for k in jax.random.split(key, 8)])
+    # The same directions for each.
+    lines = np.stack([line(k, minimum) for k in jax.random.split(jax.random.clone(key), 8)])
     axes[0, 1].plot(distance, lines.mean(0), color=f"C{i}", label=name)
     axes[0, 1].fill_between(distance, lines.min(0), lines.max(0), color=f"C{i}", alpha=0.12, lw=0)
     figures[f"{name}/train_loss"] = float(runs[name].losses[-1])
@@ -189,14 +190,15 @@ def measure_curvature(config: Config, loss: Any, runs: dict[str, Run], key: Any,
   first = next(iter(runs))
   points = {"at the start": runs[first].trajectory[0], **{f"after {n}": r.trajectory[-1] for n, r in runs.items()}}
   exact = jax.jit(lambda p: jnp.linalg.eigvalsh(optim.compute_hessian(loss, p)))
-  estimate = jax.jit(lambda p: optim.estimate_spectrum(loss, p, key, config.lanczos_steps, config.probes))
-  extremes = jax.jit(lambda p: optim.compute_extreme_eigenvalues(loss, p, key, config.lanczos_steps)[:2])
-  sharpness = jax.jit(lambda p: optim.compute_sharpness(loss, p, 0.1, key))
+  same = lambda: jax.random.clone(key)  # the same probes at each point
+  estimate = jax.jit(lambda p: optim.estimate_spectrum(loss, p, same(), config.lanczos_steps, config.probes))
+  extremes = jax.jit(lambda p: optim.compute_extreme_eigenvalues(loss, p, same(), config.lanczos_steps)[:2])
+  sharpness = jax.jit(lambda p: optim.compute_sharpness(loss, p, 0.1, same()))
   figure, axes = new_figure(1, len(points), width=3.6 * len(points), height=3.8)
   figures = {}
   for axis, (name, params) in zip(axes[0], points.items()):
     values, spectrum, ends = np.asarray(exact(params)), estimate(params), np.asarray(extremes(params))
-    width = 0.01 * np.ptp(values)
+    width = 0.01 * float(np.ptp(values))
     grid = jnp.linspace(values[0] - 5 * width, values[-1] + 5 * width, 600)
     kernel = np.exp(-0.5 * ((np.asarray(grid)[:, None] - values) / width) ** 2) / (width * np.sqrt(2 * np.pi))
     axis.fill_between(grid, kernel.mean(1), color="lightgrey", label=f"{len(values)} exact eigenvalues")
