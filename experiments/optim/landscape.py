@@ -197,8 +197,9 @@ def measure_curvature(config: Config, loss: Any, runs: dict[str, Run], key: Any,
   figure, axes = new_figure(1, len(points), width=3.6 * len(points), height=3.8)
   figures = {}
   for axis, (name, params) in zip(axes[0], points.items()):
-    values, spectrum, ends = np.asarray(exact(params)), estimate(params), np.asarray(extremes(params))
-    width = 0.01 * float(np.ptp(values))
+    values, ends = np.asarray(exact(params), np.float64), extremes(params)
+    spectrum = estimate(params)
+    width = 0.01 * np.ptp(values)
     grid = jnp.linspace(values[0] - 5 * width, values[-1] + 5 * width, 600)
     kernel = np.exp(-0.5 * ((np.asarray(grid)[:, None] - values) / width) ** 2) / (width * np.sqrt(2 * np.pi))
     axis.fill_between(grid, kernel.mean(1), color="lightgrey", label=f"{len(values)} exact eigenvalues")
