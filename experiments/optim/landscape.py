@@ -153,7 +153,7 @@ def draw_network(loss: Any, runs: dict[str, Run], key: Any, path: Path) -> dict[
   x, y = (np.linspace(points[:, i].min() - margin[i], points[:, i].max() + margin[i], GRID) for i in (0, 1))
   heights = jax.jit(lambda x, y: optim.slice_plane(loss, plane.origin, plane.first, plane.second, x, y))(x, y)
   figure, axes = new_figure(1, 2, width=12.0, height=5.0)
-  plot = axes[0, 0].contourf(x, y, np.log10(heights), 24, cmap="Greys_r", alpha=0.75)
+  plot = axes[0, 0].contourf(x, y, np.log10(heights), 24, cmap="Greys", alpha=0.6)
   figure.colorbar(plot, ax=axes[0, 0], label="log10 of the training loss in the plane")
   figures = {"plane_explains": float(plane.explained.sum())}
   distance = jnp.linspace(-1, 1, GRID)

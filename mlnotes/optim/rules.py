@@ -37,7 +37,7 @@ class ScaleByCentredRmsState(NamedTuple):
 def scale_by_centred_rms(decay: Scalar = 0.99, eps: Scalar = 1e-8) -> optax.GradientTransformation:
   """Divides by the running standard deviation of the gradient (Graves 2013, section 2.1 and equations 38 to 40).
 
-    u_t = g_t / (sqrt(variance_t) + eps);  variance = E[g^2] - E[g]^2, both from 0 with the same decay
+    u_t = g_t / (sqrt(variance_t) + eps);  variance = E[g^2] - E[g]^2, both from 0 with the same decay > 0
 
   eps outside the root, as in torch; no bias correction. The variance is updated by deviations: as the difference of two
   moments it is negative by rounding where gradients hardly change, and `optax.rmsprop(centered=True)` gives NaN there.
@@ -48,9 +48,11 @@ def scale_by_centred_rms(decay: Scalar = 0.99, eps: Scalar = 1e-8) -> optax.Grad
 
   def update(updates, state, params=None):
     del params
-    deviation = jax.tree.map(lambda g, m: to_accumulator(g) - m, updates, state.mean)
-    mean = jax.tree.map(lambda m, d: m + (1 - decay) * d, state.mean, deviation)
-    variance = jax.tree.map(lambda v, d: decay * (v + (1 - decay) * d**2), state.variance, deviation)
+    updates = jax.tree.map(to_accumulator, updates)
+    mean = optax.tree.update_moment(updates, state.mean, decay, 1)
+    # From the new mean, so that both moments are updated in place: (g - new mean) = decay (g - old mean).
+    spread = lambda g, m, v: decay * v + (1 - decay) / decay * (g - m) ** 2
+    variance = jax.tree.map(spread, updates, mean, state.variance)
     updates = jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + eps), updates, variance)
     return updates, ScaleByCentredRmsState(mean, variance)
 
