@@ -43,7 +43,8 @@ def scale_by_swats(
 
   Differences from the paper: the tolerance is relative (the paper's absolute 1e-9 is below float32's resolution of
   most rates), and L must be positive, as in public implementations. Under noisy gradients gamma_t crosses its mean at
-  random, and the switch takes place after some 1 / tolerance updates.
+  random, so that the switch comes after an order of 1 / tolerance updates. Near a minimum, where p.g is small and its
+  sign random, L can be far too large.
   """
 
   def init(params):
