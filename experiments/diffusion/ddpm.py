@@ -27,7 +27,7 @@ from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.loop import LoopConfig, train
-from mlnotes.optim import OptimConfig, make_optimizer, update_ema
+from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer, update_ema
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   steps: int = 1500
   batch_size: int = 64
   learning_rate: float = 3e-3
-  optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-  schedule: Literal["constant", "warmup_cosine", "linear", "step"] = "warmup_cosine"
+  schedule: ScheduleName = "warmup_cosine"
   warmup_steps: int = 100
   clip_norm: float = 1.0
   eval_every: int = 500

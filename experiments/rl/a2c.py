@@ -9,7 +9,7 @@ Differences from the paper: Adam instead of RMSProp, and the learning rate goes 
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import optax
 
 from mlnotes.experiment import Experiment
 from mlnotes.flags import run
+from mlnotes.optim import ScheduleName
 from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.on_policy import OnPolicyBatch, OnPolicyConfig, flatten_time, make_on_policy_experiment, standardize
@@ -32,7 +33,7 @@ class Config(OnPolicyConfig):
   num_envs: int = 16
   rollout_length: int = 8
   learning_rate: float = 2e-3
-  schedule: Literal["constant", "warmup_cosine", "linear", "step"] = "linear"
+  schedule: ScheduleName = "linear"
   clip_norm: float = 0.5
   entropy_weight: float = 0.01
   normalize_advantages: bool = False

@@ -9,7 +9,7 @@ minibatch, clipped value loss, annealed learning rate, gradients clipped to a no
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import optax
 
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
+from mlnotes.optim import ScheduleName
 from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.on_policy import (
@@ -47,7 +48,7 @@ class Config(OnPolicyConfig):
   num_envs: int = 4
   rollout_length: int = 128
   learning_rate: float = 2.5e-4
-  schedule: Literal["constant", "warmup_cosine", "linear", "step"] = "linear"
+  schedule: ScheduleName = "linear"
   adam_eps: float = 1e-5
   clip_norm: float = 0.5
   entropy_weight: float = 0.01

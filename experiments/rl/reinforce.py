@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.loop import train
-from mlnotes.optim import OptimConfig, make_optimizer
+from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.rl.actor_critic import make_actor_critic, make_greedy
 from mlnotes.rl.env import clip_actions, make_env
 from mlnotes.rl.experiment import RLConfig, make_evaluate, make_report
@@ -38,7 +38,7 @@ class Config(OptimConfig, RLConfig):
 
   steps: int = 250
   learning_rate: float = 5e-3
-  schedule: Literal["constant", "warmup_cosine", "linear", "step"] = "linear"
+  schedule: ScheduleName = "linear"
   log_every: int = 10
   eval_every: int = 50
   checkpoint_every: int = 50

@@ -7,7 +7,7 @@ of the flags; the policy needs none.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
+from mlnotes.optim import ScheduleName
 from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.on_policy import (
@@ -39,7 +40,7 @@ class Config(OnPolicyConfig):
   num_envs: int = 8
   rollout_length: int = 256
   learning_rate: float = 1e-3
-  schedule: Literal["constant", "warmup_cosine", "linear", "step"] = "constant"
+  schedule: ScheduleName = "constant"
   log_every: int = 10
   eval_every: int = 50
   checkpoint_every: int = 50

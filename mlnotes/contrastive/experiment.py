@@ -26,7 +26,7 @@ from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, stre
 from mlnotes.flags import BaseConfig, field, require
 from mlnotes.loop import LoopConfig, train
 from mlnotes.nn import BatchNorm, ConvNet, ResNet18, ResNet34, ResNet50
-from mlnotes.optim import OptimConfig, make_optimizer
+from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 
 _RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
 # Images up to this many pixels a side get the stem and the colours of CIFAR, larger ones those of ImageNet.
@@ -39,7 +39,7 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
 
   batch_size: int = 128
   learning_rate: float = 3e-3
-  schedule: Literal["constant", "warmup_cosine", "linear", "step"] = "warmup_cosine"
+  schedule: ScheduleName = "warmup_cosine"
   warmup_steps: int = 50
   steps: int = 400
   eval_every: int = 200

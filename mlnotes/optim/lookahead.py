@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from mlnotes.optim.precision import to_accumulator
+
 
 class LookaheadState(NamedTuple):
   """`count`: inner updates since the last synchronisation; `slow`: the slow weights."""
@@ -39,7 +41,7 @@ def lookahead(
   inner = optax.with_extra_args_support(inner)
 
   def init(params):
-    slow = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+    slow = jax.tree.map(lambda p: jnp.array(to_accumulator(p), copy=True), params)
     return LookaheadState(jnp.zeros([], jnp.int32), slow, inner.init(params))
 
   def update(updates, state, params=None, **extra):
@@ -47,12 +49,17 @@ def lookahead(
       raise ValueError(optax.NO_PARAMS_MSG)
     updates, inner_state = inner.update(updates, state.inner, params, **extra)
     count = state.count + 1
+    synced = count == sync_period
 
-    def synchronise(updates, slow):
-      slow = jax.tree.map(lambda s, p, u: s + slow_step_size * (p + u - s), slow, params, updates)
-      return jax.tree.map(lambda s, p: s - p, slow, params), slow
+    def move(slow, p, u):
+      p, u = to_accumulator(p), to_accumulator(u)
+      return jnp.where(synced, slow + slow_step_size * (p + u - slow) - p, u)
 
-    updates, slow = jax.lax.cond(count == sync_period, synchronise, lambda *same: same, updates, state.slow)
+    updates = jax.tree.map(move, state.slow, params, updates)
+    fast = jax.tree.map(lambda p, u: to_accumulator(p) + u, params, updates)
+    # A loop of one turn or none. It works in place, where a `cond` copies what its branches pass through, and leaves
+    # the line above to be one pass with the inner update and the addition that applies it.
+    _, slow = jax.lax.while_loop(lambda carry: carry[0], lambda _: (jnp.zeros([], bool), fast), (synced, state.slow))
     return updates, LookaheadState(count % sync_period, slow, inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)

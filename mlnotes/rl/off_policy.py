@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mlnotes.experiment import Mean
 from mlnotes.flags import field, require
-from mlnotes.optim import OptimConfig
+from mlnotes.optim import OptimConfig, ScheduleName
 from mlnotes.rl.experiment import RLConfig
 from mlnotes.rl.replay import Replay
 
@@ -22,7 +22,7 @@ class OffPolicyConfig(OptimConfig, RLConfig):
   One update acts `train_every` times in each of `num_envs` environments and then takes `gradient_steps` gradient steps.
   """
 
-  schedule: Literal["constant", "warmup_cosine", "linear", "step"] = "linear"
+  schedule: ScheduleName = "linear"
   num_envs: int = field(8, "environments that act side by side, per seed")
   train_every: int = field(8, "steps of each environment between two updates")
   gradient_steps: int = field(16, "gradient steps per update")

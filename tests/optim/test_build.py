@@ -8,7 +8,17 @@ import pytest
 
 from mlnotes.errors import InputError
 from mlnotes.experiment import set_hparams
-from mlnotes.optim import OptimConfig, lookahead, make_optimizer, make_schedule, update_ema
+from mlnotes.optim import (
+  OptimConfig,
+  adabound,
+  add_l1,
+  lookahead,
+  make_optimizer,
+  make_schedule,
+  sgdw,
+  swats,
+  update_ema,
+)
 
 
 def quadratic(params):
@@ -49,6 +59,13 @@ def _matrix(params):
     (
       {"optimizer": "lars", "momentum": 0.8, "weight_decay": 0.1},
       optax.lars(1e-2, 0.1, _matrix, trust_ratio_mask=_matrix, momentum=0.8),
+    ),
+    ({"optimizer": "sgdw", "weight_decay": 0.1}, sgdw(1e-2, 0.9, 0.1, _matrix)),
+    ({"optimizer": "adabound", "final_learning_rate": 0.05}, adabound(1e-2, 0.05)),
+    ({"optimizer": "swats"}, swats(1e-2)),
+    (
+      {"optimizer": "adam", "l1": 0.1, "clip_value": 0.5},
+      optax.chain(optax.clip(0.5), optax.masked(add_l1(0.1), _matrix), optax.adam(1e-2)),
     ),
     (
       {"schedule": "warmup_cosine", "warmup_steps": 5},
@@ -119,6 +136,24 @@ def test_schedule_peaks_at_one_and_rejects_endless_warmup():
     make_schedule("constant", 10, 10)
 
 
-def test_out_of_range_flags_are_named():
-  with pytest.raises(InputError, match=r"--learning_rate=-1.0"):
-    OptimConfig(learning_rate=-1.0)
+def test_decoupled_decay_is_not_l2():
+  """With Adam's scaling L2 hardly shrinks what has large gradients; decoupled decay shrinks all alike."""
+  params = {"kernel": jnp.array([[1.0, 1.0]])}
+  grads = {"kernel": jnp.array([[100.0, 0.01]])}
+  after = {}
+  for name in ("adam", "adamw"):
+    changes = []
+    for decay in (0.0, 0.1):
+      optimizer = make_optimizer(OptimConfig(optimizer=name, weight_decay=decay, learning_rate=0.1), 10)
+      changes.append(optimizer.update(grads, optimizer.init(params), params)[0]["kernel"][0])
+    after[name] = changes[1] - changes[0]
+  np.testing.assert_allclose(after["adamw"], -0.01, rtol=1e-4)
+  np.testing.assert_allclose(after["adam"], 0, atol=1e-6)  # Adam's first update is the gradient's sign
+
+
+@pytest.mark.parametrize(
+  "flag", ["learning_rate", "final_learning_rate", "beta2", "l1", "gradient_noise", "clip_value"]
+)
+def test_out_of_range_flags_are_named(flag):
+  with pytest.raises(InputError, match=f"--{flag}=-1.0"):
+    OptimConfig(**{flag: -1.0})

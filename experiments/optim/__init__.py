@@ -1,0 +1,1 @@
+"""Optimization: optimizers compared, loss landscapes, batch sizes and warm-up."""

@@ -1,0 +1,244 @@
+"""Optimizers compared: each at its own best learning rate, with curves, spread and time per step. Data: digits, MNIST.
+
+  python -m experiments.optim.compare                                                # every rule, on digits
+  python -m experiments.optim.compare --dataset=mnist --data_dir=DIR --optimizers=sgd,adam,lookahead_adam --seeds=3
+
+All seeds and learning rates of an optimizer are one program. Writes compare.png, sensitivity.png, table.md, the card.
+The best learning rate is the one of the lowest final training loss, mean over seeds: test data choose nothing.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlnotes.data import DataConfig, load_data
+from mlnotes.flags import field, require, run
+from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
+from mlnotes.optim.testbed import make_classifier, train_once
+from mlnotes.study import run_study
+
+# Panels, and where the sweep of each rule begins: the learning rate in its middle.
+GROUPS = {
+  "gradient and momentum": dict(plain_sgd=0.3, sgd=0.1, nesterov=0.1, sgdw=0.1, lars=10.0),
+  "rates from squared gradients": dict(adagrad=0.1, adadelta=3.0, rmsprop=3e-3, rmsprop_centred=3e-3),
+  "Adam and its kin": dict(adam=0.01, adamw=0.01, nadam=0.01, amsgrad=0.01, radam=0.01),
+  "between Adam and SGD": dict(adabound=0.01, amsbound=0.01, swats=0.01, lookahead_sgd=0.1, lookahead_adam=0.01),
+}
+CENTRES = {name: rate for group in GROUPS.values() for name, rate in group.items()}
+REFERENCE = "adam"  # drawn in every panel
+MOST_SHIFTS = 3  # of the sweep, where the best learning rate is at its edge
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(DataConfig):
+  """Defaults: every rule on digits in under three minutes on two CPU cores."""
+
+  batch_size: int = 32
+  workdir: str = field("", "directory of pictures, table and numbers; empty: runs/optim.compare-<dataset>", free=True)
+  optimizers: tuple[str, ...] = field(tuple(CENTRES), "which ones: names of --optimizer, plain_sgd, lookahead_<name>")
+  rates: int = field(5, "learning rates in the sweep of each, factors of sqrt(10) apart, 3 or more")
+  seed: int = field(0, "first seed, >= 0")
+  seeds: int = field(8, "runs of each learning rate")
+  steps: int = field(400, "updates of each run")
+  points: int = field(20, "points of a curve; a divisor of --steps")
+  widths: tuple[int, ...] = field((32,), "of the network's hidden layers")
+  schedule: ScheduleName = field("constant", "learning rate over --steps, of every optimizer")
+  warmup_steps: int = field(0, "updates of linear warm-up from 0, of every optimizer")
+  weight_decay: float = field(0.01, "of adamw and sgdw, decoupled; the others have none")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.rates >= 3, "rates", self.rates, "3 or more")
+    for name in ("seeds", "steps", "points"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.steps % self.points == 0, "points", self.points, f"a divisor of --steps={self.steps}")
+    require(self.seed >= 0, "seed", self.seed, "0 or more")
+    require(len(self.optimizers) > 0, "optimizers", self.optimizers, "one or more")
+    for name in self.optimizers:
+      require(name in CENTRES or base_rule(name) in CENTRES, "optimizers", name, f"names among {', '.join(CENTRES)}")
+      optim_config(self, name)
+
+
+def base_rule(name: str) -> str:
+  return "sgd" if name == "plain_sgd" else name.removeprefix("lookahead_")
+
+
+def optim_config(config: Config, name: str) -> OptimConfig:
+  """The flags that one entry of --optimizers stands for."""
+  return OptimConfig(
+    optimizer=base_rule(name),
+    momentum=0.0 if name == "plain_sgd" else 0.9,
+    lookahead=5 if name.startswith("lookahead_") else 0,
+    schedule=config.schedule,
+    warmup_steps=config.warmup_steps,
+    weight_decay=config.weight_decay if base_rule(name) in ("adamw", "sgdw") else 0.0,
+  )
+
+
+class Sweep(NamedTuple):
+  """One optimizer: (rates,) learning rates, (rates, seeds, points) curves, and its cost."""
+
+  rates: np.ndarray
+  train_loss: np.ndarray
+  test_accuracy: np.ndarray
+  compile_seconds: float
+  update_seconds: float  # of one run, in the program of all, evaluation of the curves included
+
+  @property
+  def final_loss(self) -> np.ndarray:
+    """(rates,), infinite for those that diverged."""
+    return np.nan_to_num(self.train_loss[..., -1].mean(1), nan=np.inf, posinf=np.inf)
+
+  @property
+  def best(self) -> int:
+    return int(np.argmin(self.final_loss))
+
+
+def sweep(config: Config, classifier: Any, name: str) -> Sweep:
+  """Trains every seed at every learning rate; moves on in the direction of the best where that is at the edge."""
+  optimizer = make_optimizer(optim_config(config, name), config.steps)
+  every = config.steps // config.points
+  once = lambda key, rate: train_once(classifier, optimizer, key, rate, config.steps, every)[:2]
+  over_both = jax.vmap(jax.vmap(once, in_axes=(0, None)), in_axes=(None, 0))
+  keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
+  rates = CENTRES.get(name, CENTRES.get(base_rule(name))) * 10 ** (0.5 * (np.arange(config.rates) - config.rates // 2))
+  started = time.perf_counter()
+  program = jax.jit(over_both).lower(keys, jnp.asarray(rates, jnp.float32)).compile()
+  compile_seconds = time.perf_counter() - started
+  found: dict[float, Any] = {}
+  updates, elapsed = 0, 0.0
+  for _ in range(1 + MOST_SHIFTS):
+    started = time.perf_counter()
+    losses, accuracies = map(np.asarray, program(keys, jnp.asarray(rates, jnp.float32)))
+    elapsed += time.perf_counter() - started
+    updates += config.steps * config.seeds * config.rates
+    found |= {float(rate): result for rate, *result in zip(rates, losses, accuracies)}
+    order = sorted(found)
+    result = Sweep(
+      np.array(order),
+      *(np.stack([found[rate][i] for rate in order]) for i in (0, 1)),
+      compile_seconds,
+      elapsed / updates,
+    )
+    if 0 < result.best < len(order) - 1:
+      break
+    # The next ones beyond the edge, and one that is known between them and the rest.
+    rates = rates * 10 ** (0.5 * (config.rates - 1) * (1 if result.best else -1))
+  return result
+
+
+def write_table(sweeps: dict[str, Sweep], path: Path) -> None:
+  rows = [
+    "| optimizer | best learning rate | training loss | test accuracy (%) | µs per update and run | compile (s) |",
+    "|---|---|---|---|---|---|",
+  ]
+  std = lambda x: x.std(ddof=1) if x.size > 1 else 0.0
+  for name, found in sweeps.items():
+    loss, accuracy = found.train_loss[found.best, :, -1], 100 * found.test_accuracy[found.best, :, -1]
+    rows.append(
+      f"| {name} | {found.rates[found.best]:.2g} | {loss.mean():.2g} ± {std(loss):.1g} | {accuracy.mean():.2f} ± "
+      f"{std(accuracy):.2f} | {1e6 * found.update_seconds:.0f} | {found.compile_seconds:.1f} |"
+    )
+  path.write_text("\n".join(rows) + "\n")
+  print("\n".join(rows))
+
+
+def panels(sweeps: dict[str, Sweep]) -> dict[str, list[str]]:
+  """The optimizers of each panel that has any; Adam first in each where it was measured."""
+  grouped = {title: [name for name in group if name in sweeps] for title, group in GROUPS.items()}
+  rest = [name for name in sweeps if name not in CENTRES]
+  grouped["between Adam and SGD"] += rest
+  others = {title: [name for name in names if name != REFERENCE] for title, names in grouped.items()}
+  if REFERENCE not in sweeps:
+    return {title: names for title, names in others.items() if names}
+  return {title: [REFERENCE, *names] for title, names in others.items() if names} or {"": [REFERENCE]}
+
+
+def style(name: str, position: int) -> dict[str, Any]:
+  if name == REFERENCE:
+    return dict(color="black", linestyle="--", linewidth=1.2, label=name)
+  return dict(color=f"C{position}", linewidth=1.4, label=name)
+
+
+def share_height(axes: np.ndarray) -> None:
+  """One logarithmic scale for all axes of a row."""
+  for row in axes:
+    for axis in row:
+      axis.set_yscale("log")
+    low, high = zip(*(axis.get_ylim() for axis in row))
+    for axis in row:
+      axis.set_ylim(min(low), max(high))
+
+
+def draw_curves(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
+  from mlnotes.plot import new_figure, save_figure
+
+  groups = panels(sweeps)
+  figure, axes = new_figure(2, len(groups), width=3.6 * len(groups), height=6.2)
+  step = np.arange(1, config.points + 1) * (config.steps // config.points)
+  for column, (title, names) in enumerate(groups.items()):
+    for position, name in enumerate(names):
+      found = sweeps[name]
+      for row, values in enumerate((found.train_loss[found.best], 100 * (1 - found.test_accuracy[found.best]))):
+        axis = axes[row, column]
+        axis.plot(step, values.mean(0), **style(name, position))
+        axis.fill_between(step, values.min(0), values.max(0), color=style(name, position)["color"], alpha=0.12, lw=0)
+    axes[0, column].set_title(title)
+    axes[1, column].set_xlabel("update")
+    axes[0, column].legend(frameon=False, fontsize=8, loc="upper right")
+  share_height(axes)
+  axes[0, 0].set_ylabel("training loss")
+  axes[1, 0].set_ylabel("test error (%)")
+  figure.suptitle(
+    f"{config.dataset}: each optimizer at its best learning rate; mean and range of {config.seeds} seeds", fontsize=11
+  )
+  save_figure(figure, path)
+
+
+def draw_sensitivity(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
+  from mlnotes.plot import new_figure, save_figure
+
+  groups = panels(sweeps)
+  figure, axes = new_figure(1, len(groups), width=3.6 * len(groups), height=3.6)
+  for axis, (title, names) in zip(axes[0], groups.items()):
+    for position, name in enumerate(names):
+      found = sweeps[name]
+      axis.plot(found.rates, np.minimum(found.final_loss, 10), marker="o", markersize=3, **style(name, position))
+    axis.set_title(title)
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.legend(frameon=False, fontsize=8)
+  share_height(axes)
+  axes[0, 0].set_ylabel("final training loss (10: diverged)")
+  save_figure(figure, path)
+
+
+def main(config: Config) -> int:
+  def study(directory: Path):
+    classifier = make_classifier(load_data(config), config.widths, config.batch_size)
+    sweeps = {}
+    for name in config.optimizers:
+      sweeps[name] = found = sweep(config, classifier, name)
+      print(f"{name:>16}: best learning rate {found.rates[found.best]:.2g} of {len(found.rates)}", flush=True)
+    write_table(sweeps, directory / "table.md")
+    draw_curves(config, sweeps, directory / "compare.png")
+    draw_sensitivity(config, sweeps, directory / "sensitivity.png")
+    figures = {}
+    for name, found in sweeps.items():
+      figures[f"{name}/learning_rate"] = found.rates[found.best]
+      figures[f"{name}/train_loss"] = found.train_loss[found.best, :, -1]
+      figures[f"{name}/test_accuracy"] = found.test_accuracy[found.best, :, -1]
+      figures[f"{name}/update_microseconds"] = 1e6 * found.update_seconds
+      figures[f"{name}/compile_seconds"] = found.compile_seconds
+    return figures
+
+  return run_study("optim.compare", config, study, f"-{Path(config.dataset).stem}")
+
+
+if __name__ == "__main__":
+  run(main, Config)

@@ -1,0 +1,36 @@
+"""Learning rates over time; optax's where it has them. All give the rate of update `count` = 0, 1, ..."""
+
+import jax.numpy as jnp
+import optax
+
+
+def inverse_square_root(peak: float, timescale: int) -> optax.Schedule:
+  """peak sqrt(timescale / (timescale + count)).
+
+  After `timescale` updates of linear warm-up this is the schedule of Vaswani et al. 2017, eq. 3, scaled to its peak.
+  """
+  return lambda count: peak * jnp.sqrt(timescale / (timescale + count))
+
+
+def triangular(low: float, peak: float, half_period: int) -> optax.Schedule:
+  """Lines from `low` to `peak` in `half_period` updates and back, for ever (Smith 2017, section 3.1)."""
+  return lambda count: low + (peak - low) * (1 - jnp.abs((count % (2 * half_period)) / half_period - 1))
+
+
+def warm_restarts(peak: float, first_period: int, factor: int, total_steps: int, low: float = 0.0) -> optax.Schedule:
+  """SGDR: cosines from `peak` to `low`, each period `factor` times as long as the last.
+
+  Loshchilov & Hutter 2017, eq. 5. As many periods as cover `total_steps`; the last may be cut.
+  """
+  periods, boundaries = [first_period], []
+  while sum(periods) < total_steps:
+    boundaries.append(sum(periods))
+    periods.append(periods[-1] * factor)
+  return optax.join_schedules([optax.cosine_decay_schedule(peak, n, low / peak) for n in periods], boundaries)
+
+
+def warm_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
+  """A line from 0 to where `schedule` starts in `warmup_steps` updates, then `schedule` from its beginning."""
+  if not warmup_steps:
+    return schedule
+  return optax.join_schedules([lambda count: schedule(0) * count / warmup_steps, schedule], [warmup_steps])

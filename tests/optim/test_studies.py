@@ -1,0 +1,61 @@
+"""The chapter's experiments at their smallest: pictures, tables, figures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.optim import batch_size, compare, landscape
+from mlnotes.errors import InputError
+
+
+def figures(directory):
+  return json.loads((directory / "result.json").read_text())["metrics"]
+
+
+def test_compare_sweeps_to_the_best_learning_rate(tmp_path, monkeypatch, capsys):
+  # Far below the best one: the sweep must move.
+  monkeypatch.setitem(compare.CENTRES, "plain_sgd", 1e-4)
+  config = compare.Config(
+    optimizers=("plain_sgd", "lookahead_adam"), seeds=2, rates=3, steps=40, points=2, widths=(8,), workdir=str(tmp_path)
+  )
+  assert compare.main(config) == 0
+  found = figures(tmp_path)
+  assert found["plain_sgd/learning_rate"]["mean"] > 1e-2
+  assert len(found["lookahead_adam/test_accuracy"]["seeds"]) == 2
+  assert found["lookahead_adam/test_accuracy"]["mean"] > 0.5
+  assert (tmp_path / "table.md").read_text().count("\n") == 4
+  for name in ("compare.png", "sensitivity.png"):
+    assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_compare_names_what_it_cannot_use():
+  with pytest.raises(InputError, match="--optimizers=sgdd"):
+    compare.Config(optimizers=("sgdd",))
+  with pytest.raises(InputError, match="--points=7"):
+    compare.Config(points=7)
+
+
+def test_landscape_draws_and_agrees_with_the_exact_hessian(tmp_path):
+  config = landscape.Config(width=3, steps=40, lanczos_steps=60, probes=2, workdir=str(tmp_path))
+  assert landscape.main(config) == 0
+  found = {name: value["mean"] for name, value in figures(tmp_path).items()}
+  for end in ("largest", "smallest"):
+    np.testing.assert_allclose(found[f"after_adam/{end}_lanczos"], found[f"after_adam/{end}"], rtol=1e-2)
+  assert found["ravine/momentum"] < 1e-6 and found["saddle/plain_sgd"] < -0.24
+  for name in ("surfaces.png", "network.png", "curvature.png"):
+    assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_batch_size_measures_and_draws(tmp_path):
+  config = batch_size.Config(
+    batch_sizes=(64, 256), epochs=2, seeds=2, widths=(8,), deep_widths=(8, 8), batch_size=256, rates=(0.05, 0.1),
+    warmup_total=10, warmup_updates=5, workdir=str(tmp_path),
+  )  # fmt: skip
+  assert batch_size.main(config) == 0
+  found = figures(tmp_path)
+  assert found["batch_64/train_loss"]["mean"] < found["batch_256/train_loss"]["mean"]
+  assert found["batch_256/epoch_milliseconds"]["mean"] > 0
+  assert np.isfinite(found["with_warmup/rate_0.1/train_loss"]["mean"])
+  for name in ("batch_size.png", "warmup.png"):
+    assert (tmp_path / name).stat().st_size > 1000
