@@ -21,10 +21,15 @@ SMALL = {
     batch_size=16, timesteps=8, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), steps=20
   ),
   **{
-    f"contrastive.{name}": dict(batch_size=16, width=8, projection=8, steps=20, warmup_steps=2, **more)
+    f"contrastive.{name}": dict(
+      batch_size=16, width=8, projection=8, steps=20, warmup_steps=2, knn_examples=64, eval_examples=32, **more
+    )
     for name, more in {
-      "cpc": dict(num_offsets=1), "instance": dict(noise_samples=8), "moco": dict(queue_size=40, symmetric=True),
-      "simclr": {}, "simsiam": dict(bottleneck=8),
+      "cpc": dict(num_offsets=1),
+      "instance": dict(noise_samples=8, augmentation="none"),
+      "moco": dict(queue_size=40, symmetric=True),  # with the augmentations of digits
+      "simclr": dict(augmentation="none"),
+      "simsiam": dict(bottleneck=8, augmentation="none"),
     }.items()
   },
   **{
