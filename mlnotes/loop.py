@@ -253,6 +253,9 @@ def train(
     return 0
   try:
     return _train(record, experiment, feeds, config, best_metric, best_mode, examples_per_step, unit)
+  except InputError:
+    record.forget()
+    raise
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise

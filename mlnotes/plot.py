@@ -29,7 +29,8 @@ def show_images(axis: Any, images: np.ndarray, columns: int, *, gap: int = 1) ->
   for i, image in enumerate(images):
     top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
     sheet[top : top + height, left : left + width] = image
-  axis.imshow(np.squeeze(np.clip(sheet, 0, 1)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+  sheet = sheet[..., 0] if channels == 1 else sheet
+  axis.imshow(np.clip(sheet, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
   axis.set_xticks([])
   axis.set_yticks([])
   for spine in axis.spines.values():
@@ -64,5 +65,6 @@ def _plot_metric(axis: Any, lines: list[dict[str, Any]], name: str, style: str, 
   points = [(line["step"], line[name], line.get(f"{name}/std") or 0.0) for line in lines if line.get(name) is not None]
   if points:
     step, mean, std = np.array(points).T
+    style = style if len(step) > 1 else "o"  # a line of one point would not show
     (line,) = axis.plot(scale * step, mean, style, markersize=3, linewidth=1.2, label=name.partition("/")[0])
     axis.fill_between(scale * step, mean - std, mean + std, alpha=0.2, color=line.get_color(), linewidth=0)

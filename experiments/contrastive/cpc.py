@@ -50,7 +50,9 @@ class Config(ContrastiveConfig):
     rows = (height - self.patch_size) // self.patch_stride + 1
     first = self.first_offset or -(-self.patch_size // self.patch_stride)
     expected = f"patches of which one lies --first_offset={first} rows below another in {height} pixels"
-    require(first < rows, "patch_size", self.patch_size, expected)
+    require(
+      first < rows, *(("first_offset", first) if self.first_offset else ("patch_size", self.patch_size)), expected
+    )
     return tuple(range(first, min(first + self.num_offsets, rows)))
 
 

@@ -3,7 +3,7 @@
   python -m experiments.contrastive.moco --seeds=8                       # digits
   python -m experiments.contrastive.moco --dataset=cifar10 --data_dir=DIR --encoder=resnet18 --precision=bfloat16
 
-He et al. 2020 (arXiv:1911.05722) with --version=1, Chen et al. 2020 (arXiv:2003.04297) with --version=2.
+He et al. 2020 (arXiv:1911.05722) with --version=v1, Chen et al. 2020 (arXiv:2003.04297) with --version=v2.
 """
 
 import dataclasses

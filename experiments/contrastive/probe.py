@@ -54,7 +54,11 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[int, np.ndarray]], num_
     counts = sorted(curve, key=lambda n: n or num_all)
     mean, std = (np.array([f(curve[n]) for n in counts]) for f in (np.mean, np.std))
     axis.errorbar([n or num_all for n in counts], mean, std, marker="o", markersize=4, capsize=3, label=name)
-  axis.set(xscale="log", xlabel="labels per class (the last: all)", ylabel="test accuracy of a linear probe")
+  axis.set(
+    xscale="log",
+    xlabel="labels per class" + (", all last" if 0 in counts else ""),
+    ylabel="test accuracy of a linear probe",
+  )
   ticks = [n or num_all for n in counts]
   axis.set_xticks(ticks, [f"{n:.0f}" for n in ticks])
   axis.minorticks_off()
@@ -88,13 +92,14 @@ def main(config: Config) -> int:
     probe = lambda pair, n: compute_probe_accuracy((pair[0], labels[0]), (pair[1], labels[1]), n, config.draws)
     features = [[embed_split(embed, state, s).features for s in (data.train, data.test)] for state in states.values()]
     pixels = [to_pixels(split, data.levels) for split in (data.train, data.test)]
-    # A value for each seed of the run; raw pixels have no seed, so one for each draw of the labels.
-    learned = {n: np.array([probe(pair, n).mean() for pair in features]) for n in config.labels_per_class}
+    # A value for each seed of the run, or for each draw of the labels where there is one seed. Raw pixels have no seed.
+    learned = {n: np.array([probe(pair, n) for pair in features]) for n in config.labels_per_class}
+    learned = {n: x.mean(axis=1) if len(states) > 1 else x[0] for n, x in learned.items()}
     raw = {n: probe(pixels, n) for n in config.labels_per_class}
     curves = {f"{name.rpartition('.')[2]} features": learned, "raw pixels": raw}
     title = f"{data.name}, step {step}, {len(states)} seed{'s' if len(states) > 1 else ''}"
     draw_curves(out / "probe.png", curves, len(labels[0]) / data.num_classes, title)
-    figures = {"knn": [knn(pair) for pair in features], "pixels_knn": [knn(pixels)]}
+    figures = {"step": step, "knn": [knn(pair) for pair in features], "pixels_knn": [knn(pixels)]}
     for n in config.labels_per_class:
       count = f"{n}_per_class" if n else "all_labels"
       figures |= {f"probe_{count}": learned[n], f"pixels_probe_{count}": raw[n]}

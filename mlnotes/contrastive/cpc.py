@@ -109,8 +109,16 @@ def make_cpc(network: CPCNetwork) -> Method:
   is.
 
   Reports the lower bound on the mutual information of context and future, in nats, for the nearest offset
-  (`information`) and the candidates' log (`information_limit`), which no bound can exceed.
+  (`information`, in training and on test images; below 0 it says nothing) and the candidates' log
+  (`information_limit`), which no bound can exceed.
   """
+
+  def information(losses):
+    first = losses[0]
+    return {
+      "information": mutual_information_bound(jnp.mean(first), first.size),
+      "information_limit": jnp.log(jnp.float32(first.size)),
+    }
 
   def init(key, images):
     return network.init(key, images, train=False), ()
@@ -118,19 +126,18 @@ def make_cpc(network: CPCNetwork) -> Method:
   def loss(params, state, views, batch, key):
     z, _, predictions = network.apply({"params": params}, views[:, 0], train=True)
     losses = future_losses(z, predictions, network.offsets)
-    first = losses[0]
-    metrics = {
-      "information": mutual_information_bound(jnp.mean(first), first.size),
-      "information_limit": jnp.log(jnp.float32(first.size)),
-    }
     embedding = jnp.mean(z, axis=(1, 2))
-    return jnp.mean(jnp.stack([jnp.mean(x) for x in losses])), Outcome({}, (), (embedding,), metrics)
+    return jnp.mean(jnp.stack([jnp.mean(x) for x in losses])), Outcome({}, (), (embedding,), information(losses))
 
   def embed(variables, images):
     z, context, _ = network.apply(variables, images, train=False)
     return jnp.concatenate([pool_quarters(z), pool_quarters(context)], axis=-1), jnp.mean(z, axis=(1, 2))
 
-  return Method(init, loss, embed, num_views=1)
+  def judge(variables, images):
+    z, _, predictions = network.apply(variables, images, train=False)
+    return information(future_losses(z, predictions, network.offsets))
+
+  return Method(init, loss, embed, num_views=1, judge=judge)
 
 
 def group_norm(use_running_average: bool, dtype: Any = None, scale_init: Any = None, **kwargs: Any) -> nn.Module:

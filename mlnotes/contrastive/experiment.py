@@ -22,6 +22,7 @@ from mlnotes.contrastive.knn import knn_votes
 from mlnotes.contrastive.metrics import alignment, embedding_spread, participation_ratio, uniformity
 from mlnotes.data import DataConfig, DataSet, Feeds, load_data, make_eval_batches
 from mlnotes.data import make_feeds as make_data_feeds
+from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
 from mlnotes.flags import BaseConfig, field, require
 from mlnotes.loop import LoopConfig, train
@@ -61,6 +62,7 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
 
   def __post_init__(self):
     super().__post_init__()
+    require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more, for something to contrast with")
     require(self.width >= 0, "width", self.width, "0 or more")
     for name in ("projection", "knn_k", "labels_per_class"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
@@ -106,6 +108,7 @@ class Method(NamedTuple):
   init:  (key, images) -> (variables {"params", "batch_stats"}, memory).
   loss:  (params, state, views, batch, key) -> (mean loss, Outcome). `views` is (B, num_views, H, W, C) on [-1, 1].
   embed: (variables, images) -> (features, embedding) of test images: what a probe sees, what the loss sees.
+  judge: (variables, images) -> {name: scalar} of a batch of test images, or None: figures that only this method has.
   """
 
   init: Callable
@@ -113,6 +116,7 @@ class Method(NamedTuple):
   embed: Callable
   num_views: int
   hparams: Mapping[str, float] = {}
+  judge: Callable | None = None
 
 
 def to_unit(image: UInt8[Array, "*B H W C"], levels: int) -> Float[Array, "*B H W C"]:
@@ -146,6 +150,11 @@ def make_augmentation(config: ContrastiveConfig, data: DataSet) -> augment.Augme
   name = config.augmentation
   if name == "auto":
     name = "digits" if shape[-1] == 1 else "simclr"
+  if name in ("simclr", "moco_v1", "moco_v2") and shape[-1] not in (1, 3):
+    raise InputError(
+      f"--augmentation={config.augmentation}: found images of {shape[-1]} channels, expected 1 or 3 for changes of "
+      "colour; crop and none take any."
+    )
   strength = 0.5 if max(shape[:2]) <= _LARGEST_SMALL_IMAGE else 1.0
   recipes = {
     "none": lambda: lambda key, image: image,
@@ -247,7 +256,14 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
     )  # fmt: skip
     right = (jnp.argmax(votes, axis=-1) == batch["label"]).astype(jnp.float32)
     once = lambda metric: Mean(metric(reference["embedding"], reference["mask"]), jnp.float32(1))
+    own_figures = {}
+    if method.judge is not None:
+      variables = {"params": state.params, "batch_stats": state.batch_stats}
+      full = jnp.min(batch["mask"])  # a batch with padding does not count
+      judged = method.judge(variables, to_network(to_unit(batch["image"], data.levels)))
+      own_figures = {name: Mean(full * value, full) for name, value in judged.items()}
     return {
+      **own_figures,
       "knn_accuracy": masked_mean(right, batch["mask"]),
       "embedding_spread": once(embedding_spread),
       "embedding_rank": once(participation_ratio),

@@ -41,8 +41,10 @@ def knn_votes(
 
   Wu et al. 2018, section 3.4: k = 200, temperature .07 there, .1 in MoCo's and most later monitors. Rows of `bank`
   where `mask` is 0 do not count; those as near as the k-th all do. The predicted class is the argmax. Weights are
-  relative to the nearest neighbour's.
+  relative to the nearest neighbour's. Raises ValueError for k < 1.
   """
+  if k < 1:
+    raise ValueError(f"k={k} is out of range: expected 1 or more neighbours")
   similarity = normalize(features) @ normalize(bank).T
   if mask is not None:
     similarity = jnp.where(mask[None] > 0, similarity, -jnp.inf)

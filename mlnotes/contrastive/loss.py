@@ -11,7 +11,9 @@ def normalize(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
   """Rows scaled to length 1, in float32; a zero row stays zero, with a zero gradient."""
   x = x.astype(jnp.float32)
   squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+  some = squared > 1e-24
+  # The inner `where` keeps the root's infinite derivative at 0 out of the gradient.
+  return jnp.where(some, x * jax.lax.rsqrt(jnp.where(some, squared, 1.0)), 0.0)
 
 
 def info_nce(

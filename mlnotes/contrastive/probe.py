@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from mlnotes.errors import InputError
+
 # Inverse strengths of the L2 penalty that cross-validation chooses from where labels are few.
 _INVERSE_PENALTIES = np.logspace(-2, 3, 6)
 _THREADS_FROM_SIZE = 10**7
@@ -18,7 +20,7 @@ def fit_linear_probe(
   """Scikit-learn's multinomial logistic regression on features that are centred and scaled by one number.
 
   The L2 penalty is C = 1, or with `cross_validate` the best of six by (at most) five-fold cross-validation on these
-  labels alone, which needs two examples of each class. `predict(features)` and `score(features, labels)` as there.
+  labels alone, which needs two examples of each class. Raises InputError for a single class. `predict(features)` and `score(features, labels)` as there.
   """
   from sklearn.exceptions import ConvergenceWarning
   from sklearn.linear_model import LogisticRegression
@@ -27,6 +29,8 @@ def fit_linear_probe(
   from sklearn.preprocessing import FunctionTransformer
   from threadpoolctl import threadpool_limits
 
+  if len(np.unique(labels)) < 2:
+    raise InputError(f"a linear probe needs labels of 2 classes or more: found {len(np.unique(labels))}.")
   mean, scale = features.mean(axis=0), features.std(axis=0)
   # One number for all: a scale for each would blow up coordinates that hardly vary, such as border pixels.
   scale = float(np.sqrt(np.mean(scale**2))) or 1.0

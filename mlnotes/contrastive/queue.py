@@ -17,16 +17,20 @@ class Queue(NamedTuple):
 
 
 def init_queue(key: Key[Array, ""], size: int, features: int) -> Queue:
-  """A queue of `size` random unit vectors, which the first batches push out."""
+  """A queue of `size` random unit vectors, which the first batches push out. Raises ValueError for size < 1."""
+  if size < 1:
+    raise ValueError(f"size={size} is out of range: expected 1 or more keys")
   return Queue(normalize(jax.random.normal(key, (size, features))), jnp.zeros([], jnp.int32))
 
 
 def enqueue(queue: Queue, keys: Float[Array, "B D"]) -> Queue:
   """The queue with the B newest keys in order in place of the B oldest; B need not divide K.
 
-  He et al. 2020, section 3.2. Raises ValueError where B > K.
+  He et al. 2020, section 3.2. Raises ValueError where B > K or D differs.
   """
   size, count = len(queue.keys), len(keys)
+  if keys.shape[1] != queue.keys.shape[1]:
+    raise ValueError(f"keys have {keys.shape[1]} features, expected {queue.keys.shape[1]} as in the queue")
   if count > size:
     raise ValueError(f"a queue of {size} keys cannot take {count} at once: expected at most as many as it holds")
   rows = (queue.pointer + jnp.arange(count)) % size

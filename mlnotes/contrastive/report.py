@@ -25,6 +25,7 @@ COLLAPSED_RANK = 2.0
 _CHUNK = 512
 # Test images in the picture of the embedding, and for the metrics that compare all pairs.
 _PAIRED_EXAMPLES = 2000
+_FEWEST_ON_A_MAP = 10
 
 
 class Features(NamedTuple):
@@ -77,23 +78,28 @@ def write_report(
     "knn_accuracy_all": knn(
       test.features, test.label, train.features, train.label, classes, temperature=config.knn_temperature
     ),
-    "linear_probe": float(compute_probe_accuracy(*pair).mean()),
-    f"linear_probe_{few}_per_class": float(compute_probe_accuracy(*pair, few).mean()),
-    f"pixel_probe_{few}_per_class": _pixel_probe(data, few),
     "alignment": _test_alignment(embed, augment_batch, state, data),
     "uniformity": float(uniformity(some)),
     "effective_rank": float(effective_rank(some)),
     "collapsed": float(spread < COLLAPSED_SPREAD or rank < COLLAPSED_RANK),
   }
+  if len(np.unique(train.label)) > 1:  # a line needs two sides
+    figures |= {
+      "linear_probe": float(compute_probe_accuracy(*pair).mean()),
+      f"linear_probe_{few}_per_class": float(compute_probe_accuracy(*pair, few).mean()),
+      f"pixel_probe_{few}_per_class": _pixel_probe(data, few),
+    }
   if figures["collapsed"]:
     print(
       f"collapsed: the embeddings of the test images lie at one point or on one line (spread {spread:.2f}, 1 is even; "
       f"{rank:.1f} directions in use)",
       file=sys.stderr,
     )
-  _draw_views(augment_batch, data, directory / "views.png")
+  if config.augmentation != "none":
+    _draw_views(augment_batch, data, directory / "views.png")
   _draw_neighbours(data, train, test, directory / "neighbours.png")
-  _draw_map(data, test, directory / "map.png")
+  if len(test.label) >= _FEWEST_ON_A_MAP and test.features.std(axis=0).max() > 0:
+    _draw_map(data, test, "collapsed" if figures["collapsed"] else "learned", directory / "map.png")
   return figures
 
 
@@ -155,7 +161,7 @@ def _draw_neighbours(
   save_figure(figure, path)
 
 
-def _draw_map(data: DataSet, test: Features, path: Path) -> None:
+def _draw_map(data: DataSet, test: Features, kind: str, path: Path) -> None:
   """The test features in two dimensions (t-SNE), beside the raw pixels in the same way."""
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
@@ -166,7 +172,7 @@ def _draw_map(data: DataSet, test: Features, path: Path) -> None:
   figure, axes = new_figure(1, 2, width=9.5, height=4.4)
   for axis, x, title in (
     (axes[0, 0], to_pixels(data.test, data.levels)[:size], "raw pixels"),
-    (axes[0, 1], test.features[:size], "learned features"),
+    (axes[0, 1], test.features[:size], f"{kind} features"),
   ):
     x = PCA(min(50, *x.shape), random_state=0).fit_transform(x)
     tsne = TSNE(2, perplexity=min(30, max(2, size // 4)), init="pca", random_state=0, max_iter=500)
@@ -174,10 +180,10 @@ def _draw_map(data: DataSet, test: Features, path: Path) -> None:
       points = tsne.fit_transform(x)
     dots = axis.scatter(*points.T, c=label, cmap="tab10" if data.num_classes <= 10 else "turbo", s=6)
     axis.set(title=f"{title}, {size} test images (t-SNE)", xticks=[], yticks=[])
-  if data.num_classes <= 10:
+  classes = np.unique(label)
+  if len(classes) <= 20:
     handles = [
-      axes[0, 1].scatter([], [], color=dots.cmap(dots.norm(i)), s=16, label=name)
-      for i, name in enumerate(data.class_names)
+      axes[0, 1].scatter([], [], color=dots.cmap(dots.norm(i)), s=16, label=data.class_names[i]) for i in classes
     ]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
   save_figure(figure, path)
