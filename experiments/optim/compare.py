@@ -181,6 +181,11 @@ def style(name: str, position: int) -> dict[str, Any]:
   return dict(color=f"C{position}", linewidth=1.4, label=name)
 
 
+def drawn_loss(loss: np.ndarray) -> np.ndarray:
+  """What a logarithmic axis can show: 10 for what diverged."""
+  return np.nan_to_num(loss, nan=np.inf).clip(1e-8, 10)
+
+
 def share_height(axes: np.ndarray) -> None:
   """One logarithmic scale for all axes of a row."""
   for row in axes:
@@ -200,7 +205,8 @@ def draw_curves(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
   for column, (title, names) in enumerate(groups.items()):
     for position, name in enumerate(names):
       found = sweeps[name]
-      for row, values in enumerate((found.train_loss[found.best], 100 * (1 - found.test_accuracy[found.best]))):
+      error = 100 * (1 - found.test_accuracy[found.best])
+      for row, values in enumerate((drawn_loss(found.train_loss[found.best]), error.clip(0.01))):
         axis = axes[row, column]
         axis.plot(step, values.mean(0), marker="o" if len(step) == 1 else None, **style(name, position))
         axis.fill_between(step, values.min(0), values.max(0), color=style(name, position)["color"], alpha=0.12, lw=0)
@@ -208,7 +214,7 @@ def draw_curves(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
     axes[1, column].set_xlabel("update")
     axes[0, column].legend(frameon=False, fontsize=8, loc="upper right")
   share_height(axes)
-  axes[0, 0].set_ylabel("training loss")
+  axes[0, 0].set_ylabel("training loss (10: more, or diverged)")
   axes[1, 0].set_ylabel("test error (%)")
   seeds = f"mean and range of {config.seeds} seeds" if config.seeds > 1 else "one seed"
   title = f"{Path(config.dataset).stem}: each optimizer at its best learning rate"
@@ -224,13 +230,13 @@ def draw_sensitivity(config: Config, sweeps: dict[str, Sweep], path: Path) -> No
   for axis, (title, names) in zip(axes[0], groups.items()):
     for position, name in enumerate(names):
       found = sweeps[name]
-      axis.plot(found.rates, np.minimum(found.final_loss, 10), marker="o", markersize=3, **style(name, position))
+      axis.plot(found.rates, drawn_loss(found.final_loss), marker="o", markersize=3, **style(name, position))
     axis.set_title(title)
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
     axis.legend(frameon=False, fontsize=8)
   share_height(axes)
-  axes[0, 0].set_ylabel("final training loss (10: diverged)")
+  axes[0, 0].set_ylabel("final training loss (10: more, or diverged)")
   save_figure(figure, path)
 
 

@@ -42,6 +42,16 @@ def test_compare_names_what_it_cannot_use():
     compare.Config(points=7)
 
 
+@pytest.mark.parametrize("loss, accuracy", [(np.nan, 0.1), (0.0, 1.0)])
+def test_compare_draws_what_diverged_and_what_is_perfect(loss, accuracy, tmp_path):
+  """Matplotlib warns of what it cannot draw, and a warning is an error here."""
+  shape = (3, 1, 1)
+  found = compare.Sweep(np.array([0.1, 1.0, 10.0]), np.full(shape, loss), np.full(shape, accuracy), 1.0, 1.0)
+  config = compare.Config(optimizers=("sgd",), seeds=1, steps=1, points=1)
+  compare.draw_curves(config, {"sgd": found}, tmp_path / "curves.png")
+  compare.draw_sensitivity(config, {"sgd": found}, tmp_path / "sensitivity.png")
+
+
 def test_compare_says_that_the_best_is_at_the_edge(tmp_path, monkeypatch, capsys):
   """No update at all: every learning rate is as good, and the sweep's first is taken."""
   monkeypatch.setattr(compare, "MOST_SHIFTS", 1)
