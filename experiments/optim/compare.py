@@ -214,7 +214,7 @@ def draw_curves(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
     axes[1, column].set_xlabel("update")
     axes[0, column].legend(frameon=False, fontsize=8, loc="upper right")
   share_height(axes)
-  axes[0, 0].set_ylabel("training loss (10: more, or diverged)")
+  axes[0, 0].set_ylabel("training loss (10: diverged)")
   axes[1, 0].set_ylabel("test error (%)")
   seeds = f"mean and range of {config.seeds} seeds" if config.seeds > 1 else "one seed"
   title = f"{Path(config.dataset).stem}: each optimizer at its best learning rate"
@@ -236,7 +236,7 @@ def draw_sensitivity(config: Config, sweeps: dict[str, Sweep], path: Path) -> No
     axis.set_xlabel("learning rate")
     axis.legend(frameon=False, fontsize=8)
   share_height(axes)
-  axes[0, 0].set_ylabel("final training loss (10: more, or diverged)")
+  axes[0, 0].set_ylabel("final training loss (10: diverged)")
   save_figure(figure, path)
 
 
