@@ -111,7 +111,8 @@ class Record:
     """Gives the directory back where nothing has been learned in it yet, so that other settings can have it."""
     self.close()
     checkpoints = self.directory / "checkpoints"
-    if self.writes and not read_metrics(self.metrics_path) and not any(checkpoints.glob("[0-9]*")):
+    learned = read_metrics(self.metrics_path) or any(checkpoints.glob("[0-9]*")) or self.result_path.exists()
+    if self.writes and not learned:
       for name in ("config.json", "metrics.jsonl"):
         (self.directory / name).unlink(missing_ok=True)
       for name in ("checkpoints", "tensorboard"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from mlnotes.errors import InputError
 from mlnotes.loop import enable_compilation_cache
 from mlnotes.record import Record, print_metrics, summarize
 
@@ -15,13 +16,17 @@ def run_study(name: str, config: Any, study: Callable[[Path], Mapping[str, Any]]
   """Runs `study(directory)`, which writes its pictures there and returns {figure: one value per run, or a number}.
 
   Leaves config.json and the result card in `config.workdir`, or in runs/<name><suffix> where that is empty; prints the
-  figures and returns the exit code. Raises InputError as `Record` does.
+  figures and returns the exit code. Raises InputError as `Record` and `study` do; the directory is then free again.
   """
   directory = Path(config.workdir or f"runs/{name}{suffix}").expanduser()
   record = Record(directory, name, config, tensorboard=False)
   enable_compilation_cache()
   started = time.perf_counter()
-  metrics = {figure: summarize(values) for figure, values in study(directory).items()}
+  try:
+    metrics = {figure: summarize(values) for figure, values in study(directory).items()}
+  except InputError:
+    record.forget()
+    raise
   timing = {"wall_seconds": time.perf_counter() - started}
   device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
   record.write_result(finished=True, metrics=metrics, timing=timing, device=device)

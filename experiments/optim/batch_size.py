@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlnotes.data import DataConfig, load_data
+from mlnotes.data import DataConfig, DataSet, load_data
 from mlnotes.experiment import stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, compute_extreme_eigenvalues, make_optimizer
-from mlnotes.optim.testbed import Curves, make_classifier, train_once
+from mlnotes.optim.testbed import Classifier, Curves, make_classifier, train_once
 from mlnotes.study import run_study
 
 
@@ -47,6 +47,11 @@ class Config(DataConfig):
     require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
     require(2 * self.warmup_updates <= self.warmup_total, "warmup_updates", self.warmup_updates, "half of all at most")
     require(min(self.batch_sizes, default=0) >= 1, "batch_sizes", self.batch_sizes, "numbers of 1 or more")
+    require(min(self.rates, default=0) > 0, "rates", self.rates, "numbers above 0")
+    for name in ("batch_sizes", "rates"):
+      require(len(set(getattr(self, name))) == len(getattr(self, name)), name, getattr(self, name), "each number once")
+    for name in ("widths", "deep_widths"):
+      require(min(getattr(self, name), default=1) >= 1, name, getattr(self, name), "numbers of 1 or more")
     require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
@@ -54,13 +59,11 @@ def seed_keys(config: Config) -> Any:
   return jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
 
 
-def measure_batch_size(config: Config, batch_size: int) -> dict[str, np.ndarray]:
+def measure_batch_size(config: Config, data: DataSet, batch_size: int) -> dict[str, np.ndarray]:
   """Figures at equal epochs, (2, seeds) each: the learning rate fixed, and in proportion to the batch size.
 
   Linear scaling: Goyal et al. 2017, section 2.1. Sharpness: the largest eigenvalue of the training loss at the end.
   """
-  data = load_data(config)
-  require(batch_size <= len(data.train), "batch_sizes", batch_size, f"at most {len(data.train)} examples")
   classifier = make_classifier(data, config.widths, batch_size)
   per_epoch = len(data.train) // batch_size
   steps = per_epoch * config.epochs
@@ -100,9 +103,8 @@ def time_updates(classifier: Any, optimizer: Any, config: Config, count: int = 2
   return min(times)
 
 
-def measure_warmup(config: Config) -> dict[str, Curves]:
+def measure_warmup(config: Config, classifier: Classifier) -> dict[str, Curves]:
   """{"without", "with"}: curves (rates, seeds, updates) of Adam with large batches on a deeper network."""
-  classifier = make_classifier(load_data(config), config.deep_widths, config.batch_size)
 
   def curves(warmup: int):
     flags = OptimConfig(optimizer="adam", schedule="cosine", warmup_steps=warmup)
@@ -112,6 +114,10 @@ def measure_warmup(config: Config) -> dict[str, Curves]:
     return jax.jit(over_both)(seed_keys(config), jnp.array(config.rates))
 
   return {"without": curves(0), "with": curves(config.warmup_updates)}
+
+
+def spread(config: Config, what: str = "mean and standard deviation") -> str:
+  return f"{what} of {config.seeds} seeds" if config.seeds > 1 else "one seed"
 
 
 def draw_batch_sizes(config: Config, found: dict[int, dict[str, np.ndarray]], path: Path) -> None:
@@ -138,7 +144,7 @@ def draw_batch_sizes(config: Config, found: dict[int, dict[str, np.ndarray]], pa
     axis.set_xlabel("batch size")
   axes[0, 0].legend(frameon=False)
   axes[0, 1].legend(frameon=False, fontsize=8)
-  figure.suptitle(f"SGD with momentum, {config.epochs} epochs; mean and standard deviation of {config.seeds} seeds")
+  figure.suptitle(f"SGD with momentum, {config.epochs} epochs; {spread(config)}")
   save_figure(figure, path)
 
 
@@ -157,7 +163,7 @@ def draw_warmup(config: Config, found: dict[str, Curves], path: Path) -> None:
     axes[0, 1].plot(update, losses[shown].T, color=f"C{i}", lw=0.5, alpha=0.4)
   axes[0, 0].set_xscale("log")
   axes[0, 0].set_xlabel("peak learning rate")
-  axes[0, 0].set_title(f"final training loss, median and range of {config.seeds} seeds")
+  axes[0, 0].set_title(f"final training loss, {spread(config, 'median and range')}")
   axes[0, 1].axvline(config.warmup_updates, color="grey", lw=0.8, ls=":")
   axes[0, 1].set_xlabel("update (dotted: the warm-up's end)")
   axes[0, 1].set_title(f"training loss at {config.rates[shown]:g}, every seed")
@@ -175,8 +181,13 @@ def shown_rate(config: Config, found: dict[str, Curves]) -> int:
 
 
 def main(config: Config) -> int:
+  data = load_data(config)
+  deep = make_classifier(data, config.deep_widths, config.batch_size)
+  largest = max(config.batch_sizes)
+  require(largest <= len(data.train), "batch_sizes", largest, f"at most {len(data.train)} examples")
+
   def study(directory: Path):
-    sizes = {size: measure_batch_size(config, size) for size in config.batch_sizes}
+    sizes = {size: measure_batch_size(config, data, size) for size in config.batch_sizes}
     draw_batch_sizes(config, sizes, directory / "batch_size.png")
     figures = {}
     for size, found in sizes.items():
@@ -185,7 +196,7 @@ def main(config: Config) -> int:
           figures |= {f"batch_{size}/{name}": values[0], f"batch_{size}/{name}_scaled_rate": values[1]}
         else:
           figures[f"batch_{size}/{name}"] = values
-    warmup = measure_warmup(config)
+    warmup = measure_warmup(config, deep)
     draw_warmup(config, warmup, directory / "warmup.png")
     for name, curves in warmup.items():
       for rate, losses, accuracy in zip(config.rates, curves.train_loss[..., -1], curves.test_accuracy[..., -1]):

@@ -46,7 +46,7 @@ class Config(DataConfig):
   seeds: int = field(8, "runs of each learning rate")
   steps: int = field(400, "updates of each run")
   points: int = field(20, "points of a curve; a divisor of --steps")
-  widths: tuple[int, ...] = field((32,), "of the network's hidden layers")
+  widths: tuple[int, ...] = field((32,), "of the network's hidden layers; empty: a linear classifier")
   schedule: ScheduleName = field("constant", "learning rate over --steps, of every optimizer")
   warmup_steps: int = field(0, "updates of linear warm-up from 0, of every optimizer")
   weight_decay: float = field(0.01, "of adamw and sgdw, decoupled; the others have none")
@@ -59,24 +59,29 @@ class Config(DataConfig):
     require(self.steps % self.points == 0, "points", self.points, f"a divisor of --steps={self.steps}")
     require(self.seed >= 0, "seed", self.seed, "0 or more")
     require(len(self.optimizers) > 0, "optimizers", self.optimizers, "one or more")
+    require(len(set(self.optimizers)) == len(self.optimizers), "optimizers", self.optimizers, "each name once")
+    require(min(self.widths, default=1) >= 1, "widths", self.widths, "numbers of 1 or more")
     for name in self.optimizers:
-      require(name in CENTRES or base_rule(name) in CENTRES, "optimizers", name, f"names among {', '.join(CENTRES)}")
+      known = name in CENTRES or (inner(name) in CENTRES and not inner(name).startswith("lookahead_"))
+      require(known, "optimizers", name, f"names among {', '.join(CENTRES)}, or lookahead_ and one of the others")
       optim_config(self, name)
 
 
-def base_rule(name: str) -> str:
-  return "sgd" if name == "plain_sgd" else name.removeprefix("lookahead_")
+def inner(name: str) -> str:
+  """What Lookahead is around, if it is."""
+  return name.removeprefix("lookahead_")
 
 
 def optim_config(config: Config, name: str) -> OptimConfig:
   """The flags that one entry of --optimizers stands for."""
+  plain = inner(name) == "plain_sgd"
   return OptimConfig(
-    optimizer=base_rule(name),
-    momentum=0.0 if name == "plain_sgd" else 0.9,
+    optimizer="sgd" if plain else inner(name),
+    momentum=0.0 if plain else 0.9,
     lookahead=5 if name.startswith("lookahead_") else 0,
     schedule=config.schedule,
     warmup_steps=config.warmup_steps,
-    weight_decay=config.weight_decay if base_rule(name) in ("adamw", "sgdw") else 0.0,
+    weight_decay=config.weight_decay if inner(name) in ("adamw", "sgdw") else 0.0,
   )
 
 
@@ -98,6 +103,11 @@ class Sweep(NamedTuple):
   def best(self) -> int:
     return int(np.argmin(self.final_loss))
 
+  @property
+  def at_edge(self) -> bool:
+    """Whether a better learning rate may lie beyond those that were tried."""
+    return self.best in (0, len(self.rates) - 1)
+
 
 def sweep(config: Config, classifier: Any, name: str) -> Sweep:
   """Trains every seed at every learning rate; moves on in the direction of the best where that is at the edge."""
@@ -106,30 +116,36 @@ def sweep(config: Config, classifier: Any, name: str) -> Sweep:
   once = lambda key, rate: train_once(classifier, optimizer, key, rate, config.steps, every)[:2]
   over_both = jax.vmap(jax.vmap(once, in_axes=(0, None)), in_axes=(None, 0))
   keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
-  rates = CENTRES.get(name, CENTRES.get(base_rule(name))) * 10 ** (0.5 * (np.arange(config.rates) - config.rates // 2))
+  centre = CENTRES[name if name in CENTRES else inner(name)]
+  rate = lambda exponent: centre * 10 ** (0.5 * np.asarray(exponent))
+  exponents = np.arange(config.rates) - config.rates // 2
   started = time.perf_counter()
-  program = jax.jit(over_both).lower(keys, jnp.asarray(rates, jnp.float32)).compile()
+  program = jax.jit(over_both).lower(keys, jnp.asarray(rate(exponents), jnp.float32)).compile()
   compile_seconds = time.perf_counter() - started
-  found: dict[float, Any] = {}
+  found: dict[int, Any] = {}
   updates, elapsed = 0, 0.0
   for _ in range(1 + MOST_SHIFTS):
     started = time.perf_counter()
-    losses, accuracies = map(np.asarray, program(keys, jnp.asarray(rates, jnp.float32)))
+    losses, accuracies = map(np.asarray, program(keys, jnp.asarray(rate(exponents), jnp.float32)))
     elapsed += time.perf_counter() - started
     updates += config.steps * config.seeds * config.rates
-    found |= {float(rate): result for rate, *result in zip(rates, losses, accuracies)}
+    found |= {int(exponent): result for exponent, *result in zip(exponents, losses, accuracies)}
     order = sorted(found)
     result = Sweep(
-      np.array(order),
-      *(np.stack([found[rate][i] for rate in order]) for i in (0, 1)),
+      rate(order),
+      *(np.stack([found[exponent][i] for exponent in order]) for i in (0, 1)),
       compile_seconds,
       elapsed / updates,
     )
-    if 0 < result.best < len(order) - 1:
+    if not result.at_edge:
       break
     # The next ones beyond the edge, and one that is known between them and the rest.
-    rates = rates * 10 ** (0.5 * (config.rates - 1) * (1 if result.best else -1))
+    exponents = exponents + (config.rates - 1) * (1 if result.best else -1)
   return result
+
+
+def best_rate(found: Sweep) -> str:
+  return f"{found.rates[found.best]:.2g}" + (" (at the edge of the sweep)" if found.at_edge else "")
 
 
 def write_table(sweeps: dict[str, Sweep], path: Path) -> None:
@@ -141,7 +157,7 @@ def write_table(sweeps: dict[str, Sweep], path: Path) -> None:
   for name, found in sweeps.items():
     loss, accuracy = found.train_loss[found.best, :, -1], 100 * found.test_accuracy[found.best, :, -1]
     rows.append(
-      f"| {name} | {found.rates[found.best]:.2g} | {loss.mean():.2g} ± {std(loss):.1g} | {accuracy.mean():.2f} ± "
+      f"| {name} | {best_rate(found)} | {loss.mean():.2g} ± {std(loss):.1g} | {accuracy.mean():.2f} ± "
       f"{std(accuracy):.2f} | {1e6 * found.update_seconds:.0f} | {found.compile_seconds:.1f} |"
     )
   path.write_text("\n".join(rows) + "\n")
@@ -165,6 +181,11 @@ def style(name: str, position: int) -> dict[str, Any]:
   return dict(color=f"C{position}", linewidth=1.4, label=name)
 
 
+def drawn_loss(loss: np.ndarray) -> np.ndarray:
+  """What a logarithmic axis can show: 10 for what diverged."""
+  return np.nan_to_num(loss, nan=np.inf).clip(1e-8, 10)
+
+
 def share_height(axes: np.ndarray) -> None:
   """One logarithmic scale for all axes of a row."""
   for row in axes:
@@ -179,24 +200,25 @@ def draw_curves(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
   from mlnotes.plot import new_figure, save_figure
 
   groups = panels(sweeps)
-  figure, axes = new_figure(2, len(groups), width=3.6 * len(groups), height=6.2)
+  figure, axes = new_figure(2, len(groups), width=max(3.6 * len(groups), 5.0), height=6.2)
   step = np.arange(1, config.points + 1) * (config.steps // config.points)
   for column, (title, names) in enumerate(groups.items()):
     for position, name in enumerate(names):
       found = sweeps[name]
-      for row, values in enumerate((found.train_loss[found.best], 100 * (1 - found.test_accuracy[found.best]))):
+      error = 100 * (1 - found.test_accuracy[found.best])
+      for row, values in enumerate((drawn_loss(found.train_loss[found.best]), error.clip(0.01))):
         axis = axes[row, column]
-        axis.plot(step, values.mean(0), **style(name, position))
+        axis.plot(step, values.mean(0), marker="o" if len(step) == 1 else None, **style(name, position))
         axis.fill_between(step, values.min(0), values.max(0), color=style(name, position)["color"], alpha=0.12, lw=0)
     axes[0, column].set_title(title)
     axes[1, column].set_xlabel("update")
     axes[0, column].legend(frameon=False, fontsize=8, loc="upper right")
   share_height(axes)
-  axes[0, 0].set_ylabel("training loss")
+  axes[0, 0].set_ylabel("training loss (10: diverged)")
   axes[1, 0].set_ylabel("test error (%)")
-  figure.suptitle(
-    f"{config.dataset}: each optimizer at its best learning rate; mean and range of {config.seeds} seeds", fontsize=11
-  )
+  seeds = f"mean and range of {config.seeds} seeds" if config.seeds > 1 else "one seed"
+  title = f"{Path(config.dataset).stem}: each optimizer at its best learning rate"
+  figure.suptitle(f"{title}{'; ' if len(groups) > 2 else chr(10)}{seeds}", fontsize=11)
   save_figure(figure, path)
 
 
@@ -208,7 +230,7 @@ def draw_sensitivity(config: Config, sweeps: dict[str, Sweep], path: Path) -> No
   for axis, (title, names) in zip(axes[0], groups.items()):
     for position, name in enumerate(names):
       found = sweeps[name]
-      axis.plot(found.rates, np.minimum(found.final_loss, 10), marker="o", markersize=3, **style(name, position))
+      axis.plot(found.rates, drawn_loss(found.final_loss), marker="o", markersize=3, **style(name, position))
     axis.set_title(title)
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
@@ -219,12 +241,13 @@ def draw_sensitivity(config: Config, sweeps: dict[str, Sweep], path: Path) -> No
 
 
 def main(config: Config) -> int:
+  classifier = make_classifier(load_data(config), config.widths, config.batch_size)
+
   def study(directory: Path):
-    classifier = make_classifier(load_data(config), config.widths, config.batch_size)
     sweeps = {}
     for name in config.optimizers:
       sweeps[name] = found = sweep(config, classifier, name)
-      print(f"{name:>16}: best learning rate {found.rates[found.best]:.2g} of {len(found.rates)}", flush=True)
+      print(f"{name:>16}: best learning rate {best_rate(found)} of {len(found.rates)}", flush=True)
     write_table(sweeps, directory / "table.md")
     draw_curves(config, sweeps, directory / "compare.png")
     draw_sensitivity(config, sweeps, directory / "sensitivity.png")

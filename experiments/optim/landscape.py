@@ -206,10 +206,13 @@ def measure_curvature(config: Config, loss: Any, runs: dict[str, Run], key: Any,
     axis.plot(grid, spectrum.density(grid, width), "C3", lw=1, label=f"Lanczos, {config.probes} probes")
     small = 1e-3 * np.abs(values).max()  # closer to 0 counts as 0
     ratio, estimated = np.mean(values > small), float(spectrum.fraction_above(small))
+    negative = np.mean(values < -small)
     gradient = float(optax.tree.norm(jax.grad(loss)(params)))
     axis.set_yscale("log")
     axis.set_ylim(1e-4 / width, 2 / width)
-    axis.set_title(f"{name}: |gradient| {gradient:.2g}\n{100 * ratio:.0f} % of the eigenvalues positive")
+    axis.set_title(
+      f"{name}: |gradient| {gradient:.2g}\nminimum ratio {100 * ratio:.0f} %, negative {100 * negative:.0f} %"
+    )
     axis.set_xlabel("eigenvalue of the Hessian")
     prefix = name.replace(" ", "_")
     figures |= {
@@ -223,14 +226,17 @@ def measure_curvature(config: Config, loss: Any, runs: dict[str, Run], key: Any,
     }
   axes[0, 0].set_ylabel("density")
   axes[0, 0].legend(fontsize=8, frameon=False)
+  explained = "minimum ratio: share of eigenvalues above a thousandth of the largest; negative: below minus that"
+  figure.suptitle(f"{explained}; the rest count as 0", fontsize=10)
   save_figure(figure, path)
   return {name: float(value) for name, value in figures.items()}
 
 
 def main(config: Config) -> int:
+  classifier = make_classifier(load_data(config), (config.width,), config.batch_size)
+
   def study(directory: Path):
     figures = draw_surfaces(directory / "surfaces.png")
-    classifier = make_classifier(load_data(config), (config.width,), config.batch_size)
     loss = lambda params: classifier.loss(params, classifier.train)
     runs = {name: train_network(config, classifier, flags) for name, flags in ON_NETWORK.items()}
     key = jax.random.key(config.seed)

@@ -10,12 +10,20 @@ from optax import adamw as adamw
 from optax import add_decayed_weights as add_decayed_weights
 from optax import clip as clip
 from optax import clip_by_global_norm as clip_by_global_norm
+from optax import constant_schedule as constant_schedule
+from optax import cosine_decay_schedule as cosine_decay_schedule
+from optax import cosine_onecycle_schedule as cosine_onecycle_schedule
+from optax import exponential_decay as exponential_decay
 from optax import join_schedules as join_schedules
 from optax import lars as lars
+from optax import linear_schedule as linear_schedule
 from optax import nadam as nadam
+from optax import piecewise_constant_schedule as piecewise_constant_schedule
+from optax import polynomial_schedule as polynomial_schedule
 from optax import radam as radam
 from optax import rmsprop as rmsprop
 from optax import sgd as sgd
+from optax import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 
 from mlnotes.optim.adabound import adabound as adabound
 from mlnotes.optim.adabound import compute_rate_bounds as compute_rate_bounds
@@ -50,6 +58,7 @@ from mlnotes.optim.newton import conjugate_gradients as conjugate_gradients
 from mlnotes.optim.newton import gauss_newton as gauss_newton
 from mlnotes.optim.newton import newton as newton
 from mlnotes.optim.precision import accumulate_in_float32 as accumulate_in_float32
+from mlnotes.optim.rules import amsgrad as amsgrad
 from mlnotes.optim.rules import scale_by_amsgrad as scale_by_amsgrad
 from mlnotes.optim.rules import scale_by_centred_rms as scale_by_centred_rms
 from mlnotes.optim.rules import sgdw as sgdw

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from mlnotes.optim.checks import require_non_negative, require_positive
 from mlnotes.optim.precision import init_moment, to_accumulator
 
 Scalar = Float[Array, ""] | float
@@ -50,6 +51,14 @@ def scale_by_adabound(
   Differences from the paper (Luo et al. 2019, algorithms 2 and 3), as in the authors' code: Adam's bias corrections,
   no 1 / sqrt(t) decay; eps is added to the uncorrected root.
   """
+
+  if callable(learning_rate):
+    raise TypeError(
+      "learning_rate is a schedule: expected a number, with optax.scale_by_schedule after the rule, which scales the "
+      "bounds too."
+    )
+  require_non_negative("learning_rate", learning_rate)
+  require_positive("final_learning_rate", final_learning_rate)
 
   def init(params):
     nu_max = init_moment(params) if amsbound else ()

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import optax
@@ -60,6 +60,8 @@ class OptimConfig(BaseConfig):
 
   def __post_init__(self):
     super().__post_init__()
+    for name, known in (("optimizer", OptimizerName), ("schedule", ScheduleName)):
+      require(getattr(self, name) in get_args(known), name, getattr(self, name), f"one of {', '.join(get_args(known))}")
     for name in ("learning_rate", "adam_eps", "final_learning_rate"):
       require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
     for name in ("momentum", "beta2"):
@@ -72,7 +74,7 @@ def make_schedule(name: ScheduleName, total_steps: int, warmup_steps: int = 0) -
   """A schedule with peak 1 over `total_steps` updates, to be multiplied by the learning rate.
 
   The learning rate itself stays a traced value of the optimizer's state, so that changing it recompiles nothing.
-  Raises ValueError where the warm-up leaves no update for the schedule.
+  Raises ValueError for an unknown name, and where the warm-up leaves no update for the schedule.
   """
   rest = total_steps - warmup_steps
   if rest <= 0:
@@ -90,6 +92,8 @@ def make_schedule(name: ScheduleName, total_steps: int, warmup_steps: int = 0) -
     "one_cycle": lambda: optax.cosine_onecycle_schedule(rest, 1.0),
     "warm_restarts": lambda: warm_restarts(1.0, -(-rest // 7), 2, rest),
   }
+  if name not in schedules:
+    raise ValueError(f"found the schedule {name!r}, expected one of {', '.join(schedules)}.")
   return warm_up(schedules[name](), warmup_steps)
 
 

@@ -1,6 +1,7 @@
 """The Hessian of a loss without forming it: products, extreme eigenvalues, spectrum; minima, saddles and their escape.
 
-A `loss` is a function of a parameter pytree alone, with its batch inside.
+A `loss` is a function of a parameter pytree alone, with its batch inside. It is given parameters in float32 where they
+are narrower: second differences are below the resolution of bfloat16.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
+from mlnotes.optim.precision import to_accumulator
+
 Loss = Callable[[Any], Float[Array, ""]]
 Vector = Float[Array, " N"]
 
@@ -21,16 +24,21 @@ def hessian_vector_product(loss: Loss, params: Any, vector: Any) -> Any:
   return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
 
 
+def _flatten(params: Any) -> tuple[Vector, Callable[[Vector], Any]]:
+  """`ravel_pytree` of the parameters in float32 or wider."""
+  return ravel_pytree(jax.tree.map(to_accumulator, params))
+
+
 def compute_hessian(loss: Loss, params: Any) -> Float[Array, "N N"]:
   """The full Hessian in the order of `ravel_pytree`: for networks of up to a few thousand parameters."""
-  flat, unravel = ravel_pytree(params)
+  flat, unravel = _flatten(params)
   return jax.hessian(lambda x: loss(unravel(x)))(flat)
 
 
 def flat_product(loss: Loss, params: Any) -> tuple[Callable[[Vector], Vector], Callable[[Vector], Any], int]:
   """(v -> H v on flat vectors, the function that turns a flat vector into a pytree, number of parameters)."""
-  flat, unravel = ravel_pytree(params)
-  product = lambda v: ravel_pytree(hessian_vector_product(loss, params, unravel(v)))[0]
+  flat, unravel = _flatten(params)
+  product = lambda v: ravel_pytree(hessian_vector_product(loss, unravel(flat), unravel(v)))[0]
   return product, unravel, flat.size
 
 
@@ -47,8 +55,9 @@ def lanczos(product: Callable[[Vector], Vector], start: Vector, num_steps: int) 
 
   Each new vector is orthogonalised twice against all earlier ones (Golub & Van Loan 2013, section 10.3): without that,
   rounding brings copies of the extreme eigenvalues. `num_steps` of at most len(start). Where the space is exhausted
-  early the off-diagonal is 0, and the rest goes on in an orthogonal direction.
+  early the off-diagonal is 0, and the rest goes on in an orthogonal direction. In float32 where `start` is narrower.
   """
+  narrow, start = start.dtype, to_accumulator(start)
   count, size = num_steps, start.size
   if not 1 <= count <= size:
     raise ValueError(f"num_steps={count} is out of range: expected 1 to {size}, the number of parameters.")
@@ -57,7 +66,7 @@ def lanczos(product: Callable[[Vector], Vector], start: Vector, num_steps: int) 
   def body(carry, step):
     basis, v = carry
     basis = basis.at[step].set(v)
-    w = product(v)
+    w = product(v.astype(narrow)).astype(v.dtype)
     diagonal = w @ v
     scale = jnp.linalg.norm(w)
     orthogonal = lambda w: w - (basis @ w) @ basis
@@ -91,7 +100,7 @@ class Extremes(NamedTuple):
 def compute_extreme_eigenvalues(loss: Loss, params: Any, key: Key[Array, ""], num_steps: int = 64) -> Extremes:
   """The ends of the spectrum by Lanczos from a random vector; `num_steps` products, or as many as parameters."""
   product, unravel, size = flat_product(loss, params)
-  start = jax.random.normal(key, (size,), ravel_pytree(params)[0].dtype)
+  start = jax.random.normal(key, (size,), _flatten(params)[0].dtype)
   tridiagonal = lanczos(product, start, min(num_steps, size))
   values, vectors = _eigh(tridiagonal)
   direction = lambda column: unravel(vectors[:, column] @ tridiagonal.basis)
@@ -126,7 +135,7 @@ def estimate_spectrum(
   product, _, size = flat_product(loss, params)
 
   def probe(key):
-    start = jax.random.normal(key, (size,), ravel_pytree(params)[0].dtype)
+    start = jax.random.normal(key, (size,), _flatten(params)[0].dtype)
     values, vectors = _eigh(lanczos(product, start, min(num_steps, size)))
     return values, vectors[0] ** 2
 
@@ -147,9 +156,13 @@ def classify_critical_point(
   """ "minimum", "maximum", "saddle", "flat" or "not critical", from the gradient and the extreme eigenvalues.
 
   `tolerance`: a gradient, and relative to the largest absolute eigenvalue an eigenvalue, below it counts as zero.
-  A minimum may have flat directions.
+  A minimum may have flat directions. Raises ValueError for NaN.
   """
   gradient_norm, smallest, largest = float(gradient_norm), float(smallest), float(largest)
+  if np.isnan([gradient_norm, smallest, largest]).any():
+    raise ValueError(
+      f"found NaN among gradient_norm={gradient_norm}, smallest={smallest}, largest={largest}: expected numbers."
+    )
   if gradient_norm > tolerance:
     return "not critical"
   zero = tolerance * max(abs(smallest), abs(largest))
@@ -190,7 +203,7 @@ def compute_sharpness(
   Starts in a random direction, as at a minimum the gradient is 0. Close to radius^2 / 2 times the largest eigenvalue
   there. Keskar et al. 2017, section 2.2.2, with a ball in the place of the box and without their division by 1 + loss.
   """
-  flat, unravel = ravel_pytree(params)
+  flat, unravel = _flatten(params)
   value = lambda d: loss(unravel(flat + d))
   unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x), jnp.finfo(x.dtype).tiny)
 
@@ -200,4 +213,4 @@ def compute_sharpness(
     return d, value(d)
 
   _, values = jax.lax.scan(body, radius * unit(jax.random.normal(key, flat.shape, flat.dtype)), length=num_steps)
-  return jnp.maximum(jnp.max(values) - loss(params), 0)
+  return jnp.maximum(jnp.max(values) - loss(unravel(flat)), 0)

@@ -50,11 +50,17 @@ def fit_plane(trajectory: Sequence[Any]) -> Plane:
   """The plane through the last point along the two principal components of the others' offsets from it.
 
   `trajectory`: parameter pytrees in order of time, three or more. Coordinates are distances: the axes are unit
-  vectors. Li et al. 2018, section 7.1.
+  vectors. Li et al. 2018, section 7.1. Raises ValueError where the points lie on one line, unless they are traced.
   """
+  if len(trajectory) < 3:
+    raise ValueError(f"trajectory has {len(trajectory)} points: expected three or more, as a plane needs them.")
   origin, unravel = ravel_pytree(trajectory[-1])
   moved = jnp.stack([ravel_pytree(params)[0] for params in trajectory[:-1]]) - origin[None]
   _, scale, axes = jnp.linalg.svd(moved, full_matrices=False)
+  # Not `<=`: NaN is refused as well.
+  flat = not isinstance(scale, jax.core.Tracer) and not scale[1] > 100 * jnp.finfo(scale.dtype).eps * scale[0]
+  if scale.size < 2 or flat:
+    raise ValueError("the points of trajectory lie on one line or are not finite: expected a plane through them.")
   return Plane(unravel(origin), unravel(axes[0]), unravel(axes[1]), (scale**2 / jnp.sum(scale**2))[:2])
 
 

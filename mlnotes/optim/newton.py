@@ -9,6 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from mlnotes.optim.checks import require_non_negative, require_positive
 from mlnotes.optim.curvature import hessian_vector_product
 
 Vector = Float[Array, " N"]
@@ -67,6 +68,7 @@ def _second_order(
   max_steps: int | None,
 ) -> optax.GradientTransformationExtraArgs:
   """-(B + damping I)^-1 g: `product(fn, params, v)` is B v, `value(fn, params)` the loss, `argument` fn's name."""
+  (require_positive if adapt else require_non_negative)("damping", damping)
 
   def init(params):
     return NewtonState(jnp.asarray(damping, jax.tree.leaves(params)[0].dtype))

@@ -27,6 +27,13 @@ def scale_by_amsgrad(b1: Scalar = 0.9, b2: float = 0.999, eps: Scalar = 1e-8) ->
   )
 
 
+def amsgrad(
+  learning_rate: optax.ScalarOrSchedule, b1: Scalar = 0.9, b2: float = 0.999, eps: Scalar = 1e-8
+) -> optax.GradientTransformation:
+  """`scale_by_amsgrad` as an optimizer."""
+  return optax.chain(scale_by_amsgrad(b1, b2, eps), optax.scale_by_learning_rate(learning_rate))
+
+
 class ScaleByCentredRmsState(NamedTuple):
   """Running mean and variance of the gradient."""
 

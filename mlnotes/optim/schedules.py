@@ -3,17 +3,21 @@
 import jax.numpy as jnp
 import optax
 
+from mlnotes.optim.checks import require_non_negative, require_positive
+
 
 def inverse_square_root(peak: float, timescale: int) -> optax.Schedule:
   """peak sqrt(timescale / (timescale + count)).
 
   After `timescale` updates of linear warm-up this is the schedule of Vaswani et al. 2017, eq. 3, scaled to its peak.
   """
-  return lambda count: peak * jnp.sqrt(timescale / (timescale + count))
+  require_positive("timescale", timescale)
+  return lambda count: peak * jnp.sqrt(timescale / (timescale + jnp.maximum(count, 0)))
 
 
 def triangular(low: float, peak: float, half_period: int) -> optax.Schedule:
   """Lines from `low` to `peak` in `half_period` updates and back, for ever (Smith 2017, section 3.1)."""
+  require_positive("half_period", half_period)
   return lambda count: low + (peak - low) * (1 - jnp.abs((count % (2 * half_period)) / half_period - 1))
 
 
@@ -22,6 +26,10 @@ def warm_restarts(peak: float, first_period: int, factor: int, total_steps: int,
 
   Loshchilov & Hutter 2017, eq. 5. As many periods as cover `total_steps`; the last may be cut.
   """
+  require_positive("first_period", first_period)
+  require_positive("peak", peak)
+  if factor < 1:
+    raise ValueError(f"factor={factor} is out of range: expected 1 or more.")
   periods, boundaries = [first_period], []
   while sum(periods) < total_steps:
     boundaries.append(sum(periods))
@@ -31,6 +39,7 @@ def warm_restarts(peak: float, first_period: int, factor: int, total_steps: int,
 
 def warm_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
   """A line from 0 to where `schedule` starts in `warmup_steps` updates, then `schedule` from its beginning."""
+  require_non_negative("warmup_steps", warmup_steps)
   if not warmup_steps:
     return schedule
   return optax.join_schedules([lambda count: schedule(0) * count / warmup_steps, schedule], [warmup_steps])

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -12,12 +13,17 @@ from mlnotes.optim import (
   OptimConfig,
   adabound,
   add_l1,
+  amsgrad,
+  inverse_square_root,
   lookahead,
   make_optimizer,
   make_schedule,
+  newton,
   sgdw,
   swats,
+  triangular,
   update_ema,
+  warm_restarts,
 )
 
 
@@ -63,6 +69,7 @@ def _matrix(params):
     ({"optimizer": "sgdw", "weight_decay": 0.1}, sgdw(1e-2, 0.9, 0.1, _matrix)),
     ({"optimizer": "adabound", "final_learning_rate": 0.05}, adabound(1e-2, 0.05)),
     ({"optimizer": "swats"}, swats(1e-2)),
+    ({"optimizer": "amsgrad"}, amsgrad(1e-2)),
     (
       {"optimizer": "adam", "l1": 0.1, "clip_value": 0.5},
       optax.chain(optax.clip(0.5), optax.masked(add_l1(0.1), _matrix), optax.adam(1e-2)),
@@ -134,6 +141,45 @@ def test_schedule_peaks_at_one_and_rejects_endless_warmup():
   assert float(schedule(0)) == 0.0 and float(schedule(10)) == 1.0 and float(schedule(100)) < 1e-6
   with pytest.raises(ValueError, match="warmup_steps"):
     make_schedule("constant", 10, 10)
+
+
+@pytest.fixture
+def untyped():
+  """As outside the tests, where annotations are not checked."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_schedule_takes_python_integers():
+  """As closed form: 0, half-way up, the peak, sqrt(10 / 40)."""
+  schedule = make_schedule("inverse_sqrt", 100, 10)
+  np.testing.assert_allclose([schedule(count) for count in (0, 5, 10, 40)], [0, 0.5, 1, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "build, message",
+  [
+    (lambda: warm_restarts(1.0, 0, 2, 100), "first_period=0"),
+    (lambda: warm_restarts(1.0, 10, 0, 100), "factor=0"),
+    (lambda: triangular(0.0, 1.0, 0), "half_period=0"),
+    (lambda: inverse_square_root(1.0, 0), "timescale=0"),
+    (lambda: make_schedule("foo", 100), "schedule 'foo', expected one of constant"),
+    (lambda: OptimConfig(optimizer="foo"), "--optimizer=foo .*expected one of sgd"),
+    (lambda: OptimConfig(schedule="foo"), "--schedule=foo .*expected one of constant"),
+    (lambda: newton(damping=-5.0), "damping=-5"),
+    (lambda: newton(adapt=True), "damping=0.0"),
+    (lambda: adabound(-1.0), "learning_rate=-1.0"),
+  ],
+)
+def test_arguments_out_of_range_are_named(build, message, untyped):
+  with pytest.raises(ValueError, match=message):
+    build()
+
+
+def test_adabound_says_where_a_schedule_goes(untyped):
+  with pytest.raises(TypeError, match="scale_by_schedule"):
+    adabound(optax.cosine_decay_schedule(1e-3, 10))
 
 
 def test_decoupled_decay_is_not_l2():

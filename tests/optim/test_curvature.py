@@ -169,3 +169,32 @@ def test_the_plane_of_a_trajectory_contains_it(network):
     x, y = project(plane, point)
     values = slice_plane(network_loss, plane.origin, plane.first, plane.second, jnp.stack([0 * x, x]), y[None])
     np.testing.assert_allclose(values[0, 1], network_loss(point), rtol=1e-4)
+
+
+def test_bfloat16_parameters_are_computed_with_in_float32(network, key):
+  narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), network[0])
+  wide = jax.tree.map(lambda p: p.astype(jnp.float32), narrow)
+  found = [
+    jax.jit(lambda p, k: compute_extreme_eigenvalues(network_loss, p, k, 20))(p, jax.random.clone(key))
+    for p in (narrow, wide)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *found)
+  diagonal = jnp.array([1.0, 2.0, 4.0], jnp.bfloat16)
+  values = lanczos(lambda v: diagonal * v, jnp.ones(3, jnp.bfloat16), 3)
+  assert values.diagonal.dtype == jnp.float32
+  np.testing.assert_allclose(values.diagonal.sum(), 7, rtol=2e-2)  # the trace
+
+
+@pytest.mark.parametrize("found", [(np.nan, 1.0, 2.0), (0.0, np.nan, 2.0), (0.0, 1.0, np.nan)])
+def test_nan_is_no_critical_point(found):
+  with pytest.raises(ValueError, match="NaN"):
+    classify_critical_point(*found)
+
+
+def test_no_plane_through_points_on_a_line():
+  line = [{"w": step * jnp.array([1.0, 2.0, 3.0])} for step in range(4)]
+  with pytest.raises(ValueError, match="2 points"):
+    fit_plane(line[:2])
+  for points in (line, [line[1]] * 3, [*line[:2], {"w": jnp.full(3, jnp.nan)}]):
+    with pytest.raises(ValueError, match="one line"):
+      fit_plane(points)

@@ -32,8 +32,46 @@ def test_compare_sweeps_to_the_best_learning_rate(tmp_path, monkeypatch, capsys)
 def test_compare_names_what_it_cannot_use():
   with pytest.raises(InputError, match="--optimizers=sgdd"):
     compare.Config(optimizers=("sgdd",))
+  with pytest.raises(InputError, match="--optimizers=lookahead_lookahead_adam"):
+    compare.Config(optimizers=("lookahead_lookahead_adam",))
+  with pytest.raises(InputError, match="each name once"):
+    compare.Config(optimizers=("adam", "adam"))
+  with pytest.raises(InputError, match="--widths="):
+    compare.Config(widths=(8, 0))
   with pytest.raises(InputError, match="--points=7"):
     compare.Config(points=7)
+
+
+@pytest.mark.parametrize("loss, accuracy", [(np.nan, 0.1), (0.0, 1.0)])
+def test_compare_draws_what_diverged_and_what_is_perfect(loss, accuracy, tmp_path):
+  """Matplotlib warns of what it cannot draw, and a warning is an error here."""
+  shape = (3, 1, 1)
+  found = compare.Sweep(np.array([0.1, 1.0, 10.0]), np.full(shape, loss), np.full(shape, accuracy), 1.0, 1.0)
+  config = compare.Config(optimizers=("sgd",), seeds=1, steps=1, points=1)
+  compare.draw_curves(config, {"sgd": found}, tmp_path / "curves.png")
+  compare.draw_sensitivity(config, {"sgd": found}, tmp_path / "sensitivity.png")
+
+
+def test_compare_says_that_the_best_is_at_the_edge(tmp_path, monkeypatch, capsys):
+  """No update at all: every learning rate is as good, and the sweep's first is taken."""
+  monkeypatch.setattr(compare, "MOST_SHIFTS", 1)
+  monkeypatch.setitem(compare.CENTRES, "plain_sgd", 1e-12)
+  config = compare.Config(
+    optimizers=("lookahead_plain_sgd",), seeds=1, rates=3, steps=1, points=1, widths=(), workdir=str(tmp_path)
+  )
+  assert compare.main(config) == 0
+  assert "at the edge of the sweep" in capsys.readouterr().out
+  assert "at the edge of the sweep" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+  "study, flags",
+  [(compare, {}), (landscape, {}), (batch_size, {}), (batch_size, {"batch_size": 512, "batch_sizes": (10**6,)})],
+)
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(study, flags, tmp_path):
+  with pytest.raises(InputError, match="--batch_size"):
+    study.main(study.Config(**{"batch_size": 10**6, **flags}, workdir=str(tmp_path / "run")))
+  assert not (tmp_path / "run").exists()
 
 
 def test_landscape_draws_and_agrees_with_the_exact_hessian(tmp_path):
