@@ -20,7 +20,9 @@ def fit_linear_probe(
   """Scikit-learn's multinomial logistic regression on features that are centred and scaled by one number.
 
   The L2 penalty is C = 1, or with `cross_validate` the best of six by (at most) five-fold cross-validation on these
-  labels alone, which needs two examples of each class. Raises InputError for a single class. `predict(features)` and `score(features, labels)` as there.
+  labels alone, which needs two examples of each class. `predict(features)` and `score(features, labels)` as there.
+
+  Raises InputError for labels of a single class.
   """
   from sklearn.exceptions import ConvergenceWarning
   from sklearn.linear_model import LogisticRegression

@@ -69,7 +69,7 @@ def test_without_the_stopped_gradient_simsiam_collapses_and_says_so(tmp_path, ca
   for stop in (True, False):
     directory = tmp_path / str(stop)
     config = simsiam.Config(
-      workdir=str(directory), stop_gradient=stop, steps=150, warmup_steps=10, log_every=50, bottleneck=8, **SMALL
+      workdir=str(directory), stop_gradient=stop, steps=150, warmup_steps=10, learning_rate=1e-2, bottleneck=8, **SMALL
     )
     assert simsiam.main(config) == 0
     said = "collapsed: the embeddings of the test images lie at one point or on one line" in capfd.readouterr().err
@@ -78,6 +78,28 @@ def test_without_the_stopped_gradient_simsiam_collapses_and_says_so(tmp_path, ca
     assert metrics["collapsed"]["mean"] == (0.0 if stop else 1.0)
     ranks[stop] = metrics["embedding_rank"]["mean"]
   assert ranks[True] > 3 > 2 > ranks[False]
+
+
+def test_images_that_are_all_alike_collapse_without_a_crash(tmp_path):
+  np.savez(tmp_path / "same.npz", image=np.full((80, 8, 8, 1), 7, np.uint8), label=np.zeros(80, np.int64))
+  directory = tmp_path / "run"
+  config = simclr.Config(
+    dataset=str(tmp_path / "same.npz"), workdir=str(directory), steps=2, warmup_steps=1, augmentation="none", **SMALL
+  )
+  assert simclr.main(config) == 0
+  metrics = card(directory)["metrics"]
+  assert metrics["collapsed"]["mean"] == 1 and "linear_probe" not in metrics
+  assert (directory / "neighbours.png").exists() and not (directory / "map.png").exists()
+  with pytest.raises(InputError, match="needs labels of 2 classes or more: found 1"):
+    probe.main(probe.Config(run=str(directory)))
+  assert not (directory / "probe" / "config.json").exists()
+
+
+def test_a_run_that_is_refused_late_gives_its_directory_back(tmp_path):
+  config = moco.Config(workdir=str(tmp_path), bn_splits=2, **{**SMALL, "devices": 8, "batch_size": 30})
+  with pytest.raises(InputError, match="--batch_size=30 cannot be shared by 8 devices"):
+    moco.main(config)
+  assert not (tmp_path / "config.json").exists()
 
 
 def test_features_of_a_split_are_in_order_and_without_padding(finished):
@@ -103,6 +125,15 @@ def test_views_depend_on_the_example_and_the_step_alone(key):
   np.testing.assert_array_equal(draw(0, order), views[order])
   np.testing.assert_array_equal(draw(0, jnp.arange(3)), views[:3])
   assert np.all(draw(1, order) != views[order]) and np.all(views[:, 0] != views[:, 1])
+
+
+def test_colours_need_one_or_three_channels(tmp_path):
+  image = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 4), dtype=np.uint8)
+  np.savez(tmp_path / "rgba.npz", image=image, label=np.arange(40) % 2)
+  settings = {"dataset": str(tmp_path / "rgba.npz"), **SMALL, "batch_size": 8}
+  with pytest.raises(InputError, match="--augmentation=auto: found images of 4 channels, expected 1 or 3"):
+    simclr.make(simclr.Config(**settings))
+  simclr.make(simclr.Config(**settings, augmentation="crop"))
 
 
 def test_few_labels_are_drawn_evenly():
@@ -132,6 +163,7 @@ def test_encoders_by_flag(name, features):
 @pytest.mark.parametrize(
   "build, message",
   [
+    (lambda: simclr.Config(batch_size=1), r"--batch_size=1 is out of range: expected 2 or more"),
     (lambda: moco.Config(bn_splits=5), r"--bn_splits=5 is out of range: expected a divisor of --batch_size=128"),
     (lambda: moco.Config(queue_size=64), r"--queue_size=64 is out of range: expected 128 or more"),
     (lambda: moco.Config(queue_size=200, symmetric=True), r"--queue_size=200 .* 256 or more"),

@@ -33,7 +33,7 @@ def softmax_loss(scores, right):
 def test_normalize_gives_unit_rows_and_leaves_zero_alone(key):
   x = jax.random.normal(key, (5, 7)) * jnp.array([1e-6, 1.0, 1e6, 3.0, 0.0])[:, None]
   np.testing.assert_allclose(jnp.linalg.norm(normalize(x), axis=1), [1, 1, 1, 1, 0], rtol=1e-5)
-  gradient = jax.grad(lambda x: jnp.sum(normalize(x) ** 3))(x)
+  gradient = jax.grad(lambda x: jnp.sum(normalize(x)))(x)
   assert np.all(np.isfinite(gradient)) and np.all(gradient[-1] == 0)
 
 

@@ -75,3 +75,8 @@ def test_knn_ignores_padding(features):
   more = jnp.concatenate([labels, jnp.full(5, 2)])
   expected = knn_votes(features, features, labels, 3, k=5)
   np.testing.assert_allclose(knn_votes(features, padded, more, 3, k=5, mask=mask), expected, rtol=1e-5)
+
+
+def test_knn_needs_a_neighbour(features):
+  with pytest.raises(ValueError, match="k=0 is out of range"):
+    knn_votes(features, features, jnp.arange(40) % 3, 3, k=0)

@@ -30,6 +30,10 @@ def test_starts_with_unit_vectors_and_refuses_more_than_it_holds(key):
   np.testing.assert_allclose(jnp.linalg.norm(queue.keys, axis=1), 1, rtol=1e-6)
   with pytest.raises(ValueError, match="a queue of 10 keys cannot take 11"):
     enqueue(queue, jnp.zeros((11, 3)))
+  with pytest.raises(ValueError, match="keys have 4 features, expected 3"):
+    enqueue(queue, jnp.zeros((2, 4)))
+  with pytest.raises(ValueError, match="size=0 is out of range"):
+    init_queue(jax.random.key(1), 0, 3)
 
 
 def test_bank_updates_the_rows_of_the_batch_alone(key):
