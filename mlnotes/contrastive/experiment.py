@@ -43,7 +43,7 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
   schedule: ScheduleName = "warmup_cosine"
   warmup_steps: int = 50
   steps: int = 400
-  eval_every: int = 200
+  eval_every: int = 100
   checkpoint_every: int = 200
   report_seeds: int = 8
 
