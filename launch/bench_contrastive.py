@@ -96,7 +96,7 @@ def main(config: Config) -> int:
   rows = []
   with tempfile.TemporaryDirectory() as directory:
     path = Path(directory) / "random.npz"
-    np.savez(path, image=rng.integers(0, 256, shape, dtype=np.uint8), label=np.arange(len(range(shape[0]))) % 10)
+    np.savez(path, image=rng.integers(0, 256, shape, dtype=np.uint8), label=np.arange(shape[0]) % 10)
     for method in config.methods:
       row = measure(method, path, config)
       rows.append(row)

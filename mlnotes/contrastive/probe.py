@@ -1,7 +1,6 @@
 """Linear classification of frozen features: what they are worth with many labels and with few."""
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,16 +70,3 @@ def compute_probe_accuracy(
     return np.array([fit_linear_probe(features, labels).score(*test)])
   subsets = [draw_few_labels(labels, per_class, seed) for seed in range(draws)]
   return np.array([fit_linear_probe(features[i], labels[i], cross_validate=True).score(*test) for i in subsets])
-
-
-def compare_probes(
-  feature_sets: Mapping[str, tuple[np.ndarray, np.ndarray]],
-  labels: tuple[np.ndarray, np.ndarray],
-  per_class: tuple[int, ...],
-  draws: int = 5,
-) -> dict[str, dict[int, Float[np.ndarray, " draws"]]]:
-  """{name: {labels per class: accuracies}} of `compute_probe_accuracy`; each set is (training, test) features."""
-  return {
-    name: {n: compute_probe_accuracy((train, labels[0]), (test, labels[1]), n, draws) for n in per_class}
-    for name, (train, test) in feature_sets.items()
-  }
