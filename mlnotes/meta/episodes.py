@@ -1,0 +1,210 @@
+"""N-way K-shot image episodes, drawn on the device from any labelled images.
+
+  sets = load_episode_sets(config)
+  feeds = make_episode_feeds(sets, config)
+  task = sample_episode(key, sets.train, ways=5, shots=1, queries=15)
+
+Labels mean nothing beyond their episode: `ways` classes are drawn and numbered 0 .. ways - 1 in the order of the draw
+(Vinyals et al. 2016, section 4.1). Learning to tell them apart from `shots` examples each is the task.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Int32, Key, Real, UInt8
+
+from mlnotes.augment import gaussian_blur
+from mlnotes.data import DataConfig, EvalBatches, Feeds, ResidentFeed, load_data
+from mlnotes.experiment import example_keys, stream_key
+from mlnotes.flags import field, require
+from mlnotes.meta.classes import ClassPool, EpisodeSets, Rotations, make_episode_sets
+from mlnotes.meta.task import Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodeConfig(DataConfig):
+  """The flags of an experiment that learns from episodes; --batch_size and --eval_examples count episodes."""
+
+  batch_size: int = field(32, "episodes per update, over all devices")
+  eval_examples: int = field(200, "validation episodes of an evaluation, frozen by --episode_seed")
+  data_placement: Literal["auto", "device"] = field("auto", "images live on the device, where episodes are drawn")
+
+  ways: int = field(5, "classes of an episode")
+  shots: int = field(1, "examples of each class to adapt on")
+  queries: int = field(15, "examples of each class to judge by")
+  image_size: int = field(0, "pixels a side that images are resized to; 0: as they are")
+  bright_ink: bool = field(True, "invert grey images whose border is bright")
+  rotations: Rotations = field(
+    "all", "which sets have classes turned by 90, 180 and 270 degrees as further classes: all, training alone, none"
+  )
+  valid_fraction: float = field(0.2, "share of the classes that validation gets")
+  test_fraction: float = field(0.2, "share that test gets, unless the test split has classes of its own")
+  class_seed: int = field(0, "which classes go where, >= 0")
+  episode_seed: int = field(0, "of the frozen validation and test episodes, >= 0")
+  test_episodes: int = field(1000, "frozen test episodes of the report", free=True)
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("shots", "queries", "eval_examples", "test_episodes"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.ways >= 2, "ways", self.ways, "2 or more")
+    require(self.image_size >= 0, "image_size", self.image_size, "0 or more")
+    for name in ("valid_fraction", "test_fraction"):
+      require(0 < getattr(self, name) < 1, name, getattr(self, name), "a number between 0 and 1")
+    for name in ("class_seed", "episode_seed"):
+      require(0 <= getattr(self, name) < 2**32, name, getattr(self, name), "0 to 4294967295")
+
+
+_make_episode_sets = functools.lru_cache(maxsize=1)(make_episode_sets)
+
+
+def load_episode_sets(config: EpisodeConfig) -> EpisodeSets:
+  """The sets that the flags name, kept for the next call. Raises DataError as `load_data` does, InputError as below.
+
+  Checked here, so that a long run does not fail at its end: each set must be able to fill an episode.
+  """
+  sets = _make_episode_sets(
+    load_data(config),
+    image_size=config.image_size,
+    bright_ink=config.bright_ink,
+    rotations=config.rotations,
+    valid_fraction=config.valid_fraction,
+    test_fraction=config.test_fraction,
+    seed=config.class_seed,
+  )
+  for name, pool in (("training", sets.train), ("validation", sets.valid), ("test", sets.test)):
+    check_episode(pool, config.ways, config.shots, config.queries, name)
+  return sets
+
+
+def check_episode(pool: ClassPool, ways: int, shots: int, queries: int, name: str = "given") -> None:
+  """Raises InputError unless `pool` has `ways` classes of at least `shots` + `queries` examples each."""
+  found, smallest = pool.num_classes, int(np.min(pool.count))
+  require(ways <= found, "ways", ways, f"at most {found}, the {name} classes")
+  least = f"the smallest {name} class has {smallest} examples"
+  require(shots < smallest, "shots", shots, f"at most {smallest - 1}, as {least} and some must be left to judge by")
+  most = smallest - shots
+  require(queries <= most, "queries", queries, f"at most {most} beside --shots={shots}, as {least}")
+
+
+# ---- Drawing -------------------------------------------------------------------------------------------------------
+
+
+def sample_distinct(key: Key[Array, ""], size: Int[Array, ""] | int, count: int) -> Int32[Array, " {count}"]:
+  """`count` different numbers of range(size) in random order: every arrangement is equally likely.
+
+  Number i is drawn as a position among the size - i that are left, and then moved up past those drawn before it: a
+  random Lehmer code, decoded (Knuth, The Art of Computer Programming 2, section 3.3.2, algorithm P read backwards).
+  Work grows with count^2 and not with `size`, which may be traced, and nothing is rejected. `count` <= `size` is not
+  checked.
+  """
+  place = jnp.arange(count)
+  drawn = jax.random.randint(key, (count,), 0, size - place)
+
+  def step_over(i, found):
+    before = count - 2 - i
+    return found + ((place > before) & (found >= drawn[before]))
+
+  return lax.fori_loop(0, count - 1, step_over, drawn)
+
+
+def _turn(image: UInt8[Array, "M H W C"], quarters: Int[Array, ""]) -> UInt8[Array, "M H W C"]:
+  """Square images turned counter-clockwise, as numpy.rot90 does."""
+  image = jnp.where(quarters >= 2, image[:, ::-1, ::-1], image)
+  return jnp.where(quarters % 2 == 1, jnp.swapaxes(image, 1, 2)[:, ::-1], image)
+
+
+def sample_episode(key: Key[Array, ""], pool: ClassPool, ways: int, shots: int, queries: int) -> Task:
+  """One episode: `ways` different classes, `shots` + `queries` different examples of each, all equally likely.
+
+  Support and query are {"image": uint8 (ways * K, H, W, C), "label": int32 (ways * K,)} with K = `shots` or `queries`,
+  the K examples of class 0 first, then those of class 1, and so on. Classes need not be of one size, but each must
+  have enough examples: `check_episode`.
+  """
+  class_key, example_key = jax.random.split(key)
+  number = sample_distinct(class_key, pool.num_classes, ways)
+  turns = pool.turns.shape[0]
+  stored, quarters = number // turns, pool.turns[number % turns]
+  draw = lambda key, size: sample_distinct(key, size, shots + queries)
+  example = jax.vmap(draw)(jax.random.split(example_key, ways), pool.count[stored])
+  image = pool.image.at[pool.start[stored][:, None] + example].get(mode="promise_in_bounds")
+  if turns > 1:
+    image = jax.vmap(_turn)(image, quarters)
+
+  def side(image):
+    label = jnp.repeat(jnp.arange(ways, dtype=jnp.int32), image.shape[1])
+    return {"image": image.reshape(-1, *image.shape[2:]), "label": label}
+
+  return Task(side(image[:, :shots]), side(image[:, shots:]))
+
+
+def frozen_episodes(
+  pool: ClassPool, seed: int, count: int, ways: int, shots: int, queries: int, batch_size: int
+) -> EvalBatches:
+  """`count` episodes that `seed` alone determines: number i has the key fold_in(key(seed), i), whatever `batch_size`.
+
+  A batch is {"task": Task with leading axis B, "index", "mask"}: the episodes' numbers, and 1 where there is one, 0
+  for the copies of the last one that fill up the last batch. Raises InputError as `check_episode` does.
+  """
+  check_episode(pool, ways, shots, queries)
+
+  def draw(pool, i):
+    number = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    index = jnp.minimum(number, count - 1)
+    keys = example_keys(jax.random.key(seed), index)
+    task = jax.vmap(lambda key: sample_episode(key, pool, ways, shots, queries))(keys)
+    return {"task": task, "index": index, "mask": (number < count).astype(jnp.float32)}
+
+  return EvalBatches(pool, draw, -(-count // batch_size))
+
+
+def make_episode_feeds(sets: EpisodeSets, config: EpisodeConfig) -> Feeds:
+  """Batches of `config.batch_size` training episodes (a Task with leading axis B), and frozen validation episodes."""
+  size = (config.ways, config.shots, config.queries)
+
+  def draw(pool, key, step):
+    keys = jax.random.split(stream_key(key, "tasks", step), config.batch_size)
+    return jax.vmap(lambda key: sample_episode(key, pool, *size))(keys)
+
+  evaluate = frozen_episodes(sets.valid, config.episode_seed, config.eval_examples, *size, config.batch_size)
+  return Feeds(ResidentFeed(sets.train, draw), evaluate)
+
+
+# ---- What stands beside a result -----------------------------------------------------------------------------------
+
+
+def predict_by_prototype(task: Task, ways: int, sigma: float = 0.0) -> Int32[Array, " Q"]:
+  """The class whose mean support image is nearest to each query image, both blurred by `sigma` pixels; no learning.
+
+  The floor of a few-shot result: the prototypes of Snell et al. 2017 with pixels for features.
+  """
+
+  def features(image):
+    image = image.astype(jnp.float32)
+    if sigma:
+      reach = min(int(4 * sigma + 0.5), min(image.shape[1:3]) - 1)
+      image = jax.vmap(lambda x: gaussian_blur(x, sigma, 2 * reach + 1))(image)
+    return image.reshape(len(image), -1)
+
+  support, query = features(task.support["image"]), features(task.query["image"])
+  member = jax.nn.one_hot(task.support["label"], ways, axis=0)
+  prototype = member @ support / jnp.sum(member, axis=1, keepdims=True)
+  # Up to |query|^2, which all classes share.
+  distance = jnp.sum(jnp.square(prototype), axis=1)[None] - 2 * jnp.matmul(query, prototype.T, precision="highest")
+  return jnp.argmin(distance, axis=1).astype(jnp.int32)
+
+
+def prototype_accuracy(task: Task, ways: int, sigma: float = 0.0) -> Float[Array, ""]:
+  """Share of the query images that `predict_by_prototype` classifies rightly."""
+  return jnp.mean(predict_by_prototype(task, ways, sigma) == task.query["label"])
+
+
+def interval95(values: Real[np.ndarray, " n"] | Real[Array, " n"]) -> tuple[float, float]:
+  """(mean, half-width of the 95 % confidence interval of the mean): 1.96 standard deviations / sqrt(n), n >= 2."""
+  values = np.asarray(values, np.float64)
+  return float(np.mean(values)), float(1.96 * np.std(values, ddof=1) / np.sqrt(len(values)))
