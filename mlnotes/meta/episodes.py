@@ -19,10 +19,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Int32, Key, Real, UInt8
 
 from mlnotes.augment import gaussian_blur
-from mlnotes.data import DataConfig, EvalBatches, Feeds, ResidentFeed, load_data
-from mlnotes.experiment import example_keys, stream_key
+from mlnotes.data import DataConfig, EvalBatches, Feeds, load_data
 from mlnotes.flags import field, require
 from mlnotes.meta.classes import ClassPool, EpisodeSets, Rotations, make_episode_sets
+from mlnotes.meta.feeds import SampleTask, make_frozen_tasks, make_task_feed
 from mlnotes.meta.task import Task
 
 
@@ -31,12 +31,13 @@ class EpisodeConfig(DataConfig):
   """The flags of an experiment that learns from episodes; --batch_size and --eval_examples count episodes."""
 
   batch_size: int = field(32, "episodes per update, over all devices")
-  eval_examples: int = field(200, "validation episodes of an evaluation, frozen by --episode_seed")
+  eval_examples: int = field(200, "validation episodes of an evaluation, frozen by --eval_seed")
   data_placement: Literal["auto", "device"] = field("auto", "images live on the device, where episodes are drawn")
 
   ways: int = field(5, "classes of an episode")
   shots: int = field(1, "examples of each class to adapt on")
-  queries: int = field(15, "examples of each class to judge by")
+  queries: int = field(15, "examples of each class to judge by in training")
+  eval_queries: int = field(15, "examples of each class to judge by in validation and test")
   image_size: int = field(0, "pixels a side that images are resized to; 0: as they are")
   bright_ink: bool = field(True, "invert grey images whose border is bright")
   rotations: Rotations = field(
@@ -45,18 +46,18 @@ class EpisodeConfig(DataConfig):
   valid_fraction: float = field(0.2, "share of the classes that validation gets")
   test_fraction: float = field(0.2, "share that test gets, unless the test split has classes of its own")
   class_seed: int = field(0, "which classes go where, >= 0")
-  episode_seed: int = field(0, "of the frozen validation and test episodes, >= 0")
-  test_episodes: int = field(1000, "frozen test episodes of the report", free=True)
+  eval_seed: int = field(0, "of the frozen validation and test tasks, >= 0")
+  test_tasks: int = field(1000, "frozen test tasks of the report", free=True)
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("shots", "queries", "eval_examples", "test_episodes"):
+    for name in ("shots", "queries", "eval_queries", "eval_examples", "test_tasks"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.ways >= 2, "ways", self.ways, "2 or more")
     require(self.image_size >= 0, "image_size", self.image_size, "0 or more")
     for name in ("valid_fraction", "test_fraction"):
       require(0 < getattr(self, name) < 1, name, getattr(self, name), "a number between 0 and 1")
-    for name in ("class_seed", "episode_seed"):
+    for name in ("class_seed", "eval_seed"):
       require(0 <= getattr(self, name) < 2**32, name, getattr(self, name), "0 to 4294967295")
 
 
@@ -78,7 +79,8 @@ def load_episode_sets(config: EpisodeConfig) -> EpisodeSets:
     seed=config.class_seed,
   )
   for name, pool in (("training", sets.train), ("validation", sets.valid), ("test", sets.test)):
-    check_episode(pool, config.ways, config.shots, config.queries, name)
+    queries = config.queries if name == "training" else config.eval_queries
+    check_episode(pool, config.ways, config.shots, queries, name)
   return sets
 
 
@@ -143,6 +145,11 @@ def sample_episode(key: Key[Array, ""], pool: ClassPool, ways: int, shots: int, 
   return Task(side(image[:, :shots]), side(image[:, shots:]))
 
 
+def make_sampler(ways: int, shots: int, queries: int) -> SampleTask:
+  """`sample_episode` of one size."""
+  return lambda key, pool: sample_episode(key, pool, ways, shots, queries)
+
+
 def frozen_episodes(
   pool: ClassPool, seed: int, count: int, ways: int, shots: int, queries: int, batch_size: int
 ) -> EvalBatches:
@@ -152,27 +159,16 @@ def frozen_episodes(
   for the copies of the last one that fill up the last batch. Raises InputError as `check_episode` does.
   """
   check_episode(pool, ways, shots, queries)
-
-  def draw(pool, i):
-    number = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-    index = jnp.minimum(number, count - 1)
-    keys = example_keys(jax.random.key(seed), index)
-    task = jax.vmap(lambda key: sample_episode(key, pool, ways, shots, queries))(keys)
-    return {"task": task, "index": index, "mask": (number < count).astype(jnp.float32)}
-
-  return EvalBatches(pool, draw, -(-count // batch_size))
+  return make_frozen_tasks(make_sampler(ways, shots, queries), pool, seed, count, batch_size)
 
 
 def make_episode_feeds(sets: EpisodeSets, config: EpisodeConfig) -> Feeds:
   """Batches of `config.batch_size` training episodes (a Task with leading axis B), and frozen validation episodes."""
-  size = (config.ways, config.shots, config.queries)
-
-  def draw(pool, key, step):
-    keys = jax.random.split(stream_key(key, "tasks", step), config.batch_size)
-    return jax.vmap(lambda key: sample_episode(key, pool, *size))(keys)
-
-  evaluate = frozen_episodes(sets.valid, config.episode_seed, config.eval_examples, *size, config.batch_size)
-  return Feeds(ResidentFeed(sets.train, draw), evaluate)
+  size = (config.ways, config.shots)
+  evaluate = frozen_episodes(
+    sets.valid, config.eval_seed, config.eval_examples, *size, config.eval_queries, config.batch_size
+  )
+  return Feeds(make_task_feed(make_sampler(*size, config.queries), sets.train, config.batch_size), evaluate)
 
 
 # ---- What stands beside a result -----------------------------------------------------------------------------------

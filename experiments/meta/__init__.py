@@ -1,0 +1,1 @@
+"""Meta-learning (notes: 元学习)."""

@@ -1,0 +1,26 @@
+"""Reptile: move the initialisation towards the end of plain training on one task after the other (Nichol et al. 2018).
+
+python -m experiments.meta.reptile --seeds=5
+python -m experiments.meta.reptile --tasks=images --dataset=digits
+"""
+
+from mlnotes.experiment import Experiment
+from mlnotes.flags import run
+from mlnotes.meta.experiment import make_feeds as make_feeds
+from mlnotes.meta.experiment import make_meta_learning, meta_train
+from mlnotes.meta.family import make_family
+from mlnotes.meta.reptile import ReptileConfig as Config
+from mlnotes.meta.reptile import make_reptile
+
+
+def make(config: Config) -> Experiment:
+  family = make_family(config)
+  return make_meta_learning(make_reptile(family.learner, config), family, config)
+
+
+def main(config: Config) -> int:
+  return meta_train("meta.reptile", make(config), config)
+
+
+if __name__ == "__main__":
+  run(main, Config)

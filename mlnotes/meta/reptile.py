@@ -1,0 +1,91 @@
+"""Reptile as a `Method`: move towards what plain training on a task gives."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key
+
+from mlnotes.experiment import stream_key
+from mlnotes.flags import field, require
+from mlnotes.meta.adapt import adapt, reptile_gradient
+from mlnotes.meta.experiment import MetaConfig, MetaParams, Method, State, make_rule
+from mlnotes.meta.learner import Learner
+from mlnotes.meta.task import Task
+from mlnotes.optim import OptimizerName, ScheduleName
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReptileConfig(MetaConfig):
+  """The flags of Reptile; its outer rate is the share of the way to the adapted parameters that an update goes."""
+
+  TUNED: ClassVar = {
+    "images": dict(
+      batch_size=5, shots=1, queries=9, inner_optimizer="adam", inner_learning_rate=1e-3, inner_steps=5,
+      eval_inner_steps=50, width=32, steps=10_000, eval_every=2000, checkpoint_every=2000, eval_examples=200,
+      test_tasks=1000,
+    )
+  }  # fmt: skip
+
+  queries: int = 40
+  optimizer: OptimizerName = "sgd"
+  momentum: float = 0.0
+  learning_rate: float = 1.0
+  schedule: ScheduleName = "linear"
+  inner_learning_rate: float = 0.02
+  inner_steps: int = 10
+  inner_batch: int = field(10, "examples of an inner step in training, out of a task's --shots and --queries together")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.inner_batch >= 1, "inner_batch", self.inner_batch, "1 or more")
+    require(not self.remat, "remat", self.remat, "false: Reptile has no backward pass through the inner loop")
+    classes = self.ways if self.tasks == "images" else 1
+    examples = classes * (self.shots + self.queries)
+    expected = f"at most {examples}, the examples of a task in training"
+    require(self.inner_batch <= examples, "inner_batch", self.inner_batch, expected)
+
+
+def sample_minibatches(key: Key[Array, ""], task: Task, steps: int, size: int) -> dict[str, Array]:
+  """`steps` mini-batches of `size` of the task's support and query examples together, with a leading axis of steps.
+
+  Each example comes again only after all others of its pass; a pass that does not fill a mini-batch is cut off.
+  """
+  examples = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.support, task.query)
+  count = jax.tree.leaves(examples)[0].shape[0]
+  per_pass = count // size
+  passes = jax.random.split(key, -(-steps // per_pass))
+  order = jax.vmap(lambda key: jax.random.permutation(key, count)[: per_pass * size])(passes)
+  index = order.reshape(-1, size)[:steps]
+  return jax.tree.map(lambda x: x[index], examples)
+
+
+def make_reptile(learner: Learner, config: ReptileConfig) -> Method:
+  """The outer gradient is the start minus the end of `config.inner_steps` mini-batch updates, averaged over tasks.
+
+  Nichol et al. 2018, algorithm 2 and section 6.1.
+
+  Differences from the paper: the inner optimizer starts afresh on every task; its code carries Adam's second moments
+  from one task to the next.
+  """
+
+  def inner(params: MetaParams, hparams):
+    return optax.chain(make_rule(config.inner_optimizer), optax.scale(-hparams["inner_learning_rate"]))
+
+  def gradient(params: MetaParams, tasks: Task, state: State):
+    optimizer = inner(params, state.hparams)
+
+    def one(key, task: Task):
+      batches = sample_minibatches(key, task, config.inner_steps, config.inner_batch)
+      adapted = adapt(learner.support_loss, params.initial, batches, optimizer, config.inner_steps, stacked=True)
+      return reptile_gradient(params.initial, adapted.params), adapted.losses
+
+    count = jax.tree.leaves(tasks)[0].shape[0]
+    keys = jax.random.split(stream_key(state.key, "minibatches", state.step), count)
+    moves, losses = jax.vmap(one)(keys, tasks)
+    grads = MetaParams(jax.tree.map(lambda x: jnp.mean(x, axis=0), moves))
+    return grads, {"loss": jnp.mean(losses[:, -1]), "first_loss": jnp.mean(losses[:, 0])}
+
+  return Method(lambda params: (), inner, gradient)
