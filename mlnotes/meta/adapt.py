@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Num, PyTree
 
 from mlnotes.meta.task import Task
 
@@ -135,7 +135,7 @@ def meta_loss(
   return jnp.dot(step_weights, losses[1:]), jax.tree.map(lambda x: x[-1], auxiliary)
 
 
-def multi_step_weights(step: Float[Array, ""], steps: int, decay_steps: float) -> Float[Array, " S"]:
+def multi_step_weights(step: Num[Array, ""], steps: int, decay_steps: float) -> Float[Array, " S"]:
   """Weights of the query losses after 1, 2, .. S steps at update `step` of the outer loop; their sum is 1.
 
   Equal at first; over `decay_steps` updates the last one's goes linearly to 1 and the others' to 0, from where on

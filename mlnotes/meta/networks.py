@@ -1,8 +1,10 @@
 """The networks of the few-shot literature."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -10,8 +12,17 @@ from jaxtyping import Array, Float
 from mlnotes.nn import BatchNorm, Conv
 
 
+def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
+  """Uniform on +-1/sqrt(fan_in), for kernels and biases alike."""
+  bound = 1 / math.sqrt(fan_in)
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class Regressor(nn.Module):
-  """A multilayer perceptron with ReLU, by default the two layers of 40 of Finn et al. 2017, section 5.1."""
+  """A multilayer perceptron with ReLU, by default the two layers of 40 of Finn et al. 2017, section 5.1.
+
+  Biases start at random as well: with one input and all biases 0 every unit of the first layer would bend at 0.
+  """
 
   widths: Sequence[int] = (40, 40)
   outputs: int = 1
@@ -20,8 +31,12 @@ class Regressor(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B {self.outputs}"]:
     for width in self.widths:
-      x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-    return nn.Dense(self.outputs, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+      x = nn.relu(self._dense(width, x)(x))
+    return self._dense(self.outputs, x, name="head")(x).astype(jnp.float32)
+
+  def _dense(self, width: int, x: Array, name: str | None = None) -> nn.Dense:
+    init = uniform_by_fan_in(x.shape[-1])
+    return nn.Dense(width, dtype=self.dtype, kernel_init=init, bias_init=init, name=name)
 
 
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
