@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32, UInt8
 
-from mlnotes.data import DataSet, Split
+from mlnotes.data import ArraySplit, DataSet, Split
 from mlnotes.data.order import permute_index
 from mlnotes.errors import InputError
 
@@ -149,7 +149,7 @@ def resize_images(image: UInt8[np.ndarray, "N H W C"], size: int) -> UInt8[np.nd
 
 
 def _read_labels(split: Split) -> np.ndarray:
-  if hasattr(split, "label"):
+  if isinstance(split, ArraySplit):
     return split.label
   chunks = range(0, len(split), _CHUNK)
   return np.concatenate([split.read(np.arange(i, min(i + _CHUNK, len(split))))["label"] for i in chunks])

@@ -193,9 +193,10 @@ def predict_by_prototype(task: Task, ways: int, sigma: float = 0.0) -> Int32[Arr
 
   support, query = features(task.support["image"]), features(task.query["image"])
   member = jax.nn.one_hot(task.support["label"], ways, axis=0)
-  prototype = member @ support / jnp.sum(member, axis=1, keepdims=True)
+  matmul = functools.partial(jnp.matmul, precision="highest")
+  prototype = matmul(member, support) / jnp.sum(member, axis=1, keepdims=True)
   # Up to |query|^2, which all classes share.
-  distance = jnp.sum(jnp.square(prototype), axis=1)[None] - 2 * jnp.matmul(query, prototype.T, precision="highest")
+  distance = jnp.sum(jnp.square(prototype), axis=1)[None] - 2 * matmul(query, prototype.T)
   return jnp.argmin(distance, axis=1).astype(jnp.int32)
 
 

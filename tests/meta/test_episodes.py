@@ -1,6 +1,7 @@
 """Episodes: what is drawn, how often, from which classes; that nothing leaks from one side or set to another."""
 
 import functools
+import io
 import itertools
 import os
 import subprocess
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
+from PIL import Image
 from sklearn.neighbors import NearestCentroid
 
-from mlnotes.data import DataSet
+from mlnotes.data import DataSet, RecordSplit
 from mlnotes.data.dataset import make_array_split
 from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, masked_mean
@@ -31,12 +33,12 @@ from mlnotes.meta import (
   make_class_pool,
   make_episode_feeds,
   make_episode_sets,
+  predict_by_prototype,
   prototype_accuracy,
   sample_distinct,
   sample_episode,
 )
 from mlnotes.meta.classes import prepare_images, resize_images
-from mlnotes.meta.episodes import predict_by_prototype
 from mlnotes.program import Program, make_mesh
 
 SIZES = (4, 6, 9, 5)  # of the classes of `pool`
@@ -214,6 +216,30 @@ def test_classes_that_both_splits_share_are_divided_and_their_examples_pooled():
   assert train | valid | test == {label: [0, 1, 2, 3] for label in (7, 11)} | both
   many = [make_episode_sets(told_data(range(5), range(5)), seed=seed).test.label.item() for seed in range(30)]
   assert set(many) == set(range(5))
+
+
+def test_images_that_are_decoded_as_they_are_read_give_the_same_sets():
+  data = told_data([3, 5, 7, 11, 13], [5, 20])
+
+  class Source:
+    def __init__(self, split):
+      self.split = split
+
+    def __len__(self):
+      return len(self.split)
+
+    def __getitems__(self, positions):
+      return [{"image": png(self.split.image[i]), "label": int(self.split.label[i])} for i in positions]
+
+  records = data._replace(**{k: RecordSplit(Source(getattr(data, k)), (3, 3, 3)) for k in ("train", "test")})
+  decoded, held = make_episode_sets(records), make_episode_sets(data)
+  jax.tree.map(np.testing.assert_array_equal, decoded[:3], held[:3])
+
+
+def png(image):
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "png")
+  return file.getvalue()
 
 
 def test_ink_is_bright_and_equal_channels_are_one():
