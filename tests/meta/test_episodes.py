@@ -130,6 +130,9 @@ def test_turned_classes_are_those_of_numpy():
     assert len(set(number.tolist())) == 6
     seen.extend(number)
   assert scipy.stats.chisquare(np.bincount(seen, minlength=16)).pvalue > 1e-3
+  # Which way: a pool in which every class is turned by one quarter.
+  once = sample_episode(jax.random.key(0), pool._replace(turns=jnp.ones(2, jnp.int32)), 2, 1, 1)
+  np.testing.assert_array_equal(once.query["image"][..., 2], np.stack([turned[1]] * 2))
 
 
 def test_frozen_episodes_do_not_depend_on_the_batch():
