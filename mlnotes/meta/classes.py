@@ -110,10 +110,8 @@ def _divide(classes: np.ndarray, fractions: tuple[float, ...], seed: int) -> tup
   """What is left of `classes`, and a pseudo-random share of them, at least one, for each of `fractions`."""
   sizes = [max(1, round(fraction * len(classes))) for fraction in fractions]
   if sum(sizes) >= len(classes):
-    raise InputError(
-      f"found {len(classes)} classes to divide, expected more than {sum(sizes)}: that many would be set aside for "
-      "validation" + (" and test." if len(fractions) > 1 else ".")
-    )
+    flags = " ".join(f"--{name}_fraction={value}" for name, value in zip(("valid", "test"), fractions))
+    raise InputError(f"{flags}: found {len(classes)} classes, expected more than the {sum(sizes)} to be set aside.")
   order = permute_index(np.arange(len(classes)), len(classes), np.array([0, seed], np.uint32))
   *parts, rest = np.split(classes[order], np.cumsum(sizes))
   return (np.sort(rest), *map(np.sort, parts))

@@ -164,8 +164,12 @@ def frozen_episodes(
 
 
 def make_episode_feeds(sets: EpisodeSets, config: EpisodeConfig) -> Feeds:
-  """Batches of `config.batch_size` training episodes (a Task with leading axis B), and frozen validation episodes."""
+  """Batches of `config.batch_size` training episodes (a Task with leading axis B), and frozen validation episodes.
+
+  Raises InputError as `check_episode` does.
+  """
   size = (config.ways, config.shots, config.queries)
+  check_episode(sets.train, *size, "training")
 
   def draw(pool, key, step):
     keys = jax.random.split(stream_key(key, "tasks", step), config.batch_size)

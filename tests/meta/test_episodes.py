@@ -276,7 +276,7 @@ def test_resizing_averages_what_it_leaves_out_and_keeps_channels_apart():
     (dict(rotations="train"), r"--ways=5 .* at most 2, the validation classes"),
     (dict(shots=400), r"--shots=400 .* at most \d+, as the smallest training class has \d+ examples and some must"),
     (dict(shots=10, queries=170), r"--queries=170 .* at most \d+ beside --shots=10, as the smallest training class"),
-    (dict(valid_fraction=0.5, test_fraction=0.5), r"found 10 classes to divide, expected more than 10"),
+    (dict(valid_fraction=0.5, test_fraction=0.5), r"test_fraction=0.5: found 10 classes, expected more than the 10"),
     (dict(ways=1), r"--ways=1 .* 2 or more"),
     (dict(queries=0), r"--queries=0 .* 1 or more"),
     (dict(valid_fraction=1.0), r"--valid_fraction=1.0 .* between 0 and 1"),
