@@ -135,7 +135,7 @@ def meta_loss(
   return jnp.dot(step_weights, losses[1:]), jax.tree.map(lambda x: x[-1], auxiliary)
 
 
-def multi_step_weights(step: Num[Array, ""], steps: int, decay_steps: float) -> Float[Array, " S"]:
+def multi_step_weights(step: Num[Array, ""], steps: int, decay_steps: int) -> Float[Array, " S"]:
   """Weights of the query losses after 1, 2, .. S steps at update `step` of the outer loop; their sum is 1.
 
   Equal at first; over `decay_steps` updates the last one's goes linearly to 1 and the others' to 0, from where on

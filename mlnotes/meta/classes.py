@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32, UInt8
 
-from mlnotes.data import DataSet, Split
+from mlnotes.data import ArraySplit, DataSet, Split
 from mlnotes.data.order import permute_index
 from mlnotes.errors import InputError
 
@@ -110,10 +110,8 @@ def _divide(classes: np.ndarray, fractions: tuple[float, ...], seed: int) -> tup
   """What is left of `classes`, and a pseudo-random share of them, at least one, for each of `fractions`."""
   sizes = [max(1, round(fraction * len(classes))) for fraction in fractions]
   if sum(sizes) >= len(classes):
-    raise InputError(
-      f"found {len(classes)} classes to divide, expected more than {sum(sizes)}: that many would be set aside for "
-      "validation" + (" and test." if len(fractions) > 1 else ".")
-    )
+    flags = " ".join(f"--{name}_fraction={value}" for name, value in zip(("valid", "test"), fractions))
+    raise InputError(f"{flags}: found {len(classes)} classes, expected more than the {sum(sizes)} to be set aside.")
   order = permute_index(np.arange(len(classes)), len(classes), np.array([0, seed], np.uint32))
   *parts, rest = np.split(classes[order], np.cumsum(sizes))
   return (np.sort(rest), *map(np.sort, parts))
@@ -149,7 +147,7 @@ def resize_images(image: UInt8[np.ndarray, "N H W C"], size: int) -> UInt8[np.nd
 
 
 def _read_labels(split: Split) -> np.ndarray:
-  if hasattr(split, "label"):
+  if isinstance(split, ArraySplit):
     return split.label
   chunks = range(0, len(split), _CHUNK)
   return np.concatenate([split.read(np.arange(i, min(i + _CHUNK, len(split))))["label"] for i in chunks])

@@ -163,8 +163,12 @@ def frozen_episodes(
 
 
 def make_episode_feeds(sets: EpisodeSets, config: EpisodeConfig) -> Feeds:
-  """Batches of `config.batch_size` training episodes (a Task with leading axis B), and frozen validation episodes."""
+  """Batches of `config.batch_size` training episodes (a Task with leading axis B), and frozen validation episodes.
+
+  Raises InputError as `check_episode` does.
+  """
   size = (config.ways, config.shots)
+  check_episode(sets.train, *size, config.queries, "training")
   evaluate = frozen_episodes(
     sets.valid, config.eval_seed, config.eval_examples, *size, config.eval_queries, config.batch_size
   )
@@ -189,9 +193,10 @@ def predict_by_prototype(task: Task, ways: int, sigma: float = 0.0) -> Int32[Arr
 
   support, query = features(task.support["image"]), features(task.query["image"])
   member = jax.nn.one_hot(task.support["label"], ways, axis=0)
-  prototype = member @ support / jnp.sum(member, axis=1, keepdims=True)
+  matmul = functools.partial(jnp.matmul, precision="highest")
+  prototype = matmul(member, support) / jnp.sum(member, axis=1, keepdims=True)
   # Up to |query|^2, which all classes share.
-  distance = jnp.sum(jnp.square(prototype), axis=1)[None] - 2 * jnp.matmul(query, prototype.T, precision="highest")
+  distance = jnp.sum(jnp.square(prototype), axis=1)[None] - 2 * matmul(query, prototype.T)
   return jnp.argmin(distance, axis=1).astype(jnp.int32)
 
 

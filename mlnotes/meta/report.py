@@ -17,7 +17,7 @@ from mlnotes.plot import new_figure, save_figure
 
 # Tasks that the untrained start is judged on, beside --test_tasks for the trained one.
 _UNTRAINED_TASKS = 200
-_BLUR = 1.0  # of the pixel prototypes, for 28 pixels a side; narrower for smaller images
+_BLUR = 2.0  # pixels, of the prototypes on images of 28 a side; in proportion on others
 _FITS, _SHEETS, _QUERIES = 3, 3, 3
 
 

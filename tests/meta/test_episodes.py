@@ -1,6 +1,7 @@
 """Episodes: what is drawn, how often, from which classes; that nothing leaks from one side or set to another."""
 
 import functools
+import io
 import itertools
 import os
 import subprocess
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
+from PIL import Image
 from sklearn.neighbors import NearestCentroid
 
-from mlnotes.data import DataSet
+from mlnotes.data import DataSet, RecordSplit
 from mlnotes.data.dataset import make_array_split
 from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, masked_mean
@@ -31,12 +33,12 @@ from mlnotes.meta import (
   make_class_pool,
   make_episode_feeds,
   make_episode_sets,
+  predict_by_prototype,
   prototype_accuracy,
   sample_distinct,
   sample_episode,
 )
 from mlnotes.meta.classes import prepare_images, resize_images
-from mlnotes.meta.episodes import predict_by_prototype
 from mlnotes.program import Program, make_mesh
 
 SIZES = (4, 6, 9, 5)  # of the classes of `pool`
@@ -128,6 +130,9 @@ def test_turned_classes_are_those_of_numpy():
     assert len(set(number.tolist())) == 6
     seen.extend(number)
   assert scipy.stats.chisquare(np.bincount(seen, minlength=16)).pvalue > 1e-3
+  # Which way: a pool in which every class is turned by one quarter.
+  once = sample_episode(jax.random.key(0), pool._replace(turns=jnp.ones(2, jnp.int32)), 2, 1, 1)
+  np.testing.assert_array_equal(once.query["image"][..., 2], np.stack([turned[1]] * 2))
 
 
 def test_frozen_episodes_do_not_depend_on_the_batch():
@@ -216,6 +221,30 @@ def test_classes_that_both_splits_share_are_divided_and_their_examples_pooled():
   assert set(many) == set(range(5))
 
 
+def test_images_that_are_decoded_as_they_are_read_give_the_same_sets():
+  data = told_data([3, 5, 7, 11, 13], [5, 20])
+
+  class Source:
+    def __init__(self, split):
+      self.split = split
+
+    def __len__(self):
+      return len(self.split)
+
+    def __getitems__(self, positions):
+      return [{"image": png(self.split.image[i]), "label": int(self.split.label[i])} for i in positions]
+
+  records = data._replace(**{k: RecordSplit(Source(getattr(data, k)), (3, 3, 3)) for k in ("train", "test")})
+  decoded, held = make_episode_sets(records), make_episode_sets(data)
+  jax.tree.map(np.testing.assert_array_equal, decoded[:3], held[:3])
+
+
+def png(image):
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "png")
+  return file.getvalue()
+
+
 def test_ink_is_bright_and_equal_channels_are_one():
   grey = np.full((5, 6, 6, 1), 15, np.uint8)
   grey[:, 2:4, 2:4] = 3
@@ -247,7 +276,7 @@ def test_resizing_averages_what_it_leaves_out_and_keeps_channels_apart():
     (dict(rotations="train"), r"--ways=5 .* at most 2, the validation classes"),
     (dict(shots=400), r"--shots=400 .* at most \d+, as the smallest training class has \d+ examples and some must"),
     (dict(shots=10, queries=170), r"--queries=170 .* at most \d+ beside --shots=10, as the smallest training class"),
-    (dict(valid_fraction=0.5, test_fraction=0.5), r"found 10 classes to divide, expected more than 10"),
+    (dict(valid_fraction=0.5, test_fraction=0.5), r"test_fraction=0.5: found 10 classes, expected more than the 10"),
     (dict(ways=1), r"--ways=1 .* 2 or more"),
     (dict(queries=0), r"--queries=0 .* 1 or more"),
     (dict(valid_fraction=1.0), r"--valid_fraction=1.0 .* between 0 and 1"),
