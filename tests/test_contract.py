@@ -32,6 +32,19 @@ SMALL = {
       "simsiam": dict(bottleneck=8, augmentation="none"),
     }.items()
   },
+  "meta.maml": dict(
+    batch_size=8, shots=3, queries=3, widths=(8,), inner_steps=2, eval_inner_steps=2, eval_examples=12, test_tasks=8,
+    steps=20, step_rates=True, multi_step_updates=10, inner_optimizer="momentum", remat=True,
+  ),
+  "meta.meta_sgd": dict(
+    batch_size=16, side_by_side=8, shots=3, queries=3, widths=(8,), eval_examples=12, test_tasks=8, steps=20,
+    order="first", adapted="head",
+  ),
+  "meta.reptile": dict(
+    tasks="images", network="fully_connected", batch_norm="support", batch_size=8, ways=2, shots=1, queries=3,
+    eval_queries=3, inner_batch=4, inner_steps=2, eval_inner_steps=2, inner_optimizer="adam", eval_examples=12,
+    test_tasks=8, steps=20,
+  ),
   **{
     f"rl.{name}": dict(steps=20, steps_per_update=60)
     for name in ("dyna_q", "expected_sarsa", "monte_carlo", "q_learning", "sarsa", "sarsa_lambda", "watkins_q")

@@ -4,13 +4,24 @@ python -m experiments.meta.meta_sgd --seeds=5
 python -m experiments.meta.meta_sgd --tasks=images --dataset=digits
 """
 
+import dataclasses
+from typing import ClassVar
+
 from mlnotes.experiment import Experiment
 from mlnotes.flags import run
 from mlnotes.meta.experiment import make_feeds as make_feeds
 from mlnotes.meta.experiment import make_meta_learning, meta_train
 from mlnotes.meta.family import make_family
-from mlnotes.meta.maml import MAMLConfig as Config
-from mlnotes.meta.maml import make_maml
+from mlnotes.meta.maml import MAMLConfig, make_maml
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(MAMLConfig):
+  """Learned rates suit the number of steps that they were trained for, and may diverge on more."""
+
+  TUNED: ClassVar = {"images": {**MAMLConfig.TUNED["images"], "eval_inner_steps": 1}}
+
+  eval_inner_steps: int = 1
 
 
 def make(config: Config) -> Experiment:

@@ -34,7 +34,7 @@ class ReptileConfig(MetaConfig):
   momentum: float = 0.0
   learning_rate: float = 1.0
   schedule: ScheduleName = "linear"
-  inner_learning_rate: float = 0.02
+  inner_learning_rate: float = 0.01
   inner_steps: int = 10
   inner_batch: int = field(10, "examples of an inner step in training, out of a task's --shots and --queries together")
 
