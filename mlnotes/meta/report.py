@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from mlnotes.data import EvalBatches
-from mlnotes.meta.episodes import interval95, predict_by_prototype
+from mlnotes.meta.episodes import interval95, prototype_accuracy
 from mlnotes.meta.sinusoid import INPUT
 from mlnotes.meta.task import Task
 from mlnotes.plot import new_figure, save_figure
@@ -35,10 +34,10 @@ class Tools(NamedTuple):
   test: EvalBatches
 
 
-def pixel_floor(task: Task, ways: int) -> Float[np.ndarray, ""]:
+def pixel_floor(task: Task, ways: int) -> Float[Array, ""]:
   """Accuracy of the nearest class mean of blurred pixels: what needs no learning."""
   sigma = _BLUR * task.query["image"].shape[1] / 28
-  return jnp.mean(predict_by_prototype(task, ways, sigma) == task.query["label"])
+  return prototype_accuracy(task, ways, sigma)
 
 
 def judge_tasks(judge: Callable, test: EvalBatches, count: int) -> dict[str, Float[np.ndarray, "N S"]]:
