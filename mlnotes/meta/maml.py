@@ -53,7 +53,7 @@ def make_maml(learner: Learner, config: MAMLConfig, learn: Literal["nothing", "s
       return ()
     shape = (lambda p: p.shape) if learn == "rates" else (lambda p: (config.inner_steps,))
     adapted, _ = partition(params, mask(params))
-    return jax.tree.map(lambda p: jnp.full(shape(p), config.inner_learning_rate), adapted)
+    return jax.tree.map(lambda p: jnp.full(shape(p), config.inner_learning_rate, p.dtype), adapted)
 
   def inner(params: MetaParams, hparams):
     if learn == "nothing":
