@@ -9,8 +9,10 @@ that the command is the same on a laptop and on a cluster. The environment tells
 """
 
 import contextlib
+import faulthandler
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -22,7 +24,10 @@ import numpy as np
 from mlnotes.errors import InputError
 
 # A process that has been silent for this long is taken for dead by the others, which then end.
-HEARTBEAT_TIMEOUT_SECONDS = 30
+SILENCE_SECONDS = 20.0
+_SECONDS_BETWEEN_SIGNS = 2.0
+# JAX's own watch over the processes, which ends them without a word of ours.
+_HEARTBEAT_TIMEOUT_SECONDS = 100
 # How long a process waits for the last of its peers to come up.
 START_TIMEOUT_SECONDS = 300
 # A report can take long, and all but one process have nothing to do meanwhile.
@@ -105,7 +110,7 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
   jax.config.update("jax_enable_preemption_service", False)
   timeouts = {
     "initialization_timeout": START_TIMEOUT_SECONDS,
-    "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT_SECONDS,
+    "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT_SECONDS,
     "shutdown_timeout_seconds": START_TIMEOUT_SECONDS,
   }
   try:
@@ -123,12 +128,43 @@ def together() -> Iterator[None]:
   Leaving in the ordinary way would wait for the others, who may be waiting for this process in the middle of an update.
   """
   initialize()
+  if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    yield
+    return
+  # Without process 0 jaxlib ends the others by itself: one sentence, which a dump of every thread would bury.
+  faulthandler.disable()
+  done = threading.Event()
+  threading.Thread(target=_watch, args=(done,), daemon=True, name="watch peers").start()
   try:
     yield
   except BaseException as error:
-    if jax.process_count() == 1:
-      raise
     _leave(error)
+  finally:
+    done.set()
+
+
+class LostPeerError(RuntimeError):
+  """Another process of the run has gone."""
+
+
+def _watch(done: threading.Event) -> None:
+  """Gives signs of life to the other processes and watches theirs: a collective may wait for a dead one for ever."""
+  from orbax.checkpoint import multihost
+
+  client, mine = multihost.get_jax_distributed_client(), str(jax.process_index())
+  latest: dict[str, tuple[str, float]] = {}
+  while not done.wait(_SECONDS_BETWEEN_SIGNS):
+    now = time.monotonic()
+    try:
+      client.key_value_set(f"mlnotes/alive/{mine}", str(now), allow_overwrite=True)
+      signs = client.key_value_dir_get("mlnotes/alive/")
+    except jax.errors.JaxRuntimeError as error:  # process 0 keeps the signs
+      if not done.is_set():
+        _leave(LostPeerError(str(error)))
+      return
+    latest |= {name: (sign, now) for name, sign in signs if latest.get(name, ("", 0.0))[0] != sign}
+    if any(now - seen > SILENCE_SECONDS for _, seen in latest.values()) and not done.is_set():
+      _leave(LostPeerError("no sign of life"))
 
 
 def _leave(error: BaseException) -> None:
@@ -150,6 +186,7 @@ def _leave(error: BaseException) -> None:
     )
   else:
     traceback.print_exception(error)
+  # Not by sys.exit, which would wait for the others.
   sys.stdout.flush()
   sys.stderr.flush()
   if jax.process_index() == 0:
@@ -161,6 +198,8 @@ def lost_peer(error: BaseException | None) -> bool:
   """Whether `error` is a collective or a barrier that another process has left."""
   marks = ("Gloo", "NCCL", "coordination service", "Coordination service", "Barrier", "heartbeat")
   while error is not None:
+    if isinstance(error, LostPeerError):
+      return True
     if isinstance(error, (RuntimeError, ValueError)) and any(mark in str(error) for mark in marks):
       return True
     error = error.__cause__ or error.__context__
