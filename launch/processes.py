@@ -29,7 +29,7 @@ from mlnotes.flags import BaseConfig, define, field, parse, require
 
 # How long the others may take to notice by themselves, and then to follow SIGTERM.
 SECONDS_TO_END = 40.0
-_LAST_LINES = 3
+_LAST_LINES = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,9 @@ def run_processes(command: Sequence[str], config: Config) -> int:
       for i, log in enumerate(logs):
         if log is not None and codes[i]:
           log.seek(0)
-          for line in log.read().strip().splitlines()[-_LAST_LINES:]:
-            print(f"[process {i}] {line}", file=sys.stderr)
+          lines = log.read().strip().splitlines()
+          said = [line for line in lines if line.startswith("error:")] or lines[-_LAST_LINES:]
+          print(*(f"[process {i}] {line}" for line in said), sep="\n", file=sys.stderr)
   return _outcome(codes, first)
 
 
