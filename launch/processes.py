@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO
 
 from absl import app
-from absl import flags as absl_flags
 
 from mlnotes.errors import InputError
 from mlnotes.flags import BaseConfig, define, field, parse, require

@@ -11,6 +11,7 @@ that the command is the same on a laptop and on a cluster. The environment tells
 import contextlib
 import faulthandler
 import os
+import socket
 import sys
 import threading
 import time
@@ -108,17 +109,41 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
     return
   # Its handler of SIGTERM would take the place of the loop's.
   jax.config.update("jax_enable_preemption_service", False)
-  timeouts = {
-    "initialization_timeout": START_TIMEOUT_SECONDS,
-    "heartbeat_timeout_seconds": _HEARTBEAT_TIMEOUT_SECONDS,
-    "shutdown_timeout_seconds": START_TIMEOUT_SECONDS,
-  }
+  names = ("coordinator_address", "num_processes", "process_id")
+  found = ", ".join(f"{name}={peers[name]}" for name in names if name in peers) or "found by JAX"
+  if peers.get("process_id") == 0:
+    _require_free_port(peers["coordinator_address"])
+  alarm = threading.Timer(START_TIMEOUT_SECONDS, _nobody_came, [found])
+  alarm.daemon = True
+  alarm.start()
   try:
-    jax.distributed.initialize(**peers, **timeouts)
+    jax.distributed.initialize(
+      **peers,
+      initialization_timeout=2 * START_TIMEOUT_SECONDS,  # jaxlib would end the process by a stack trace
+      heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+      shutdown_timeout_seconds=START_TIMEOUT_SECONDS,
+    )
   except (RuntimeError, ValueError) as error:
-    found = " ".join(f"{name}={value}" for name, value in peers.items()) or "JAX_NUM_PROCESSES=auto"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     raise InputError(f"the processes of this run did not find each other ({found}): {reason}.") from error
+  finally:
+    alarm.cancel()
+
+
+def _require_free_port(address: str) -> None:
+  host, _, port = address.rpartition(":")
+  with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+    raise InputError(f"JAX_COORDINATOR_ADDRESS={address}: something else listens there already, expected a free port.")
+
+
+def _nobody_came(found: str) -> None:
+  print(
+    f"error: not all processes of this run came up within {START_TIMEOUT_SECONDS} s ({found}): expected each to run "
+    "the same command and to reach process 0.",
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(2)
 
 
 @contextlib.contextmanager

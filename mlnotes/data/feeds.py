@@ -66,8 +66,8 @@ class Feeds(NamedTuple):
 def make_feeds(data: DataSet, config: Any) -> Feeds:
   """Training batches drawn on the device or streamed to it, and the test split in order.
 
-  `config` has the fields of `DataConfig`, `seed`, `seeds` and `fsdp`. Raises InputError for a batch size that the training
-  split cannot fill.
+  `config` has the fields of `DataConfig`, `seed`, `seeds` and `fsdp`. Raises InputError for a batch size that the
+  training split cannot fill, or that the processes cannot share.
   """
   require(config.batch_size <= len(data.train), "batch_size", config.batch_size, f"at most {len(data.train)} examples")
   if choose_placement(data.train, config.data_placement) == "device":
