@@ -127,12 +127,9 @@ def _outcome(codes: Sequence[int], first: int | None) -> int:
   if len(set(codes)) == 1 and codes[0] > 0:  # All of one mind: process 0 has said why.
     return codes[0]
   code = codes[first]
+  hint = "; the same command goes on from the last checkpoint" if code < 0 else ""
   how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-  print(
-    f"error: process {first} of {len(codes)} {how}, and with it the run ended; the same command goes on from the last "
-    "checkpoint.",
-    file=sys.stderr,
-  )
+  print(f"error: process {first} of {len(codes)} {how}, and with it the run{hint}.", file=sys.stderr)
   return 1
 
 

@@ -97,32 +97,26 @@ class Program:
     keys = [jax.random.key(seed) for seed in self._seeds]
     return jnp.stack(keys) if self.num_seeds > 1 else keys[0]
 
-  def _first_batch(self, keys, arrays):
+  def _first_state(self, keys, data):
     if self.streamed:
-      return self._streamed_batch
+      return self._init(keys, data)
     draw = self._map(self.feeds.train.draw, in_axes=(None, 0, None))
-    return draw(arrays, keys, jnp.zeros([], jnp.int32))
+    return self._init(keys, draw(data, keys, jnp.zeros([], jnp.int32)))
 
   def init(self) -> State:
     """The state before the first update."""
     start = time.perf_counter()
     options = quick_compilation(self.mesh.devices.flat[0], 0)
     shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state)
-    jit = functools.partial(jax.jit, out_shardings=shardings, compiler_options=options)
-    if self.streamed:
-      state = jit(self._init)(self._root_keys(), self._streamed_batch)
-    else:
-      first = lambda keys, arrays: self._init(keys, self._first_batch(keys, arrays))
-      state = jit(first)(self._root_keys(), self._arrays)
-    jax.block_until_ready(state)
+    first = jax.jit(self._first_state, out_shardings=shardings, compiler_options=options)
+    state = jax.block_until_ready(first(self._root_keys(), self._example_input()))
     self.compile_seconds += time.perf_counter() - start
     return state
 
   @functools.cached_property
   def abstract_state(self) -> State:
     """The state as ShapeDtypeStructs with their shardings: what a checkpoint is restored into."""
-    make = lambda arrays: self._init(self._root_keys(), self._first_batch(self._root_keys(), arrays))
-    shapes = jax.eval_shape(make, self._arrays)
+    shapes = jax.eval_shape(lambda data: self._first_state(self._root_keys(), data), self._example_input())
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._leaf_sharding(s)), shapes)
 
   def _leaf_sharding(self, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
