@@ -43,6 +43,8 @@ class Checkpoints:
 
   Each holds a pytree of arrays and a JSON dictionary. The last one and the one with the lowest `score` are kept. A
   checkpoint is visible only when it is complete: a process killed while saving leaves the previous one.
+
+  Where several processes train as one, each of them calls every method; all see one directory.
   """
 
   def __init__(self, directory: Path):
@@ -113,6 +115,14 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    # After an error closing would wait for other processes, and these may be gone.
+    if error is None or jax.process_count() == 1:
+      self.close()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import math
 import sys
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from absl import app, logging
 from absl import flags as absl_flags
@@ -31,7 +31,12 @@ class BaseConfig:
   """What every part of a config inherits: parts combine by multiple inheritance, and each checks its own fields.
 
   A part's `__post_init__` calls `super().__post_init__()` first.
+
+  Attributes:
+    many_processes: whether the program may be one of several processes that work as one (see `mlnotes.distributed`).
   """
+
+  many_processes: ClassVar[bool] = False
 
   def __post_init__(self):
     pass
@@ -148,7 +153,13 @@ def run(main: Callable[[ConfigT], int | None], config_class: type[ConfigT]) -> N
     try:
       if len(argv) > 1:
         raise InputError(f"found the argument {argv[1]!r}: every setting is a flag, expected --name=value.")
-      return main(parse(config_class))
+      config = parse(config_class)
+      if not config.many_processes:
+        return main(config)
+      from mlnotes import distributed
+
+      with distributed.together():
+        return main(config)
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       return 2

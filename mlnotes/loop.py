@@ -6,6 +6,7 @@
 Run the same command again and it goes on where it stopped, or says that it is finished.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -17,11 +18,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
 
+from mlnotes import distributed
 from mlnotes.cache import cache_directory
 from mlnotes.checkpoint import Checkpoints
 from mlnotes.errors import InputError
@@ -40,6 +42,8 @@ SECONDS_PER_DISPATCH = 1.0
 class LoopConfig(BaseConfig):
   """The flags of every experiment that runs in the loop."""
 
+  many_processes: ClassVar[bool] = True
+
   workdir: str = field("", "directory of the run; empty: runs/<experiment>-<hash of the settings>", free=True)
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(1, "how many seeds to train side by side in one program, from --seed on")
@@ -49,12 +53,13 @@ class LoopConfig(BaseConfig):
   eval_every: int = field(500, "updates between two evaluations; 0: only at the end")
   checkpoint_every: int = field(500, "updates between two checkpoints; 0: only at the end", free=True)
   devices: int = field(0, "how many of the local devices to use; 0: all", free=True)
+  fsdp: int = field(1, "spread the large arrays of the state over groups of this many devices; 1: not", free=True)
   report_seeds: int = field(3, "how many of the seeds get pictures and final figures of their own", free=True)
   tensorboard: bool = field(True, "write TensorBoard events beside metrics.jsonl", free=True)
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("seeds", "steps", "log_every"):
+    for name in ("seeds", "steps", "log_every", "fsdp"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("seed", "eval_every", "checkpoint_every", "devices", "report_seeds"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -139,11 +144,14 @@ class _Run:
       self.progress.say(f"resumed from step {latest}")
     self.record.open(self.step)
 
-  def advance(self) -> None:
-    """Updates up to the next stop, or for about a second; then what is due there."""
+  def next_count(self) -> int:
+    """How many updates reach the next stop, or take about a second by this process's clock."""
     stop = _next_stop(self.step, self.config)
     guess = SECONDS_PER_DISPATCH / max(self.step_seconds[-1], 1e-9) if self.step_seconds else 1
-    count = max(1, min(stop - self.step, int(guess)))
+    return max(1, min(stop - self.step, int(guess)))
+
+  def advance(self, count: int) -> None:
+    """`count` updates; then what is due after them."""
     self.program.compile()
     start = time.perf_counter()
     self.state, self.window = jax.block_until_ready(self.program.update(self.state, self.window, count))
@@ -248,8 +256,10 @@ def train(
   writes = jax.process_index() == 0
   record = Record(directory, name, config, writes=writes, tensorboard=config.tensorboard)
   card = record.finished()
-  if card is not None:
-    print(f"{directory} is finished ({card['steps']} steps): see {record.result_path}; remove it to run again.")
+  finished, _ = distributed.agree(int(card is not None), 0)
+  if finished:
+    if writes:
+      print(f"{directory} is finished ({card['steps']} steps): see {record.result_path}; remove it to run again.")
     return 0
   try:
     return _train(record, experiment, feeds, config, best_metric, best_mode, examples_per_step, unit)
@@ -279,43 +289,44 @@ def _train(record, experiment, feeds, config, best_metric, best_mode, examples_p
   started = time.perf_counter()
   enable_compilation_cache()
   directory = record.directory
-  program = Program(experiment, feeds, range(config.seed, config.seed + config.seeds), make_mesh(config.devices))
+  seeds = range(config.seed, config.seed + config.seeds)
+  program = Program(experiment, feeds, seeds, make_mesh(config.devices, config.fsdp))
   if examples_per_step is None:
     examples_per_step = getattr(config, "batch_size", 1)
   examples = examples_per_step * config.seeds
   sign = 1.0 if best_mode == "min" else -1.0
-  checkpoints = Checkpoints(directory / "checkpoints")
   progress = Progress(config.steps, examples, unit, quiet=not record.writes)
-  run = _Run(program, record, checkpoints, progress, best_metric, sign)
-  try:
+  with contextlib.closing(progress), Checkpoints(directory / "checkpoints") as checkpoints:
+    run = _Run(program, record, checkpoints, progress, best_metric, sign)
     with _Signals() as signals:
       progress.say(f"{record.experiment} in {directory} on {_describe(program)}")
       run.start()
-      while run.step < config.steps and signals.received is None:
-        run.advance()
-      if signals.received is not None and run.step < config.steps:
-        run.save()
-        checkpoints.wait()
-        progress.say(
-          f"stopped by {signal.Signals(signals.received).name} at step {run.step}: the state is saved in {directory}, "
-          "the same command goes on from there"
-        )
-        return 128 + signals.received
+      while run.step < config.steps:
+        # Each process has its own clock, and the signal may have reached only one.
+        count, received = distributed.agree(run.next_count(), signals.received or 0)
+        if received:
+          run.save()
+          checkpoints.wait()
+          progress.say(
+            f"stopped by {signal.Signals(received).name} at step {run.step}: the state is saved in {directory}, "
+            "the same command goes on from there"
+          )
+          return 128 + received
+        run.advance(count)
     if not run.evaluation:
       run.evaluation = program.evaluate(run.state)
     checkpoints.wait()
     progress.close()
     _finish(run, experiment, examples, unit, started)
-    return 0
-  finally:
-    progress.close()
-    checkpoints.close()
+    distributed.wait_for_all("finished")
+  return 0
 
 
 def _describe(program: Program) -> str:
   devices = program.mesh.devices.flat
+  processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
   seeds = f", {program.num_seeds} seeds" if program.num_seeds > 1 else ""
-  return f"{len(devices)} x {devices[0].device_kind}{seeds}"
+  return f"{len(devices)} x {devices[0].device_kind}{processes}{seeds}"
 
 
 def _finish(run: _Run, experiment: Experiment, examples: int, unit: str, started: float) -> None:
@@ -325,13 +336,17 @@ def _finish(run: _Run, experiment: Experiment, examples: int, unit: str, started
   if record.writes:
     axis = ("update", 1) if unit == "examples" else (unit.replace("_", " "), examples // config.seeds)
     plot_curves(record.directory, *axis, first=run.best_metric)
-    reported = min(config.seeds, config.report_seeds)
-    for i in range(reported):
-      directory = record.directory / f"seed_{config.seed + i}" if config.seeds > 1 else record.directory
-      directory.mkdir(exist_ok=True)
-      run.progress.say(f"report {f'of seed {config.seed + i} ' if config.seeds > 1 else ''}in {directory}")
-      for name, value in (experiment.report(seed_state(run.state, i, config.seeds), directory) or {}).items():
-        figures.setdefault(name, []).append(value)
+  for i in range(min(config.seeds, config.report_seeds)):
+    state = seed_state(run.state, i, config.seeds)
+    if not record.writes:
+      continue
+    directory = record.directory / f"seed_{config.seed + i}" if config.seeds > 1 else record.directory
+    directory.mkdir(exist_ok=True)
+    run.progress.say(f"report {f'of seed {config.seed + i} ' if config.seeds > 1 else ''}in {directory}")
+    for name, value in (experiment.report(state, directory) or {}).items():
+      figures.setdefault(name, []).append(value)
+  if not record.writes:
+    return
   metrics = {name: summarize(v) for name, v in {**run.evaluation, **figures}.items()}
   step_seconds = float(np.median(run.step_seconds)) if run.step_seconds else None
   timing = {
@@ -341,7 +356,7 @@ def _finish(run: _Run, experiment: Experiment, examples: int, unit: str, started
     "data_wait_seconds": program.feeds.train.wait_seconds if program.streamed else 0.0,
     "wall_seconds": time.perf_counter() - started,
   }
-  peak = peak_memory_bytes(program.mesh.devices.flat[0])
+  peak = peak_memory_bytes(jax.local_devices()[0])
   record.write_result(
     finished=True, steps=config.steps, metrics=metrics, timing=timing, memory={"peak_bytes": peak},
     device=_describe(program),

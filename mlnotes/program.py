@@ -18,6 +18,8 @@ from mlnotes.data import EvalBatches, Feeds, StreamFeed
 from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, Mean, State
 from mlnotes.nn.conv import contains_slow_convolution
+from mlnotes.sharding import fetch, fsdp_spec, place, shares_seeds
+from mlnotes.sharding import make_mesh as make_mesh
 
 
 def quick_compilation(device: jax.Device, level: int) -> dict[str, int]:
@@ -36,19 +38,14 @@ class Window(NamedTuple):
   count: Mapping[str, Float[Array, "..."]]
 
 
-def make_mesh(count: int = 0) -> jax.sharding.Mesh:
-  """A mesh with the one axis `data` over the first `count` devices, or all of them for 0."""
-  devices = jax.devices()
-  if count < 0 or count > len(devices):
-    raise InputError(f"--devices={count} is out of range: expected 0 (all) to {len(devices)}, the devices found.")
-  return jax.sharding.Mesh(np.asarray(devices[: count or None]), ("data",))
-
-
 class Program:
   """`init`, `update` and `evaluate` of an experiment for one or several seeds on a mesh.
 
   With several seeds every array of the state and every metric has a leading seed axis. The devices share the seeds
-  where these divide evenly, otherwise each batch; either way the numbers are those of a single device.
+  where these divide evenly, otherwise each batch; either way the numbers are those of a single device. On a mesh with
+  an axis `fsdp` they share the large arrays of the state as well, and XLA gathers each where it is used.
+
+  The mesh may span processes: each of them then calls every method, in the same order, with the same arguments.
 
   Attributes:
     compile_seconds: tracing and compilation so far.
@@ -68,27 +65,27 @@ class Program:
     self._seeds = np.asarray(seeds, np.uint32)
     self._replicated = NamedSharding(mesh, PartitionSpec())
     vectorized = self.num_seeds > 1
-    by_seed = vectorized and self.num_seeds % mesh.size == 0
-    batch_axes = ("data",) if by_seed or not vectorized else (None, "data")
-    self._batch_sharding = NamedSharding(mesh, PartitionSpec(*batch_axes))
-    self._state_sharding = NamedSharding(mesh, PartitionSpec("data")) if by_seed else self._replicated
+    self._fsdp = mesh.shape.get("fsdp", 1)
+    self._by_seed = shares_seeds(self.num_seeds, mesh.size, self._fsdp)
+    self._over_devices = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    rows = PartitionSpec(None, mesh.axis_names) if vectorized and not self._by_seed else PartitionSpec(mesh.axis_names)
+    self._batch_sharding = NamedSharding(mesh, rows)
     self._map = jax.vmap if vectorized else lambda f, in_axes=0: f
     # The inner jits cache their trace, which the shape inference and the compilation below then share.
     self._init = jax.jit(self._map(experiment.init))
     self._step = jax.jit(self._map(experiment.step))
     self._update = None
     self._evaluate = None
-    self._arrays = () if self.streamed else jax.device_put(feeds.train.arrays, self._replicated)
+    self._arrays = () if self.streamed else place(feeds.train.arrays, self._replicated)
     arrays = (feeds.evaluate.arrays, feeds.reference.arrays if feeds.reference else ())
-    self._eval_arrays = jax.device_put(arrays, self._replicated)
+    self._eval_arrays = place(arrays, self._replicated)
+    self._check_divisible()
 
-    self._check_divisible(by_seed)
-
-  def _check_divisible(self, by_seed: bool) -> None:
+  def _check_divisible(self) -> None:
     draw = lambda arrays: self.feeds.evaluate.draw(arrays, 0)
     for leaf in jax.tree.leaves(jax.eval_shape(draw, self.feeds.evaluate.arrays))[:1]:
       size = leaf.shape[0]
-      if not by_seed and size % self.mesh.size:
+      if not self._by_seed and size % self.mesh.size:
         raise InputError(
           f"--batch_size={size} cannot be shared by {self.mesh.size} devices: expected a multiple of that, or fewer "
           "--devices."
@@ -100,32 +97,34 @@ class Program:
     keys = [jax.random.key(seed) for seed in self._seeds]
     return jnp.stack(keys) if self.num_seeds > 1 else keys[0]
 
-  def _first_batch(self, keys, arrays):
+  def _first_state(self, keys, data):
     if self.streamed:
-      return self._streamed_batch
+      return self._init(keys, data)
     draw = self._map(self.feeds.train.draw, in_axes=(None, 0, None))
-    return draw(arrays, keys, jnp.zeros([], jnp.int32))
+    return self._init(keys, draw(data, keys, jnp.zeros([], jnp.int32)))
 
   def init(self) -> State:
     """The state before the first update."""
     start = time.perf_counter()
     options = quick_compilation(self.mesh.devices.flat[0], 0)
-    jit = functools.partial(jax.jit, out_shardings=self._state_sharding, compiler_options=options)
-    if self.streamed:
-      state = jit(self._init)(self._root_keys(), self._streamed_batch)
-    else:
-      first = lambda keys, arrays: self._init(keys, self._first_batch(keys, arrays))
-      state = jit(first)(self._root_keys(), self._arrays)
-    jax.block_until_ready(state)
+    shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state)
+    first = jax.jit(self._first_state, out_shardings=shardings, compiler_options=options)
+    state = jax.block_until_ready(first(self._root_keys(), self._example_input()))
     self.compile_seconds += time.perf_counter() - start
     return state
 
   @functools.cached_property
   def abstract_state(self) -> State:
     """The state as ShapeDtypeStructs with their shardings: what a checkpoint is restored into."""
-    make = lambda arrays: self._init(self._root_keys(), self._first_batch(self._root_keys(), arrays))
-    shapes = jax.eval_shape(make, self._arrays)
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._state_sharding), shapes)
+    shapes = jax.eval_shape(lambda data: self._first_state(self._root_keys(), data), self._example_input())
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._leaf_sharding(s)), shapes)
+
+  def _leaf_sharding(self, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    if self._by_seed:
+      return self._over_devices
+    if self._fsdp == 1 or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return self._replicated
+    return NamedSharding(self.mesh, fsdp_spec(leaf.shape, self._fsdp, first_axis=int(self.num_seeds > 1)))
 
   @functools.cached_property
   def abstract_window(self) -> Window:
@@ -140,7 +139,7 @@ class Program:
 
   def empty_window(self) -> Window:
     # One fresh buffer each: the window is donated to the next update.
-    return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype), s.sharding), self.abstract_window)
+    return jax.tree.map(lambda s: place(np.zeros(s.shape, s.dtype), s.sharding), self.abstract_window)
 
   # -- updates -----------------------------------------------------------------------------------------------------
 
@@ -200,7 +199,7 @@ class Program:
     """`count` updates. Donates both arguments. Any `count` runs the same executable and gives the same bits."""
     self.compile()
     if self.dispatch == "scan":
-      count = jax.device_put(np.int32(count), self._replicated)
+      count = place(np.int32(count), self._replicated)
       return self.compiled_update(state, window, self._arrays, count)
     for _ in range(count):
       data = self._place(self.feeds.train.next()) if self.streamed else self._arrays
@@ -210,8 +209,7 @@ class Program:
   # -- evaluation --------------------------------------------------------------------------------------------------
 
   def _eval_batch(self, batches: EvalBatches, arrays, i):
-    batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
-    return jax.lax.with_sharding_constraint(batches.draw(arrays, i), batch_sharding)
+    return jax.lax.with_sharding_constraint(batches.draw(arrays, i), self._over_devices)
 
   def _embed_reference(self, state, arrays):
     """What `evaluate` takes after state and batch: nothing, or the embedded reference examples, ([seeds,] N, ...)."""
@@ -252,8 +250,8 @@ class Program:
 
 
 def seed_state(state: State, i: int, num_seeds: int) -> State:
-  """The state of seed number `i` on one device, without the seed axis."""
-  state = jax.device_put(state, jax.local_devices()[0])
+  """The state of seed number `i` on one device, without the seed axis. Every process must call it."""
+  state = fetch(state)
   return jax.tree.map(lambda x: x[i], state) if num_seeds > 1 else state
 
 
@@ -270,4 +268,4 @@ def all_finite(tree: Any, seeds: bool) -> np.ndarray:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves], jnp.array(True))
 
-  return np.asarray(jax.jit(jax.vmap(check) if seeds else check)(tree))
+  return np.asarray(fetch(jax.jit(jax.vmap(check) if seeds else check)(tree)))

@@ -19,6 +19,7 @@ from mlnotes.data.feed import (
 )
 from mlnotes.data.source import load
 from mlnotes.flags import BaseConfig, field, require
+from mlnotes.sharding import shares_seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,19 +66,19 @@ class Feeds(NamedTuple):
 def make_feeds(data: DataSet, config: Any) -> Feeds:
   """Training batches drawn on the device or streamed to it, and the test split in order.
 
-  `config` has the fields of `DataConfig`, `seed` and `seeds`. Raises InputError for a batch size that the training
-  split cannot fill.
+  `config` has the fields of `DataConfig`, `seed`, `seeds` and `fsdp`. Raises InputError for a batch size that the
+  training split cannot fill, or that the processes cannot share.
   """
   require(config.batch_size <= len(data.train), "batch_size", config.batch_size, f"at most {len(data.train)} examples")
   if choose_placement(data.train, config.data_placement) == "device":
     train = make_resident_feed(data.train, config.batch_size)
   else:
     seeds = config.seed if config.seeds == 1 else range(config.seed, config.seed + config.seeds)
-    train = make_stream_feed(
-      data.train,
-      config.batch_size,
-      seeds,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
+    index, count = jax.process_index(), jax.process_count()
+    if count > 1 and shares_seeds(config.seeds, jax.device_count(), config.fsdp):
+      # This process trains some of the seeds alone, on whole batches.
+      own = config.seeds // count
+      seeds, index, count = seeds[index * own : (index + 1) * own], 0, 1
+    require(config.batch_size % count == 0, "batch_size", config.batch_size, f"a multiple of the {count} processes")
+    train = make_stream_feed(data.train, config.batch_size, seeds, process_index=index, process_count=count)
   return Feeds(train, make_eval_batches(data.test, config.batch_size, config.eval_examples or None))

@@ -1,0 +1,148 @@
+"""Several processes on this machine that train as one, as on several hosts.
+
+  python -m launch.processes --processes=4 --devices_per_process=2 -- \\
+    python -m experiments.diffusion.ddpm --workdir=runs/digits
+
+Everything after -- is the command of each process. What process 0 says is shown; what the others say is shown where
+they fail. Ctrl-C and SIGTERM go to all of them, and the death of one ends all. On the CPU --devices_per_process
+simulates that many devices; on a GPU machine leave it out and give each process its own devices, or use one process.
+"""
+
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from absl import app
+
+from mlnotes.errors import InputError
+from mlnotes.flags import BaseConfig, define, field, parse, require
+
+# How long the others may take to notice by themselves, and then to follow SIGTERM.
+SECONDS_TO_END = 40.0
+_LAST_LINES = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  processes: int = field(2, "how many")
+  devices_per_process: int = field(0, "CPU devices to simulate in each; 0: what the machine has")
+  seconds_to_end: float = field(SECONDS_TO_END, "after the death of one, time for the others to end by themselves")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.processes >= 1, "processes", self.processes, "1 or more")
+    require(self.devices_per_process >= 0, "devices_per_process", self.devices_per_process, "0 or more")
+    require(self.seconds_to_end >= 0, "seconds_to_end", self.seconds_to_end, "0 or more")
+
+
+def find_free_port() -> int:
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def make_environments(config: Config, port: int, environ: Mapping[str, str]) -> list[dict[str, str]]:
+  """The environment of each process: `environ`, its place among its peers, and its simulated devices."""
+  common = {
+    **environ,
+    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+    "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",
+    "JAX_NUM_PROCESSES": str(config.processes),
+  }
+  if config.devices_per_process:
+    others = re.sub(r"--xla_force_host_platform_device_count=\d+", "", environ.get("XLA_FLAGS", ""))
+    count = f"--xla_force_host_platform_device_count={config.devices_per_process}"
+    common |= {"XLA_FLAGS": f"{count} {others}".strip(), "JAX_PLATFORMS": "cpu"}
+  return [{**common, "JAX_PROCESS_ID": str(i)} for i in range(config.processes)]
+
+
+def wait_for(processes: Sequence[subprocess.Popen], seconds_to_end: float) -> int | None:
+  """Waits until all have ended. Returns the index of the first that failed, None where none did.
+
+  After a failure the others have `seconds_to_end` for their own last words, then SIGTERM, then SIGKILL.
+  """
+  first, deadline, ways = None, 0.0, iter((signal.SIGTERM, signal.SIGKILL))
+  while running := [p for p in processes if p.poll() is None]:
+    if first is None:
+      first = next((i for i, p in enumerate(processes) if p.returncode), None)
+      deadline = time.monotonic() + seconds_to_end
+    elif time.monotonic() > deadline:
+      number = next(ways, signal.SIGKILL)
+      for process in running:
+        process.send_signal(number)
+      deadline = time.monotonic() + 5
+    time.sleep(0.05)
+  return first if first is not None else next((i for i, p in enumerate(processes) if p.returncode), None)
+
+
+def run_processes(command: Sequence[str], config: Config) -> int:
+  """Runs `command` in every process to the end; returns the exit code of them all."""
+  logs: list[IO[str] | None] = [None]
+  processes: list[subprocess.Popen] = []
+  received = []
+
+  def forward(number, frame):
+    received.append(number)
+    for process in processes:
+      if process.poll() is None:
+        process.send_signal(number)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, forward)
+  with tempfile.TemporaryDirectory(prefix="processes-") as directory:
+    logs += [(Path(directory) / f"{i}.log").open("w+", errors="replace") for i in range(1, config.processes)]
+    for env, log in zip(make_environments(config, find_free_port(), os.environ), logs):
+      # A session of its own: Ctrl-C reaches it through `forward`, and only once.
+      options = {} if log is None else {"stdout": log, "stderr": subprocess.STDOUT}
+      try:
+        processes.append(subprocess.Popen(command, env=env, start_new_session=True, **options))
+      except OSError as error:
+        raise InputError(f"{command[0]} cannot be run: {error.strerror}.") from error
+    pids = " ".join(str(process.pid) for process in processes)
+    print(f"{config.processes} processes: {pids}", file=sys.stderr, flush=True)
+    first = wait_for(processes, config.seconds_to_end)
+    codes = [process.returncode for process in processes]
+    if first is not None and len(set(codes)) > 1:
+      for i, log in enumerate(logs):
+        if log is not None and codes[i]:
+          log.seek(0)
+          lines = log.read().strip().splitlines()
+          said = [line for line in lines if line.startswith("error:")] or lines[-_LAST_LINES:]
+          print(*(f"[process {i}] {line}" for line in said), sep="\n", file=sys.stderr)
+  return _outcome(codes, first)
+
+
+def _outcome(codes: Sequence[int], first: int | None) -> int:
+  if first is None:
+    return 0
+  if len(set(codes)) == 1 and codes[0] > 0:  # All of one mind: process 0 has said why.
+    return codes[0]
+  code = codes[first]
+  hint = "; the same command goes on from the last checkpoint" if code < 0 else ""
+  how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+  print(f"error: process {first} of {len(codes)} {how}, and with it the run{hint}.", file=sys.stderr)
+  return 1
+
+
+def main(argv: Sequence[str]) -> int:
+  try:
+    if len(argv) < 2:
+      raise InputError("found no command: expected it after --, such as -- python -m experiments.diffusion.ddpm.")
+    return run_processes(argv[1:], parse(Config))
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+  define(Config)
+  app.run(main)

@@ -1,0 +1,157 @@
+"""Real processes on this machine that train as one: same numbers, clear ends, exact resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch.processes import Config, find_free_port, make_environments
+from mlnotes.record import read_metrics
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = [sys.executable, str(ROOT / "tests" / "softmax_regression.py"), "--notensorboard", "--learning_rate=0.01"]
+FLAGS = ["--steps=60", "--log_every=5", "--eval_every=30", "--checkpoint_every=10"]
+# Long enough to be interrupted.
+LONG = ["--steps=400", "--log_every=5", "--eval_every=100", "--checkpoint_every=10"]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+  cache = tmp_path_factory.mktemp("cache")
+  return {**os.environ, "MLNOTES_CACHE": str(cache), "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "TERM": "dumb"}
+
+
+def launch(environment, processes, devices, *command):
+  """`command` in some processes of some devices each, under the launcher."""
+  layout = [f"--processes={processes}", f"--devices_per_process={devices}"]
+  return subprocess.run(
+    [sys.executable, "-m", "launch.processes", *layout, "--", *command],
+    env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240,
+  )  # fmt: skip
+
+
+def start_by_hand(environment, processes, devices, *command):
+  """As two shells, or srun, would start them: nobody watches over them."""
+  config = Config(processes=processes, devices_per_process=devices)
+  return [
+    subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for env in make_environments(config, find_free_port(), environment)
+  ]
+
+
+def wait_until_it_trains(processes, workdir):
+  deadline = time.monotonic() + 200
+  while len(read_metrics(workdir / "metrics.jsonl")) < 5 and time.monotonic() < deadline:
+    assert all(process.poll() is None for process in processes), processes[0].communicate()[1]
+    time.sleep(0.01)
+
+
+def losses(workdir, name="train/loss"):
+  return [line[name] for line in read_metrics(workdir / "metrics.jsonl") if name in line]
+
+
+def last_line(text):
+  return text.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(environment, tmp_path_factory):
+  """The long run on 2 processes of 2 devices."""
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  done = launch(environment, 2, 2, *EXPERIMENT, *LONG, f"--workdir={workdir}")
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def test_processes_share_the_devices_and_change_no_number(environment, tmp_path):
+  """Eight devices in one process, in two that stream the data, in four: the last two to the bit."""
+  for name, processes, devices, flags in [
+    ("one", 1, 8, []), ("two", 2, 4, ["--data_placement=stream"]), ("four", 4, 2, ["--fsdp=2"])
+  ]:  # fmt: skip
+    done = launch(environment, processes, devices, *EXPERIMENT, *FLAGS, *flags, f"--workdir={tmp_path / name}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / name / "result.json").read_text())["finished"]
+    assert done.stdout.count("finished:") == 1  # one process writes
+  one, two, four = (losses(tmp_path / name) for name in ("one", "two", "four"))
+  assert len(one) == 12
+  np.testing.assert_array_equal(two, four)
+  np.testing.assert_allclose(one, two, rtol=2e-5)
+
+
+def test_seeds_are_streamed_to_the_process_that_trains_them(environment, tmp_path):
+  flags = ["--steps=20", "--log_every=5", "--seeds=2"]
+  for processes, more in ((1, []), (2, ["--data_placement=stream"])):
+    done = launch(environment, processes, 1, *EXPERIMENT, *flags, *more, f"--workdir={tmp_path / str(processes)}")
+    assert done.returncode == 0, done.stderr
+  alone, shared = (losses(tmp_path / name, "train/loss/seeds") for name in "12")
+  assert len(alone) == 4 and all(first != second for first, second in alone)
+  np.testing.assert_allclose(alone, shared, rtol=1e-5)
+
+
+def test_a_killed_process_ends_the_others_and_the_run_resumes_to_the_bit(environment, undisturbed, tmp_path):
+  command = [*EXPERIMENT, *LONG, f"--workdir={tmp_path}"]
+  processes = start_by_hand(environment, 2, 2, *command)
+  wait_until_it_trains(processes, tmp_path)
+  processes[1].kill()
+  stderr, _ = (process.communicate(timeout=60)[1] for process in processes)
+  assert processes[0].returncode == 1
+  assert last_line(stderr).startswith("error: process 0 of 2 has lost another one"), stderr
+  assert "Traceback" not in stderr
+  done = launch(environment, 2, 2, *command)
+  assert done.returncode == 0, done.stderr
+  assert "resumed from step" in done.stderr
+  assert (tmp_path / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+
+
+def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(environment, undisturbed, tmp_path):
+  command = [*EXPERIMENT, *LONG, f"--workdir={tmp_path}"]
+  processes = start_by_hand(environment, 4, 1, *command)
+  wait_until_it_trains(processes, tmp_path)
+  processes[3].send_signal(signal.SIGTERM)
+  stderr = [process.communicate(timeout=100)[1] for process in processes]
+  assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 4, stderr
+  assert "stopped by SIGTERM at step" in stderr[0]
+  done = launch(environment, 1, 1, *command)
+  assert done.returncode == 0, done.stderr
+  assert "resumed from step" in done.stderr
+  np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=2e-5)
+
+
+def test_the_launcher_says_what_is_wrong(environment):
+  done = launch(environment, 2, 1)
+  assert done.returncode == 2 and "found no command" in last_line(done.stderr)
+  done = launch(environment, 0, 1, "true")
+  assert done.returncode == 2 and "--processes=0" in last_line(done.stderr)
+  done = launch(environment, 2, 1, "no-such-program")
+  assert done.returncode == 2 and "no-such-program cannot be run" in last_line(done.stderr)
+  command = "import os, sys; sys.exit(3 * (os.environ['JAX_PROCESS_ID'] == '1'))"
+  done = launch(environment, 2, 1, sys.executable, "-c", command)
+  assert done.returncode == 1 and "process 1 of 2 ended with exit code 3" in last_line(done.stderr)
+  done = launch(environment, 2, 1, sys.executable, "-c", "raise SystemExit(4)")
+  assert done.returncode == 4 and "ended with" not in done.stderr
+
+
+@pytest.mark.processes
+def test_three_experiments_train_alike(environment, tmp_path):
+  """Ten updates and an evaluation of diffusion, SimCLR and PPO on eight devices, whatever process holds them."""
+  outcomes = []
+  script = str(ROOT / "tests" / "launch" / "three_experiments.py")
+  for processes in (1, 2, 4):
+    out = tmp_path / f"{processes}.json"
+    done = launch(environment, processes, 8 // processes, sys.executable, script, str(out), "10")
+    assert done.returncode == 0, done.stderr
+    outcomes.append(json.loads(out.read_text()))
+  one, *others = outcomes
+  for other in others:
+    assert other["rl.ppo"] == one["rl.ppo"]  # a device trains whole seeds: nothing is added up across devices
+    for name, lines in one.items():
+      for a, b in zip(lines, other[name]):
+        assert a.keys() == b.keys()
+        for metric in a:
+          np.testing.assert_allclose(a[metric], b[metric], rtol=2e-5, err_msg=f"{name} {metric}")
