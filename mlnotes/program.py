@@ -250,6 +250,12 @@ class Program:
     divide = lambda m: np.asarray(np.asarray(m.total, np.float64) / np.asarray(m.count, np.float64))
     return jax.tree.map(divide, dict(means), is_leaf=is_mean)
 
+  def lower(self) -> str:
+    """One update and the evaluation as StableHLO: programs with the same text differ in what they start from alone."""
+    update = jax.jit(self._one_update).lower(self.abstract_state, self._example_input())
+    evaluate = jax.jit(self._evaluate_batches).lower(self.abstract_state, self._eval_arrays)
+    return update.as_text() + evaluate.as_text()
+
 
 def take_rows(tree: Any, rows: Any) -> Any:
   """`tree` on one device with some `rows` of its leading axis: `...` for all, an integer, a slice."""
