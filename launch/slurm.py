@@ -1,9 +1,9 @@
 """Jobs on a Slurm cluster: arrays through submitit; what runs on the nodes; what the queue says.
 
 Slurm warns a job before its time is over (SIGUSR2, `--grace` seconds ahead) or when another one takes its place
-(SIGTERM); each experiment saves its state on either and ends, and the job goes back into the queue, where the same
-command goes on with the same bits. A job of several nodes or tasks is one `srun` of as many processes of the experiment,
-which find each other by Slurm's variables.
+(SIGTERM). Each experiment saves its state on either and ends, and the job goes back into the queue, where the same
+command goes on with the same bits. A job of several nodes or tasks is one `srun` of as many processes of the
+experiment, which find each other by Slurm's variables.
 
 This module is imported on the nodes and stays light.
 """
@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -47,7 +47,7 @@ class Table:
         self._draw()
     else:
       for job in changed:
-        print(describe(job), file=sys.stderr, flush=True)
+        print(describe(job).partition("  step 0/")[0], file=sys.stderr, flush=True)
       if now - self._last >= SECONDS_BETWEEN_LINES and any(job.state == "running" for job in self._jobs):
         if self._last:
           steps = [f"{job.name} {job.step()}/{job.steps}" for job in self._jobs if job.state == "running"]

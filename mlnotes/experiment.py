@@ -72,7 +72,7 @@ def masked_mean(values: Num[Array, " B"], mask: Num[Array, " B"]) -> Mean:
 
 
 def is_hparam(path: tuple, _: Any = None) -> bool:
-  """Whether the leaf at `path` of a state is a numeric hyper-parameter: `state.hparams`, injected optimizer settings."""
+  """Whether the leaf at `path` of a state is a numeric hyper-parameter, its own or one of its optimizer."""
   return any(getattr(entry, "name", None) in ("hparams", "hyperparams") for entry in path)
 
 
