@@ -59,8 +59,11 @@ class Task:
   requeues: int
 
   def __call__(self) -> int:
+    import submitit
+
     rank = int(os.environ.get("SLURM_PROCID", 0))
     suffix = f".{rank}" if rank else ""
+    submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)  # of the time before it was put back
     held = lock(self.directories) if rank == 0 else []
     if held is None:
       raise RuntimeError(f"another process is at {self.directory}")

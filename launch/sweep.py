@@ -62,7 +62,7 @@ class Config(BaseConfig):
     "local", "local: processes on this machine; slurm: job arrays; debug: one after the other, on this terminal, up to "
     "the first that fails"
   )  # fmt: skip
-  jobs: int = field(1, "processes at once, for local; jobs of the array at once, for slurm (0: as many as it likes)")
+  jobs: int = field(0, "jobs at once; 0: one (local), as many as there is room for (slurm)")
   gpus: int = field(0, "GPUs of a node for each job; 0: what is there (local), none (slurm)")
   nodes: int = field(1, "nodes of a job")
   tasks_per_node: int = field(1, "processes of a job on each node")
@@ -83,7 +83,7 @@ class Config(BaseConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("gpus", "cpus", "grace", "requeues", "draw_seed", "jobs"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-    require(self.jobs >= 1 or self.cluster == "slurm", "jobs", self.jobs, "1 or more")
+    require(self.grace < 60 * self.time, "grace", self.grace, f"less than the {60 * self.time} seconds of --time")
     alone = self.nodes == self.tasks_per_node == 1 or self.cluster == "slurm"
     require(alone, "nodes", f"{self.nodes} --tasks_per_node={self.tasks_per_node}", "one process without a cluster")
 
@@ -131,7 +131,7 @@ def plan_jobs(runs: Sequence[Run], config: Config) -> tuple[list[Job], list[str]
 def describe_plan(config: Config, jobs: Sequence[Job], finished: int, apart: Sequence[str]) -> Iterator[str]:
   """What will run, line by line: how many, with which flags, where."""
   runs = sum(len(job.runs) for job in jobs)
-  where = f"--cluster={config.cluster}" + (f", {config.jobs} at once" if config.cluster == "local" else "")
+  where = f"--cluster={config.cluster}" + (f", {max(1, config.jobs)} at once" if config.cluster == "local" else "")
   yield f"{finished + runs} runs: {finished} finished before, {runs} to run in {len(jobs)} jobs ({where})"
   if config.fixed:
     yield f"  all with {config.fixed}"
@@ -191,7 +191,7 @@ def execute(jobs: Sequence[Job], config: Config) -> int:
       if config.cluster == "debug":
         run_debug(jobs)
       elif config.cluster == "local":
-        run_local(jobs, config.jobs, config.gpus, watch)
+        run_local(jobs, max(1, config.jobs), config.gpus, watch)
       else:
         slurm.find_submitted(jobs)
         options = slurm_options(config)
