@@ -116,7 +116,9 @@ def _due(step: int, period: int, config: LoopConfig) -> bool:
 class _Run:
   """One training run in progress: the program and its state on one side, the work directory on the other."""
 
-  def __init__(self, program: Program, record: Record, checkpoints: Checkpoints, progress: Progress, best_metric, sign):
+  def __init__(
+    self, program: Program, record: Record | RowsRecord, checkpoints: Checkpoints, progress: Progress, best_metric, sign
+  ):
     self.program = program
     self.record = record
     self.parts = tuple(record.parts())
@@ -197,7 +199,7 @@ class _Run:
   def evaluate(self) -> None:
     self.evaluation = self.program.evaluate(self.state)
     for record, rows in self.parts:
-      record.log(self.step, "eval", {name: value[rows] for name, value in self.evaluation.items()})
+      record.log(self.step, "eval", {name: np.asarray(value[rows]) for name, value in self.evaluation.items()})
     self.progress.say(f"step {self.step}: evaluation {_brief(self.evaluation)}")
 
   def save(self, score: float | None = None) -> None:
