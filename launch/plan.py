@@ -175,12 +175,12 @@ def _json_text(path: Path, name: str, value: Any) -> str:
 # -- experiments and their flags ---------------------------------------------------------------------------------------
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-  """ ", did you mean ...?" where something is near."""
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+  """The end of a sentence about an unknown name: the nearest known one, else `otherwise` or all that are known."""
   known = list(known)
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   close = close or [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-  return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}."
+  return f"did you mean {close[0]}?" if close else otherwise or f"expected one of {', '.join(known)}."
 
 
 def load_experiment(name: str) -> Any:
@@ -194,6 +194,11 @@ def load_experiment(name: str) -> Any:
   return module
 
 
+def _no_flag(experiment: str, name: str, known: Iterable[str]) -> InputError:
+  hint = nearest(name, sorted(known), f"see python -m experiments.{experiment} --helpshort.")
+  return InputError(f"{experiment} has no flag --{name}: {hint}")
+
+
 def parse_flags(experiment: str, config_class: type, arguments: Sequence[str]) -> absl_flags.FlagValues:
   """The flags of an experiment with what `arguments` set. Raises InputError, naming what is wrong."""
   values = absl_flags.FlagValues()
@@ -201,8 +206,7 @@ def parse_flags(experiment: str, config_class: type, arguments: Sequence[str]) -
   try:
     rest = values(["sweep", *arguments])
   except absl_flags.UnrecognizedFlagError as error:
-    names = sorted(values)
-    raise InputError(f"{experiment} has no flag --{error.flagname}: {nearest(error.flagname, names)}") from error
+    raise _no_flag(experiment, error.flagname, values) from error
   except absl_flags.Error as error:
     raise InputError(f"{experiment}: {str(error).rstrip('.')}.") from error
   if len(rest) > 1:
@@ -244,7 +248,7 @@ def make_runs(experiments: Sequence[str], fixed: str, settings: Sequence[Setting
         if name in RESERVED:
           raise InputError(f"--{name} is set by the sweep for every run: expected it to be left out.")
         if name not in given:
-          raise InputError(f"{experiment} has no flag --{name}: {nearest(name, sorted(given))}")
+          raise _no_flag(experiment, name, given)
         if given[name].present:
           raise InputError(f"--{name} is in --fixed and varied as well: expected one of the two.")
       run = _make_run(experiment, config_class, fixed_flags, point, workdir)
@@ -262,7 +266,7 @@ def _make_run(experiment, config_class, fixed_flags, point: Settings, workdir: P
   try:
     return Run(experiment, dict(point), fixed_flags, directory, parse(config_class, values))
   except InputError as error:
-    raise InputError(f"{' '.join([experiment, *arguments])}: {error}") from error
+    raise InputError(f"{experiment}: {error}") from error
 
 
 def combine(*factors: Sequence[Settings]) -> list[Settings]:
