@@ -29,7 +29,8 @@ OUT, ERR, LOCK = "stdout.log", "stderr.log", ".lock"
 class Job:
   """`directory` has the logs; `flags` are those of the experiment; `state` and `note` change while it runs.
 
-  `rows` is the text of the file that names its runs, where it has several; `ticket` its number on a cluster.
+  `rows` is the text of the file that names its runs, where it has several; `ticket` its number on a cluster; `log` the
+  file to look into where it fails.
 
   stopped: by a signal, its state saved. elsewhere: another process is at it.
   """
@@ -42,6 +43,7 @@ class Job:
   ticket: str = ""
   state: State = "waiting"
   note: str = ""
+  log: Path | None = None
   started: float = 0.0
   seconds: float = 0.0
 
@@ -81,8 +83,13 @@ class Job:
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
       return
     self.state = "stopped" if code in STOPPED else "failed"
-    count = f"{sum(done)} of {len(done)} runs finished; " if len(done) > 1 else ""
-    self.note = count + (last_line(self.directory / ERR) or f"ended with code {code} and no word")
+    self.log = self.directory / ERR
+    words = [f"{sum(done)} of {len(done)} runs finished"] if len(done) > 1 else []
+    if code is None:
+      words.append("gone, as when it is cancelled or killed")
+    elif code < 0:
+      words.append(f"ended by {signal.Signals(-code).name}")
+    self.note = "; ".join([*words, last_line(self.log) or f"no word, exit code {code}"])
 
 
 def last_line(path: Path, size: int = 1 << 16) -> str:
@@ -120,6 +127,18 @@ def start(job: Job, held: Sequence[int], env: dict[str, str] | None = None) -> s
     return subprocess.Popen(
       job.command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, pass_fds=held, start_new_session=True
     )
+
+
+def count_gpus() -> int:
+  """The NVIDIA GPUs that a job may have: those of CUDA_VISIBLE_DEVICES, else those of the machine."""
+  visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+  if visible is not None:
+    return len([name for name in visible.split(",") if name.strip()])
+  try:
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+  except (OSError, subprocess.TimeoutExpired):
+    return 0
+  return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 def _environment(slot: int, gpus: int) -> dict[str, str] | None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.jobs import ERR, OUT, STOPPED, Job, lock, release
+from launch.jobs import ERR, OUT, STOPPED, Job, last_line, lock, release
 from mlnotes.errors import InputError
 
 TICKET = "slurm.json"
@@ -93,19 +93,20 @@ class Task:
 # -- on the login node -------------------------------------------------------------------------------------------------
 
 
-def submit(jobs: Sequence[Job], folder: Path, options: Mapping[str, Any], requeues: int) -> None:
-  """Submits the jobs in arrays and leaves in each directory the ticket with its number.
-
-  Raises InputError with Slurm's reason where it takes none, such as an unknown partition.
-  """
-  import submitit
-
+def check_options(options: Mapping[str, Any]) -> None:
+  """Raises InputError with Slurm's reason where it takes no job with these options, such as an unknown partition."""
   extra = options.get("additional_parameters", {})
   plain = {k.replace("_", "-"): v for k, v in {**options, **extra}.items() if k not in _NOT_SBATCH}
   arguments = [f"--{name}" if value is True else f"--{name}={value}" for name, value in plain.items()]
   code, text = ask("sbatch", "--test-only", *arguments, "--wrap=true")
   if code:
     raise InputError(f"Slurm takes no such job: {text.splitlines()[-1] if text else 'sbatch failed'}.")
+
+
+def submit(jobs: Sequence[Job], folder: Path, options: Mapping[str, Any], requeues: int) -> None:
+  """Submits the jobs in arrays and leaves in each directory the ticket with its number."""
+  import submitit
+
   for i in range(0, len(jobs), LONGEST_ARRAY):
     part = jobs[i : i + LONGEST_ARRAY]
     executor = submitit.SlurmExecutor(folder=folder)
@@ -116,16 +117,17 @@ def submit(jobs: Sequence[Job], folder: Path, options: Mapping[str, Any], requeu
       Task(tuple(job.command), job.directory.absolute(), tuple(d.absolute() for d in job.directories), requeues)
       for job in part
     ]
-    submitted = executor.submit_array(tasks)
-    for job, ticket in zip(part, submitted):
+    for job, ticket in zip(part, executor.submit_array(tasks)):
       job.ticket = ticket.job_id
-      text = json.dumps({"job": ticket.job_id, "log": str(ticket.paths.stderr)})
       for directory in job.directories:
-        (directory / TICKET).write_text(text + "\n")
+        (directory / TICKET).write_text(json.dumps({"job": ticket.job_id}) + "\n")
 
 
 def find_submitted(jobs: Sequence[Job]) -> None:
-  """Gives the jobs that an earlier sweep has submitted, and that are still in the queue, their numbers."""
+  """Gives the jobs that an earlier sweep has submitted, and that are still in the queue, their numbers.
+
+  Raises InputError where the controller does not answer: it could not be known what would be submitted twice.
+  """
   tickets = {}
   for job in jobs:
     for directory in job.directories:
@@ -133,7 +135,10 @@ def find_submitted(jobs: Sequence[Job]) -> None:
         tickets.setdefault(json.loads((directory / TICKET).read_text())["job"], []).append(job)
       except (OSError, ValueError, KeyError, TypeError):
         continue
-  for number in look(tickets) or {}:
+  found = look(tickets)
+  if found is None:
+    raise InputError("--cluster=slurm: squeue does not answer, and earlier jobs may be in the queue; try again later.")
+  for number in found:
     for job in tickets[number]:
       job.ticket = number
 
@@ -151,7 +156,7 @@ def look(numbers: Sequence[str] | Mapping[str, Any]) -> dict[str, tuple[str, str
   return {number: (state, reason) for number, state, reason in rows if number in numbers and state not in over}
 
 
-def follow(jobs: Sequence[Job], watch: Callable[[], None]) -> None:
+def follow(jobs: Sequence[Job], folder: Path, watch: Callable[[], None]) -> None:
   """Updates the states of submitted jobs until none is in the queue.
 
   KeyboardInterrupt ends the following alone; the same command follows them again.
@@ -173,22 +178,25 @@ def follow(jobs: Sequence[Job], watch: Callable[[], None]) -> None:
         seen_gone[job.ticket] = seen_gone.get(job.ticket, 0) + 1
         # Twice, because files written on another node may arrive late.
         if all(run.finished() for run in job.runs) or seen_gone[job.ticket] > 1:
-          job.settle(exit_code(job))
+          _settle(job, folder)
     watch()
     if any(job.state in ("waiting", "running") for job in jobs):
       time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def exit_code(job: Job) -> int | None:
-  """How the first task of a job ended; None where it did not live to say so."""
-  from submitit.core.utils import pickle_load
+def _settle(job: Job, folder: Path) -> None:
+  """Settles a job by how its first task ended, where that lived to say so."""
+  from submitit.core.utils import JobPaths, pickle_load
 
+  paths = JobPaths(folder, job.ticket)
   try:
-    log = Path(json.loads((job.directory / TICKET).read_text())["log"])
-    kind, result = pickle_load(log.with_name(log.name.replace("_log.err", "_result.pkl")))
-  except (OSError, ValueError, KeyError, EOFError):
-    return None
-  return result if kind == "success" else None
+    kind, result = pickle_load(paths.result_pickle)
+  except (OSError, EOFError):
+    kind, result = "", None
+  job.settle(result if kind == "success" else None)
+  if job.state == "failed" and not last_line(job.directory / ERR):  # it did not come to the experiment
+    job.log = paths.stderr
+    job.note = last_line(job.log) or job.note
 
 
 def cancel_command(jobs: Sequence[Job]) -> str:

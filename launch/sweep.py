@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import slurm
-from launch.jobs import Job, run_debug, run_local
+from launch.jobs import Job, count_gpus, lock, release, run_debug, run_local
 from launch.plan import (
   Run,
   check_writable,
@@ -39,6 +39,7 @@ from launch.plan import (
   split_outside,
 )
 from launch.table import Table, summary
+from mlnotes.errors import InputError
 from mlnotes.flags import BaseConfig, field, require, run
 
 MOST_LINES = 40
@@ -183,6 +184,20 @@ def _interruptible() -> Iterator[list[int]]:
       signal.signal(number, handler)
 
 
+def _submit(jobs: Sequence[Job], config: Config) -> None:
+  """Submits what is not in the queue yet; one sweep at a time."""
+  root = Path(config.workdir).expanduser()
+  root.mkdir(parents=True, exist_ok=True)
+  held = lock([root])
+  if held is None:
+    raise InputError(f"--workdir={root}: another sweep is submitting there; try again in a moment.")
+  try:
+    slurm.find_submitted(jobs)
+    slurm.submit([job for job in jobs if not job.ticket], root / "slurm", slurm_options(config), config.requeues)
+  finally:
+    release(held)
+
+
 def execute(jobs: Sequence[Job], config: Config) -> int:
   """Runs the jobs and shows how they are; returns 128 + n where signal n has ended that, else 0."""
   watch = Table(jobs)
@@ -193,11 +208,9 @@ def execute(jobs: Sequence[Job], config: Config) -> int:
       elif config.cluster == "local":
         run_local(jobs, max(1, config.jobs), config.gpus, watch)
       else:
-        slurm.find_submitted(jobs)
-        options = slurm_options(config)
-        slurm.submit([job for job in jobs if not job.ticket], Path(config.workdir) / "slurm", options, config.requeues)
+        _submit(jobs, config)
         if config.wait:
-          slurm.follow(jobs, watch)
+          slurm.follow(jobs, Path(config.workdir).expanduser() / "slurm", watch)
     except KeyboardInterrupt:
       if config.cluster == "slurm":
         print(f"the jobs stay in the queue; to take them out: {slurm.cancel_command(jobs)}", file=sys.stderr)
@@ -209,6 +222,10 @@ def main(config: Config) -> int:
   runs = plan_runs(config)
   if config.cluster == "slurm":
     slurm.require_slurm()
+    slurm.check_options(slurm_options(config))
+  if config.cluster == "local" and config.gpus:
+    found = count_gpus()
+    require(config.gpus * max(1, config.jobs) <= found, "gpus", config.gpus, f"at most {found} for all --jobs together")
   check_writable(Path(config.workdir).expanduser())
   missing = [one for one in runs if not one.finished()]
   jobs, apart = plan_jobs(missing, config)

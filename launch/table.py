@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from launch.jobs import ERR, Job
+from launch.jobs import Job
 
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_DRAWINGS = 1.0
@@ -76,6 +76,6 @@ def summary(jobs: Sequence[Job], skipped: int) -> str:
   for job in jobs:
     if job.state != "finished":
       lines.append(f"{job.state} {job.name}: {job.note}" if job.note else f"{job.state} {job.name}")
-      if (job.directory / ERR).exists():
-        lines.append(f"  log: {job.directory / ERR}")
+      if job.log is not None and job.log.exists():
+        lines.append(f"  log: {job.log}")
   return "\n".join(lines)
