@@ -80,7 +80,9 @@ class Task:
 
   def _requeue(self) -> None:
     """Back into the queue, unless somebody has cancelled the job, or the queue has taken it back itself."""
-    job = os.environ["SLURM_JOB_ID"]
+    # Not SLURM_JOB_ID: one element of an array has that of the whole array.
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
     state = ask("squeue", "-h", "-j", job, "-o", "%T")[1]
     if state != "RUNNING":
       print(f"job {job} is {state or 'gone'}: not put back into the queue", flush=True)
