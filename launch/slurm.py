@@ -67,12 +67,14 @@ class Task:
     held = lock(self.directories) if rank == 0 else []
     if held is None:
       raise RuntimeError(f"another process is at {self.directory}")
+    # Slurm signals every process of a step, as far as it knows them: hand on what the experiment may have missed.
+    children = []
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+      signal.signal(number, lambda number, _: [child.send_signal(number) for child in children])
     with (self.directory / (OUT + suffix)).open("ab") as out, (self.directory / (ERR + suffix)).open("ab") as err:
       process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=held)
     release(held)
-    # Slurm signals every process of a step, as far as it knows them: hand on what it may have missed.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-      signal.signal(number, lambda number, _: process.send_signal(number))
+    children.append(process)
     code = process.wait()
     if code in STOPPED and rank == 0:
       self._requeue()

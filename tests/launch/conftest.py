@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 GRACE = 30
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "setpriv")
 
 # cred_expire: how long a job that goes back into the queue waits there.
 CONFIG = """
@@ -104,6 +104,8 @@ def running_slurm(directory: Path) -> Iterator[dict[str, str]]:
   try:
     for command in commands:
       with (directory / "daemons.log").open("ab") as log:
+        # They end with this process, however it ends.
+        command = ["setpriv", "--pdeathsig", "TERM", *command]
         daemons.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
       time.sleep(0.5)
     deadline = time.monotonic() + 30
