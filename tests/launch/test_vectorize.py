@@ -179,6 +179,8 @@ def assert_same_checkpoint(alone, together):
 def test_rows_resume_with_the_same_bits(slope, tmp_path, monkeypatch):
   """Stopped half-way by a signal: the group goes on from its own checkpoint."""
   results, evaluate = [], Program.evaluate
+  # Both, as Slurm may send them: the second one must not cut the saving short.
+  stop = lambda: (signal.raise_signal(signal.SIGUSR2), signal.raise_signal(signal.SIGTERM))
   for interrupted in (False, True):
     root = tmp_path / str(interrupted)
     runs = make_runs(["slope"], SHORT, parse_grid("learning_rate=.1,.5"), root)
@@ -186,8 +188,6 @@ def test_rows_resume_with_the_same_bits(slope, tmp_path, monkeypatch):
     job.prepare()
     if interrupted:
       with monkeypatch.context() as patch:
-        # Both, as Slurm may send them: the second one must not cut the saving short.
-        stop = lambda: (signal.raise_signal(signal.SIGUSR2), signal.raise_signal(signal.SIGTERM))
         patch.setattr(Program, "evaluate", lambda *args: (stop(), evaluate(*args))[1])
         assert call("slope", job.flags) == 128 + signal.SIGUSR2
       assert not any(run.finished() for run in runs)
