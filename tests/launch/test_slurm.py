@@ -77,7 +77,7 @@ def final_table(directory):
 
   with ocp.CheckpointManager((directory / "checkpoints").absolute()) as manager:
     tree = manager.restore(400000, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-  return np.asarray(tree["actor"]["learner"]["table"])
+  return np.asarray(tree["state"]["actor"]["learner"]["table"])
 
 
 def test_stopped_jobs_go_on_with_the_same_bits(sweep, slurm_command, tmp_path):
