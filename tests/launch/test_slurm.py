@@ -148,9 +148,9 @@ def test_a_job_of_two_nodes_is_one_task_on_each(environment, monkeypatch, tmp_pa
   executor = submitit.SlurmExecutor(folder=tmp_path / "slurm")
   executor.update_parameters(nodes=2, ntasks_per_node=1, time=2, partition="low")
   job = executor.submit(task)
-  _wait(lambda: all((tmp_path / name).exists() for name in ("stdout.log", "stdout.1.log")))
+  _wait(lambda: all((tmp_path / name).exists() for name in ("stdout.log", "stdout.log.1")))
   assert job.results() == [0, 0]
-  assert (tmp_path / "stdout.log").read_text() == "0 2 0\n" and (tmp_path / "stdout.1.log").read_text() == "1 2 1\n"
+  assert (tmp_path / "stdout.log").read_text() == "0 2 0\n" and (tmp_path / "stdout.log.1").read_text() == "1 2 1\n"
 
 
 @pytest.mark.parametrize("flag, words", [("--partition=nope", "partition"), ("--sbatch=frobnicate=1", "frobnicate")])
