@@ -44,7 +44,7 @@ def slurm_command(environment):
   return run
 
 
-def finish(process, code=0, timeout=200):
+def finish(process, code=0, timeout=500):
   out, err = process.communicate(timeout=timeout)
   assert process.returncode == code, out + err
   return out, err
@@ -161,7 +161,7 @@ def test_what_slurm_does_not_take_is_said_before_anything_is_made(flag, words, s
   assert not workdir.exists()
 
 
-def _wait(condition, seconds=120):
+def _wait(condition, seconds=300):
   deadline = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < deadline
