@@ -104,7 +104,8 @@ def check_options(options: Mapping[str, Any]) -> None:
   arguments = [f"--{name}" if value is True else f"--{name}={value}" for name, value in plain.items()]
   code, text = ask("sbatch", "--test-only", *arguments, "--wrap=true")
   if code:
-    raise InputError(f"Slurm takes no such job: {text.splitlines()[-1] if text else 'sbatch failed'}.")
+    reasons = [line for line in text.splitlines() if not line.startswith("Try ")] or ["sbatch failed"]
+    raise InputError(f"Slurm takes no such job: {reasons[-1].rstrip('.')}.")
 
 
 def submit(jobs: Sequence[Job], folder: Path, options: Mapping[str, Any], requeues: int) -> None:
