@@ -71,7 +71,8 @@ def masked_mean(values: Num[Array, " B"], mask: Num[Array, " B"]) -> Mean:
   return Mean(jnp.sum(jnp.where(mask > 0, values, 0)), jnp.sum(mask))
 
 
-def _is_hparam(path: tuple, _: Any) -> bool:
+def is_hparam(path: tuple, _: Any = None) -> bool:
+  """Whether the leaf at `path` of a state is a numeric hyper-parameter, its own or one of its optimizer."""
   return any(getattr(entry, "name", None) in ("hparams", "hyperparams") for entry in path)
 
 
@@ -81,10 +82,10 @@ def set_hparams(state: State, **values: Num[Array, "..."] | float) -> State:
   Shapes and dtypes stay, so nothing recompiles. Raises KeyError for a name that the state does not hold.
   """
   for name, value in values.items():
-    found = optax.tree.get_all_with_path(state, name, filtering=_is_hparam)
+    found = optax.tree.get_all_with_path(state, name, filtering=is_hparam)
     if not found:
       raise KeyError(f"hyper-parameter {name!r} is not in this state")
     like = found[0][1]
     new = jnp.broadcast_to(jnp.asarray(value, like.dtype), like.shape)
-    state = optax.tree.set(state, _is_hparam, **{name: new})
+    state = optax.tree.set(state, is_hparam, **{name: new})
   return state

@@ -30,9 +30,10 @@ from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment
 from mlnotes.flags import BaseConfig, field, require
 from mlnotes.plot import plot_curves
-from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, window_means
+from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_means
 from mlnotes.progress import Progress
 from mlnotes.record import Record, config_dict, print_metrics, summarize
+from mlnotes.rows import RowsRecord
 
 # A dispatch runs as many updates as fit into about this many seconds, so that a signal is answered soon.
 SECONDS_PER_DISPATCH = 1.0
@@ -45,6 +46,7 @@ class LoopConfig(BaseConfig):
   many_processes: ClassVar[bool] = True
 
   workdir: str = field("", "directory of the run; empty: runs/<experiment>-<hash of the settings>", free=True)
+  rows: str = field("", "file of runs to train side by side, as launch.sweep --vectorize writes it", free=True)
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(1, "how many seeds to train side by side in one program, from --seed on")
   steps: int = field(1000, "updates to train for")
@@ -82,7 +84,7 @@ def default_workdir(experiment: str, config: LoopConfig) -> Path:
 
 
 class _Signals:
-  """Turns SIGTERM and Ctrl-C into a request to stop; the second one stops at once."""
+  """Turns SIGTERM, SIGUSR2 (Slurm's warning) and Ctrl-C into a request to stop; a further Ctrl-C stops at once."""
 
   def __init__(self):
     self.received: int | None = None
@@ -90,12 +92,14 @@ class _Signals:
 
   def _handle(self, number, frame):
     if self.received is not None:
-      raise KeyboardInterrupt
+      if number == signal.SIGINT:
+        raise KeyboardInterrupt
+      return  # a scheduler may send one signal after the other
     self.received = number
-    print("stopping after the updates (or the compilation) in progress; again to stop at once", file=sys.stderr)
+    print("stopping after the updates (or the compilation) in progress; Ctrl-C to stop at once", file=sys.stderr)
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
       self._previous[number] = signal.signal(number, self._handle)
     return self
 
@@ -117,9 +121,12 @@ def _due(step: int, period: int, config: LoopConfig) -> bool:
 class _Run:
   """One training run in progress: the program and its state on one side, the work directory on the other."""
 
-  def __init__(self, program: Program, record: Record, checkpoints: Checkpoints, progress: Progress, best_metric, sign):
+  def __init__(
+    self, program: Program, record: Record | RowsRecord, checkpoints: Checkpoints, progress: Progress, best_metric, sign
+  ):
     self.program = program
     self.record = record
+    self.parts = tuple(record.parts())
     self.checkpoints = checkpoints
     self.progress = progress
     self.config = record.config
@@ -133,7 +140,8 @@ class _Run:
     """Restores the last checkpoint, or makes the first state."""
     latest = self.checkpoints.latest_step()
     if latest is None:
-      self.step, self.state, self.window = 0, self.program.init(), self.program.empty_window()
+      self.step, self.window = 0, self.program.empty_window()
+      self.state = self.record.place(self.program.init())
     else:
       like = {"state": self.program.abstract_state, "window": self.program.abstract_window}
       restored, metadata = self.checkpoints.restore(latest, like)
@@ -172,7 +180,8 @@ class _Run:
   def _log(self) -> None:
     means = window_means(self.window)
     self._check_finite(means)
-    self.record.log(self.step, "train", means)
+    for record, rows in self.parts:
+      record.log(self.step, "train", window_means(self.window, rows))
     self.window = self.program.empty_window()
     self.progress.update(self.step, means, self.step_seconds[-1])
     self.record.log_events(self.step, {"timing/step_seconds": self.step_seconds[-1]})
@@ -197,7 +206,8 @@ class _Run:
 
   def evaluate(self) -> None:
     self.evaluation = self.program.evaluate(self.state)
-    self.record.log(self.step, "eval", self.evaluation)
+    for record, rows in self.parts:
+      record.log(self.step, "eval", {name: np.asarray(value[rows]) for name, value in self.evaluation.items()})
     self.progress.say(f"step {self.step}: evaluation {_brief(self.evaluation)}")
 
   def save(self, score: float | None = None) -> None:
@@ -211,6 +221,19 @@ class _Run:
     metadata = {"config": config_dict(self.config), "data": data}
     self.checkpoints.save(self.step, {"state": self.state, "window": self.window}, metadata, score)
     self.saved_step = self.step
+
+  def hand_over(self) -> list[tuple[Record, Any]]:
+    """Saves the last state of each of several runs in its own work directory; returns those whose state is finite."""
+    params = getattr(self.state, "params", ())
+    finite = all_finite(params, self.program.num_seeds > 1) if jax.tree.leaves(params) else np.array(True)
+    parts = [(record, rows) for record, rows in self.parts if np.any(finite[rows] if finite.ndim else finite)]
+    for record, rows in parts:
+      checkpoints = Checkpoints(record.directory / "checkpoints")
+      own = {"state": take_rows(self.state, rows), "window": take_rows(self.window, rows)}
+      checkpoints.save(self.step, own, {"config": config_dict(record.config), "data": None}, None)
+      checkpoints.wait()
+      checkpoints.close()
+    return parts
 
 
 def _brief(values: Mapping[str, Any]) -> str:
@@ -252,9 +275,11 @@ def train(
     InputError: a work directory of another run, one that cannot be written, a corrupt checkpoint, a loss that is
       not finite. What was saved before stays.
   """
-  directory = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
+  workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
   writes = jax.process_index() == 0
-  record = Record(directory, name, config, writes=writes, tensorboard=config.tensorboard)
+  options = {"writes": writes, "tensorboard": config.tensorboard}
+  record = RowsRecord(name, config, **options) if config.rows else Record(workdir, name, config, **options)
+  directory = record.directory
   card = record.finished()
   finished, _ = distributed.agree(int(card is not None), 0)
   if finished:
@@ -289,8 +314,9 @@ def _train(record, experiment, feeds, config, best_metric, best_mode, examples_p
   started = time.perf_counter()
   enable_compilation_cache()
   directory = record.directory
-  seeds = range(config.seed, config.seed + config.seeds)
-  program = Program(experiment, feeds, seeds, make_mesh(config.devices, config.fsdp))
+  program = Program(experiment, feeds, record.seeds, make_mesh(config.devices, config.fsdp))
+  require(not (config.rows and program.streamed), "rows", config.rows, "data that stays on the device")
+  require(not config.rows or jax.process_count() == 1, "rows", config.rows, "a single process")
   if examples_per_step is None:
     examples_per_step = getattr(config, "batch_size", 1)
   examples = examples_per_step * config.seeds
@@ -317,7 +343,11 @@ def _train(record, experiment, feeds, config, best_metric, best_mode, examples_p
       run.evaluation = program.evaluate(run.state)
     checkpoints.wait()
     progress.close()
-    _finish(run, experiment, examples, unit, started)
+    parts = run.hand_over() if config.rows else run.parts
+    for part, rows in parts:
+      _finish(run, part, rows, experiment, examples, unit, started)
+    if lost := [str(part.directory) for part, rows in run.parts if (part, rows) not in parts]:
+      raise InputError(f"parameters not finite: {', '.join(lost)}; try a lower --learning_rate or --clip_norm=1.")
     distributed.wait_for_all("finished")
   return 0
 
@@ -329,25 +359,24 @@ def _describe(program: Program) -> str:
   return f"{len(devices)} x {devices[0].device_kind}{processes}{seeds}"
 
 
-def _finish(run: _Run, experiment: Experiment, examples: int, unit: str, started: float) -> None:
-  """Pictures, final figures and the result card."""
-  program, record, config = run.program, run.record, run.config
+def _finish(
+  run: _Run, record: Record, rows: Any, experiment: Experiment, examples: int, unit: str, started: float
+) -> None:
+  """Pictures, final figures and the result card of one run, whose seeds are `rows` of the program's."""
+  program, config, state = run.program, record.config, take_rows(run.state, rows)
+  if not record.writes:
+    return
   figures: dict[str, list[float]] = {}
-  if record.writes:
-    axis = ("update", 1) if unit == "examples" else (unit.replace("_", " "), examples // config.seeds)
-    plot_curves(record.directory, *axis, first=run.best_metric)
+  axis = ("update", 1) if unit == "examples" else (unit.replace("_", " "), examples // config.seeds)
+  plot_curves(record.directory, *axis, first=run.best_metric)
   for i in range(min(config.seeds, config.report_seeds)):
-    state = seed_state(run.state, i, config.seeds)
-    if not record.writes:
-      continue
     directory = record.directory / f"seed_{config.seed + i}" if config.seeds > 1 else record.directory
     directory.mkdir(exist_ok=True)
     run.progress.say(f"report {f'of seed {config.seed + i} ' if config.seeds > 1 else ''}in {directory}")
-    for name, value in (experiment.report(state, directory) or {}).items():
+    for name, value in (experiment.report(seed_state(state, i, config.seeds), directory) or {}).items():
       figures.setdefault(name, []).append(value)
-  if not record.writes:
-    return
-  metrics = {name: summarize(v) for name, v in {**run.evaluation, **figures}.items()}
+  evaluation = {name: value[rows] for name, value in run.evaluation.items()}
+  metrics = {name: summarize(v) for name, v in {**evaluation, **figures}.items()}
   step_seconds = float(np.median(run.step_seconds)) if run.step_seconds else None
   timing = {
     "compile_seconds": program.compile_seconds,

@@ -248,16 +248,30 @@ class Program:
     divide = lambda m: np.asarray(np.asarray(m.total, np.float64) / np.asarray(m.count, np.float64))
     return jax.tree.map(divide, dict(means), is_leaf=is_mean)
 
+  def lower(self) -> str:
+    """One update and the evaluation as StableHLO: programs with the same text differ in what they start from alone."""
+    update = jax.jit(self._one_update).lower(self.abstract_state, self._example_input())
+    evaluate = jax.jit(self._evaluate_batches).lower(self.abstract_state, self._eval_arrays)
+    return update.as_text() + evaluate.as_text()
+
+
+def take_rows(tree: Any, rows: Any) -> Any:
+  """`tree` on one device with some `rows` of its leading axis: `...` for all, an integer, a slice.
+
+  Every process must call it.
+  """
+  tree = fetch(tree)
+  return tree if rows is ... else jax.tree.map(lambda x: x[rows], tree)
+
 
 def seed_state(state: State, i: int, num_seeds: int) -> State:
   """The state of seed number `i` on one device, without the seed axis. Every process must call it."""
-  state = fetch(state)
-  return jax.tree.map(lambda x: x[i], state) if num_seeds > 1 else state
+  return take_rows(state, i if num_seeds > 1 else ...)
 
 
-def window_means(window: Window) -> dict[str, Any]:
-  """The training metrics of a window: () or (seeds,). One that some seed has counted nothing for is left out."""
-  total, count = jax.device_get(window)
+def window_means(window: Window, rows: Any = ...) -> dict[str, Any]:
+  """The training metrics of a window, or of some of its `rows`: () or (seeds,). One without a count is left out."""
+  total, count = jax.tree.map(lambda x: np.asarray(x)[rows], jax.device_get(window))
   return {name: np.asarray(np.float64(total[name]) / count[name]) for name in total if np.all(count[name] > 0)}
 
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,22 @@ class Record:
         f"--workdir={self.directory} belongs to a run with other settings: found {', '.join(differ)}; "
         "expected the same flags, or another --workdir."
       )
+
+  # -- the rows of the program: one run has them all, as `mlnotes.rows.RowsRecord` has those of several ---------------
+
+  @property
+  def seeds(self) -> range:
+    return range(self.config.seed, self.config.seed + self.config.seeds)
+
+  def parts(self) -> "Iterator[tuple[Record, Any]]":
+    """(record, index of its rows): one pair for each run in the program."""
+    yield self, ...
+
+  def place(self, state: Any) -> Any:
+    """The program's first state as the run's."""
+    return state
+
+  # -- the beginning -----------------------------------------------------------------------------------------------
 
   def forget(self) -> None:
     """Gives the directory back where nothing has been learned in it yet, so that other settings can have it."""

@@ -1,0 +1,297 @@
+"""From the text of a sweep to its runs: an experiment, its flags, its config and its work directory each.
+
+Nothing here runs an experiment or writes a file.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags as absl_flags
+
+from experiments import catalogue
+from mlnotes.errors import InputError
+from mlnotes.flags import config_fields, define, parse
+from mlnotes.record import Record
+
+# A longer name is cut and ends in a hash; file systems allow 255 bytes.
+LONGEST_NAME = 150
+# What the sweep itself sets.
+RESERVED = ("workdir", "rows")
+
+Settings = Mapping[str, str]
+
+
+class Run(NamedTuple):
+  """`settings` are the flags that tell the run from the others, `fixed` those that all have."""
+
+  experiment: str
+  settings: Settings
+  fixed: tuple[str, ...]
+  directory: Path
+  config: Any
+
+  @property
+  def flags(self) -> list[str]:
+    return [*self.fixed, *(f"--{name}={text}" for name, text in self.settings.items())]
+
+  def finished(self) -> bool:
+    """Whether its result card is there. Raises InputError where the directory belongs to other settings."""
+    return Record(self.directory, self.experiment, self.config, writes=False).finished() is not None
+
+
+# -- the text ----------------------------------------------------------------------------------------------------------
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+  """Parts of `text` at each `separator` outside parentheses and quotes, stripped; parts that are empty are left out.
+
+  Raises InputError for a parenthesis or a quote without its partner.
+  """
+  parts, depth, quote = [""], 0, ""
+  for letter in text:
+    if quote:
+      quote = "" if letter == quote else quote
+    elif letter in "'\"":
+      quote = letter
+    else:
+      depth += (letter == "(") - (letter == ")")
+      if depth < 0:
+        break
+      if letter == separator and depth == 0:
+        parts.append("")
+        continue
+    parts[-1] += letter
+  if depth or quote:
+    raise InputError(f"found {text!r}: expected every parenthesis and quote in pairs.")
+  return [part.strip() for part in parts if part.strip()]
+
+
+def _unwrap(text: str) -> str:
+  """A value without the parentheses or quotes around it."""
+  return text[1:-1] if len(text) > 1 and (text[0], text[-1]) in (("(", ")"), ("'", "'"), ('"', '"')) else text
+
+
+def _assignments(flag: str, text: str) -> Iterator[tuple[str, str]]:
+  seen = set()
+  for part in split_outside(text, ";"):
+    name, equals, value = part.partition("=")
+    name = name.strip().lstrip("-")
+    if not (equals and name.isidentifier() and value.strip()):
+      raise InputError(f"--{flag} holds {part!r}: expected name=value, and a semicolon between two of them.")
+    if name in seen:
+      raise InputError(f"--{flag} names {name} twice: expected each flag once.")
+    seen.add(name)
+    yield name, value.strip()
+
+
+def parse_grid(text: str) -> list[Settings]:
+  """All combinations of `name=v1,v2;other=v1,v2`, the last name fastest. `1..4` is 1,2,3,4; `(1,2)` is one value."""
+  axes = []
+  for name, values in _assignments("grid", text):
+    texts = []
+    for value in split_outside(values, ","):
+      if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", value):
+        first, last = map(int, found.groups())
+        if last < first:
+          raise InputError(f"--grid holds {name}={value}: expected the smaller number first.")
+        texts += map(str, range(first, last + 1))
+      else:
+        texts.append(_unwrap(value))
+    axes.append([(name, value) for value in texts])
+  return [dict(point) for point in itertools.product(*axes)]
+
+
+_LAWS = {
+  "log": lambda rng, low, high: f"{np.exp(rng.uniform(np.log(low), np.log(high))):.4g}",
+  "uniform": lambda rng, low, high: f"{rng.uniform(low, high):.4g}",
+  "int": lambda rng, low, high: str(rng.integers(int(low), int(high) + 1)),
+}
+
+
+def draw_settings(text: str, draws: int, seed: int) -> list[Settings]:
+  """`draws` random settings of `name=log(a,b);other=int(a,b)`. More draws, or other names, leave the first ones alone.
+
+  log: uniform in the logarithm; uniform; int: both ends included; choice(a,b,c). Real numbers have four digits.
+  """
+  columns = {}
+  for name, law in _assignments("random", text):
+    found = re.fullmatch(r"(\w+)\s*\((.*)\)", law)
+    kind, options = (found.group(1), split_outside(found.group(2), ",")) if found else ("", [])
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    if kind == "choice" and options:
+      columns[name] = [_unwrap(options[rng.integers(len(options))]) for _ in range(draws)]
+      continue
+    try:
+      low, high = map(float, options)
+      valid = kind in _LAWS and low <= high and math.isfinite(high - low) and (kind != "log" or low > 0)
+    except ValueError:
+      valid = False
+    if not valid:
+      raise InputError(
+        f"--random holds {name}={law}: expected log(low,high), uniform(low,high), int(low,high) or choice(a,b,c)."
+      )
+    columns[name] = [_LAWS[kind](rng, low, high) for _ in range(draws)]
+  return [{name: column[i] for name, column in columns.items()} for i in range(draws)]
+
+
+def read_list(path: Path) -> list[Settings]:
+  """The settings of a .json file (a list of objects) or a .jsonl file (an object a line)."""
+  try:
+    text = path.read_text()
+    rows = (
+      [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
+    )
+  except (OSError, ValueError) as error:
+    raise InputError(f"--list={path} cannot be read ({error}): expected JSON.") from error
+  if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    raise InputError(f'--list={path} does not hold a list of objects: expected [{{"learning_rate": 0.001}}, ...].')
+  return [{name: _json_text(path, name, value) for name, value in row.items()} for row in rows]
+
+
+def _json_text(path: Path, name: str, value: Any) -> str:
+  if isinstance(value, list):
+    return ",".join(_json_text(path, name, part) for part in value)
+  if isinstance(value, bool):
+    return str(value).lower()
+  if not isinstance(value, (str, int, float)):
+    raise InputError(f"--list={path} has {name}={json.dumps(value)}: expected a number, a text or a list of them.")
+  return str(value)
+
+
+# -- experiments and their flags ---------------------------------------------------------------------------------------
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+  """The end of a sentence about an unknown name: the nearest known one, else `otherwise` or all that are known."""
+  known = list(known)
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  close = close or [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+  return f"did you mean {close[0]}?" if close else otherwise or f"expected one of {', '.join(known)}."
+
+
+def load_experiment(name: str) -> Any:
+  """The module of an experiment. Raises InputError for a name that is not in the catalogue."""
+  known = [found for found, _ in catalogue()]
+  if name not in known:
+    raise InputError(f"--experiment={name} is not an experiment: {nearest(name, known)}")
+  module = importlib.import_module(f"experiments.{name}")
+  if "workdir" not in {item.name for item, _, _ in config_fields(module.Config)}:
+    raise InputError(f"--experiment={name} has no --workdir: expected an experiment that keeps its results in one.")
+  return module
+
+
+def _no_flag(experiment: str, name: str, known: Iterable[str]) -> InputError:
+  hint = nearest(name, sorted(known), f"see python -m experiments.{experiment} --helpshort.")
+  return InputError(f"{experiment} has no flag --{name}: {hint}")
+
+
+def parse_flags(experiment: str, config_class: type, arguments: Sequence[str]) -> absl_flags.FlagValues:
+  """The flags of an experiment with what `arguments` set. Raises InputError, naming what is wrong."""
+  values = absl_flags.FlagValues()
+  define(config_class, values)
+  try:
+    rest = values(["sweep", *arguments])
+  except absl_flags.UnrecognizedFlagError as error:
+    raise _no_flag(experiment, error.flagname, values) from error
+  except absl_flags.Error as error:
+    raise InputError(f"{experiment}: {str(error).rstrip('.')}.") from error
+  if len(rest) > 1:
+    raise InputError(f"{experiment}: found the argument {rest[1]!r}, expected flags --name=value alone.")
+  return values
+
+
+def _label(value: Any) -> str:
+  if isinstance(value, bool):
+    return str(value).lower()
+  return "(" + ",".join(map(_label, value)) + ")" if isinstance(value, tuple) else str(value)
+
+
+def name_run(settings: Mapping[str, Any]) -> str:
+  """A directory's name from the values of its settings: readable, and different for different settings."""
+  plain = ",".join(f"{name}={_label(value)}" for name, value in settings.items())
+  safe = re.sub(r"[^\w.,=+()-]", "_", plain, flags=re.ASCII)
+  if safe == plain and len(safe) <= LONGEST_NAME:
+    return safe
+  return f"{safe[:LONGEST_NAME]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+
+
+def make_runs(experiments: Sequence[str], fixed: str, settings: Sequence[Settings], workdir: Path) -> list[Run]:
+  """Every experiment with all settings, each checked by its Config; the same run twice counts once.
+
+  Raises InputError for the first flag, value or combination that an experiment rejects.
+  """
+  try:
+    fixed_flags = tuple(shlex.split(fixed))
+  except ValueError as error:
+    raise InputError(f"--fixed={fixed!r} cannot be split ({error}): expected flags as on a command line.") from error
+  runs = {}
+  for experiment in experiments:
+    config_class = load_experiment(experiment).Config
+    given = parse_flags(experiment, config_class, fixed_flags)
+    reserved = [name for name in RESERVED if name in given and given[name].present]
+    for point in settings:
+      for name in [*reserved, *point]:
+        if name in RESERVED:
+          raise InputError(f"--{name} is set by the sweep for every run: expected it to be left out.")
+        if name not in given:
+          raise _no_flag(experiment, name, given)
+        if given[name].present:
+          raise InputError(f"--{name} is in --fixed and varied as well: expected one of the two.")
+      run = _make_run(experiment, config_class, fixed_flags, point, workdir)
+      runs.setdefault(run.directory, run)
+  return list(runs.values())
+
+
+def _make_run(experiment, config_class, fixed_flags, point: Settings, workdir: Path) -> Run:
+  arguments = [*fixed_flags, *(f"--{name}={text}" for name, text in point.items())]
+  values = parse_flags(experiment, config_class, arguments)
+  directory = workdir / experiment
+  if point:
+    directory /= name_run({name: values[name].value for name in point})
+  values["workdir"].value, values["workdir"].using_default_value = str(directory), False
+  try:
+    return Run(experiment, dict(point), fixed_flags, directory, parse(config_class, values))
+  except InputError as error:
+    raise InputError(f"{experiment}: {error}") from error
+
+
+def combine(*factors: Sequence[Settings]) -> list[Settings]:
+  """Every setting of the first factor with every one of the others. Raises InputError for a flag in two of them."""
+  combined = [{}]
+  for factor in factors:
+    for left, right in itertools.product(combined[:1], factor):
+      if both := sorted(left.keys() & right.keys()):
+        raise InputError(f"--{both[0]} is varied twice: expected it in one of --grid, --list and --random.")
+    combined = [{**left, **right} for left, right in itertools.product(combined, factor)]
+  return combined
+
+
+def check_writable(workdir: Path) -> None:
+  """Raises InputError where `workdir` could not be written; creates nothing."""
+  existing = next(path for path in [workdir, *workdir.absolute().parents] if path.exists() or path.is_symlink())
+  try:
+    with tempfile.TemporaryFile(dir=existing):
+      pass
+    if not os.access(existing, os.W_OK | os.X_OK):
+      raise PermissionError(13, "Permission denied")
+  except OSError as error:
+    raise InputError(f"--workdir={workdir} cannot be written: {existing}: {error.strerror or error}.") from error
+
+
+def fields_of(run: Run) -> dict[str, Any]:
+  """The settings of a run's config, without its work directory."""
+  return {f.name: getattr(run.config, f.name) for f in dataclasses.fields(run.config) if f.name not in RESERVED}

@@ -1,0 +1,94 @@
+"""Several runs as the rows of one program: they differ in their seeds and in numbers that the state holds.
+
+`--rows=FILE` names them, as `launch.sweep --vectorize` writes it:
+
+    {"experiment": "rl.ppo", "runs": [
+      {"workdir": "runs/a", "settings": {"discount": 0.9, "seed": 1}, "state": {".hparams['discount']": 0.9}}, ...]}
+
+`settings` are fields of the config; `state` says where the state holds those that are not seeds. Each run leaves in its
+own work directory what it would leave alone; only the checkpoints on the way are common.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlnotes.errors import InputError
+from mlnotes.experiment import State
+from mlnotes.record import Record
+
+
+class RowsRecord:
+  """What `Record` is for one run, for those that a file lists. Raises InputError where the file cannot be used."""
+
+  def __init__(self, experiment: str, config: Any, *, writes: bool = True, tensorboard: bool = True):
+    path = Path(config.rows)
+    try:
+      found = json.loads(path.read_text())
+      belongs_to, self._runs = found["experiment"], found["runs"]
+      configs = [dataclasses.replace(config, rows="", workdir=r["workdir"], **r["settings"]) for r in self._runs]
+      self._values = [dict(r["state"]) for r in self._runs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise InputError(f"--rows={path} cannot be read ({error}): expected what launch.sweep writes.") from error
+    if belongs_to != experiment or not configs:
+      raise InputError(f"--rows={path} holds {len(configs)} runs of {belongs_to}: expected runs of {experiment}.")
+    self.experiment, self.config, self.writes = experiment, config, writes
+    self.directory = Path(config.workdir).expanduser() if config.workdir else path.parent
+    self.records = [Record(Path(c.workdir), experiment, c, writes=writes, tensorboard=tensorboard) for c in configs]
+
+  @property
+  def seeds(self) -> list[int]:
+    """The seed of each row: run by run."""
+    return [seed for record in self.records for seed in record.seeds]
+
+  def parts(self) -> Iterator[tuple[Record, Any]]:
+    """(record, index of its rows among all): an integer for a run of one seed, which has no seed axis alone."""
+    width = self.config.seeds
+    for i, record in enumerate(self.records):
+      yield record, ... if len(self.seeds) == 1 else i if width == 1 else slice(i * width, (i + 1) * width)
+
+  def place(self, state: State) -> State:
+    """The first state with each run's own numbers in its rows. Raises InputError for a place that is not there."""
+    paths = set().union(*self._values)
+
+    def replace(path, leaf):
+      name = jax.tree_util.keystr(path)
+      if name not in paths:
+        return leaf
+      paths.discard(name)
+      values = np.repeat([values[name] for values in self._values], self.config.seeds).astype(leaf.dtype)
+      return jax.device_put(values.reshape(leaf.shape), leaf.sharding)
+
+    state = jax.tree_util.tree_map_with_path(replace, state)
+    if paths:
+      raise InputError(f"--rows={self.config.rows} sets {min(paths)}, which the state of {self.experiment} lacks.")
+    return state
+
+  def finished(self) -> Mapping[str, Any] | None:
+    cards = [record.finished() for record in self.records]
+    return cards[0] if all(cards) else None
+
+  @property
+  def result_path(self) -> Path:
+    return self.records[0].result_path
+
+  def open(self, step: int) -> None:
+    for record in self.records:
+      record.open(step)
+
+  def log_events(self, step: int, values: Mapping[str, float]) -> None:
+    for record in self.records:
+      record.log_events(step, values)
+
+  def forget(self) -> None:
+    for record in self.records:
+      record.forget()
+
+  def close(self) -> None:
+    for record in self.records:
+      record.close()

@@ -1,0 +1,171 @@
+"""How jobs run on this machine: with stand-ins for experiments, and one real experiment for Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from launch.jobs import Job, last_line, lock, release, run_debug, run_local
+from launch.table import Table, summary
+from mlnotes.record import read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+class Stub(NamedTuple):
+  """Stands for a run; it is finished where its script has written `done`."""
+
+  directory: Path
+  experiment: str = "stub"
+  config: object = None
+
+  def finished(self):
+    return (self.directory / "done").exists()
+
+
+class Script(Job):
+  """A job whose process is a line of Python in the work directory."""
+
+  @property
+  def command(self):
+    return [sys.executable, "-c", f"import os, time, sys, signal; os.chdir({str(self.directory)!r}); {self.flags[0]}"]
+
+
+def make_jobs(tmp_path, *scripts):
+  jobs = []
+  for i, script in enumerate(scripts):
+    directory = tmp_path / str(i)
+    jobs.append(Script(str(i), (Stub(directory),), directory, (script,)))
+  return jobs
+
+
+def quietly():
+  pass
+
+
+DONE = "open('done', 'w').close()"
+
+
+def test_jobs_run_side_by_side_and_failures_are_told(tmp_path, capsys):
+  jobs = make_jobs(
+    tmp_path, f"time.sleep(1); {DONE}", f"time.sleep(1); {DONE}",
+    "print('to the log', file=sys.stderr); print('error: it broke', file=sys.stderr); sys.exit(2)", "sys.exit(0)", DONE,
+  )  # fmt: skip
+  started = time.monotonic()
+  run_local(jobs, 5, 0, Table(jobs), interval=0.05)
+  assert time.monotonic() - started < 6
+  assert [job.state for job in jobs] == ["finished", "finished", "failed", "failed", "finished"]
+  assert jobs[2].note == "error: it broke" and "no word" in jobs[3].note
+  assert "to the log" in (jobs[2].directory / "stderr.log").read_text()
+  text = summary(jobs, skipped=2)
+  assert text.startswith("5 of 7 runs finished, 2 of them before")
+  assert f"failed 2: error: it broke\n  log: {tmp_path}/2/stderr.log" in text
+  assert re.search(r"^finished  4  \d s$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_no_more_than_asked_for_at_once(tmp_path):
+  counts = []
+  jobs = make_jobs(tmp_path, *[f"time.sleep(.3); {DONE}"] * 4)
+  run_local(jobs, 2, 0, lambda: counts.append(sum(job.state == "running" for job in jobs)), interval=0.02)
+  assert max(counts) == 2 and all(job.state == "finished" for job in jobs)
+
+
+def test_each_job_gets_its_own_gpus(tmp_path, monkeypatch):
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+  jobs = make_jobs(tmp_path, *["open('done', 'w').write(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(.5)"] * 2)
+  run_local(jobs, 2, 2, quietly)
+  assert {(job.directory / "done").read_text() for job in jobs} == {"4,5", "6,7"}
+
+
+def test_a_job_stopped_by_a_signal_is_no_failure(tmp_path):
+  jobs = make_jobs(
+    tmp_path, "os.kill(os.getpid(), signal.SIGTERM)", "sys.exit(143)", "os.kill(os.getpid(), signal.SIGKILL)"
+  )
+  run_local(jobs, 3, 0, quietly)
+  assert [job.state for job in jobs] == ["stopped", "stopped", "failed"]
+
+
+def test_an_interrupt_stops_all_and_waits_for_them(tmp_path):
+  save = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(.3), open('saved', 'w'), os._exit(143)))"
+  jobs = make_jobs(tmp_path, *[f"{save}; open('up', 'w'); time.sleep(60)"] * 2, DONE)
+
+  def interrupt():
+    if all((job.directory / "up").exists() and job.note != "stopping" for job in jobs[:2]):
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    run_local(jobs, 2, 0, interrupt)
+  assert [job.state for job in jobs] == ["stopped", "stopped", "waiting"]
+  assert all((job.directory / "saved").exists() for job in jobs[:2])
+
+
+def test_a_directory_belongs_to_one_process_at_a_time(tmp_path):
+  """Also where the sweep that started it is gone: its process holds the lock."""
+  jobs = make_jobs(tmp_path, DONE, DONE)
+  jobs[0].prepare()
+  held = lock(jobs[0].directories)
+  orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=held)
+  release(held)
+  try:
+    run_local(jobs, 2, 0, quietly)
+    assert [job.state for job in jobs] == ["elsewhere", "finished"]
+  finally:
+    orphan.kill()
+    orphan.wait()
+  run_local(jobs[:1], 1, 0, quietly)
+  assert jobs[0].state == "finished"
+
+
+def test_debug_stops_at_the_first_failure_and_shows_it(tmp_path, capfd):
+  jobs = make_jobs(tmp_path, DONE, "print('in full'); 1 / 0", DONE)
+  run_debug(jobs)
+  assert [job.state for job in jobs] == ["finished", "failed", "waiting"]
+  shown = capfd.readouterr()
+  assert "in full" in shown.out and "ZeroDivisionError" in shown.err
+
+
+def test_last_line(tmp_path):
+  assert last_line(tmp_path / "none") == ""
+  (tmp_path / "log").write_bytes(b"x" * 200_000 + b"\nfirst\rlast\xff\n\n")
+  assert last_line(tmp_path / "log") == "last\N{REPLACEMENT CHARACTER}"
+
+
+FLAGS = (
+  "--steps=20000000 --steps_per_update=50 --env=FrozenLake-v1 --log_every=20000 --eval_every=0 --checkpoint_every=0"
+)
+FLAGS += " --nogif --gym_episodes=0 --notensorboard"
+
+
+def test_ctrl_c_saves_and_a_second_sweep_keeps_off(tmp_path):
+  """A real run is interrupted; the same command would go on from the step that it has reached."""
+  command = [
+    sys.executable,
+    "-m",
+    "launch.sweep",
+    "--experiment=rl.q_learning",
+    f"--fixed={FLAGS}",
+    f"--workdir={tmp_path}",
+  ]
+  env = {**os.environ, "XLA_FLAGS": ""}
+  options = dict(cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  first = subprocess.Popen(command, **options)
+  metrics = tmp_path / "rl.q_learning" / "metrics.jsonl"
+  while first.poll() is None and not read_metrics(metrics):
+    time.sleep(0.05)
+  second = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+  assert second.returncode == 1 and "elsewhere rl.q_learning: another process is at it" in second.stdout
+  first.send_signal(signal.SIGINT)
+  out, err = first.communicate(timeout=60)
+  assert first.returncode == 130 and "0 of 1 runs finished" in out and "stopped rl.q_learning" in out, err
+  step = read_metrics(metrics)[-1]["step"]
+  saved = [int(path.name) for path in (tmp_path / "rl.q_learning" / "checkpoints").glob("[0-9]*")]
+  assert saved and 0 <= saved[0] - step < 20000 and saved[0] < 20_000_000
+  assert not (tmp_path / "rl.q_learning" / "result.json").exists()
+  assert json.loads((tmp_path / "rl.q_learning" / "config.json").read_text())["config"]["steps"] == 20_000_000
