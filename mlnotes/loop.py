@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -38,7 +38,12 @@ SECONDS_PER_DISPATCH = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig(BaseConfig):
-  """The flags of every experiment that runs in the loop."""
+  """The flags of every experiment that runs in the loop.
+
+  Throughput counts `UNIT`s, of which one update of one seed consumes `units_per_update`.
+  """
+
+  UNIT: ClassVar[str] = "examples"
 
   workdir: str = field("", "directory of the run; empty: runs/<experiment>-<hash of the settings>", free=True)
   seed: int = field(0, "first seed, >= 0")
@@ -61,6 +66,10 @@ class LoopConfig(BaseConfig):
     require(self.seeds <= 2**16, "seeds", self.seeds, "at most 65536")
     require(self.steps < 2**31, "steps", self.steps, "fewer than 2^31")
     require(self.seed + self.seeds <= 2**32, "seed", self.seed, "seeds below 2^32")
+
+  @property
+  def units_per_update(self) -> int:
+    return getattr(self, "batch_size", 1)
 
 
 def enable_compilation_cache() -> None:
@@ -227,15 +236,12 @@ def train(
   *,
   best_metric: str = "loss",
   best_mode: Literal["min", "max"] = "min",
-  examples_per_step: int | None = None,
-  unit: str = "examples",
 ) -> int:
   """Trains to `config.steps` updates in the work directory, resuming what is there; returns the exit code.
 
   Args:
     name: "<chapter>.<method>".
     best_metric: the evaluation metric whose best checkpoint is kept beside the last one.
-    examples_per_step: what one update of one seed consumes, for the throughput in `unit`s; None: the batch size.
 
   Returns:
     0 when finished, 128 + n when stopped by signal n (the state is saved).
@@ -252,7 +258,7 @@ def train(
     print(f"{directory} is finished ({card['steps']} steps): see {record.result_path}; remove it to run again.")
     return 0
   try:
-    return _train(record, experiment, feeds, config, best_metric, best_mode, examples_per_step, unit)
+    return _train(record, experiment, feeds, config, best_metric, best_mode)
   except InputError:
     record.forget()
     raise
@@ -275,17 +281,15 @@ def train(
     record.close()
 
 
-def _train(record, experiment, feeds, config, best_metric, best_mode, examples_per_step, unit) -> int:
+def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   started = time.perf_counter()
   enable_compilation_cache()
   directory = record.directory
   program = Program(experiment, feeds, range(config.seed, config.seed + config.seeds), make_mesh(config.devices))
-  if examples_per_step is None:
-    examples_per_step = getattr(config, "batch_size", 1)
-  examples = examples_per_step * config.seeds
+  examples = config.units_per_update * config.seeds
   sign = 1.0 if best_mode == "min" else -1.0
   checkpoints = Checkpoints(directory / "checkpoints")
-  progress = Progress(config.steps, examples, unit, quiet=not record.writes)
+  progress = Progress(config.steps, examples, config.UNIT, quiet=not record.writes)
   run = _Run(program, record, checkpoints, progress, best_metric, sign)
   try:
     with _Signals() as signals:
@@ -305,7 +309,7 @@ def _train(record, experiment, feeds, config, best_metric, best_mode, examples_p
       run.evaluation = program.evaluate(run.state)
     checkpoints.wait()
     progress.close()
-    _finish(run, experiment, examples, unit, started)
+    _finish(run, experiment, started)
     return 0
   finally:
     progress.close()
@@ -318,12 +322,13 @@ def _describe(program: Program) -> str:
   return f"{len(devices)} x {devices[0].device_kind}{seeds}"
 
 
-def _finish(run: _Run, experiment: Experiment, examples: int, unit: str, started: float) -> None:
+def _finish(run: _Run, experiment: Experiment, started: float) -> None:
   """Pictures, final figures and the result card."""
   program, record, config = run.program, run.record, run.config
+  unit, examples = config.UNIT, config.units_per_update * config.seeds
   figures: dict[str, list[float]] = {}
   if record.writes:
-    axis = ("update", 1) if unit == "examples" else (unit.replace("_", " "), examples // config.seeds)
+    axis = ("update", 1) if unit == "examples" else (unit.replace("_", " "), config.units_per_update)
     plot_curves(record.directory, *axis, first=run.best_metric)
     reported = min(config.seeds, config.report_seeds)
     for i in range(reported):
