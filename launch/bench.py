@@ -7,8 +7,8 @@
   python -m launch.bench --experiment=all
 
 The flags of the experiment follow those of the benchmark; what is not given has the experiment's own default. Several
-experiments run one after the other, each in a process of its own. Times are the host's, blocking on the results; no work
-directory is written. An update that learns from a replay is timed once there is something to learn from.
+experiments run one after the other, each in a process of its own. Times are the host's, blocking on the results; no
+work directory is written. An update that learns from a replay is timed once there is something to learn from.
 """
 
 import dataclasses

@@ -57,8 +57,8 @@ def _count_equation(equation: core.JaxprEqn) -> Work:
     return turn._replace(exact=turn.exact and turn.flops == 0)
   if name == "cond":
     return max(map(count_flops, params["branches"]), key=lambda work: work.flops)
-  if name in ("dot_general", "conv_general_dilated"):
-    flops = float(2 * (_dot_products if name == "dot_general" else _convolution_products)(equation))
+  if name in _PRODUCTS:
+    flops = 2.0 * _PRODUCTS[name](equation)
     return Work(flops, flops)
   result = equation.outvars[0].aval if equation.outvars else None
   if name in _ELEMENTWISE or name in _REDUCTIONS:
@@ -75,19 +75,42 @@ def _dot_products(equation: core.JaxprEqn) -> int:
 
 
 def _convolution_products(equation: core.JaxprEqn) -> int:
-  """Multiplications of a convolution, without those by the zeros of padding and dilation."""
   params, numbers = equation.params, equation.params["dimension_numbers"]
   lhs, rhs, out = (v.aval.shape for v in (*equation.invars[:2], equation.outvars[0]))
-  products = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
-  for i, (stride, padding, lhs_dilation, rhs_dilation) in enumerate(
-    zip(params["window_strides"], params["padding"], params["lhs_dilation"], params["rhs_dilation"])
-  ):
-    size, kernel, length = (
-      shape[spec[2 + i]] for shape, spec in ((lhs, numbers.lhs_spec), (rhs, numbers.rhs_spec), (out, numbers.out_spec))
-    )
-    at = np.arange(length)[:, None] * stride + np.arange(kernel)[None] * rhs_dilation - padding[0]
-    products *= int(np.sum((at >= 0) & (at % lhs_dilation == 0) & (at // lhs_dilation < size)))
-  return products
+  spatial = lambda shape, spec: [shape[i] for i in spec[2:]]
+  sizes = (spatial(lhs, numbers.lhs_spec), spatial(rhs, numbers.rhs_spec), spatial(out, numbers.out_spec))
+  names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+  pairs = math.prod(map(_count_pairs, *sizes, *(params[name] for name in names)))
+  return out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]] * pairs
+
+
+def _count_pairs(size: int, taps: int, positions: int, stride: int, padding, lhs_dilation: int, dilation: int) -> int:
+  """Along one axis, the pairs of a position and a tap that meet an input, not the zeros of padding and dilation."""
+  at = np.arange(positions)[:, None] * stride + np.arange(taps) * dilation - padding[0]
+  return int(np.sum((at >= 0) & (at % lhs_dilation == 0) & (at // lhs_dilation < size)))
+
+
+def _form_products(equation: core.JaxprEqn) -> int:
+  """Of `mlnotes.nn.conv`'s own primitive: as many for a convolution as for either of its gradients."""
+  geometry, out = equation.params["geometry"], equation.params["out"]
+  names = [name for name in ("x", "kernel", "y") if name != out]
+  shapes = {name: v.aval.shape for name, v in zip((*names, out), (*equation.invars, *equation.outvars))}
+  rank = len(geometry.window)
+  lead, (batch, *positions, outputs) = math.prod(shapes["y"][: -rank - 2]), shapes["y"][-rank - 2 :]
+  ones = (1,) * rank
+  pairs = math.prod(
+    map(_count_pairs, geometry.sizes, geometry.window, positions, geometry.strides, geometry.padding, ones,
+        geometry.dilation)
+  )  # fmt: skip
+  return lead * batch * shapes["x"][-1] * outputs * pairs
+
+
+# Multiplications, each with its addition.
+_PRODUCTS = {
+  "dot_general": _dot_products,
+  "conv_general_dilated": _convolution_products,
+  "convolution_form": _form_products,
+}
 
 
 # Peak TFLOP/s of one JAX device, dense: (with --precision=bfloat16, with float32). The float32 figure is that of the
