@@ -348,8 +348,8 @@ def _finish(run: _Run, experiment: Experiment, started: float) -> None:
   }
   peak = peak_memory_bytes(program.mesh.devices.flat[0])
   record.write_result(
-    finished=True, steps=config.steps, metrics=metrics, timing=timing, memory={"peak_bytes": peak},
-    device=_describe(program),
+    finished=True, steps=config.steps, metrics=metrics, best_metric=run.best_metric,
+    best_mode="min" if run.sign > 0 else "max", timing=timing, memory={"peak_bytes": peak}, device=_describe(program),
   )  # fmt: skip
   seconds = "  ".join(f"{k} {v:.4g}" for k, v in timing.items() if v is not None)
   print(f"{seconds}  peak_memory {peak / 2**20:.0f} MiB", file=sys.stderr)
