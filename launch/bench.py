@@ -111,15 +111,9 @@ def describe_row(row: Mapping[str, Any]) -> list[tuple[str, str]]:
       f"{scaled(row['flops'], 'FLOP')} per update{at_least}, {100 * _share(row):.0f} % in matrix products",
     ),
     ("utilization", f"{scaled(row['flops_per_second'], 'FLOP/s')}: {share}"),
-    (
-      "XLA's count",
-      f"{scaled(row['xla_flops'], 'FLOP')}, {scaled(row['xla_bytes'], 'B')} moved, each loop turned once",
-    ),
-    (
-      "memory",
-      f"{scaled(memory['program_bytes'], 'B', 1024)}, temporary {scaled(memory['temporary_bytes'], 'B', 1024)}",
-    ),
-    ("peak memory", scaled(memory["peak_bytes"], "B", 1024)),
+    ("XLA's count", f"{scaled(row['xla_flops'], 'FLOP')}, {scaled(row['xla_bytes'], 'B')} moved; every loop once"),
+    ("memory", f"{binary(memory['program_bytes'])}, of which {binary(memory['temporary_bytes'])} temporary"),
+    ("peak memory", binary(memory["peak_bytes"])),
     ("data wait", f"{duration(waited)} per update, {100 * waited / step['median']:.1f} %" if waited else "none"),
   ]
 

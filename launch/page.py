@@ -49,7 +49,7 @@ def write_page(
 
 def embed_json(data: Any) -> str:
   """JSON that may stand in a script element, whatever the strings in it."""
-  text = json.dumps(to_json(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+  text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
   return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -68,12 +68,12 @@ def page_data(
     "metrics": metrics,
     "modes": {name: mode if name == metric else find_mode(groups, name) for name in metrics},
     "judged": {name: choose_metric(own)[0] for name, own in experiments.items()},
-    "shared": {name: shared for name, (shared, _) in settings.items()},
+    "shared": {name: to_json(shared) for name, (shared, _) in settings.items()},
     "problems": list(problems),
     "groups": [
       {
         "experiment": group.experiment,
-        "settings": {n: group.settings[n] for n in settings[group.experiment][1] if n in group.settings},
+        "settings": to_json({n: group.settings[n] for n in settings[group.experiment][1] if n in group.settings}),
         "seeds": group.seeds,
         "steps": max(run.step for run in group.runs),
         "finished": group.finished,

@@ -132,7 +132,7 @@ def read_run(directory: Path, problems: list[str]) -> Run:
     raise InputError(f"{directory / 'config.json'} is not that of a run ({_reason(error)}): skipped.") from error
   curves, step = _read_curves(directory, problems)
   card = _read_card(directory, problems)
-  timing = card.get("timing") or {}
+  timing = card.get("timing")
   best = (card["best_metric"], card["best_mode"]) if "best_metric" in card and "best_mode" in card else None
   folders = [directory, *sorted(d for d in directory.glob("seed_*") if d.is_dir())]
   return Run(
@@ -143,7 +143,7 @@ def read_run(directory: Path, problems: list[str]) -> Run:
     step=int(card.get("steps") or step),
     final=_final_values(curves, card, directory, problems),
     curves=curves,
-    wall_seconds=timing.get("wall_seconds"),
+    wall_seconds=timing.get("wall_seconds") if isinstance(timing, dict) else None,
     device=str(card.get("device", "")),
     command=str(card.get("command", "")),
     pictures=[p for d in folders for p in sorted(d.iterdir()) if p.suffix.lower() in PICTURES and p.is_file()],
@@ -198,9 +198,11 @@ def _read_curves(directory: Path, problems: list[str]) -> tuple[dict[str, Curve]
       for name, found in points.items()
     }
     return curves, int(lines[-1]["step"]) if lines else 0
-  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+  except OSError as error:
     problems.append(f"{path} cannot be read ({_reason(error)}): no curves of this run.")
-    return {}, 0
+  except (ValueError, TypeError, KeyError, AttributeError):
+    problems.append(f"{path} is damaged, its lines are not those of a run: no curves of this run.")
+  return {}, 0
 
 
 # -- groups ----------------------------------------------------------------------------------------------------------
@@ -230,7 +232,9 @@ class Group:
     for run in counted:
       for name, found in run.final.items():
         values.setdefault(name, []).extend(found)
-    return {n: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0, len(v)) for n, v in values.items()}
+    # Of equal numbers the computed deviation need not be 0.
+    spread = lambda v: float(np.std(v, ddof=1)) if len(set(v)) > 1 else 0.0
+    return {name: (float(np.mean(v)), spread(v), len(v)) for name, v in values.items()}
 
   @functools.cached_property
   def curves(self) -> dict[str, Curve]:
