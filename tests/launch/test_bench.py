@@ -104,19 +104,20 @@ IMAGES, KERNEL = np.ones((4, 9, 9, 3), np.float32), np.ones((3, 3, 3, 5), np.flo
 
 
 @pytest.mark.parametrize(
-  ("function", "arguments"),
+  ("function", "arguments", "tolerance"),
   [
-    (jax.value_and_grad(perceptron), ([np.ones((64, 128), np.float32)], np.ones((256, 64), np.float32))),
-    (functools.partial(convolve, 1), (IMAGES, KERNEL)),
-    (functools.partial(convolve, 2), (IMAGES, KERNEL)),
-    (jax.value_and_grad(lambda x, kernel: jnp.sum(convolve(2, x, kernel) ** 2)), (IMAGES, KERNEL)),
-    (jax.value_and_grad(own_convolution), (IMAGES,)),
+    (jax.value_and_grad(perceptron), ([np.ones((64, 128), np.float32)], np.ones((256, 64), np.float32)), 0.01),
+    (functools.partial(convolve, 1), (IMAGES, KERNEL), 0),
+    (functools.partial(convolve, 2), (IMAGES, KERNEL), 0),
+    (jax.value_and_grad(lambda x, kernel: jnp.sum(convolve(2, x, kernel) ** 2)), (IMAGES, KERNEL), 0.02),
+    # On the CPU its gradients multiply some zeros.
+    (jax.value_and_grad(own_convolution), (IMAGES,), 0.1),
   ],
 )
-def test_flops_agree_with_xla_where_there_is_no_loop(function, arguments):
+def test_flops_agree_with_xla_where_there_is_no_loop(function, arguments, tolerance):
   ours = count_flops(jax.make_jaxpr(function)(*arguments)).flops
   theirs = jax.jit(function).lower(*arguments).cost_analysis()
-  assert ours == pytest.approx(theirs["flops"] + theirs.get("transcendentals", 0), rel=0.02)
+  assert ours == pytest.approx(theirs["flops"] + theirs.get("transcendentals", 0), rel=tolerance)
 
 
 def test_loops_and_conditions():
@@ -157,21 +158,15 @@ def test_row_is_consistent(row):
   assert row["data_wait_seconds"] == 0
 
 
-def test_units_of_every_experiment():
-  units = {}
+def test_units_and_flags_of_every_experiment():
+  own, units = set(bench.BenchConfig.__dataclass_fields__), {}
   for name in bench.experiments_in_loop():
+    assert not own & set(import_experiment(name).Config.__dataclass_fields__), name
     config = bench.settings_class(name).tuned()
     units[name] = config.UNIT
     assert config.units_per_update >= 1
-  assert (
-    units["rl.ppo"] == "env_steps" and units["rl.reinforce"] == "episodes" and units["diffusion.ddpm"] == "examples"
-  )
-
-
-def test_no_flag_of_the_benchmark_is_an_experiments():
-  own = set(bench.BenchConfig.__dataclass_fields__)
-  for name in bench.experiments_in_loop():
-    assert not own & set(import_experiment(name).Config.__dataclass_fields__), name
+  names = ("rl.ppo", "rl.reinforce", "diffusion.ddpm")
+  assert [units[name] for name in names] == ["env_steps", "episodes", "examples"]
 
 
 def test_an_agent_is_timed_once_it_learns():
@@ -184,22 +179,29 @@ def test_an_agent_is_timed_once_it_learns():
 
 
 def line(name, *events):
-  return SimpleNamespace(name=name, events=[SimpleNamespace(name=n, duration_ns=d) for n, d in events])
+  """Events are (name, start, duration), in nanoseconds."""
+  make = lambda name, start, duration: SimpleNamespace(name=name, start_ns=start, duration_ns=duration)
+  return SimpleNamespace(name=name, events=[make(*event) for event in events])
 
 
 def test_durations_of_programs_in_a_profile():
+  runs = "ThunkExecutor::Execute"
   cpu = SimpleNamespace(
     name="/host:CPU",
     lines=[
-      line("python", ("ThunkExecutor::Execute (wait for completion)", 9e9)),
-      line("tf_XLAPjRtCpuClient/7", ("ThunkExecutor::Execute (wait for completion)", 2e9), ("fusion", 1e9)),
+      line("python", ("block_until_ready", 0, 9e9)),
+      line("tf_XLAPjRtCpuClient/7", (runs, 1e9, 1e9), (f"{runs} (wait for completion)", 2e9, 2e9), (runs, 8e9, 1e9)),
+      line("tf_XLAEigen/1", ("dot", 1.5e9, 1e9), ("mark", 6e9, 0), ("dot", 3.5e9, 1e9)),
     ],
   )
-  assert list(execution_seconds(SimpleNamespace(planes=[cpu]))) == [2.0]
-  gpus = [SimpleNamespace(name=f"/device:GPU:{i}", lines=[line("XLA Modules", ("jit_repeat", 3e9))]) for i in range(2)]
-  assert list(execution_seconds(SimpleNamespace(planes=[cpu, *gpus]))) == [3.0]
+  # From 1 to 4.5 and from 8 to 9.
+  assert execution_seconds(SimpleNamespace(planes=[cpu])) == pytest.approx(4.5)
+  gpus = [
+    SimpleNamespace(name=f"/device:GPU:{i}", lines=[line("XLA Modules", ("jit_repeat", 0, 3e9))]) for i in range(2)
+  ]
+  assert execution_seconds(SimpleNamespace(planes=[cpu, *gpus])) == 3.0
   with pytest.raises(InputError, match="recorded no execution"):
-    list(execution_seconds(SimpleNamespace(planes=[SimpleNamespace(name="/host:CPU", lines=[])])))
+    execution_seconds(SimpleNamespace(planes=[SimpleNamespace(name="/host:CPU", lines=[])]))
 
 
 def test_clock_agrees_with_the_profiler():
@@ -304,14 +306,14 @@ def test_all_of_the_catalogue_is_in_the_loop_or_a_study():
   assert set(bench.experiments_in_loop()) < names
 
 
-def test_the_command_measures_writes_and_compares(tmp_path):
+def test_the_command_measures_writes_and_compares(row, tmp_path):
+  (tmp_path / "before.json").write_text(json.dumps({"machine": {"device": "abacus"}, "rows": [row]}))
   flags = ["--env=FrozenLake-v1", "--steps_per_update=20", "--measurements=2", "--seconds=0.01", "--devices=1"]
-  command = [sys.executable, "-m", "launch.bench", "--experiment=rl.q_learning", *flags]
-  first = subprocess.run([*command, f"--json={tmp_path / 'a.json'}"], capture_output=True, text=True, timeout=300)
-  assert first.returncode == 0, first.stderr
-  assert "env steps/s" in first.stdout
-  report = json.loads((tmp_path / "a.json").read_text())
+  files = [f"--json={tmp_path / 'now.json'}", f"--compare={tmp_path / 'before.json'}"]
+  command = [sys.executable, "-m", "launch.bench", "--experiment=rl.q_learning", *flags, *files]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  assert "env steps/s" in done.stdout
+  assert "abacus before" in done.stdout and "not measured before" in done.stdout
+  report = bench.load_report(tmp_path / "now.json")
   assert report["rows"][0]["config"]["steps_per_update"] == 20
-  compared = subprocess.run([*command, f"--compare={tmp_path / 'a.json'}"], capture_output=True, text=True, timeout=300)
-  assert compared.returncode == 0, compared.stderr
-  assert "now / before" in compared.stdout and "warning" not in compared.stdout
