@@ -10,6 +10,7 @@ metric, results.md, comparison.png. The best row is that of the lowest or highes
 
 import csv
 import dataclasses
+import difflib
 import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -190,7 +191,9 @@ def write_results(directories: Sequence[str], config: Config) -> Mapping[str, An
   metric = config.metric or choose_metric(groups)[0]
   known = sorted({name for group in groups for name in group.final})
   if config.metric and metric not in known:
-    raise InputError(f"--metric={metric} is in none of the runs: expected one of {', '.join(known) or 'none'}.")
+    near = difflib.get_close_matches(metric, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known) or 'none'}."
+    raise InputError(f"--metric={metric} is in none of the runs: {hint}")
   mode = find_mode(groups, metric) if config.mode == "auto" else config.mode
   groups = rank(groups, metric, mode)
   out = Path(config.out).expanduser()

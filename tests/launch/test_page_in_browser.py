@@ -137,6 +137,13 @@ def test_keys_alone_suffice(opened):
   assert len(opened.find_elements("css selector", "path.line")) == before - 1
 
 
+def test_all_curves_or_none(opened):
+  click(opened, "thead th button")
+  assert len(opened.find_elements("css selector", "path.line")) == 1  # the chosen row's
+  click(opened, "thead th button")
+  assert len(opened.find_elements("css selector", "path.line")) == 4
+
+
 def test_hovering_tells_the_value(opened):
   from selenium.webdriver.common.action_chains import ActionChains
 

@@ -160,8 +160,10 @@ def test_everything_is_written(sweep, tmp_path):
   assert (found["metric"], found["mode"]) == ("episode_return", "max")
   lowest = results.write_results([str(sweep)], results.Config(out=str(out), metric="train/loss"))
   assert lowest["mode"] == "min"
-  with pytest.raises(InputError, match="--metric=acuracy is in none of the runs: expected one of episode_return"):
-    results.write_results([str(sweep)], results.Config(out=str(out), metric="acuracy"))
+  with pytest.raises(InputError, match=r"--metric=episod_return is in none of the runs: did you mean episode_return\?"):
+    results.write_results([str(sweep)], results.Config(out=str(out), metric="episod_return"))
+  with pytest.raises(InputError, match="--metric=x is in none of the runs: expected one of episode_return, train/loss"):
+    results.write_results([str(sweep)], results.Config(out=str(out), metric="x"))
 
 
 def test_out_that_cannot_be_written(sweep, tmp_path):
