@@ -235,11 +235,16 @@ def bench_one(name: str, config: Any) -> dict[str, Any]:
   return row
 
 
+def own_arguments(name: str, arguments: Sequence[str], path: Path) -> list[str]:
+  """The command line of one experiment out of several. Of a flag given twice the last counts."""
+  return [*arguments, f"--experiment={name}", f"--json={path}", "--compare="]
+
+
 def bench_apart(name: str, arguments: Sequence[str]) -> dict[str, Any]:
   """The row of one experiment measured in another process, so that memory and compilation are its own."""
   with tempfile.TemporaryDirectory() as directory:
     path = Path(directory) / "row.json"
-    command = [sys.executable, "-m", "launch.bench", f"--experiment={name}", *arguments, f"--json={path}"]
+    command = [sys.executable, "-m", "launch.bench", *own_arguments(name, arguments, path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if path.exists():
       return load_report(path)["rows"][0]
@@ -284,12 +289,10 @@ def bench_several(names: Sequence[str], arguments: Sequence[str]) -> int:
     raise InputError(f"--trace={own.trace} is for one experiment: found {len(names)} of them.")
   if own.compare:
     load_report(Path(own.compare).expanduser())
-  # Of a flag given twice the last counts: these are replaced in each process.
-  passed = [*arguments, "--compare="]
   rows = []
   for name in names:
     print(f"{name} ...", file=sys.stderr, flush=True)
-    rows.append(bench_apart(name, passed))
+    rows.append(bench_apart(name, arguments))
   print(format_table([_COLUMNS, *map(summary_line, rows)]))
   return finish(rows, own)
 

@@ -292,6 +292,27 @@ def test_flags_that_do_not_fit(arguments, message):
     bench.parse_flags("rl.ppo", ["--experiment=rl.ppo", *arguments])
 
 
+def test_each_of_several_runs_alone(tmp_path):
+  given = ["--experiment=rl.ppo,rl.a2c", "--seeds=2", "--json=all.json", "--compare=before.json"]
+  own = bench.own_arguments("rl.a2c", given, tmp_path / "row.json")
+  assert bench.named_experiments(own) == ["rl.a2c"]
+  config = bench.parse_flags("rl.a2c", own)
+  assert (config.seeds, config.json, config.compare) == (2, str(tmp_path / "row.json"), "")
+
+
+def test_several_make_a_line_each(row, monkeypatch, capsys, tmp_path):
+  measured = {
+    "rl.ppo": {**row, "experiment": "rl.ppo"},
+    "rl.a2c": {"experiment": "rl.a2c", "error": "error: no memory"},
+  }
+  monkeypatch.setattr(bench, "bench_apart", lambda name, arguments: measured[name])
+  arguments = ["--experiment=rl.ppo,rl.a2c", f"--json={tmp_path / 'both.json'}"]
+  assert bench.bench_several(["rl.ppo", "rl.a2c"], arguments) == 1
+  head, ppo, a2c = capsys.readouterr().out.splitlines()
+  assert head.startswith("experiment") and ppo.startswith("rl.ppo") and a2c.endswith("error: no memory")
+  assert [line["experiment"] for line in bench.load_report(tmp_path / "both.json")["rows"]] == ["rl.ppo", "rl.a2c"]
+
+
 def test_reports_that_are_none(tmp_path):
   with pytest.raises(InputError, match="cannot be read"):
     bench.load_report(tmp_path / "absent.json")
