@@ -301,10 +301,8 @@ def test_each_of_several_runs_alone(tmp_path):
 
 
 def test_several_make_a_line_each(row, monkeypatch, capsys, tmp_path):
-  measured = {
-    "rl.ppo": {**row, "experiment": "rl.ppo"},
-    "rl.a2c": {"experiment": "rl.a2c", "error": "error: no memory"},
-  }
+  failed = {"experiment": "rl.a2c", "error": "error: no memory"}
+  measured = {"rl.ppo": {**row, "experiment": "rl.ppo"}, "rl.a2c": failed}
   monkeypatch.setattr(bench, "bench_apart", lambda name, arguments: measured[name])
   arguments = ["--experiment=rl.ppo,rl.a2c", f"--json={tmp_path / 'both.json'}"]
   assert bench.bench_several(["rl.ppo", "rl.a2c"], arguments) == 1
