@@ -12,14 +12,13 @@ import json
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from launch.timing import Stepper
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.loop import enable_compilation_cache
 from mlnotes.program import Program, make_mesh
@@ -47,39 +46,31 @@ class Config(BaseConfig):
       require(name in known, "methods", name, f"names out of {', '.join(known)}")
 
 
-def make_update(method: str, dataset: Path, config: Config, augmentation: str) -> tuple[Callable[[], Any], float]:
-  """(a call that makes the updates of one measurement, compile seconds)."""
+def make_stepper(method: str, dataset: Path, config: Config, augmentation: str) -> Stepper:
   module = importlib.import_module(f"experiments.contrastive.{method}")
   own = {"queue_size": config.queue_size} if method == "moco" else {}
   settings = module.Config(
     dataset=str(dataset), encoder=config.encoder, width=config.width, batch_size=config.batch_size,
     precision=config.precision, optimizer="sgd", weight_decay=5e-4, augmentation=augmentation, **own,
   )  # fmt: skip
-  program = Program(module.make(settings), module.make_feeds(settings), [0], make_mesh(1))
-  carry = [program.init(), program.empty_window()]
-  program.compile()
-
-  def call():
-    carry[:] = jax.block_until_ready(program.update(*carry, config.updates))
-
-  return call, program.compile_seconds
+  stepper = Stepper(Program(module.make(settings), module.make_feeds(settings), [0], make_mesh(1)))
+  stepper(config.updates)
+  return stepper
 
 
 def measure(method: str, dataset: Path, config: Config) -> dict[str, Any]:
-  calls, seconds = {}, {"update": [], "no augmentation": []}
-  calls["update"], compile_seconds = make_update(method, dataset, config, "auto")
-  calls["no augmentation"], _ = make_update(method, dataset, config, "none")
-  for call in calls.values():
-    call()
+  steppers = {
+    "update": make_stepper(method, dataset, config, "auto"),
+    "no augmentation": make_stepper(method, dataset, config, "none"),
+  }
+  seconds = {name: [] for name in steppers}
   for _ in range(config.repeats):
-    for name, call in calls.items():
-      start = time.perf_counter()
-      call()
-      seconds[name].append((time.perf_counter() - start) / config.updates)
-  whole, bare = (statistics.median(seconds[name]) for name in calls)
+    for name, stepper in steppers.items():
+      seconds[name].append(stepper(config.updates) / config.updates)
+  whole, bare = (statistics.median(times) for times in seconds.values())
   return {
     "method": method,
-    "compile_seconds": compile_seconds,
+    "compile_seconds": steppers["update"].program.compile_seconds,
     "step_seconds": whole,
     "images_per_second": config.batch_size / whole,
     "images_per_second_without_augmentation": config.batch_size / bare,

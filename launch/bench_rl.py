@@ -13,11 +13,11 @@ import importlib
 import json
 import statistics
 import sys
-import time
 from typing import Any, Literal
 
 import jax
 
+from launch.timing import Stepper
 from mlnotes.errors import InputError
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.loop import enable_compilation_cache
@@ -58,30 +58,15 @@ def build(name: str, given: dict[str, Any]) -> tuple[Any, Any]:
 def measure(name: str, given: dict[str, Any], seeds: int, seconds: float, repeats: int) -> dict[str, Any]:
   """Compile seconds and environment steps per second of one setting."""
   module, config = build(name, given)
-  program = Program(module.make(config), module.make_feeds(config), range(seeds), make_mesh(1))
-  start = time.perf_counter()
-  state, window = program.init(), program.empty_window()
-  program.compile()
-  compile_seconds = time.perf_counter() - start
-  count = 1
-  while True:  # finds a count that fills the time, and warms up
-    start = time.perf_counter()
-    state, window = jax.block_until_ready(program.update(state, window, count))
-    elapsed = time.perf_counter() - start
-    if elapsed >= seconds / 2:
-      break
-    count = max(2 * count, int(count * seconds / max(elapsed, 1e-6) / 2))
-  rates = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    state, window = jax.block_until_ready(program.update(state, window, 2 * count))
-    rates.append(2 * count * seeds * config.env_steps_per_update / (time.perf_counter() - start))
+  stepper = Stepper(Program(module.make(config), module.make_feeds(config), range(seeds), make_mesh(1)))
+  times = stepper.measure(repeats, seconds)
+  rates = [seeds * config.env_steps_per_update / step_seconds for step_seconds in times.step_seconds]
   return {
     "experiment": f"rl.{name}",
     "env": config.env,
     "seeds": seeds,
     "num_envs": getattr(config, "num_envs", 1),
-    "compile_seconds": compile_seconds,
+    "compile_seconds": stepper.program.compile_seconds,
     "env_steps_per_second": statistics.median(rates),
     "slowest": min(rates),
     "fastest": max(rates),

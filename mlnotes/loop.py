@@ -41,7 +41,12 @@ SECONDS_PER_DISPATCH = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig(BaseConfig):
-  """The flags of every experiment that runs in the loop."""
+  """The flags of every experiment that runs in the loop.
+
+  Throughput counts `UNIT`s, of which one update of one seed consumes `units_per_update`.
+  """
+
+  UNIT: ClassVar[str] = "examples"
 
   many_processes: ClassVar[bool] = True
 
@@ -68,6 +73,10 @@ class LoopConfig(BaseConfig):
     require(self.seeds <= 2**16, "seeds", self.seeds, "at most 65536")
     require(self.steps < 2**31, "steps", self.steps, "fewer than 2^31")
     require(self.seed + self.seeds <= 2**32, "seed", self.seed, "seeds below 2^32")
+
+  @property
+  def units_per_update(self) -> int:
+    return getattr(self, "batch_size", 1)
 
 
 def enable_compilation_cache() -> None:
@@ -258,15 +267,12 @@ def train(
   *,
   best_metric: str = "loss",
   best_mode: Literal["min", "max"] = "min",
-  examples_per_step: int | None = None,
-  unit: str = "examples",
 ) -> int:
   """Trains to `config.steps` updates in the work directory, resuming what is there; returns the exit code.
 
   Args:
     name: "<chapter>.<method>".
     best_metric: the evaluation metric whose best checkpoint is kept beside the last one.
-    examples_per_step: what one update of one seed consumes, for the throughput in `unit`s; None: the batch size.
 
   Returns:
     0 when finished, 128 + n when stopped by signal n (the state is saved).
@@ -287,7 +293,7 @@ def train(
       print(f"{directory} is finished ({card['steps']} steps): see {record.result_path}; remove it to run again.")
     return 0
   try:
-    return _train(record, experiment, feeds, config, best_metric, best_mode, examples_per_step, unit)
+    return _train(record, experiment, feeds, config, best_metric, best_mode)
   except InputError:
     record.forget()
     raise
@@ -310,18 +316,16 @@ def train(
     record.close()
 
 
-def _train(record, experiment, feeds, config, best_metric, best_mode, examples_per_step, unit) -> int:
+def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   started = time.perf_counter()
   enable_compilation_cache()
   directory = record.directory
   program = Program(experiment, feeds, record.seeds, make_mesh(config.devices, config.fsdp))
   require(not (config.rows and program.streamed), "rows", config.rows, "data that stays on the device")
   require(not config.rows or jax.process_count() == 1, "rows", config.rows, "a single process")
-  if examples_per_step is None:
-    examples_per_step = getattr(config, "batch_size", 1)
-  examples = examples_per_step * config.seeds
+  examples = config.units_per_update * config.seeds
   sign = 1.0 if best_mode == "min" else -1.0
-  progress = Progress(config.steps, examples, unit, quiet=not record.writes)
+  progress = Progress(config.steps, examples, config.UNIT, quiet=not record.writes)
   with contextlib.closing(progress), Checkpoints(directory / "checkpoints") as checkpoints:
     run = _Run(program, record, checkpoints, progress, best_metric, sign)
     with _Signals() as signals:
@@ -345,7 +349,7 @@ def _train(record, experiment, feeds, config, best_metric, best_mode, examples_p
     progress.close()
     parts = run.hand_over() if config.rows else run.parts
     for part, rows in parts:
-      _finish(run, part, rows, experiment, examples, unit, started)
+      _finish(run, part, rows, experiment, started)
     if lost := [str(part.directory) for part, rows in run.parts if (part, rows) not in parts]:
       raise InputError(f"parameters not finite: {', '.join(lost)}; try a lower --learning_rate or --clip_norm=1.")
     distributed.wait_for_all("finished")
@@ -359,15 +363,14 @@ def _describe(program: Program) -> str:
   return f"{len(devices)} x {devices[0].device_kind}{processes}{seeds}"
 
 
-def _finish(
-  run: _Run, record: Record, rows: Any, experiment: Experiment, examples: int, unit: str, started: float
-) -> None:
+def _finish(run: _Run, record: Record, rows: Any, experiment: Experiment, started: float) -> None:
   """Pictures, final figures and the result card of one run, whose seeds are `rows` of the program's."""
   program, config, state = run.program, record.config, take_rows(run.state, rows)
   if not record.writes:
     return
+  unit, examples = config.UNIT, config.units_per_update * config.seeds
   figures: dict[str, list[float]] = {}
-  axis = ("update", 1) if unit == "examples" else (unit.replace("_", " "), examples // config.seeds)
+  axis = ("update", 1) if unit == "examples" else (unit.replace("_", " "), config.units_per_update)
   plot_curves(record.directory, *axis, first=run.best_metric)
   for i in range(min(config.seeds, config.report_seeds)):
     directory = record.directory / f"seed_{config.seed + i}" if config.seeds > 1 else record.directory
@@ -387,8 +390,8 @@ def _finish(
   }
   peak = peak_memory_bytes(jax.local_devices()[0])
   record.write_result(
-    finished=True, steps=config.steps, metrics=metrics, timing=timing, memory={"peak_bytes": peak},
-    device=_describe(program),
+    finished=True, steps=config.steps, metrics=metrics, best_metric=run.best_metric,
+    best_mode="min" if run.sign > 0 else "max", timing=timing, memory={"peak_bytes": peak}, device=_describe(program),
   )  # fmt: skip
   seconds = "  ".join(f"{k} {v:.4g}" for k, v in timing.items() if v is not None)
   print(f"{seconds}  peak_memory {peak / 2**20:.0f} MiB", file=sys.stderr)

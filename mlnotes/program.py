@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -194,6 +195,10 @@ class Program:
     """Compiles `update` ahead of its first call."""
     if self.compiled_update is None:
       self._compile_update()
+
+  def trace_update(self) -> jax.extend.core.ClosedJaxpr:
+    """One update as JAX traced it, before any compiler: for counting its operations."""
+    return jax.make_jaxpr(self._one_update)(self.abstract_state, self._example_input())
 
   def update(self, state: State, window: Window, count: int) -> tuple[State, Window]:
     """`count` updates. Donates both arguments. Any `count` runs the same executable and gives the same bits."""

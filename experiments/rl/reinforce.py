@@ -19,11 +19,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
-from mlnotes.loop import train
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.rl.actor_critic import make_actor_critic, make_greedy
 from mlnotes.rl.env import clip_actions, make_env
-from mlnotes.rl.experiment import RLConfig, make_evaluate, make_report
+from mlnotes.rl.experiment import RLConfig, make_evaluate, make_report, train_agent
 from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 from mlnotes.rl.policy_gradient import masked_mean, masked_standardize, run_whole_episodes
@@ -35,6 +34,7 @@ class Config(OptimConfig, RLConfig):
   """Defaults: 1000 episodes of CartPole-v1, at most 500,000 environment steps."""
 
   TUNED: ClassVar = {}
+  UNIT: ClassVar = "episodes"
 
   steps: int = 250
   learning_rate: float = 5e-3
@@ -57,6 +57,10 @@ class Config(OptimConfig, RLConfig):
     require(self.num_envs >= 1, "num_envs", self.num_envs, "1 or more")
     require(min(self.hidden, default=0) >= 1, "hidden", self.hidden, "one or more widths of 1 or more")
     require(self.initial_std > 0, "initial_std", self.initial_std, "a number above 0")
+
+  @property
+  def units_per_update(self) -> int:
+    return self.num_envs
 
 
 class State(NamedTuple):
@@ -122,10 +126,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train(
-    "rl.reinforce", make(config), make_feeds(config), config, best_metric="episode_return", best_mode="max",
-    examples_per_step=config.num_envs, unit="episodes",
-  )  # fmt: skip
+  return train_agent("rl.reinforce", make(config), config)
 
 
 if __name__ == "__main__":

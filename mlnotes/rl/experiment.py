@@ -31,6 +31,7 @@ class RLConfig(LoopConfig):
   """
 
   TUNED: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+  UNIT: ClassVar[str] = "env_steps"
 
   env: str = field(
     "CartPole-v1",
@@ -55,6 +56,10 @@ class RLConfig(LoopConfig):
     """Steps in all environments of one seed between two updates of the loop."""
     raise NotImplementedError
 
+  @property
+  def units_per_update(self) -> int:
+    return self.env_steps_per_update
+
   @classmethod
   def tuned(cls, **given: Any) -> "RLConfig":
     """The config with what was given, and the environment's own settings for the rest."""
@@ -68,17 +73,8 @@ def make_feeds(config: RLConfig) -> Feeds:
 
 
 def train_agent(name: str, experiment: Experiment, config: RLConfig, best_metric: str = "episode_return") -> int:
-  """`mlnotes.loop.train` with the best checkpoint by the highest `best_metric` and throughput in environment steps."""
-  return train(
-    name,
-    experiment,
-    make_feeds(config),
-    config,
-    best_metric=best_metric,
-    best_mode="max",
-    examples_per_step=config.env_steps_per_update,
-    unit="env_steps",
-  )
+  """`mlnotes.loop.train` with the best checkpoint by the highest `best_metric`."""
+  return train(name, experiment, make_feeds(config), config, best_metric=best_metric, best_mode="max")
 
 
 def require_discrete(env: Environment) -> int:

@@ -1,0 +1,240 @@
+"""Any number of runs side by side: tables, comparison curves and one page to look through them.
+
+  python -m launch.results runs
+  python -m launch.results runs/sweep runs/simclr-* --out=results --metric=knn_accuracy
+
+Work directories are found at any depth, finished or not. Runs that differ only in the seed make one row, with mean and
+sample standard deviation. Leaves in --out: index.html, which opens without a server or network, results.csv with every
+metric, results.md, comparison.png. The best row is that of the lowest or highest --metric.
+"""
+
+import csv
+import dataclasses
+import difflib
+import io
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from absl import app
+from absl import flags as absl_flags
+
+from launch.page import write_page
+from launch.runs import Curve, Group, choose_metric, find_mode, find_runs, group_runs, rank, split_settings
+from mlnotes.errors import InputError
+from mlnotes.flags import BaseConfig, define, field, parse
+from mlnotes.plot import new_figure, save_figure
+from mlnotes.record import write_atomically
+
+# Beyond these a table or picture is no longer read.
+_METRICS_IN_MARKDOWN = 6
+_LINES_PER_PANEL = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  out: str = field("results", "directory for the tables, the picture and the page")
+  metric: str = field("", "what to sort by and to draw; empty: what most of the runs were judged by")
+  mode: Literal["auto", "min", "max"] = field("auto", "which values of --metric are better; auto: as the runs say")
+  title: str = field("Results", "heading of the page")
+  picture_megabytes: float = field(3.0, "of the runs' pictures in the page, >= 0; the rest is named by path")
+
+
+def by_experiment(groups: Iterable[Group]) -> dict[str, list[Group]]:
+  found: dict[str, list[Group]] = {}
+  for group in groups:
+    found.setdefault(group.experiment, []).append(group)
+  return dict(sorted(found.items()))
+
+
+def format_setting(value: Any) -> str:
+  return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def format_mean(summary: tuple[float, float, int] | None) -> str:
+  """4 digits, and the spread where there are several seeds: 0.9123 ± 0.012."""
+  if summary is None:
+    return ""
+  mean, std, count = summary
+  return f"{mean:.4g} ± {std:.2g}" if count > 1 else f"{mean:.4g}"
+
+
+def describe_seeds(seeds: Sequence[int]) -> str:
+  """0-4 for neighbours, else 0, 3, 7."""
+  if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+    return f"{seeds[0]}-{seeds[-1]}"
+  return ", ".join(map(str, seeds))
+
+
+def label(group: Group, differ: Iterable[str]) -> str:
+  """The settings that tell a group from the others of its experiment."""
+  return " ".join(f"{n}={format_setting(group.settings[n])}" for n in differ if n in group.settings)
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def to_csv(groups: Sequence[Group]) -> str:
+  """One line per group: every differing setting and every metric."""
+  settings = list(dict.fromkeys(n for own in by_experiment(groups).values() for n in split_settings(own)[1]))
+  metrics = sorted({name for group in groups for name in group.final}, key=lambda n: (n.startswith("train/"), n))
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  figures = [f"{name} {what}" for name in metrics for what in ("mean", "std", "seeds")]
+  fixed = ["seeds", "steps", "state", "wall_seconds", "device"]
+  writer.writerow(["experiment", *settings, *fixed, *figures, "directories"])
+  for group in groups:
+    wall = group.wall_seconds
+    writer.writerow([
+      group.experiment,
+      *(format_setting(group.settings[n]) if n in group.settings else "" for n in settings),
+      describe_seeds(group.seeds), max(run.step for run in group.runs), group.state,
+      "" if wall is None else f"{wall:.1f}", group.devices,
+      *(value for name in metrics for value in group.final.get(name, ("", "", ""))),
+      " ".join(str(run.directory) for run in group.runs),
+    ])  # fmt: skip
+  return out.getvalue()
+
+
+def to_markdown(groups: Sequence[Group], metric: str) -> str:
+  """A section for each experiment: what all of its runs share, then a row per group, best first."""
+  parts = []
+  for experiment, own in by_experiment(groups).items():
+    sort_by = metric if any(metric in group.final for group in own) else choose_metric(own)[0]
+    own = rank(own, sort_by, find_mode(own, sort_by)) if sort_by != metric else own
+    shared, differ = split_settings(own)
+    others = [n for n in dict.fromkeys(n for g in own for n in g.final) if n != sort_by and not n.startswith("train/")]
+    metrics = [sort_by, *others[: _METRICS_IN_MARKDOWN - 1]]
+    header = [*differ, *metrics, "seeds", "steps", "wall, s", "device", "state"]
+    rows = [
+      [
+        *(format_setting(group.settings[n]) if n in group.settings else "" for n in differ),
+        *(format_mean(group.final.get(name)) for name in metrics),
+        describe_seeds(group.seeds), str(max(run.step for run in group.runs)),
+        "" if group.wall_seconds is None else f"{group.wall_seconds:.0f}", group.devices, group.state,
+      ]
+      for group in own
+    ]  # fmt: skip
+    common = ", ".join(f"{name}={format_setting(value)}" for name, value in shared.items())
+    parts.append(f"## {_escape(experiment)}\n\n{_markdown_table(header, rows)}\n\nAll with {_escape(common)}.\n")
+  return "\n".join(parts)
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  rows = [[_escape(cell) for cell in row] for row in (header, *rows)]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+  return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _escape(text: str) -> str:
+  return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+# -- the picture -----------------------------------------------------------------------------------------------------
+
+
+def find_curve(group: Group, metric: str) -> Curve | None:
+  """The curve that shows `metric` best: of the evaluations, or of training where there were less than two."""
+  name = metric.removeprefix("train/")
+  found = [group.curves[key] for key in (f"eval/{name}", f"train/{name}") if key in group.curves]
+  if metric.startswith("train/"):
+    found = found[-1:]
+  return max(found, key=lambda curve: min(len(curve.steps), 2), default=None)
+
+
+def draw_comparison(groups: Sequence[Group], metric: str, path: Path) -> None:
+  """A panel for each experiment: mean and band over the seeds against updates, a line for each of the best groups."""
+  panels = []
+  for experiment, own in by_experiment(groups).items():
+    name = metric if any(metric in group.final for group in own) else choose_metric(own)[0]
+    best = rank(own, name, find_mode(own, name))
+    lines = [(label(group, split_settings(own)[1]) or experiment, find_curve(group, name)) for group in best]
+    lines = [(text, curve) for text, curve in lines if curve is not None and np.isfinite(curve.mean).any()]
+    if lines:
+      panels.append((f"{experiment}: {name}", lines))
+  if not panels:
+    return
+  columns = min(2, len(panels))
+  rows = -(-len(panels) // columns)
+  figure, axes = new_figure(rows, columns, width=7.0 * columns, height=4.2 * rows)
+  for axis, (title, lines) in zip(axes.flat, panels):
+    for text, curve in lines[:_LINES_PER_PANEL]:
+      _draw_line(axis, curve, text)
+    rest = len(lines) - _LINES_PER_PANEL
+    axis.set_title(title + (f" (best {_LINES_PER_PANEL} of {len(lines)})" if rest > 0 else ""))
+    axis.set_xlabel("update")
+    axis.legend(frameon=False, fontsize="small")
+  for axis in axes.flat[len(panels) :]:
+    axis.remove()
+  save_figure(figure, path)
+
+
+def _draw_line(axis: Any, curve: Curve, text: str) -> None:
+  steps, mean, std = curve.steps, curve.mean, curve.std
+  text = text.replace("$", r"\$")  # no mathematics
+  text = text if len(text) <= 60 else text[:57] + "..."
+  (line,) = axis.plot(steps, mean, "o-" if len(steps) < 3 else "-", markersize=3, linewidth=1.3, label=f" {text}")
+  axis.fill_between(steps, mean - std, mean + std, alpha=0.2, color=line.get_color(), linewidth=0)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def write_results(directories: Sequence[str], config: Config) -> Mapping[str, Any]:
+  """Reads the runs and writes everything; {"groups", "metric", "problems"}. Raises InputError for bad input."""
+  runs, problems = find_runs(directories)
+  groups, repeated = group_runs(runs)
+  problems += repeated
+  metric = config.metric or choose_metric(groups)[0]
+  known = sorted({name for group in groups for name in group.final})
+  if config.metric and metric not in known:
+    near = difflib.get_close_matches(metric, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known) or 'none'}."
+    raise InputError(f"--metric={metric} is in none of the runs: {hint}")
+  mode = find_mode(groups, metric) if config.mode == "auto" else config.mode
+  groups = rank(groups, metric, mode)
+  out = Path(config.out).expanduser()
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "results.csv", to_csv(groups))
+    write_atomically(out / "results.md", to_markdown(groups, metric))
+    draw_comparison(groups, metric, out / "comparison.png")
+    write_page(
+      out / "index.html", groups, problems, metric=metric, mode=mode, title=config.title,
+      picture_bytes=int(1e6 * config.picture_megabytes),
+    )  # fmt: skip
+  except OSError as error:
+    raise InputError(f"--out={out} cannot be written: {error.strerror or error}.") from error
+  return {"groups": groups, "metric": metric, "mode": mode, "problems": problems}
+
+
+def main(argv: Sequence[str]) -> int:
+  try:
+    config = parse(Config)
+    if len(argv) < 2:
+      raise InputError("found no directory: expected python -m launch.results DIRECTORY... [--out=results].")
+    found = write_results(argv[1:], config)
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  groups, metric = found["groups"], found["metric"]
+  for problem in found["problems"]:
+    print(f"warning: {problem}", file=sys.stderr)
+  print(to_markdown(groups, metric))
+  best = groups[0]
+  differ = split_settings([group for group in groups if group.experiment == best.experiment])[1]
+  if metric in best.final:
+    kind = {"min": "lowest", "max": "highest"}[found["mode"]]
+    print(f"{kind} {metric}: {format_mean(best.final[metric])}, {best.experiment} {label(best, differ)}")
+  out = Path(config.out).expanduser()
+  print(f"{sum(len(g.runs) for g in groups)} runs in {len(groups)} groups: open {out / 'index.html'}")
+  return 0
+
+
+if __name__ == "__main__":
+  define(Config)
+  absl_flags.FLAGS.set_gnu_getopt(True)  # directories and flags in any order
+  app.run(main)
