@@ -41,8 +41,8 @@ SMALL = {
     order="first", adapted="head",
   ),
   "meta.reptile": dict(
-    tasks="images", network="fully_connected", batch_norm="support", batch_size=8, ways=2, shots=1, queries=3,
-    eval_queries=3, inner_batch=4, inner_steps=2, eval_inner_steps=2, eval_examples=12,
+    tasks="images", network="fully_connected", batch_norm="support", batch_size=8, ways=2, shots=4, queries=4,
+    eval_queries=3, inner_batch=16, inner_steps=2, eval_inner_steps=2, eval_examples=12,
     test_tasks=8, steps=20,
   ),
   **{

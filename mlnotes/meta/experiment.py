@@ -34,6 +34,7 @@ class MetaConfig(EpisodeConfig, OptimConfig, LoopConfig):
   `TUNED` holds, per family of tasks, the settings that take the place of the defaults where they are not given.
   """
 
+  UNIT: ClassVar[str] = "tasks"
   TUNED: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
   tasks: Literal["sinusoid", "images"] = field(
@@ -220,6 +221,6 @@ def make_feeds(config: MetaConfig) -> Feeds:
 
 
 def meta_train(name: str, experiment: Experiment, config: MetaConfig) -> int:
-  """`mlnotes.loop.train` with throughput in tasks, and the best checkpoint by accuracy, or loss where there is none."""
+  """`mlnotes.loop.train` with the best checkpoint by accuracy, or loss where there is none."""
   best = ("accuracy", "max") if config.tasks == "images" else ("loss", "min")
-  return train(name, experiment, make_feeds(config), config, best_metric=best[0], best_mode=best[1], unit="tasks")
+  return train(name, experiment, make_feeds(config), config, best_metric=best[0], best_mode=best[1])
