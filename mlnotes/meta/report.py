@@ -40,8 +40,8 @@ def pixel_floor(task: Task, ways: int) -> Float[Array, ""]:
   return prototype_accuracy(task, ways, sigma)
 
 
-def judge_tasks(judge: Callable, test: EvalBatches, count: int) -> dict[str, Float[np.ndarray, "N S"]]:
-  """`judge(arrays, i)` over the first `count` frozen tasks."""
+def judge_tasks(judge: Callable, test: EvalBatches, count: int) -> Any:
+  """`judge(arrays, i)` over the first `count` frozen tasks: its arrays, joined along their leading axis."""
   batches, rows = [], 0
   for i in range(test.num_batches):
     if rows >= count:
