@@ -3,8 +3,8 @@
   python -m experiments.meta.learned_optimizer --seeds=3                 # random quadratics
   python -m experiments.meta.learned_optimizer --optimizee=network       # training a small network on digits
 
-Andrychowicz et al. 2016 (arXiv:1606.04474). Writes optimizers.png, generalization.png and table.md. Differences from the
-paper: a batch of problems per update, of all ages, and a fixed number of updates instead of early stopping.
+Andrychowicz et al. 2016 (arXiv:1606.04474). Writes optimizers.png, generalization.png and table.md. Differences from
+the paper: a batch of problems per update, of all ages, and a fixed number of updates instead of early stopping.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from mlnotes.experiment import Experiment, Mean, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.loop import LoopConfig, train
 from mlnotes.meta import comparison
-from mlnotes.meta.comparison import BASELINES, LEARNED, Family
+from mlnotes.meta.comparison import BASELINES, Family
 from mlnotes.meta.learned_optimizer import (
   CoordinateLSTM,
   Run,
@@ -103,18 +103,24 @@ def make_mlp(widths: tuple[int, ...] = (20,), activation: Any = nn.sigmoid) -> O
 
 def make_trained(config: Config) -> Family:
   """The problems that the flags ask to train on."""
+  count, momenta = config.eval_problems, (0.8, 0.9, 0.95)
   if config.optimizee == "network":
-    return Family(make_mlp(), config.horizon, config.eval_problems, 4, "20 sigmoid units on digits")
+    return Family("20 sigmoid units on digits", make_mlp(), config.horizon, count, count, 4, momenta)
+  # Many: a rate at which one problem in a thousand diverges must not be chosen.
   title = f"quadratics in {config.variables} variables"
-  return Family(make_quadratics(config.variables), config.horizon, config.eval_problems, 8, title)
+  return Family(title, make_quadratics(config.variables), config.horizon, count, 4 * count, 8, momenta)
 
 
 def make_others(config: Config, trained: Family) -> dict[str, Family]:
   """Problems that it was not trained for."""
-  longer = lambda n: trained._replace(horizon=n * config.horizon, title=f"{n} times as long")
-  network = lambda title, *args: Family(make_mlp(*args), config.horizon, min(16, config.eval_problems), 4, title)
-  quadratics = lambda title, *args: Family(make_quadratics(*args), config.horizon, config.eval_problems, 8, title)
-  relu = network("a network of 20 ReLU units on digits", (20,), nn.relu)
+  count = config.eval_problems
+  few = min(count, 16)
+  longer = lambda n: trained._replace(
+    horizon=n * config.horizon, title=f"{n} times as long", validation=count, per_decade=4, momenta=(0.9,)
+  )
+  quadratics = lambda title, *args: Family(title, make_quadratics(*args), config.horizon, count, count)
+  network = lambda title, *args: Family(title, make_mlp(*args), config.horizon, few, few, per_decade=3)
+  relu = network("network: 20 ReLU units on digits", (20,), nn.relu)
   if config.optimizee == "network":
     return {
       "twice": longer(2),
@@ -127,9 +133,9 @@ def make_others(config: Config, trained: Family) -> dict[str, Family]:
   return {
     "twice": longer(2),
     "ten_times": longer(10),
-    "variables_50": quadratics("50 variables", 50),
+    "variables_50": quadratics("quadratics in 50 variables", 50),
     "condition_1e4": quadratics("condition number 10,000", config.variables, 1e4),
-    "sigmoid": network("a network of 20 sigmoid units on digits"),
+    "sigmoid": network("network: 20 sigmoid units on digits"),
     "relu": relu,
   }
 
@@ -180,24 +186,23 @@ def make(config: Config) -> Experiment:
   @functools.cache
   def tune_all():
     """The hand-designed optimizers, once for all seeds: on what was trained for, then on each other family."""
-    first = {name: comparison.tune(trained, rule) for name, rule in BASELINES.items()}
-    tune = lambda family: {name: comparison.tune(family, rule, first[name].rates[0]) for name, rule in BASELINES.items()}
+    first = {name: comparison.tune(trained, name) for name in BASELINES}
+    tune = lambda family: {name: comparison.tune(family, name, first[name].settings[0]) for name in BASELINES}
     others = make_others(config, trained) if config.families else {}
     return first, {key: (family, tune(family)) for key, family in others.items()}
 
   def report(state, directory: Path):
     first, others = tune_all()
-    learned = learned_optimizer(network, state.params)
-    outcomes = comparison.compare(trained, learned, first)
-    families = {key: (family, comparison.compare(family, learned, tuned)) for key, (family, tuned) in others.items()}
+    beside = lambda family, tuned: comparison.compare(family, network, state.params, tuned)
+    outcomes = beside(trained, first)
+    families = {key: (family, beside(family, tuned)) for key, (family, tuned) in others.items()}
     comparison.write_table(outcomes, families, directory / "table.md")
     comparison.draw_trained(trained, outcomes, directory / "optimizers.png")
-    figures = {f"{name}/final_loss": float(found.final[:, -1].mean()) for name, found in outcomes.items()}
-    figures |= {f"{name}/mean_loss": float(found.mean.mean()) for name, found in outcomes.items()}
     if families:
-      comparison.draw_families(families, trained.title, config.horizon, directory / "generalization.png")
-    for key, (_, outcomes) in families.items():
-      figures |= {f"{key}/{name}/final_loss": float(found.final[:, -1].mean()) for name, found in outcomes.items()}
+      comparison.draw_families(trained, families, directory / "generalization.png")
+    figures = {f"{name}/mean_loss": float(found.mean.mean()) for name, found in outcomes.items()}
+    for prefix, found in {"": outcomes, **{f"{key}/": found for key, (_, found) in families.items()}}.items():
+      figures |= {f"{prefix}{name}/final_loss": float(outcome.final[:, -1].mean()) for name, outcome in found.items()}
     return figures
 
   return Experiment(init, step, evaluate, report)
@@ -207,7 +212,12 @@ def main(config: Config) -> int:
   problem_steps = config.batch_size * config.unroll
   experiment = make(config)
   return train(
-    "meta.learned_optimizer", experiment, make_feeds(config), config, examples_per_step=problem_steps, unit="problem_steps"
+    "meta.learned_optimizer",
+    experiment,
+    make_feeds(config),
+    config,
+    examples_per_step=problem_steps,
+    unit="problem_steps",
   )
 
 

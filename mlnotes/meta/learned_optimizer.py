@@ -24,10 +24,12 @@ from mlnotes.meta.optimizee import Optimizee
 def preprocess_gradient(gradient: Float[Array, "*N"], p: float = 10.0) -> Float[Array, "*N 2"]:
   """Two inputs of about unit size for gradients of any size: exponent and sign.
 
-    (log|g| / p, sign g) where |g| >= e^-p, otherwise (-1, e^p g)                   Andrychowicz et al. 2016, appendix A
+  (log|g| / p, sign g) where |g| >= e^-p, otherwise (-1, e^p g)                   Andrychowicz et al. 2016, appendix A
   """
   large = jnp.abs(gradient) >= jnp.exp(-p)
-  exponent = jnp.log(jnp.where(large, jnp.abs(gradient), 1.0)) / p  # of 1 where it is not used: its derivative is finite
+  exponent = (
+    jnp.log(jnp.where(large, jnp.abs(gradient), 1.0)) / p
+  )  # of 1 where it is not used: its derivative is finite
   first = jnp.where(large, exponent, -1.0)
   return jnp.stack([first, jnp.where(large, jnp.sign(gradient), jnp.exp(p) * gradient)], axis=-1)
 
@@ -130,7 +132,7 @@ def unroll_loss(
 ) -> tuple[Float[Array, ""], Run]:
   """What the weights are trained on: the sum of one optimizee's losses over an unroll, and the run after it.
 
-    L(weights) = sum_t w_t f(params_t), params_{t+1} = params_t + update_t, w_t = 1         Andrychowicz et al. 2016, eq. 3
+    L(weights) = sum_t w_t f(params_t), params_{t+1} = params_t + update_t, w_t = 1      Andrychowicz et al. 2016, eq. 3
 
   From one unroll to the next the run is a constant: backpropagation through time, truncated at `length` updates.
   """

@@ -47,7 +47,7 @@ def make_quadratics(size: int = 10, condition: float = 0.0) -> Optimizee:
 
 
 def make_network_training(classifier: Classifier) -> Optimizee:
-  """Training a classifier from random weights: a problem is the order of the minibatches, the loss that of one of them."""
+  """Training a classifier from random weights: a problem is an order of minibatches, its loss that of one of them."""
   return Optimizee(
     sample=lambda key: key,
     init=classifier.init,
