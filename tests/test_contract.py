@@ -32,6 +32,9 @@ SMALL = {
       "simsiam": dict(bottleneck=8, augmentation="none"),
     }.items()
   },
+  "meta.learned_optimizer": dict(
+    variables=3, batch_size=4, horizon=4, unroll=2, hidden=4, layers=1, eval_problems=4, steps=20
+  ),
   **{
     f"rl.{name}": dict(steps=20, steps_per_update=60)
     for name in ("dyna_q", "expected_sarsa", "monte_carlo", "q_learning", "sarsa", "sarsa_lambda", "watkins_q")

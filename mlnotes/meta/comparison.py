@@ -95,17 +95,17 @@ def tune(family: Family, name: str, carried: Setting | None = None) -> Outcome:
     chosen = optax.GradientTransformation(init, optimizer.update)
     return follow(family.optimizee, chosen, keys, family.horizon)
 
-  def run(settings, keys):
+  def run(settings, split, count):
     """(S, P, T), three settings at a time: one program for the sweep and the test."""
     padded = np.resize(np.asarray(settings, np.float32), (-(-len(settings) // 3), 3, 2))
-    losses = [at_settings(Setting(*three.T), keys) for three in padded]
+    losses = [at_settings(Setting(*three.T), frozen_problems(split, count)) for three in padded]
     return np.concatenate(losses)[: len(settings)].astype(np.float64)
 
-  validation = run(settings, frozen_problems("validation", family.validation)).mean(1)
-  validation = np.nan_to_num(validation, nan=np.inf)
+  validation = run(settings, "validation", family.validation).mean(1)
+  validation = np.where(np.isfinite(validation), validation, np.inf)
   best = [int(validation[:, -1].argmin()), int(validation.mean(1).argmin())]
   chosen = tuple(settings[i] for i in best)
-  test = run([*chosen, carried or chosen[0]], frozen_problems("test", family.test))
+  test = run([*chosen, carried or chosen[0]], "test", family.test)
   return Outcome(*test, chosen, any(i % len(rates) in (0, len(rates) - 1) for i in best))
 
 
@@ -191,7 +191,7 @@ def draw_trained(family: Family, outcomes: dict[str, Outcome], path: Path) -> No
   """Means and medians on the problems that the learned optimizer was trained for."""
   from mlnotes.plot import new_figure, save_figure
 
-  figure, axes = new_figure(1, 2, width=10, height=4.4)
+  figure, axes = new_figure(1, 2, width=10.0, height=4.4)
   titles = {"mean": "mean over problems, 95 % interval", "median": "median over problems, quartiles"}
   for axis, (statistic, title) in zip(axes[0], titles.items()):
     _panel(axis, outcomes, statistic)
