@@ -108,7 +108,7 @@ def make_trained(config: Config) -> Family:
     return Family("20 sigmoid units on digits", make_mlp(), config.horizon, count, count, 4, momenta)
   # Many: a rate at which one problem in a thousand diverges must not be chosen.
   title = f"quadratics in {config.variables} variables"
-  return Family(title, make_quadratics(config.variables), config.horizon, count, 4 * count, 8, momenta)
+  return Family(title, make_quadratics(config.variables), config.horizon, count, 4 * count, 6, momenta)
 
 
 def make_others(config: Config, trained: Family) -> dict[str, Family]:
@@ -116,10 +116,10 @@ def make_others(config: Config, trained: Family) -> dict[str, Family]:
   count = config.eval_problems
   few = min(count, 16)
   longer = lambda n: trained._replace(
-    horizon=n * config.horizon, title=f"{n} times as long", validation=count, per_decade=4, momenta=(0.9,)
+    horizon=n * config.horizon, title=f"{n} times as long", validation=count, per_decade=3, momenta=(0.9, 0.95)
   )
   quadratics = lambda title, *args: Family(title, make_quadratics(*args), config.horizon, count, count)
-  network = lambda title, *args: Family(title, make_mlp(*args), config.horizon, few, few, per_decade=3)
+  network = lambda title, *args: Family(title, make_mlp(*args), config.horizon, few, few)
   relu = network("network: 20 ReLU units on digits", (20,), nn.relu)
   if config.optimizee == "network":
     return {

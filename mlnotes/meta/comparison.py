@@ -40,8 +40,8 @@ class Family(NamedTuple):
   horizon: int
   test: int
   validation: int
-  per_decade: int = 4
-  momenta: tuple[float, ...] = (0.9,)
+  per_decade: int = 3
+  momenta: tuple[float, ...] = (0.9, 0.95)
 
 
 class Setting(NamedTuple):
@@ -215,7 +215,9 @@ def draw_families(trained: Family, families: Mapping[str, tuple[Family, dict[str
     _panel(axis, outcomes, carried=True)
     if family.horizon > trained.horizon:
       axis.axvline(trained.horizon, color="grey", linewidth=0.8, linestyle=":")
-      axis.text(trained.horizon, 0.97, " trained so far", transform=axis.get_xaxis_transform(), va="top", fontsize=8)
+      axis.text(
+        trained.horizon, 0.97, " trained up to here", transform=axis.get_xaxis_transform(), va="top", fontsize=8
+      )
     axis.set_title(family.title)
     axis.set_xlabel("update")
   for axis in axes.flat[len(families) :]:
@@ -225,7 +227,7 @@ def draw_families(trained: Family, families: Mapping[str, tuple[Family, dict[str
   figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
   figure.suptitle(
     f"Trained on {trained.title}, {trained.horizon} updates, and tried on what it was not trained for\n"
-    "(the hand-designed ones: learning rate tuned anew for each panel)",
+    "(the hand-designed ones: learning rate and momentum tuned anew for each panel)",
     fontsize=11,
   )
   save_figure(figure, path)
