@@ -113,12 +113,9 @@ def make_trained(config: Config) -> Family:
 
 def make_others(config: Config, trained: Family) -> dict[str, Family]:
   """Problems that it was not trained for."""
-  count = config.eval_problems
-  few = min(count, 16)
-  longer = lambda n: trained._replace(
-    horizon=n * config.horizon, title=f"{n} times as long", validation=count, per_decade=3, momenta=(0.9, 0.95)
-  )
-  quadratics = lambda title, *args: Family(title, make_quadratics(*args), config.horizon, count, count)
+  count, many, few = config.eval_problems, max(config.eval_problems, 256), min(config.eval_problems, 16)
+  longer = lambda n: Family(f"{n} times as long", trained.optimizee, n * config.horizon, count, count)
+  quadratics = lambda title, *args: Family(title, make_quadratics(*args), config.horizon, many, many)
   network = lambda title, *args: Family(title, make_mlp(*args), config.horizon, few, few)
   relu = network("network: 20 ReLU units on digits", (20,), nn.relu)
   if config.optimizee == "network":
