@@ -15,15 +15,16 @@ from mlnotes.experiment import set_hparams, stream_key
 
 
 class MLP(nn.Module):
-  """ReLU layers of the given widths on flat pixels, then one output per class."""
+  """Layers of the given widths on flat pixels, then one output per class."""
 
   widths: Sequence[int]
   num_classes: int
+  activation: Callable[[Array], Array] = nn.relu
 
   @nn.compact
   def __call__(self, x):
     for width in self.widths:
-      x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
+      x = self.activation(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
     return nn.Dense(self.num_classes)(x)
 
 
@@ -41,7 +42,13 @@ class Classifier(NamedTuple):
   test: Any
 
 
-def make_classifier(data: DataSet, widths: Sequence[int], batch_size: int, most_examples: int = 4096) -> Classifier:
+def make_classifier(
+  data: DataSet,
+  widths: Sequence[int],
+  batch_size: int,
+  most_examples: int = 4096,
+  activation: Callable[[Array], Array] = nn.relu,
+) -> Classifier:
   """An MLP on `data`. `train` and `test` hold at most the first `most_examples`: they are looked at often.
 
   Raises InputError where the data set is too large to hold as arrays or smaller than a batch.
@@ -52,7 +59,7 @@ def make_classifier(data: DataSet, widths: Sequence[int], batch_size: int, most_
     )
   if batch_size > len(data.train):
     raise InputError(f"--batch_size={batch_size} is out of range: expected at most {len(data.train)} examples.")
-  network = MLP(tuple(widths), data.num_classes)
+  network = MLP(tuple(widths), data.num_classes, activation)
   pixels = lambda image: (image.reshape(len(image), -1) / (data.levels - 1)).astype(jnp.float32)
   feed = make_resident_feed(data.train, batch_size)
   whole = lambda split: {"image": split.image[:most_examples], "label": split.label[:most_examples]}
