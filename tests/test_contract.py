@@ -44,6 +44,7 @@ SMALL = {
     tasks="images", network="fully_connected", batch_norm="support", batch_size=8, ways=2, shots=4, queries=4,
     eval_queries=3, inner_batch=16, inner_steps=2, eval_inner_steps=2, eval_examples=12,
     test_tasks=8, steps=20,
+  ),
   "meta.learned_optimizer": dict(
     variables=3, batch_size=4, horizon=4, unroll=2, hidden=4, layers=1, eval_problems=4, steps=20
   ),

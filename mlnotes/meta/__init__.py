@@ -27,13 +27,6 @@ from mlnotes.meta.episodes import predict_by_prototype as predict_by_prototype
 from mlnotes.meta.episodes import prototype_accuracy as prototype_accuracy
 from mlnotes.meta.episodes import sample_distinct as sample_distinct
 from mlnotes.meta.episodes import sample_episode as sample_episode
-from mlnotes.meta.learner import Learner as Learner
-from mlnotes.meta.learner import is_head as is_head
-from mlnotes.meta.learner import make_classifier as make_classifier
-from mlnotes.meta.learner import make_regressor as make_regressor
-from mlnotes.meta.networks import Conv4 as Conv4
-from mlnotes.meta.networks import FullyConnected as FullyConnected
-from mlnotes.meta.networks import Regressor as Regressor
 from mlnotes.meta.learned_optimizer import CoordinateLSTM as CoordinateLSTM
 from mlnotes.meta.learned_optimizer import Run as Run
 from mlnotes.meta.learned_optimizer import learned_optimizer as learned_optimizer
@@ -43,6 +36,13 @@ from mlnotes.meta.learned_optimizer import restart as restart
 from mlnotes.meta.learned_optimizer import start as start
 from mlnotes.meta.learned_optimizer import unroll as unroll
 from mlnotes.meta.learned_optimizer import unroll_loss as unroll_loss
+from mlnotes.meta.learner import Learner as Learner
+from mlnotes.meta.learner import is_head as is_head
+from mlnotes.meta.learner import make_classifier as make_classifier
+from mlnotes.meta.learner import make_regressor as make_regressor
+from mlnotes.meta.networks import Conv4 as Conv4
+from mlnotes.meta.networks import FullyConnected as FullyConnected
+from mlnotes.meta.networks import Regressor as Regressor
 from mlnotes.meta.optimizee import Optimizee as Optimizee
 from mlnotes.meta.optimizee import make_network_training as make_network_training
 from mlnotes.meta.optimizee import make_quadratics as make_quadratics
