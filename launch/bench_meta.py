@@ -121,7 +121,7 @@ def make_torch_update(config: Config, queries: int) -> Callable[[], float]:
   blocks = [block(1 if i == 0 else config.width) for i in range(4)]
   network = torch.nn.Sequential(*blocks, torch.nn.Flatten(), torch.nn.Linear(features, config.ways))
   optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-  to_torch = lambda x: torch.tensor(np.moveaxis(x, -1, 2) if x.ndim == 5 else x).squeeze(-1 if x.ndim < 5 else 5)
+  to_torch = lambda x: torch.tensor(np.moveaxis(x, -1, 2) if x.ndim == 5 else x)
   support, query = ({name: to_torch(x) for name, x in side.items()} for side in random_tasks(config, queries))
 
   def loss(params, data, i):
