@@ -31,7 +31,7 @@ PROBLEM_SEED = 0  # of the frozen problems: the same for every run and every opt
 class Family(NamedTuple):
   """Problems to compare on, for `horizon` updates, and how hand-designed optimizers are tuned for them.
 
-  `per_decade` learning rates between 1e-4 and 10 are tried with each of `momenta`, on `validation` problems; the
+  `per_decade` learning rates between 1e-3 and 10 are tried with each of `momenta`, on `validation` problems; the
   result is that of `test` others.
   """
 
@@ -84,7 +84,7 @@ def tune(family: Family, name: str, carried: Setting | None = None) -> Outcome:
   `carried` is a setting from elsewhere, to be tried on the test problems as well; None: that of `final`.
   """
   optimizer = make_optimizer(BASELINES[name], family.horizon)
-  rates = np.logspace(-4, 1, 5 * family.per_decade + 1)
+  rates = np.logspace(-3, 1, 4 * family.per_decade + 1)
   momenta = family.momenta if name in WITH_MOMENTUM else (0.0,)
   settings = [Setting(float(rate), momentum) for momentum in momenta for rate in rates]
 
