@@ -76,7 +76,7 @@ def _processor() -> str:
 def make_stepper(module: ModuleType, config: LoopConfig) -> Stepper:
   """The experiment's program with its state, nothing of the update compiled yet."""
   seeds = range(config.seed, config.seed + config.seeds)
-  return Stepper(Program(module.make(config), module.make_feeds(config), seeds, make_mesh(config.devices)))
+  return Stepper(Program(module.make(config), module.make_feeds(config), seeds, make_mesh(config.devices, config.fsdp)))
 
 
 def updates_before_learning(config: LoopConfig) -> int:
