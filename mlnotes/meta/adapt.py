@@ -79,7 +79,11 @@ def adapt(
     mask: which leaves adapt (`select`); the others keep their values, as the body does in ANIL (Raghu et al. 2020).
     stacked: `support` has a leading axis of `steps`, a mini-batch for each.
     trace: evaluated on the parameters before the first and after each step.
+
+  Raises ValueError for a negative number of steps.
   """
+  if steps < 0:
+    raise ValueError(f"steps={steps} is out of range: expected 0 or more.")
   selected, rest = partition(params, mask)
   grad = jax.value_and_grad(lambda selected, data: loss_fn(combine(selected, rest), data))
 

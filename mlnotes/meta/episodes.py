@@ -51,14 +51,15 @@ class EpisodeConfig(DataConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("shots", "queries", "eval_queries", "eval_examples", "test_tasks"):
+    for name in ("shots", "queries", "eval_queries", "eval_examples"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.test_tasks >= 2, "test_tasks", self.test_tasks, "2 or more, for an interval")
     require(self.ways >= 2, "ways", self.ways, "2 or more")
     require(self.image_size >= 0, "image_size", self.image_size, "0 or more")
     for name in ("valid_fraction", "test_fraction"):
       require(0 < getattr(self, name) < 1, name, getattr(self, name), "a number between 0 and 1")
     for name in ("class_seed", "eval_seed"):
-      require(0 <= getattr(self, name) < 2**32, name, getattr(self, name), "0 to 4294967295")
+      require(0 <= getattr(self, name) < 2**32 - 1, name, getattr(self, name), "0 to 4294967294")
 
 
 _make_episode_sets = functools.lru_cache(maxsize=1)(make_episode_sets)
@@ -78,20 +79,23 @@ def load_episode_sets(config: EpisodeConfig) -> EpisodeSets:
     test_fraction=config.test_fraction,
     seed=config.class_seed,
   )
-  for name, pool in (("training", sets.train), ("validation", sets.valid), ("test", sets.test)):
-    queries = config.queries if name == "training" else config.eval_queries
-    check_episode(pool, config.ways, config.shots, queries, name)
+  named = {"training": sets.train, "validation": sets.valid, "test": sets.test}
+  for name, pool in sorted(named.items(), key=lambda item: item[1].num_classes):
+    flag = "queries" if name == "training" else "eval_queries"
+    check_episode(pool, config.ways, config.shots, getattr(config, flag), name, flag)
   return sets
 
 
-def check_episode(pool: ClassPool, ways: int, shots: int, queries: int, name: str = "given") -> None:
+def check_episode(
+  pool: ClassPool, ways: int, shots: int, queries: int, name: str = "given", flag: str = "queries"
+) -> None:
   """Raises InputError unless `pool` has `ways` classes of at least `shots` + `queries` examples each."""
   found, smallest = pool.num_classes, int(np.min(pool.count))
-  require(ways <= found, "ways", ways, f"at most {found}, the {name} classes")
+  require(ways <= found, "ways", ways, f"at most {found}, the {name} classes (--rotations=all has four times as many)")
   least = f"the smallest {name} class has {smallest} examples"
   require(shots < smallest, "shots", shots, f"at most {smallest - 1}, as {least} and some must be left to judge by")
   most = smallest - shots
-  require(queries <= most, "queries", queries, f"at most {most} beside --shots={shots}, as {least}")
+  require(queries <= most, flag, queries, f"at most {most} beside --shots={shots}, as {least}")
 
 
 # ---- Drawing -------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def make_meta_learning(method: Method, family: Family, config: MetaConfig) -> Ex
   """The experiment that trains by `method` on `family` and evaluates by adapting to tasks that it has not seen."""
   optimizer = make_optimizer(config, config.steps)
   judge = make_judge(family, method, config.eval_inner_steps)
-  moments = sorted({0, 1, config.eval_inner_steps})
+  moments = sorted({0, 1} - {config.eval_inner_steps})
   classes = config.tasks == "images"
   # One task after the other where memory is to be saved.
   map_tasks = jax.lax.map if config.side_by_side else lambda f, tasks: jax.vmap(f)(tasks)

@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from mlnotes.data import EvalBatches, Feeds
+from mlnotes.experiment import stream
 from mlnotes.meta.episodes import frozen_episodes, load_episode_sets, make_episode_feeds
 from mlnotes.meta.feeds import make_frozen_tasks, make_task_feed
 from mlnotes.meta.learner import Learner, make_classifier, make_regressor
@@ -29,12 +31,14 @@ def make_family(config: Any) -> Family:
   dtype = jnp.dtype(config.precision)
   if config.tasks == "sinusoid":
     sample = lambda queries: lambda key, arrays: sample_sinusoid_task(key, config.shots, queries)
-    frozen = lambda seed, count: make_frozen_tasks(sample(_JUDGED_POINTS), (), seed, count, config.batch_size)
-    feeds = Feeds(
-      make_task_feed(sample(config.queries), (), config.batch_size), frozen(config.eval_seed, config.eval_examples)
-    )
+    judged = sample(_JUDGED_POINTS)
+    # A stream of its own, so that no seed's validation curves are another's test curves.
+    validation = lambda key, arrays: judged(jax.random.fold_in(key, stream("validation")), arrays)
+    frozen = lambda sample, seed, count: make_frozen_tasks(sample, (), seed, count, config.batch_size)
+    evaluate = frozen(validation, config.eval_seed, config.eval_examples)
+    feeds = Feeds(make_task_feed(sample(config.queries), (), config.batch_size), evaluate)
     learner = make_regressor(Regressor(config.widths, dtype=dtype))
-    return Family(learner, feeds, frozen(config.eval_seed + _TEST_SEED, config.test_tasks))
+    return Family(learner, feeds, frozen(judged, config.eval_seed + _TEST_SEED, config.test_tasks))
   sets = load_episode_sets(config)
   if config.network == "conv4":
     network = Conv4(config.ways, config.width, dtype=dtype)

@@ -74,6 +74,9 @@ def make_maml(learner: Learner, config: MAMLConfig, learn: Literal["nothing", "s
       return jax.tree.map(jnp.mean, jax.vmap(one)(tasks))
 
     (loss, figures), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-    return grads, {"loss": loss, **figures}
+    # By the names of the evaluation's figures, whose curves they share.
+    after = lambda name: f"{name}_after_{config.inner_steps}"
+    weighted = "multi_step_loss" if config.multi_step_updates else after("loss")
+    return grads, {weighted: loss, **{after(name): value for name, value in figures.items()}}
 
   return Method(rates, inner, gradient, mask)

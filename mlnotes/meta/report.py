@@ -55,7 +55,7 @@ def write_report(tools: Tools, trained: Any, untrained: Any, hparams: Any, confi
   """Draws adaptation.png and the fits or the episodes; returns the figures of the test tasks.
 
   `test_<name>_after_<n>` is the mean after n inner steps, `.._interval` the half-width of its 95 % confidence interval
-  over tasks.
+  over tasks. `untrained_..` is the start's, on the first 200 of them.
   """
   judge = lambda params: lambda arrays, i: tools.judge(params, hparams, arrays, i)
   after = judge_tasks(judge(trained), tools.test, config.test_tasks)
@@ -88,10 +88,10 @@ def draw_adaptation(
   figure, axes = new_figure(1, len(after), width=4.6 * len(after), height=3.6)
   titles = {"loss": "mean squared error" if config.tasks == "sinusoid" else "cross-entropy (nats)"}
   for axis, name in zip(axes[0], after):
-    for values, label in ((before[name], "before meta-training"), (after[name], "after meta-training")):
+    for values, label in ((before[name], "before"), (after[name], "after")):
       mean, half = np.array([interval95(column) for column in values.T]).T
       steps = np.arange(len(mean))
-      (line,) = axis.plot(steps, mean, "o-", markersize=3, label=label)
+      (line,) = axis.plot(steps, mean, "o-", markersize=3, label=f"{label} meta-training ({len(values)} tasks)")
       axis.fill_between(steps, mean - half, mean + half, alpha=0.25, color=line.get_color(), linewidth=0)
     if name == "accuracy":
       axis.axhline(1 / config.ways, color="grey", linestyle=":", label="chance")
@@ -116,22 +116,29 @@ def draw_fits(untrained: Callable, trained: Callable, tasks: Task, last: int, pa
     for column in range(count):
       task = jax.tree.map(lambda leaf, column=column: leaf[column], tasks)
       fits, axis = predict(task, x), axes[row, column]
-      order = np.argsort(task.query["x"][:, 0])
-      axis.plot(task.query["x"][order, 0], task.query["y"][order, 0], color="black", linewidth=1, label="truth")
+      axis.plot(x[:, 0], true_curve(task.query, x[:, 0]), color="black", linewidth=1, label="truth")
       for step, colour in colours.items():
         label = "start" if step == 0 else f"{step} step{'s' if step > 1 else ''}"
         axis.plot(x[:, 0], fits[step, :, 0], "--", color=colour, linewidth=1.6, label=label)
       axis.plot(task.support["x"][:, 0], task.support["y"][:, 0], "k^", markersize=5, label="support")
       axis.set_ylim(-5.5, 5.5)
       axis.set_title(f"test sinusoid {column + 1}, {title}", fontsize=9)
+      axis.set_xlabel("x")
+      axis.set_ylabel("y")
   axes[0, 0].legend(frameon=False, fontsize=8, ncols=2)
   save_figure(figure, path)
+
+
+def true_curve(points: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+  """The sinusoid through `points`, which is linear in sin x and cos x."""
+  basis = lambda x: np.stack([np.sin(x), np.cos(x)], axis=1)
+  return basis(x) @ np.linalg.lstsq(basis(points["x"][:, 0]), points["y"][:, 0], rcond=None)[0]
 
 
 def draw_episodes(predict: Callable, tasks: Task, config: Any, path: Path) -> None:
   """One row of images per episode: a support image of every class, then queries framed green if right, red if not."""
   count, ways = min(_SHEETS, len(tasks.support["label"])), min(config.ways, 10)
-  columns = ways + ways * min(_QUERIES, config.eval_queries)
+  columns = ways + 1 + ways * min(_QUERIES, config.eval_queries)  # with a gap
   figure, axes = new_figure(count, columns, width=0.72 * columns + 0.4, height=1.05 * count + 0.5)
   for row in range(count):
     task = jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), tasks)
@@ -141,8 +148,9 @@ def draw_episodes(predict: Callable, tasks: Task, config: Any, path: Path) -> No
       for j in range(min(_QUERIES, config.eval_queries)):
         at = i * config.eval_queries + j
         right = predicted[at] == task.query["label"][at]
-        shown.append((task.query["image"][at], f"{predicted[at]}", "tab:green" if right else "tab:red"))
-    for axis, (image, title, colour) in zip(axes[row], shown):
+        shown.append((task.query["image"][at], f"→ class {predicted[at]}", "tab:green" if right else "tab:red"))
+    axes[row, ways].set_axis_off()
+    for axis, (image, title, colour) in zip(np.delete(axes[row], ways), shown):
       axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", interpolation="nearest")
       axis.set_title(title, fontsize=7, color=colour, pad=2)
       axis.set_xticks([])

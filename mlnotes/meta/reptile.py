@@ -86,6 +86,6 @@ def make_reptile(learner: Learner, config: ReptileConfig) -> Method:
     keys = jax.random.split(stream_key(state.key, "minibatches", state.step), count)
     moves, losses = jax.vmap(one)(keys, tasks)
     grads = MetaParams(jax.tree.map(lambda x: jnp.mean(x, axis=0), moves))
-    return grads, {"loss": jnp.mean(losses[:, -1]), "first_loss": jnp.mean(losses[:, 0])}
+    return grads, {"inner_loss_first": jnp.mean(losses[:, 0]), "inner_loss_last": jnp.mean(losses[:, -1])}
 
   return Method(lambda params: (), inner, gradient)

@@ -50,6 +50,7 @@ def test_image_runs_say_what_needs_no_learning(tmp_path):
     (maml, dict(inner_steps=0), "--inner_steps=0 .* 1 or more"),
     (maml, dict(inner_learning_rate=0.0), "--inner_learning_rate=0.0 .* above 0"),
     (maml, dict(batch_size=10, side_by_side=4), "--side_by_side=4 .* divisor of --batch_size=10"),
+    (maml, dict(test_tasks=1), "--test_tasks=1 .* 2 or more"),
     (maml, dict(widths=(4, 0)), "--widths=.* 1 or more"),
     (meta_sgd, dict(multi_step_updates=-1), "--multi_step_updates=-1 .* 0 or more"),
     (reptile, dict(inner_batch=60), "--inner_batch=60 .* at most 50, the examples of a task"),
