@@ -116,7 +116,7 @@ def draw_fits(untrained: Callable, trained: Callable, tasks: Task, last: int, pa
     for column in range(count):
       task = jax.tree.map(lambda leaf, column=column: leaf[column], tasks)
       fits, axis = predict(task, x), axes[row, column]
-      axis.plot(x[:, 0], true_curve(task.query, x[:, 0]), color="black", linewidth=1, label="truth")
+      axis.plot(x[:, 0], true_curve(jax.device_get(task.query), x[:, 0]), color="black", linewidth=1, label="truth")
       for step, colour in colours.items():
         label = "start" if step == 0 else f"{step} step{'s' if step > 1 else ''}"
         axis.plot(x[:, 0], fits[step, :, 0], "--", color=colour, linewidth=1.6, label=label)
