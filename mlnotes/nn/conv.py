@@ -26,8 +26,9 @@ Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
 
 # From this many features on, XLA's convolution library shares its work among threads (see `_forward`).
 _SHARED_FEATURES = 128
-# The kernel's gradient is summed over this many parts of the batch where x has at least so many elements.
-_PARTS, _LARGE = 4, 2**16
+# The kernel's gradient is summed over parts of the batch, the first number of them that divides it, where x has at
+# least so many elements.
+_PARTS, _LARGE = (4, 5, 3), 2**16
 
 
 def convolve(
@@ -306,13 +307,14 @@ def _gradient_by_kernel(x, y, geometry):
     return jnp.moveaxis(kernel, 0, -2)
 
   # In a loop, because XLA would otherwise compute `x` and `y` again, element by element, in the order of the transposed
-  # arrays. A part is every `_PARTS`-th image, so that a batch sharded over devices stays sharded.
+  # arrays. A part is every `parts`-th image, so that a batch sharded over devices stays sharded.
   kernel_size = math.prod(geometry.window) * x.shape[-1] * y.shape[-1]
-  if x.shape[0] % _PARTS or x.size < max(_LARGE, _PARTS * kernel_size):
+  parts = next((parts for parts in _PARTS if x.shape[0] % parts == 0), 0)
+  if not parts or x.size < max(_LARGE, parts * kernel_size):
     return compute(x, y)
-  x, y = (array.reshape(-1, _PARTS, *array.shape[1:]) for array in (x, y))
+  x, y = (array.reshape(-1, parts, *array.shape[1:]) for array in (x, y))
   part = lambda i: compute(*(lax.dynamic_index_in_dim(array, i, 1, keepdims=False) for array in (x, y)))
-  return jnp.sum(lax.map(part, jnp.arange(_PARTS)), axis=0)
+  return jnp.sum(lax.map(part, jnp.arange(parts)), axis=0)
 
 
 def _gradient_by_input(kernel, y, geometry):

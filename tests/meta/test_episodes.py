@@ -274,13 +274,13 @@ def test_resizing_averages_what_it_leaves_out_and_keeps_channels_apart():
   [
     (dict(ways=9), r"--ways=9 .* at most 8, the validation classes"),
     (dict(rotations="train"), r"--ways=5 .* at most 2, the validation classes"),
-    (dict(shots=400), r"--shots=400 .* at most \d+, as the smallest training class has \d+ examples and some must"),
+    (dict(shots=400), r"--shots=400 .* at most \d+, as the smallest \w+ class has \d+ examples and some must"),
     (dict(shots=10, queries=170), r"--queries=170 .* at most \d+ beside --shots=10, as the smallest training class"),
     (dict(valid_fraction=0.5, test_fraction=0.5), r"test_fraction=0.5: found 10 classes, expected more than the 10"),
     (dict(ways=1), r"--ways=1 .* 2 or more"),
     (dict(queries=0), r"--queries=0 .* 1 or more"),
     (dict(valid_fraction=1.0), r"--valid_fraction=1.0 .* between 0 and 1"),
-    (dict(class_seed=-1), r"--class_seed=-1 .* 0 to 4294967295"),
+    (dict(class_seed=-1), r"--class_seed=-1 .* 0 to 4294967294"),
     (dict(image_size=-1), r"--image_size=-1 .* 0 or more"),
   ],
 )
@@ -308,7 +308,7 @@ class Counter(NamedTuple):
 
 
 def test_the_loop_takes_the_feeds_on_one_device_or_eight():
-  config = EpisodeConfig(batch_size=8, queries=2, eval_examples=12)
+  config = EpisodeConfig(batch_size=8, queries=2, eval_queries=2, eval_examples=12)
   sets = load_episode_sets(config)
   feeds = make_episode_feeds(sets, config)
   accuracy = jax.vmap(lambda task: prototype_accuracy(task, config.ways))

@@ -60,7 +60,7 @@ def gradient_of_gradient(module, params, x, d_params, d_x):
 
 def compare_with_flax(compute, config, key, monkeypatch):
   monkeypatch.setattr(conv_module, "_LARGE", 0)
-  monkeypatch.setattr(conv_module, "_PARTS", 2)  # the six images make two parts
+  monkeypatch.setattr(conv_module, "_PARTS", (2,))  # the six images make two parts
   ours, reference = Conv(4, **config), nn.Conv(4, **config)
   data_key, init_key, tangent_key, bias_key = jax.random.split(key, 4)
   x, d_x = jax.random.normal(data_key, (2, 6, 9, 8, 2))
