@@ -105,13 +105,13 @@ class Method(NamedTuple):
 
   rates:    (initial parameters) -> the rates that are learned, or ().
   inner:    (MetaParams, hparams) -> the optimizer of the inner loop.
-  gradient: (MetaParams, tasks, state) -> (gradient of MetaParams, {name: scalar}), means over the tasks.
+  gradient: (MetaParams, tasks, their numbers, state) -> (gradient of MetaParams, {name: scalar}), means over tasks.
   mask:     (initial parameters) -> which of them adapt, or None for all.
   """
 
   rates: Callable[[chex.ArrayTree], chex.ArrayTree]
   inner: Callable[[MetaParams, Mapping[str, Array]], optax.GradientTransformation]
-  gradient: Callable[[MetaParams, Task, State], tuple[MetaParams, Mapping[str, Array]]]
+  gradient: Callable[[MetaParams, Task, Int[Array, " B"], State], tuple[MetaParams, Mapping[str, Array]]]
   mask: Callable[[chex.ArrayTree], Any] = lambda params: None
 
 
@@ -128,18 +128,18 @@ def make_rule(name: str) -> optax.GradientTransformation:
   return rules[name]()
 
 
-def mean_over_chunks(compute: Callable[[Task], Any], tasks: Task, chunk: int) -> Any:
+def mean_over_chunks(compute: Callable[[Any], Any], tasks: Any, chunk: int) -> Any:
   """The mean of `compute(some tasks)`, itself a mean, over chunks of `chunk` tasks, one chunk after the other."""
   count = jax.tree.leaves(tasks)[0].shape[0]
   chunks = count // (chunk or count)
   if chunks == 1:
     return compute(tasks)
   # A chunk is every `chunks`-th task, so that a batch that is sharded over devices stays sharded.
-  split = jax.tree.map(lambda x: x.reshape(-1, chunks, *x.shape[1:]), tasks)
-  pick = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False), split)
-  add = lambda i, total: jax.tree.map(jnp.add, total, compute(pick(i)))
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(compute, pick(0)))
-  return jax.tree.map(lambda x: x / chunks, jax.lax.fori_loop(0, chunks, add, zeros))
+  split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, chunks, *x.shape[1:]), 0, 1), tasks)
+  add = lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None)
+  shapes = jax.eval_shape(compute, jax.eval_shape(lambda split: jax.tree.map(lambda x: x[0], split), split))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return jax.tree.map(lambda x: x / chunks, jax.lax.scan(add, zeros, split)[0])
 
 
 def make_judge(family: Family, method: Method, steps: int) -> Callable:
@@ -174,8 +174,11 @@ def make_meta_learning(method: Method, family: Family, config: MetaConfig) -> Ex
     return State(jnp.zeros([], jnp.int32), key, params, optimizer.init(params), hparams)
 
   def step(state: State, batch: Task):
-    compute = lambda tasks: method.gradient(state.params, tasks, state)
-    grads, metrics = mean_over_chunks(compute, batch, config.side_by_side)
+    # Numbered before they are divided, so that a task in a chunk draws what it would among all.
+    numbered = (batch, jnp.arange(config.batch_size, dtype=jnp.int32))
+    grads, metrics = mean_over_chunks(
+      lambda some: method.gradient(state.params, *some, state), numbered, config.side_by_side
+    )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {**metrics, "grad_norm": optax.global_norm(grads)}

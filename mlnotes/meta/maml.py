@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from mlnotes.flags import field, require
 from mlnotes.meta.adapt import learned_rates, meta_loss, multi_step_weights, partition, select
@@ -60,7 +61,8 @@ def make_maml(learner: Learner, config: MAMLConfig, learn: Literal["nothing", "s
       return optax.chain(make_rule(config.inner_optimizer), optax.scale(-hparams["inner_learning_rate"]))
     return optax.chain(make_rule(config.inner_optimizer), learned_rates(params.rates, learn == "step_rates"))
 
-  def gradient(params: MetaParams, tasks: Task, state: State):
+  def gradient(params: MetaParams, tasks: Task, numbers: Int[Array, " B"], state: State):
+    del numbers
     weights = None
     if config.multi_step_updates:
       weights = multi_step_weights(state.step, config.inner_steps, config.multi_step_updates)

@@ -6,9 +6,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import example_keys, stream_key
 from mlnotes.flags import field, require
 from mlnotes.meta.adapt import adapt, reptile_gradient
 from mlnotes.meta.experiment import MetaConfig, MetaParams, Method, State, make_rule
@@ -74,7 +74,8 @@ def make_reptile(learner: Learner, config: ReptileConfig) -> Method:
   def inner(params: MetaParams, hparams):
     return optax.chain(make_rule(config.inner_optimizer), optax.scale(-hparams["inner_learning_rate"]))
 
-  def gradient(params: MetaParams, tasks: Task, state: State):
+  def gradient(params: MetaParams, tasks: Task, numbers: Int[Array, " B"], state: State):
+    keys = example_keys(stream_key(state.key, "minibatches", state.step), numbers)
     optimizer = inner(params, state.hparams)
 
     def one(key, task: Task):
@@ -82,8 +83,6 @@ def make_reptile(learner: Learner, config: ReptileConfig) -> Method:
       adapted = adapt(learner.support_loss, params.initial, batches, optimizer, config.inner_steps, stacked=True)
       return reptile_gradient(params.initial, adapted.params), adapted.losses
 
-    count = jax.tree.leaves(tasks)[0].shape[0]
-    keys = jax.random.split(stream_key(state.key, "minibatches", state.step), count)
     moves, losses = jax.vmap(one)(keys, tasks)
     grads = MetaParams(jax.tree.map(lambda x: jnp.mean(x, axis=0), moves))
     return grads, {"inner_loss_first": jnp.mean(losses[:, 0]), "inner_loss_last": jnp.mean(losses[:, -1])}

@@ -77,6 +77,22 @@ def test_chunks_change_nothing(chunk):
   np.testing.assert_allclose(found["query"], 2.5)
 
 
+@pytest.mark.parametrize("module", [maml, reptile])
+def test_an_update_is_the_same_in_chunks(module):
+  """Each task keeps its own mini-batches when the tasks of an update are divided."""
+  changes = dict(batch_size=4, shots=3, queries=3, widths=(8,), inner_steps=2, eval_examples=4)
+  changes |= dict(inner_batch=2) if module is reptile else {}
+  found = []
+  for chunk in (0, 1, 2):
+    config = module.Config(side_by_side=chunk, **changes)
+    experiment, feed = module.make(config), module.make_feeds(config).train
+    batch = feed.draw(feed.arrays, jax.random.key(0), 0)
+    state, _ = jax.jit(experiment.step)(experiment.init(jax.random.key(1), batch), batch)
+    found.append(state.params.initial)
+  for other in found[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found[0], other)
+
+
 def test_mini_batches_use_every_example_of_a_pass_once(key):
   numbers = jnp.arange(12)
   task = Task({"x": numbers[:5]}, {"x": numbers[5:]})
