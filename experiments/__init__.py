@@ -1,7 +1,6 @@
 """One thin entrypoint per method: `python -m experiments.<chapter>.<method>`; `python -m experiments` lists them."""
 
 import ast
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from mlnotes.errors import InputError
+from mlnotes.errors import InputError, nearest
 
 
 def catalogue() -> Iterator[tuple[str, str]]:
@@ -23,16 +22,12 @@ def catalogue() -> Iterator[tuple[str, str]]:
 
 
 def import_experiment(name: str) -> ModuleType:
-  """The module of the experiment `<chapter>.<method>` that runs in the training loop.
+  """The module of the experiment `<chapter>.<method>`.
 
-  Raises InputError for a name that is not in the catalogue, with the nearest that is, and for a study.
+  Raises InputError for a name that is not in the catalogue, with the nearest that is.
   """
   names = [known for known, _ in catalogue()]
   if name not in names:
-    near = difflib.get_close_matches(name, names, n=1) or [known for known in names if name and name in known][:1]
-    hint = f"did you mean {near[0]}?" if near else "expected one that `python -m experiments` lists."
+    hint = nearest(name, names, "expected one that `python -m experiments` lists.")
     raise InputError(f"--experiment={name} is not an experiment: {hint}")
-  module = importlib.import_module(f"experiments.{name}")
-  if not hasattr(module, "make"):
-    raise InputError(f"--experiment={name} is a study, one computation without a training loop: expected a method.")
-  return module
+  return importlib.import_module(f"experiments.{name}")

@@ -20,16 +20,16 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
-from absl import flags as absl_flags
 
 from experiments import catalogue, import_experiment
 from launch.measure import describe_machine, make_stepper, measure
 from launch.profiler import compare_with_profiler, write_trace
 from mlnotes.errors import InputError
-from mlnotes.flags import BaseConfig, define, field, parse, require, run
+from mlnotes.flags import BaseConfig, field, parse, read, require, run
 from mlnotes.loop import SECONDS_PER_DISPATCH, enable_compilation_cache
 from mlnotes.record import config_dict, to_json, write_atomically
 
@@ -58,9 +58,17 @@ class BenchConfig(BaseConfig):
       )
 
 
-def settings_class(name: str) -> type:
-  """The flags of the benchmark and of the experiment as one config. Raises InputError as `import_experiment` does."""
+def import_method(name: str) -> ModuleType:
+  """The module of an experiment that has updates. Raises InputError for any other."""
   module = import_experiment(name)
+  if not hasattr(module, "make"):
+    raise InputError(f"--experiment={name} is a study, one computation without a training loop: expected a method.")
+  return module
+
+
+def settings_class(name: str) -> type:
+  """The flags of the benchmark and of the experiment as one config. Raises InputError as `import_method` does."""
+  module = import_method(name)
   merged = type("Settings", (BenchConfig, module.Config), {"__module__": __name__})
   return dataclasses.dataclass(frozen=True, kw_only=True)(merged)
 
@@ -303,32 +311,18 @@ def bench_several(names: Sequence[str], arguments: Sequence[str]) -> int:
 def parse_flags(name: str, arguments: Sequence[str]) -> Any:
   """The settings of one experiment, checked. Raises InputError naming what does not fit, with the nearest flag."""
   config_class = settings_class(name)
-  values = absl_flags.FlagValues()
-  define(config_class, values)
-  try:
-    rest = values(["bench", *arguments])
-  except absl_flags.Error as error:
-    raise InputError(f"{name}: {error}.") from error
-  if len(rest) > 1:
-    raise InputError(f"found the argument {rest[1]!r}: every setting is a flag, expected --name=value.")
-  return parse(config_class, values)
+  return parse(config_class, read(config_class, arguments, f"experiments.{name}"))
 
 
 def named_experiments(arguments: Sequence[str]) -> list[str]:
   """The names in --experiment. Raises InputError where one does not run in the loop, or none is there."""
-  values = absl_flags.FlagValues()
-  define(BenchConfig, values)
-  try:
-    values(["bench", *arguments], known_only=True)
-  except absl_flags.Error as error:
-    raise InputError(f"{error}.") from error
-  names = list(values["experiment"].value)
+  names = list(read(BenchConfig, arguments, "launch.bench", known_only=True)["experiment"].value)
   if not names:
     raise InputError("--experiment is missing: expected a name that `python -m experiments` lists, or all.")
   if names == ["all"]:
     return experiments_in_loop()
   for name in names:
-    import_experiment(name)
+    import_method(name)
   return names
 
 

@@ -4,9 +4,7 @@ Nothing here runs an experiment or writes a file.
 """
 
 import dataclasses
-import difflib
 import hashlib
-import importlib
 import itertools
 import json
 import math
@@ -15,16 +13,16 @@ import re
 import shlex
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags as absl_flags
 
-from experiments import catalogue
+from experiments import import_experiment
 from mlnotes.errors import InputError
-from mlnotes.flags import config_fields, define, parse
+from mlnotes.flags import config_fields, no_flag, parse, read
 from mlnotes.record import Record
 
 # A longer name is cut and ends in a hash; file systems allow 255 bytes.
@@ -175,43 +173,12 @@ def _json_text(path: Path, name: str, value: Any) -> str:
 # -- experiments and their flags ---------------------------------------------------------------------------------------
 
 
-def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-  """The end of a sentence about an unknown name: the nearest known one, else `otherwise` or all that are known."""
-  known = list(known)
-  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  close = close or [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-  return f"did you mean {close[0]}?" if close else otherwise or f"expected one of {', '.join(known)}."
-
-
-def load_experiment(name: str) -> Any:
-  """The module of an experiment. Raises InputError for a name that is not in the catalogue."""
-  known = [found for found, _ in catalogue()]
-  if name not in known:
-    raise InputError(f"--experiment={name} is not an experiment: {nearest(name, known)}")
-  module = importlib.import_module(f"experiments.{name}")
+def load_experiment(name: str) -> ModuleType:
+  """The module of an experiment. Raises InputError for one that is not there, or that keeps no results."""
+  module = import_experiment(name)
   if "workdir" not in {item.name for item, _, _ in config_fields(module.Config)}:
     raise InputError(f"--experiment={name} has no --workdir: expected an experiment that keeps its results in one.")
   return module
-
-
-def _no_flag(experiment: str, name: str, known: Iterable[str]) -> InputError:
-  hint = nearest(name, sorted(known), f"see python -m experiments.{experiment} --helpshort.")
-  return InputError(f"{experiment} has no flag --{name}: {hint}")
-
-
-def parse_flags(experiment: str, config_class: type, arguments: Sequence[str]) -> absl_flags.FlagValues:
-  """The flags of an experiment with what `arguments` set. Raises InputError, naming what is wrong."""
-  values = absl_flags.FlagValues()
-  define(config_class, values)
-  try:
-    rest = values(["sweep", *arguments])
-  except absl_flags.UnrecognizedFlagError as error:
-    raise _no_flag(experiment, error.flagname, values) from error
-  except absl_flags.Error as error:
-    raise InputError(f"{experiment}: {str(error).rstrip('.')}.") from error
-  if len(rest) > 1:
-    raise InputError(f"{experiment}: found the argument {rest[1]!r}, expected flags --name=value alone.")
-  return values
 
 
 def _label(value: Any) -> str:
@@ -241,14 +208,14 @@ def make_runs(experiments: Sequence[str], fixed: str, settings: Sequence[Setting
   runs = {}
   for experiment in experiments:
     config_class = load_experiment(experiment).Config
-    given = parse_flags(experiment, config_class, fixed_flags)
+    given = read(config_class, fixed_flags, f"experiments.{experiment}")
     reserved = [name for name in RESERVED if name in given and given[name].present]
     for point in settings:
       for name in [*reserved, *point]:
         if name in RESERVED:
           raise InputError(f"--{name} is set by the sweep for every run: expected it to be left out.")
         if name not in given:
-          raise _no_flag(experiment, name, given)
+          raise no_flag(f"experiments.{experiment}", name, given)
         if given[name].present:
           raise InputError(f"--{name} is in --fixed and varied as well: expected one of the two.")
       run = _make_run(experiment, config_class, fixed_flags, point, workdir)
@@ -258,7 +225,7 @@ def make_runs(experiments: Sequence[str], fixed: str, settings: Sequence[Setting
 
 def _make_run(experiment, config_class, fixed_flags, point: Settings, workdir: Path) -> Run:
   arguments = [*fixed_flags, *(f"--{name}={text}" for name, text in point.items())]
-  values = parse_flags(experiment, config_class, arguments)
+  values = read(config_class, arguments, f"experiments.{experiment}")
   directory = workdir / experiment
   if point:
     directory /= name_run({name: values[name].value for name in point})

@@ -21,10 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from absl import app
-
 from mlnotes.errors import InputError
-from mlnotes.flags import BaseConfig, define, field, parse, require
+from mlnotes.flags import BaseConfig, field, require, run
 
 # How long the others may take to notice by themselves, and then to follow SIGTERM.
 SECONDS_TO_END = 40.0
@@ -133,16 +131,11 @@ def _outcome(codes: Sequence[int], first: int | None) -> int:
   return 1
 
 
-def main(argv: Sequence[str]) -> int:
-  try:
-    if len(argv) < 2:
-      raise InputError("found no command: expected it after --, such as -- python -m experiments.diffusion.ddpm.")
-    return run_processes(argv[1:], parse(Config))
-  except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def main(config: Config, command: Sequence[str]) -> int:
+  if not command:
+    raise InputError("found no command: expected it after --, such as -- python -m experiments.diffusion.ddpm.")
+  return run_processes(command, config)
 
 
 if __name__ == "__main__":
-  define(Config)
-  app.run(main)
+  run(main, Config, arguments=True)

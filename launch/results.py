@@ -10,7 +10,6 @@ metric, results.md, comparison.png. The best row is that of the lowest or highes
 
 import csv
 import dataclasses
-import difflib
 import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,13 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from absl import app
-from absl import flags as absl_flags
 
 from launch.page import write_page
 from launch.runs import Curve, Group, choose_metric, find_mode, find_runs, group_runs, rank, split_settings
-from mlnotes.errors import InputError
-from mlnotes.flags import BaseConfig, define, field, parse
+from mlnotes.errors import InputError, nearest
+from mlnotes.flags import BaseConfig, field, run
 from mlnotes.plot import new_figure, save_figure
 from mlnotes.record import write_atomically
 
@@ -191,9 +188,7 @@ def write_results(directories: Sequence[str], config: Config) -> Mapping[str, An
   metric = config.metric or choose_metric(groups)[0]
   known = sorted({name for group in groups for name in group.final})
   if config.metric and metric not in known:
-    near = difflib.get_close_matches(metric, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known) or 'none'}."
-    raise InputError(f"--metric={metric} is in none of the runs: {hint}")
+    raise InputError(f"--metric={metric} is in none of the runs: {nearest(metric, known or ['none'])}")
   mode = find_mode(groups, metric) if config.mode == "auto" else config.mode
   groups = rank(groups, metric, mode)
   out = Path(config.out).expanduser()
@@ -211,15 +206,10 @@ def write_results(directories: Sequence[str], config: Config) -> Mapping[str, An
   return {"groups": groups, "metric": metric, "mode": mode, "problems": problems}
 
 
-def main(argv: Sequence[str]) -> int:
-  try:
-    config = parse(Config)
-    if len(argv) < 2:
-      raise InputError("found no directory: expected python -m launch.results DIRECTORY... [--out=results].")
-    found = write_results(argv[1:], config)
-  except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def main(config: Config, directories: Sequence[str]) -> int:
+  if not directories:
+    raise InputError("found no directory: expected python -m launch.results DIRECTORY... [--out=results].")
+  found = write_results(directories, config)
   groups, metric = found["groups"], found["metric"]
   for problem in found["problems"]:
     print(f"warning: {problem}", file=sys.stderr)
@@ -235,6 +225,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  define(Config)
-  absl_flags.FLAGS.set_gnu_getopt(True)  # directories and flags in any order
-  app.run(main)
+  run(main, Config, arguments=True)

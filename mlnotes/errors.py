@@ -1,4 +1,7 @@
-"""The one exception that is meant for the person at the terminal."""
+"""The one exception that is meant for the person at the terminal, and what its sentences share."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -6,3 +9,15 @@ class InputError(ValueError):
 
   Entrypoints print the sentence and exit with code 2; any other exception is a bug and keeps its traceback.
   """
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+  """The end of a sentence about an unknown name: the nearest known one, else `otherwise` or all that are known.
+
+  Of names with dots the last part counts as near: ppo is near to rl.ppo.
+  """
+  known = list(known)
+  last = lambda text: text.rpartition(".")[2]
+  close = difflib.get_close_matches(name, known, n=1) or [k for k in known if last(k) == last(name)]
+  close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  return f"did you mean {close[0]}?" if close else otherwise or f"expected one of {', '.join(known)}."

@@ -13,15 +13,16 @@ defined until `run` is called, so importing a module defines no flags.
 
 import dataclasses
 import math
+import re
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 from absl import app, logging
 from absl import flags as absl_flags
 
-from mlnotes.errors import InputError
+from mlnotes.errors import InputError, nearest
 
 ConfigT = TypeVar("ConfigT")
 
@@ -139,29 +140,92 @@ def require(condition: bool, flag: str, found: Any, expected: str) -> None:
     raise InputError(f"--{flag}={found} is out of range: expected {expected}.")
 
 
-def run(main: Callable[[ConfigT], int | None], config_class: type[ConfigT]) -> None:
+def read(
+  config_class: type, arguments: Sequence[str], program: str, *, known_only: bool = False
+) -> absl_flags.FlagValues:
+  """The flags of `config_class` with what `arguments` set, apart from those of this process.
+
+  known_only: arguments that are not flags of the class are left out. Raises InputError for what does not fit;
+  `program` is whose flags they are in its sentence.
+  """
+  values = absl_flags.FlagValues()
+  define(config_class, values)
+  rest = _read(values, [program, *arguments], program, known_only)
+  if not known_only:
+    _require_no_more(rest)
+  return values
+
+
+def _read(values: absl_flags.FlagValues, argv: Sequence[str], program: str, known_only: bool = False) -> Sequence[str]:
+  try:
+    return values(argv, known_only=known_only)
+  except absl_flags.UnrecognizedFlagError as error:
+    raise no_flag(program, error.flagname, values) from error
+  except absl_flags.IllegalFlagValueError as error:
+    raise InputError(_unfit(values, error)) from error
+  except absl_flags.Error as error:
+    raise InputError(f"{program}: {' '.join(str(error).split()).rstrip('.')}.") from error
+
+
+def _unfit(values: absl_flags.FlagValues, error: absl_flags.IllegalFlagValueError) -> str:
+  """The sentence about a value that its flag cannot have. absl's ends in the words of Python's parser."""
+  found = re.fullmatch(r"flag --(\w+)=(.*)", str(error).removesuffix(f": {error.__context__}"), re.DOTALL)
+  if not found or found[1] not in values:
+    return str(error)
+  flag = values[found[1]]
+  kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+  choices = getattr(flag.parser, "enum_values", ())
+  expected = f"one of {', '.join(choices)}" if choices else kinds.get(flag.flag_type(), flag.flag_type())
+  return f"--{found[1]}={found[2]} cannot be read: expected {expected}."
+
+
+def no_flag(program: str, name: str, values: absl_flags.FlagValues) -> InputError:
+  """What is to be said of a flag that is not there."""
+  hint = nearest(name, sorted(values), f"python -m {program} --helpshort lists them.")
+  return InputError(f"{program} has no flag --{name}: {hint}")
+
+
+def _require_no_more(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise InputError(f"found the argument {argv[1]!r}: every setting is a flag, expected --name=value.")
+
+
+def run(main: Callable[..., int | None], config_class: type, *, arguments: bool = False) -> None:
   """Defines the flags, parses the command line, calls `main(config)`, exits with its result.
+
+  arguments: whether others than flags are allowed; then it is `main(config, arguments)`.
 
   An InputError becomes one line on standard error and exit code 2.
   """
   define(config_class)
+  absl_flags.FLAGS.set_gnu_getopt(arguments)  # flags and other arguments in any order
+  spec = sys.modules["__main__"].__spec__
+  program = spec.name if spec else sys.argv[0]
+
+  def parse_flags(argv):
+    try:
+      return _read(absl_flags.FLAGS, argv, program)
+    except InputError as error:
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(2)
 
   def parse_and_call(argv):
     if not absl_flags.FLAGS["verbosity"].present:
       # Orbax logs every step of a save, and the traceback of an error that it raises as well.
       logging.set_verbosity(logging.FATAL)
     try:
-      if len(argv) > 1:
-        raise InputError(f"found the argument {argv[1]!r}: every setting is a flag, expected --name=value.")
+      if not arguments:
+        _require_no_more(argv)
       config = parse(config_class)
+      given = (config, argv[1:]) if arguments else (config,)
       if not config.many_processes:
-        return main(config)
+        return main(*given)
       from mlnotes import distributed
 
       with distributed.together():
-        return main(config)
+        return main(*given)
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       return 2
 
-  app.run(parse_and_call)
+  app.run(parse_and_call, flags_parser=parse_flags)

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from launch.plan import combine, draw_settings, make_runs, name_run, nearest, parse_grid, read_list
+from launch.plan import combine, draw_settings, make_runs, name_run, parse_grid, read_list
 from launch.sweep import Config, main
-from mlnotes.errors import InputError
+from mlnotes.errors import InputError, nearest
 
 
 def test_grid_gives_all_combinations():
