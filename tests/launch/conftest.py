@@ -19,7 +19,8 @@ import pytest
 GRACE = 30
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "setpriv")
 
-# cred_expire: how long a job that goes back into the queue waits there.
+# cred_expire: how long a job that goes back into the queue waits there. The first node is called 127.0.0.1, written so
+# that it is a name: JAX makes the address of its coordinator of that.
 CONFIG = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
@@ -48,10 +49,10 @@ KillWait=10
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
+NodeName=0x7f000001 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
-PartitionName=low Nodes=node1,node2 Default=YES PriorityTier=1 GraceTime={grace} MaxTime=60
-PartitionName=high Nodes=node1,node2 PriorityTier=2 PreemptMode=OFF MaxTime=60
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime={grace} MaxTime=60
+PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF MaxTime=60
 """
 
 
@@ -85,7 +86,8 @@ def running_slurm(directory: Path) -> Iterator[dict[str, str]]:
   config = directory / "slurm.conf"
   host = socket.gethostname().partition(".")[0]
   config.write_text(CONFIG.format(directory=directory, host=host, ports=_free_ports(3), grace=GRACE))
-  for name in ("state", "node1.spool", "node2.spool"):
+  nodes = ("0x7f000001", "node2")
+  for name in ("state", *(f"{node}.spool" for node in nodes)):
     (directory / name).mkdir()
   key = directory / "munge.key"
   key.write_bytes(secrets.token_bytes(128))
@@ -97,8 +99,7 @@ def running_slurm(directory: Path) -> Iterator[dict[str, str]]:
   commands = [
     ["munged", "-F", "-f", f"--socket={directory / 'munge.socket'}", f"--key-file={key}", *munge],
     ["slurmctld", "-D"],
-    ["slurmd", "-D", "-N", "node1"],
-    ["slurmd", "-D", "-N", "node2"],
+    *(["slurmd", "-D", "-N", node] for node in nodes),
   ]
   daemons = []
   try:

@@ -136,21 +136,16 @@ def test_runs_as_rows_are_one_job(sweep, tmp_path):
   assert len(list((tmp_path / "rows" / "slurm").glob("*_submission.sh"))) == 1
 
 
-def test_a_job_of_two_nodes_is_one_task_on_each(environment, monkeypatch, tmp_path):
-  import submitit
-
-  from launch.slurm import Task
-
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
-  script = "import os; print(os.environ['SLURM_PROCID'], os.environ['SLURM_NTASKS'], os.environ['SLURM_NODEID'])"
-  task = Task((sys.executable, "-c", script), tmp_path, (tmp_path,), 0)
-  executor = submitit.SlurmExecutor(folder=tmp_path / "slurm")
-  executor.update_parameters(nodes=2, ntasks_per_node=1, time=2, partition="low")
-  job = executor.submit(task)
-  _wait(lambda: all((tmp_path / name).exists() for name in ("stdout.log", "stdout.log.1")))
-  assert job.results() == [0, 0]
-  assert (tmp_path / "stdout.log").read_text() == "0 2 0\n" and (tmp_path / "stdout.log.1").read_text() == "1 2 1\n"
+def test_a_job_of_two_nodes_is_one_run(sweep, tmp_path):
+  """A process on each node, which find each other by Slurm's variables and train a seed each: as one process does."""
+  flags = ["--experiment=rl.sarsa", f"--fixed={SHORT.replace('--devices=1', '--seeds=2')}"]
+  finish(sweep(tmp_path / "one", *flags))
+  finish(sweep(tmp_path / "two", *flags, "--cluster=slurm", "--nodes=2", "--time=5"))
+  one, two = (tmp_path / name / "rl.sarsa" for name in ("one", "two"))
+  assert (two / "stderr.log.1").exists() and "finished:" not in (two / "stdout.log.1").read_text()  # one writes
+  assert "2 x cpu in 2 processes" in json.loads((two / "result.json").read_text())["device"]
+  measured = [read_metrics(run / "metrics.jsonl") for run in (one, two)]
+  assert len(measured[0]) >= 2 and measured[0] == measured[1]
 
 
 @pytest.mark.parametrize("flag, words", [("--partition=nope", "partition"), ("--sbatch=frobnicate=1", "frobnicate")])
