@@ -15,6 +15,7 @@ import dataclasses
 import importlib
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -252,32 +253,36 @@ def own_arguments(name: str, arguments: Sequence[str], path: Path) -> list[str]:
 
 
 def bench_apart(name: str, arguments: Sequence[str]) -> dict[str, Any]:
-  """The row of one experiment measured in another process, so that memory and compilation are its own."""
+  """The report of one experiment measured in another process, so that memory and compilation are its own."""
   with tempfile.TemporaryDirectory() as directory:
     path = Path(directory) / "row.json"
     command = [sys.executable, "-m", "launch.bench", *own_arguments(name, arguments, path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if path.exists():
-      return load_report(path)["rows"][0]
-  return {"experiment": name, "error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+      return load_report(path)
+  error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+  return {"machine": {}, "rows": [{"experiment": name, "error": error}]}
 
 
-def finish(rows: Sequence[Mapping[str, Any]], config: BenchConfig) -> int:
-  """JSON, comparison, exit code."""
-  report = {"machine": describe_machine(), "rows": rows}
+def save_report(report: Mapping[str, Any], config: BenchConfig) -> None:
   if config.json:
     write_atomically(Path(config.json).expanduser(), json.dumps(to_json(report), indent=2) + "\n")
+
+
+def finish(report: Mapping[str, Any], config: BenchConfig) -> int:
+  """JSON, comparison, exit code."""
+  save_report(report, config)
   if config.compare:
     print("\n".join(compare_reports(report, load_report(Path(config.compare).expanduser()))))
-  for row in rows:
+  for row in report["rows"]:
     if "profiler" in row:
       clock, profiler, difference = row["profiler"].values()
       print(
         f"{row['experiment']}: {duration(clock)} by the clock, {duration(profiler)} by the profiler for the same "
         f"updates ({100 * difference:+.1f} %); {duration(row['step_seconds']['median'])} without the profiler"
       )
-  disagree = [row for row in rows if abs(row.get("profiler", {}).get("difference", 0.0)) > 0.05]
-  return 1 if disagree or any("error" in row for row in rows) else 0
+  disagree = [row for row in report["rows"] if abs(row.get("profiler", {}).get("difference", 0.0)) > 0.05]
+  return 1 if disagree or any("error" in row for row in report["rows"]) else 0
 
 
 def main(config: Any) -> int:
@@ -290,22 +295,33 @@ def main(config: Any) -> int:
   print(f"{name} on {machine['devices']} x {machine['device']} ({machine['processor']}, {machine['cores']} cores)")
   for label, text in describe_row(row):
     print(f"{label:>12}  {text}")
-  return finish([row], config)
+  return finish({"machine": machine, "rows": [row]}, config)
 
 
 def bench_several(names: Sequence[str], arguments: Sequence[str]) -> int:
-  """A line for each experiment, measured in processes of their own. Raises InputError before any starts."""
+  """A line for each experiment, measured in processes of their own; --json has what is measured so far.
+
+  This process touches no device, which would take the others' memory. Raises InputError before any starts.
+  """
   own, *_ = [parse_flags(name, arguments) for name in names]
   if own.trace:
     raise InputError(f"--trace={own.trace} is for one experiment: found {len(names)} of them.")
   if own.compare:
     load_report(Path(own.compare).expanduser())
-  rows = []
-  for name in names:
-    print(f"{name} ...", file=sys.stderr, flush=True)
-    rows.append(bench_apart(name, arguments))
+  machine, rows, code = {}, [], 0
+  try:
+    for i, name in enumerate(names):
+      print(f"{i + 1} of {len(names)}: {name} ", end="", file=sys.stderr, flush=True)
+      found = bench_apart(name, arguments)
+      machine = machine or found["machine"]
+      rows += found["rows"]
+      print(rows[-1].get("error") or f"{duration(rows[-1]['step_seconds']['median'])} an update", file=sys.stderr)
+      save_report({"machine": machine, "rows": rows}, own)
+  except KeyboardInterrupt:
+    print(f"stopped after {len(rows)} of {len(names)} experiments", file=sys.stderr)
+    code = 128 + signal.SIGINT
   print(format_table([_COLUMNS, *map(summary_line, rows)]))
-  return finish(rows, own)
+  return finish({"machine": machine, "rows": rows}, own) or code
 
 
 def parse_flags(name: str, arguments: Sequence[str]) -> Any:

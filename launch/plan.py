@@ -154,7 +154,8 @@ def read_list(path: Path) -> list[Settings]:
       [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
     )
   except (OSError, ValueError) as error:
-    raise InputError(f"--list={path} cannot be read ({error}): expected JSON.") from error
+    reason = getattr(error, "strerror", None) or error
+    raise InputError(f"--list={path} cannot be read ({reason}): expected JSON.") from error
   if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
     raise InputError(f'--list={path} does not hold a list of objects: expected [{{"learning_rate": 0.001}}, ...].')
   return [{name: _json_text(path, name, value) for name, value in row.items()} for row in rows]

@@ -79,14 +79,16 @@ class Config(BaseConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    require(len(self.experiment) > 0, "experiment", "", "a name out of `python -m experiments`")
+    if not self.experiment:
+      raise InputError("--experiment is missing: expected a name that `python -m experiments` lists.")
     for name in ("draws", "max_rows", "nodes", "tasks_per_node", "time"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("gpus", "cpus", "grace", "requeues", "draw_seed", "jobs"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
     require(self.grace < 60 * self.time, "grace", self.grace, f"less than the {60 * self.time} seconds of --time")
-    alone = self.nodes == self.tasks_per_node == 1 or self.cluster == "slurm"
-    require(alone, "nodes", f"{self.nodes} --tasks_per_node={self.tasks_per_node}", "one process without a cluster")
+    for name in ("nodes", "tasks_per_node"):
+      alone = self.cluster == "slurm" or getattr(self, name) == 1
+      require(alone, name, getattr(self, name), f"1 with --cluster={self.cluster}; several are for --cluster=slurm")
 
 
 def plan_runs(config: Config) -> list[Run]:
@@ -224,8 +226,11 @@ def main(config: Config) -> int:
     slurm.require_slurm()
     slurm.check_options(slurm_options(config))
   if config.cluster == "local" and config.gpus:
-    found = count_gpus()
-    require(config.gpus * max(1, config.jobs) <= found, "gpus", config.gpus, f"at most {found} for all --jobs together")
+    needed, found = config.gpus * max(1, config.jobs), count_gpus()
+    if needed > found:
+      raise InputError(
+        f"--gpus={config.gpus} for each of --jobs={max(1, config.jobs)}: found {found} GPUs, expected {needed}."
+      )
   check_writable(Path(config.workdir).expanduser())
   missing = [one for one in runs if not one.finished()]
   jobs, apart = plan_jobs(missing, config)
@@ -238,6 +243,8 @@ def main(config: Config) -> int:
     print(f"submitted; the same command follows them, {slurm.cancel_command(jobs)} takes them out of the queue")
     return 0
   print(summary(jobs, finished))
+  if any(one.finished() for one in runs):
+    print(f"to compare them: python -m launch.results {shlex.quote(config.workdir)}")
   return code or int(any(job.state != "finished" for job in jobs))
 
 

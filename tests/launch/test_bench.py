@@ -305,12 +305,28 @@ def test_each_of_several_runs_alone(tmp_path):
 def test_several_make_a_line_each(row, monkeypatch, capsys, tmp_path):
   failed = {"experiment": "rl.a2c", "error": "error: no memory"}
   measured = {"rl.ppo": {**row, "experiment": "rl.ppo"}, "rl.a2c": failed}
-  monkeypatch.setattr(bench, "bench_apart", lambda name, arguments: measured[name])
+  monkeypatch.setattr(bench, "bench_apart", lambda name, _: {"machine": {"cores": 2}, "rows": [measured[name]]})
   arguments = ["--experiment=rl.ppo,rl.a2c", f"--json={tmp_path / 'both.json'}"]
   assert bench.bench_several(["rl.ppo", "rl.a2c"], arguments) == 1
-  head, ppo, a2c = capsys.readouterr().out.splitlines()
+  shown = capsys.readouterr()
+  head, ppo, a2c = shown.out.splitlines()
+  assert "2 of 2: rl.a2c error: no memory" in shown.err
   assert head.startswith("experiment") and ppo.startswith("rl.ppo") and a2c.endswith("error: no memory")
-  assert [line["experiment"] for line in bench.load_report(tmp_path / "both.json")["rows"]] == ["rl.ppo", "rl.a2c"]
+  report = bench.load_report(tmp_path / "both.json")
+  assert [line["experiment"] for line in report["rows"]] == ["rl.ppo", "rl.a2c"] and report["machine"] == {"cores": 2}
+
+
+def test_what_is_measured_outlives_an_interrupt(row, monkeypatch, capsys, tmp_path):
+  def measure_one(name, arguments):
+    if name == "rl.a2c":
+      raise KeyboardInterrupt
+    return {"machine": {"cores": 2}, "rows": [{**row, "experiment": name}]}
+
+  monkeypatch.setattr(bench, "bench_apart", measure_one)
+  names = ["rl.ppo", "rl.a2c", "rl.trpo"]
+  assert bench.bench_several(names, [f"--experiment={','.join(names)}", f"--json={tmp_path / 'some.json'}"]) == 130
+  assert [line["experiment"] for line in bench.load_report(tmp_path / "some.json")["rows"]] == ["rl.ppo"]
+  assert "stopped after 1 of 3" in capsys.readouterr().err
 
 
 def test_reports_that_are_none(tmp_path):
