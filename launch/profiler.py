@@ -10,6 +10,9 @@ import jax
 from launch.timing import Stepper
 from mlnotes.errors import InputError
 
+# Of a recording that is compared with the clock: a million take about a gigabyte and seconds to read.
+_MOST_EVENTS = 1_000_000
+
 
 def write_trace(stepper: Stepper, updates: int, directory: Path) -> str:
   """Traces `updates` updates; returns how to open what was written."""
@@ -38,7 +41,21 @@ class Comparison(NamedTuple):
 
 
 def compare_with_profiler(stepper: Stepper, calls: int, updates_each: int) -> Comparison:
-  """Times `calls` stretches of updates by the clock of the benchmark while the profiler records their execution."""
+  """Times `calls` stretches of updates by the clock of the benchmark while the profiler records their execution.
+
+  The stretches are shorter where updates have so many operations that their trace could not be held in memory.
+  """
+  trial = max(1, updates_each // 50)
+  _, data = _record(stepper, 1, trial)
+  events = sum(1 for plane in data.planes for line in plane.lines for _ in line.events)
+  updates_each = max(1, min(updates_each, trial * _MOST_EVENTS // (calls * max(1, events))))
+  clock, data = _record(stepper, calls, updates_each)
+  updates = calls * updates_each
+  return Comparison(clock / updates, execution_seconds(data) / updates)
+
+
+def _record(stepper: Stepper, calls: int, updates_each: int) -> tuple[float, jax.profiler.ProfileData]:
+  """(seconds by the clock, what the profiler has recorded meanwhile)."""
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0  # The host's Python code would be most of the trace, and slow.
   options.host_tracer_level = 1
@@ -46,9 +63,7 @@ def compare_with_profiler(stepper: Stepper, calls: int, updates_each: int) -> Co
     with jax.profiler.trace(directory, profiler_options=options):
       clock = sum(stepper(updates_each) for _ in range(calls))
     (path,) = Path(directory).rglob("*.xplane.pb")
-    data = jax.profiler.ProfileData.from_file(str(path))
-  updates = calls * updates_each
-  return Comparison(clock / updates, execution_seconds(data) / updates)
+    return clock, jax.profiler.ProfileData.from_file(str(path))
 
 
 def execution_seconds(data: jax.profiler.ProfileData) -> float:
