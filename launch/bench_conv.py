@@ -7,6 +7,7 @@ patches, `convolve` what `mlnotes.nn` uses. Each is timed as a call of its own, 
 is known only at run time, and vmapped over four kernels. The forms take turns, and a table holds medians.
 """
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 from jax import lax
 
+from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.nn.conv import Conv, convolve
 from mlnotes.nn.resnet import ResNet18
 
@@ -53,6 +54,7 @@ SHAPES = (
   Shape("MAML", 25, 7, 64, 64),
   Shape("MAML", 5, 3, 64, 64),
 )
+MODELS = tuple(dict.fromkeys(shape.name for shape in SHAPES))
 _BATCHED_KERNELS = 4
 _LOOP_STEPS = 2
 
@@ -210,29 +212,36 @@ def compare_steps(batch: int, repeats: int, native_in_loop: bool):
     yield name, f"{compile_seconds[name]:.1f}", *rate, f"{np.median(python / loop):.2f}"
 
 
-def main(argv: Sequence[str], arguments: flags.FlagValues = flags.FLAGS) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  forms: tuple[str, ...] = field(tuple(FORMS), "forms to compare; empty: none")
+  models: tuple[str, ...] = field(MODELS, "whose shapes to time")
+  batch_size: int = field(64, "images in a whole update; 0 leaves whole updates out")
+  repeats: int = field(5, "times that each form is timed")
+  native_in_loop: bool = field(False, "also time the native gradient in a loop: on the CPU, minutes")
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name, known in (("forms", FORMS), ("models", MODELS)):
+      for value in getattr(self, name):
+        require(value in known, name, value, f"some of {', '.join(known)}")
+    require(self.batch_size >= 0, "batch_size", self.batch_size, "0 or more")
+    require(self.repeats >= 1, "repeats", self.repeats, "1 or more")
+
+
+def main(config: Config) -> None:
   device = jax.devices()[0]
   print(f"{device.platform} ({device.device_kind}), jax {jax.__version__}\n")
-  repeats, native_in_loop = arguments.repeats, arguments.native_in_loop
-  if arguments.forms:
+  if config.forms:
     header = ("convolution", "direction", "form", "call, ms", "in a loop, ms", "vmapped, ms per kernel")
-    shapes = [shape for shape in SHAPES if shape.name in arguments.models]
-    print_table(
-      header,
-      itertools.chain.from_iterable(compare_forms(shape, arguments.forms, repeats, native_in_loop) for shape in shapes),
-    )
-  if arguments.batch_size:
-    print(f"ResNet-18, {arguments.batch_size} images of 32x32, one update:\n")
+    shapes = [shape for shape in SHAPES if shape.name in config.models]
+    compare = partial(compare_forms, forms=config.forms, repeats=config.repeats, native_in_loop=config.native_in_loop)
+    print_table(header, itertools.chain.from_iterable(map(compare, shapes)))
+  if config.batch_size:
+    print(f"ResNet-18, {config.batch_size} images of 32x32, one update:\n")
     header = ("convolution", "compile, s", "images/s called from Python", "images/s in a loop", "loop / Python")
-    print_table(header, compare_steps(arguments.batch_size, repeats, native_in_loop))
+    print_table(header, compare_steps(config.batch_size, config.repeats, config.native_in_loop))
 
 
 if __name__ == "__main__":
-  flags.DEFINE_multi_enum("forms", list(FORMS), list(FORMS), "Forms to compare.")
-  flags.DEFINE_multi_enum("models", ["UNet", "ResNet", "MAML"], ["UNet", "ResNet", "MAML"], "Whose shapes to time.")
-  flags.DEFINE_integer("batch_size", 64, "Images in a whole update; 0 leaves whole updates out.", lower_bound=0)
-  flags.DEFINE_integer("repeats", 5, "Times that each form is timed.", lower_bound=1)
-  flags.DEFINE_bool("native_in_loop", False, "Also time the native gradient in a loop: on the CPU, minutes.")
-  app.run(main)
+  run(main, Config)
