@@ -15,6 +15,8 @@ _ELEMENTWISE = frozenset({
   "pow", "integer_pow", "square", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p", "logistic", "tanh",
   "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "erf", "erfc", "erf_inv", "lgamma", "digamma",
 })  # fmt: skip
+# These are several: log(x) * constant, (1 + x) * (1 - x).
+_COMPOSED = {"log2": 2, "one_minus_square": 3}
 # One operation for each element that goes in.
 _REDUCTIONS = frozenset({
   "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp",
@@ -61,9 +63,10 @@ def _count_equation(equation: core.JaxprEqn) -> Work:
     flops = 2.0 * _PRODUCTS[name](equation)
     return Work(flops, flops)
   result = equation.outvars[0].aval if equation.outvars else None
-  if name in _ELEMENTWISE or name in _REDUCTIONS:
-    counted = result if name in _ELEMENTWISE else equation.invars[0].aval
-    return Work(float(counted.size) if jnp.issubdtype(result.dtype, jnp.inexact) else 0.0)
+  if name in _ELEMENTWISE or name in _COMPOSED or name in _REDUCTIONS:
+    counted = equation.invars[0].aval if name in _REDUCTIONS else result
+    each = _COMPOSED.get(name, 1)
+    return Work(float(each * counted.size) if jnp.issubdtype(result.dtype, jnp.inexact) else 0.0)
   if name.startswith(("scatter", "reduce")):  # hold the function of two elements that they combine by
     return Work()
   return functools.reduce(Work.plus, map(count_flops, core.jaxprs_in_params(params)), Work())

@@ -5,7 +5,7 @@ that the command is the same on a laptop and on a cluster. The environment tells
 
   srun with several tasks      found through Slurm's variables
   JAX_COORDINATOR_ADDRESS=host:port JAX_NUM_PROCESSES=N JAX_PROCESS_ID=i      by hand, or by `launch.processes`
-  JAX_NUM_PROCESSES=auto       whatever else jax.distributed.initialize() knows: TPU pods, Open MPI, Kubernetes
+  JAX_NUM_PROCESSES=auto       what jax.distributed.initialize() finds: TPU pods, Kubernetes, Open MPI (5: with mpi4py)
 """
 
 import contextlib
@@ -110,7 +110,7 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
   # Its handler of SIGTERM would take the place of the loop's.
   jax.config.update("jax_enable_preemption_service", False)
   names = ("coordinator_address", "num_processes", "process_id")
-  found = ", ".join(f"{name}={peers[name]}" for name in names if name in peers) or "found by JAX"
+  found = ", ".join(f"{name}={peers[name]}" for name in names if name in peers) or "JAX_NUM_PROCESSES=auto"
   if peers.get("process_id") == 0:
     _require_free_port(peers["coordinator_address"])
   alarm = threading.Timer(START_TIMEOUT_SECONDS, _nobody_came, [found])
@@ -124,8 +124,9 @@ def initialize(environ: Mapping[str, str] = os.environ) -> None:
       shutdown_timeout_seconds=START_TIMEOUT_SECONDS,
     )
   except (RuntimeError, ValueError) as error:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    raise InputError(f"the processes of this run did not find each other ({found}): {reason}.") from error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
+    expected = "" if peers else f"; expected a cluster that JAX knows, or {', '.join(_BY_HAND)}"
+    raise InputError(f"the processes of this run did not find each other ({found}): {reason}{expected}.") from error
   finally:
     alarm.cancel()
 

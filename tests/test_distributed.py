@@ -1,9 +1,17 @@
 """How a process finds its peers; tests/launch/test_processes.py runs real ones."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mlnotes.distributed import LostPeerError, find_peers, lost_peer
 from mlnotes.errors import InputError
+
+ROOT = Path(__file__).parents[1]
 
 BY_HAND = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
 SLURM = {
@@ -69,3 +77,11 @@ def test_what_tells_of_a_lost_peer():
   wrapped.__cause__ = gloo
   assert lost_peer(wrapped)
   assert not lost_peer(ValueError("shapes (3,) and (4,)")) and not lost_peer(KeyError("Gloo"))
+
+
+def test_outside_any_cluster_auto_says_what_is_missing():
+  environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_PROCESSES": "auto"}
+  command = [sys.executable, "-c", "from mlnotes.distributed import initialize; initialize()"]
+  done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+  words = r"\(JAX_NUM_PROCESSES=auto\): coordinator_address should be defined; expected .*JAX_PROCESS_ID\.$"
+  assert re.search(words, done.stderr.strip()), done.stderr

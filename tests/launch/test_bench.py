@@ -108,6 +108,7 @@ IMAGES, KERNEL = np.ones((4, 9, 9, 3), np.float32), np.ones((3, 3, 3, 5), np.flo
   ("function", "arguments", "tolerance"),
   [
     (jax.value_and_grad(perceptron), ([np.ones((64, 128), np.float32)], np.ones((256, 64), np.float32)), 0.01),
+    (jnp.log2, (IMAGES,), 0.01),
     (functools.partial(convolve, 1), (IMAGES, KERNEL), 0),
     (functools.partial(convolve, 2), (IMAGES, KERNEL), 0),
     (jax.value_and_grad(lambda x, kernel: jnp.sum(convolve(2, x, kernel) ** 2)), (IMAGES, KERNEL), 0.02),

@@ -75,7 +75,7 @@ def slope(monkeypatch):
   main = lambda config: train("slope", make_slope(config), Feeds(), config)
   module = SimpleNamespace(Config=Slope, make=make_slope, make_feeds=lambda config: Feeds(), main=main)
   monkeypatch.setitem(sys.modules, "experiments.slope", module)
-  monkeypatch.setattr("launch.plan.catalogue", lambda: [("slope", "")])
+  monkeypatch.setattr("experiments.catalogue", lambda: [("slope", "")])
 
 
 def test_rows_are_what_differs_in_numbers_of_the_state_alone(slope, tmp_path):
@@ -107,7 +107,7 @@ def test_what_is_streamed_or_is_no_training_run_stays_alone(slope, monkeypatch, 
   monkeypatch.setattr(sys.modules["experiments.slope"], "make_feeds", lambda config: streamed)
   found, apart, _ = groups_of("slope", "", "learning_rate=.1,.5", tmp_path)
   assert apart == ["learning_rate"] and [len(group) for group in found] == [1, 1]
-  monkeypatch.setattr("launch.plan.catalogue", lambda: [("rl.value_iteration", "")])
+  monkeypatch.setattr("experiments.catalogue", lambda: [("rl.value_iteration", "")])
   found, apart, _ = groups_of("rl.value_iteration", "", "discount=.9,.99", tmp_path)
   assert apart == ["discount"] and [len(group) for group in found] == [1, 1]
 
