@@ -27,6 +27,7 @@ from typing import Any
 import jax
 
 from experiments import catalogue, import_experiment
+from launch.jobs import check_writable
 from launch.measure import describe_machine, make_stepper, measure
 from launch.profiler import compare_with_profiler, write_trace
 from mlnotes.errors import InputError
@@ -53,10 +54,10 @@ class BenchConfig(BaseConfig):
     require(self.measurements >= 1, "measurements", self.measurements, "1 or more")
     require(self.seconds > 0, "seconds", self.seconds, "a number above 0")
     for name in ("json", "trace"):
-      path = Path(getattr(self, name)).expanduser()
-      require(
-        not getattr(self, name) or path.absolute().parent.is_dir(), name, path, "a path in a directory that exists"
-      )
+      if text := getattr(self, name):
+        parent = Path(text).expanduser().absolute().parent
+        require(parent.is_dir(), name, text, "a path in a directory that exists")
+        check_writable(parent, name, text)
 
 
 def import_method(name: str) -> ModuleType:

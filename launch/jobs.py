@@ -12,12 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from launch.plan import Run
+from mlnotes.errors import InputError
 
 State = Literal["waiting", "running", "finished", "failed", "stopped", "elsewhere"]
 # A training run that was asked to stop has saved its state; before its handlers are there, nothing is lost either.
@@ -92,6 +94,18 @@ class Job:
     self.note = "; ".join([*words, last_line(self.log) or f"no word, exit code {code}"])
 
 
+def check_writable(directory: Path, flag: str, text: str | Path) -> None:
+  """Raises InputError about `--flag=text` where nothing could be written below `directory`; creates nothing."""
+  existing = next(path for path in [directory, *directory.absolute().parents] if path.exists() or path.is_symlink())
+  try:
+    with tempfile.TemporaryFile(dir=existing):
+      pass
+    if not os.access(existing, os.W_OK | os.X_OK):
+      raise PermissionError(13, "Permission denied")
+  except OSError as error:
+    raise InputError(f"--{flag}={text} cannot be written: {existing}: {error.strerror or error}.") from error
+
+
 def last_line(path: Path, size: int = 1 << 16) -> str:
   """The last line of a file that is not empty; "" where there is none."""
   try:
@@ -151,16 +165,25 @@ def _environment(slot: int, gpus: int) -> dict[str, str] | None:
 
 
 def run_local(jobs: Sequence[Job], parallel: int, gpus: int, watch: Callable[[], None], interval: float = 0.2) -> None:
-  """Runs the jobs, `parallel` at once. KeyboardInterrupt stops them all, saved; a second one at once."""
-  waiting, running, free = list(jobs), {}, list(range(parallel))
+  """Runs the jobs, `parallel` at once. KeyboardInterrupt stops them all, saved; a second one at once.
+
+  Those that another process is at have another turn after the others.
+  """
+  waiting, running, free, again = list(jobs), {}, list(range(parallel)), True
   try:
-    while waiting or running:
+    while waiting or running or again:
+      if not (waiting or running):
+        waiting, again = [job for job in jobs if job.state == "elsewhere"], False
       while waiting and free:
         job = waiting.pop(0)
         job.prepare()
         held = lock(job.directories)
         if held is None:
           job.state, job.note = "elsewhere", "another process is at it"
+          continue
+        if all(run.finished() for run in job.runs):  # by that other process, meanwhile
+          release(held)
+          job.state, job.note = "finished", ""
           continue
         slot = free.pop(0)
         job.state, job.started = "running", time.monotonic()

@@ -8,10 +8,8 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import shlex
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,10 +52,10 @@ class Run(NamedTuple):
 # -- the text ----------------------------------------------------------------------------------------------------------
 
 
-def split_outside(text: str, separator: str) -> list[str]:
+def split_outside(text: str, separator: str, flag: str) -> list[str]:
   """Parts of `text` at each `separator` outside parentheses and quotes, stripped; parts that are empty are left out.
 
-  Raises InputError for a parenthesis or a quote without its partner.
+  Raises InputError about `flag` for a parenthesis or a quote without its partner.
   """
   parts, depth, quote = [""], 0, ""
   for letter in text:
@@ -74,7 +72,7 @@ def split_outside(text: str, separator: str) -> list[str]:
         continue
     parts[-1] += letter
   if depth or quote:
-    raise InputError(f"found {text!r}: expected every parenthesis and quote in pairs.")
+    raise InputError(f"--{flag} holds {text!r}: expected every parenthesis and quote in pairs.")
   return [part.strip() for part in parts if part.strip()]
 
 
@@ -85,7 +83,7 @@ def _unwrap(text: str) -> str:
 
 def _assignments(flag: str, text: str) -> Iterator[tuple[str, str]]:
   seen = set()
-  for part in split_outside(text, ";"):
+  for part in split_outside(text, ";", flag):
     name, equals, value = part.partition("=")
     name = name.strip().lstrip("-")
     if not (equals and name.isidentifier() and value.strip()):
@@ -101,7 +99,7 @@ def parse_grid(text: str) -> list[Settings]:
   axes = []
   for name, values in _assignments("grid", text):
     texts = []
-    for value in split_outside(values, ","):
+    for value in split_outside(values, ",", "grid"):
       if found := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", value):
         first, last = map(int, found.groups())
         if last < first:
@@ -128,7 +126,7 @@ def draw_settings(text: str, draws: int, seed: int) -> list[Settings]:
   columns = {}
   for name, law in _assignments("random", text):
     found = re.fullmatch(r"(\w+)\s*\((.*)\)", law)
-    kind, options = (found.group(1), split_outside(found.group(2), ",")) if found else ("", [])
+    kind, options = (found.group(1), split_outside(found.group(2), ",", "random")) if found else ("", [])
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     if kind == "choice" and options:
       columns[name] = [_unwrap(options[rng.integers(len(options))]) for _ in range(draws)]
@@ -139,23 +137,27 @@ def draw_settings(text: str, draws: int, seed: int) -> list[Settings]:
     except ValueError:
       valid = False
     if not valid:
-      raise InputError(
-        f"--random holds {name}={law}: expected log(low,high), uniform(low,high), int(low,high) or choice(a,b,c)."
-      )
+      laws = "log(low,high) with 0 < low <= high, uniform(low,high), int(low,high) or choice(a,b,c)"
+      raise InputError(f"--random holds {name}={law}: expected {laws}.")
     columns[name] = [_LAWS[kind](rng, low, high) for _ in range(draws)]
   return [{name: column[i] for name, column in columns.items()} for i in range(draws)]
 
 
 def read_list(path: Path) -> list[Settings]:
   """The settings of a .json file (a list of objects) or a .jsonl file (an object a line)."""
+  where = ""
   try:
     text = path.read_text()
-    rows = (
-      [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
-    )
+    if path.suffix == ".jsonl":
+      rows = []
+      for number, line in enumerate(text.splitlines(), 1):
+        where = f"line {number}: "
+        rows += [json.loads(line)] if line.strip() else []
+    else:
+      rows = json.loads(text)
   except (OSError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or error
-    raise InputError(f"--list={path} cannot be read ({reason}): expected JSON.") from error
+    reason = getattr(error, "strerror", None) or getattr(error, "msg", error)
+    raise InputError(f"--list={path} cannot be read ({where}{reason}): expected JSON.") from error
   if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
     raise InputError(f'--list={path} does not hold a list of objects: expected [{{"learning_rate": 0.001}}, ...].')
   return [{name: _json_text(path, name, value) for name, value in row.items()} for row in rows]
@@ -209,7 +211,10 @@ def make_runs(experiments: Sequence[str], fixed: str, settings: Sequence[Setting
   runs = {}
   for experiment in experiments:
     config_class = load_experiment(experiment).Config
-    given = read(config_class, fixed_flags, f"experiments.{experiment}")
+    try:
+      given = read(config_class, fixed_flags, f"experiments.{experiment}")
+    except InputError as error:
+      raise InputError(f"--fixed={fixed!r}: {error}") from error
     reserved = [name for name in RESERVED if name in given and given[name].present]
     for point in settings:
       for name in [*reserved, *point]:
@@ -237,6 +242,27 @@ def _make_run(experiment, config_class, fixed_flags, point: Settings, workdir: P
     raise InputError(f"{experiment}: {error}") from error
 
 
+def check_makes(runs: Sequence[Run]) -> None:
+  """Raises InputError for what an experiment refuses when it is made, such as an unknown environment.
+
+  Each set of settings that are not numbers is tried once; no data is loaded.
+  """
+  tried = set()
+  for run in runs:
+    made = [
+      value for value in fields_of(run).values() if isinstance(value, bool) or not isinstance(value, (int, float))
+    ]
+    key = (run.experiment, *map(repr, made))
+    module = load_experiment(run.experiment)
+    if key in tried or not hasattr(module, "make"):
+      continue
+    tried.add(key)
+    try:
+      module.make(run.config)
+    except InputError as error:
+      raise InputError(f"{run.experiment}: {error}") from error
+
+
 def combine(*factors: Sequence[Settings]) -> list[Settings]:
   """Every setting of the first factor with every one of the others. Raises InputError for a flag in two of them."""
   combined = [{}]
@@ -246,18 +272,6 @@ def combine(*factors: Sequence[Settings]) -> list[Settings]:
         raise InputError(f"--{both[0]} is varied twice: expected it in one of --grid, --list and --random.")
     combined = [{**left, **right} for left, right in itertools.product(combined, factor)]
   return combined
-
-
-def check_writable(workdir: Path) -> None:
-  """Raises InputError where `workdir` could not be written; creates nothing."""
-  existing = next(path for path in [workdir, *workdir.absolute().parents] if path.exists() or path.is_symlink())
-  try:
-    with tempfile.TemporaryFile(dir=existing):
-      pass
-    if not os.access(existing, os.W_OK | os.X_OK):
-      raise PermissionError(13, "Permission denied")
-  except OSError as error:
-    raise InputError(f"--workdir={workdir} cannot be written: {existing}: {error.strerror or error}.") from error
 
 
 def fields_of(run: Run) -> dict[str, Any]:

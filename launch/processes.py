@@ -138,4 +138,6 @@ def main(config: Config, command: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  run(main, Config, arguments=True)
+  run(
+    main, Config, arguments=True, explain=lambda name: "expected -- between the flags of the launcher and the command."
+  )

@@ -1,6 +1,7 @@
 """The profiler: traces for people, and its own clock as a second opinion on the benchmark's."""
 
 import math
+import shlex
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ def write_trace(stepper: Stepper, updates: int, directory: Path) -> str:
   newest = max(directory.rglob("perfetto_trace.json.gz"), key=lambda path: path.stat().st_mtime)
   return (
     f"trace of {updates} updates: open {newest} at https://ui.perfetto.dev, or\n"
-    f"  pip install xprof tensorboard && tensorboard --logdir={directory}"
+    f"  pip install xprof tensorboard && tensorboard --logdir={shlex.quote(str(directory))}"
   )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from launch.page import write_page
 from launch.runs import Curve, Group, choose_metric, find_mode, find_runs, group_runs, rank, split_settings
 from mlnotes.errors import InputError, nearest
-from mlnotes.flags import BaseConfig, field, run
+from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.plot import new_figure, save_figure
 from mlnotes.record import write_atomically
 
@@ -37,6 +37,10 @@ class Config(BaseConfig):
   mode: Literal["auto", "min", "max"] = field("auto", "which values of --metric are better; auto: as the runs say")
   title: str = field("Results", "heading of the page")
   picture_megabytes: float = field(3.0, "of the runs' pictures in the page, >= 0; the rest is named by path")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.picture_megabytes >= 0, "picture_megabytes", self.picture_megabytes, "0 or more")
 
 
 def by_experiment(groups: Iterable[Group]) -> dict[str, list[Group]]:
@@ -90,7 +94,7 @@ def to_csv(groups: Sequence[Group]) -> str:
       describe_seeds(group.seeds), max(run.step for run in group.runs), group.state,
       "" if wall is None else f"{wall:.1f}", group.devices,
       *(value for name in metrics for value in group.final.get(name, ("", "", ""))),
-      " ".join(str(run.directory) for run in group.runs),
+      "; ".join(str(run.directory) for run in group.runs),
     ])  # fmt: skip
   return out.getvalue()
 

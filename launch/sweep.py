@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import slurm
-from launch.jobs import Job, count_gpus, lock, release, run_debug, run_local
+from launch.jobs import Job, check_writable, count_gpus, lock, release, run_debug, run_local
 from launch.plan import (
   Run,
-  check_writable,
+  check_makes,
   combine,
   draw_settings,
+  load_experiment,
   make_runs,
   parse_grid,
   read_list,
@@ -40,7 +41,7 @@ from launch.plan import (
 )
 from launch.table import Table, summary
 from mlnotes.errors import InputError
-from mlnotes.flags import BaseConfig, field, require, run
+from mlnotes.flags import BaseConfig, config_fields, field, read, require, run
 
 MOST_LINES = 40
 
@@ -85,6 +86,11 @@ class Config(BaseConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("gpus", "cpus", "grace", "requeues", "draw_seed", "jobs"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+    require(bool(self.workdir), "workdir", "", "a directory")
+    require(bool(self.random) or self.draws == type(self).draws, "draws", self.draws, "--random beside it")
+    for name in ("partition", "account", "memory", "sbatch"):
+      given = getattr(self, name)
+      require(not given or self.cluster == "slurm", name, given, f"--cluster=slurm beside it, not {self.cluster}")
     require(self.grace < 60 * self.time, "grace", self.grace, f"less than the {60 * self.time} seconds of --time")
     for name in ("nodes", "tasks_per_node"):
       alone = self.cluster == "slurm" or getattr(self, name) == 1
@@ -100,7 +106,12 @@ def plan_runs(config: Config) -> list[Run]:
     factors.append(draw_settings(config.random, config.draws, config.draw_seed))
   if config.list:
     factors.append(read_list(Path(config.list).expanduser()))
-  return make_runs(config.experiment, config.fixed, combine(*factors), Path(config.workdir).expanduser())
+  settings = combine(*factors)
+  runs = make_runs(config.experiment, config.fixed, settings, Path(config.workdir).expanduser())
+  check_makes(runs)
+  if repeated := len(settings) * len(set(config.experiment)) - len(runs):
+    print(f"{repeated} of {len(settings)} settings repeat others and count once", file=sys.stderr)
+  return runs
 
 
 def plan_jobs(runs: Sequence[Run], config: Config) -> tuple[list[Job], list[str]]:
@@ -110,9 +121,6 @@ def plan_jobs(runs: Sequence[Run], config: Config) -> tuple[list[Job], list[str]
   alone = lambda run: Job(name(run.directory), (run,), run.directory, (*run.flags, f"--workdir={run.directory}"))
   if not config.vectorize:
     return [alone(run) for run in runs], []
-  import jax
-
-  jax.config.update("jax_platforms", "cpu")  # programs are compared here, and run elsewhere
   from launch.vectorize import group_runs, rows_text
 
   begun = [run for run in runs if any((run.directory / "checkpoints").glob("[0-9]*"))]
@@ -155,7 +163,7 @@ def describe_plan(config: Config, jobs: Sequence[Job], finished: int, apart: Seq
 def slurm_options(config: Config) -> dict[str, Any]:
   """The parameters of submitit's executor."""
   extra = {}
-  for part in split_outside(config.sbatch, ";"):
+  for part in split_outside(config.sbatch, ";", "sbatch"):
     name, equals, value = part.partition("=")
     extra[name.strip().lstrip("-")] = value.strip() if equals else True
   options = {
@@ -221,6 +229,9 @@ def execute(jobs: Sequence[Job], config: Config) -> int:
 
 
 def main(config: Config) -> int:
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")  # nothing is trained in this process: it leaves the accelerators alone
   runs = plan_runs(config)
   if config.cluster == "slurm":
     slurm.require_slurm()
@@ -231,7 +242,7 @@ def main(config: Config) -> int:
       raise InputError(
         f"--gpus={config.gpus} for each of --jobs={max(1, config.jobs)}: found {found} GPUs, expected {needed}."
       )
-  check_writable(Path(config.workdir).expanduser())
+  check_writable(Path(config.workdir).expanduser(), "workdir", config.workdir)
   missing = [one for one in runs if not one.finished()]
   jobs, apart = plan_jobs(missing, config)
   finished = len(runs) - len(missing)
@@ -244,9 +255,18 @@ def main(config: Config) -> int:
     return 0
   print(summary(jobs, finished))
   if any(one.finished() for one in runs):
-    print(f"to compare them: python -m launch.results {shlex.quote(config.workdir)}")
+    print(f"to compare them: python -m launch.results {shlex.quote(str(Path(config.workdir)))}")
   return code or int(any(job.state != "finished" for job in jobs))
 
 
+def explain(name: str) -> str:
+  """What to say of a flag that is one of the experiment's."""
+  for experiment in read(Config, sys.argv[1:], "launch.sweep", known_only=True)["experiment"].value:
+    fields = {item.name for item, _, _ in config_fields(load_experiment(experiment).Config)}
+    if name in fields or name.removeprefix("no") in fields:
+      return f"it is one of {experiment}, expected in --fixed='--{name}...' or in --grid."
+  return ""
+
+
 if __name__ == "__main__":
-  run(main, Config)
+  run(main, Config, explain=explain)

@@ -12,15 +12,18 @@ SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_DRAWINGS = 1.0
 
 
-def describe(job: Job) -> str:
-  """One line: state, name, how far it is."""
+def describe(job: Job, columns: int = 1000) -> str:
+  """One line: state, name, how far it is. Of what does not fit into `columns` the middle of the name goes first."""
   detail = job.note
   if job.state == "running":
     step = job.step()
     detail = f"step {step}/{job.steps}" if job.steps else ""
   elif job.state == "finished" and job.seconds:
     detail = f"{job.seconds:.0f} s"
-  return f"{job.state:<9} {job.name}  {detail}".rstrip()
+  name, room = job.name, max(20, columns - 12 - len(detail))
+  if len(name) > room:
+    name = f"{name[: room // 2]}…{name[len(name) - room + room // 2 + 1 :]}"
+  return f"{job.state:<9} {name}  {detail}".rstrip()[:columns]
 
 
 def count(jobs: Sequence[Job]) -> str:
@@ -60,7 +63,7 @@ class Table:
     columns, height = shutil.get_terminal_size()
     order = ("running", "failed", "stopped", "elsewhere", "waiting", "finished")
     jobs = sorted(self._jobs, key=lambda job: order.index(job.state))
-    lines = [count(self._jobs), *(f"  {describe(job)}" for job in jobs[: max(1, height - 3)])]
+    lines = [count(self._jobs), *(f"  {describe(job, columns - 3)}" for job in jobs[: max(1, height - 3)])]
     if len(jobs) > len(lines) - 1:
       lines[-1] = f"  and {len(jobs) - len(lines) + 2} more"
     up = f"\x1b[{self._drawn}F" if self._drawn else ""
@@ -73,8 +76,10 @@ def summary(jobs: Sequence[Job], skipped: int) -> str:
   runs = skipped + sum(len(job.runs) for job in jobs)
   done = skipped + sum(run.finished() for job in jobs for run in job.runs)
   lines = [f"{done} of {runs} runs finished" + (f", {skipped} of them before" if skipped else "")]
+  if waiting := sum(job.state == "waiting" and not job.note for job in jobs):
+    lines.append(f"{waiting} waiting")
   for job in jobs:
-    if job.state != "finished":
+    if job.state != "finished" and (job.state != "waiting" or job.note):
       lines.append(f"{job.state} {job.name}: {job.note}" if job.note else f"{job.state} {job.name}")
       if job.log is not None and job.log.exists():
         lines.append(f"  log: {job.log}")

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -148,6 +149,9 @@ def rows_text(group: Group) -> str:
       "workdir": str(run.directory.absolute()),
       "settings": {name: getattr(run.config, name) for name in names},
       "state": state,
+      "command": shlex.join(
+        ["python", "-m", f"experiments.{run.experiment}", *run.flags, f"--workdir={run.directory}"]
+      ),
     }
     for run, state in zip(group.runs, group.state)
   ]

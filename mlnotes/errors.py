@@ -19,5 +19,4 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
   known = list(known)
   last = lambda text: text.rpartition(".")[2]
   close = difflib.get_close_matches(name, known, n=1) or [k for k in known if last(k) == last(name)]
-  close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   return f"did you mean {close[0]}?" if close else otherwise or f"expected one of {', '.join(known)}."

@@ -13,6 +13,7 @@ defined until `run` is called, so importing a module defines no flags.
 
 import dataclasses
 import math
+import os
 import re
 import sys
 import typing
@@ -156,11 +157,17 @@ def read(
   return values
 
 
-def _read(values: absl_flags.FlagValues, argv: Sequence[str], program: str, known_only: bool = False) -> Sequence[str]:
+def _read(
+  values: absl_flags.FlagValues,
+  argv: Sequence[str],
+  program: str,
+  known_only: bool = False,
+  explain: Callable[[str], str] = lambda name: "",
+) -> Sequence[str]:
   try:
     return values(argv, known_only=known_only)
   except absl_flags.UnrecognizedFlagError as error:
-    raise no_flag(program, error.flagname, values) from error
+    raise no_flag(program, error.flagname, values, explain(error.flagname)) from error
   except absl_flags.IllegalFlagValueError as error:
     raise InputError(_unfit(values, error)) from error
   except absl_flags.Error as error:
@@ -179,9 +186,9 @@ def _unfit(values: absl_flags.FlagValues, error: absl_flags.IllegalFlagValueErro
   return f"--{found[1]}={found[2]} cannot be read: expected {expected}."
 
 
-def no_flag(program: str, name: str, values: absl_flags.FlagValues) -> InputError:
-  """What is to be said of a flag that is not there."""
-  hint = nearest(name, sorted(values), f"python -m {program} --helpshort lists them.")
+def no_flag(program: str, name: str, values: absl_flags.FlagValues, hint: str = "") -> InputError:
+  """What is to be said of a flag that is not there: `hint`, else the nearest that is."""
+  hint = hint or nearest(name, sorted(values), f"python -m {program} --helpshort lists them.")
   return InputError(f"{program} has no flag --{name}: {hint}")
 
 
@@ -190,12 +197,19 @@ def _require_no_more(argv: Sequence[str]) -> None:
     raise InputError(f"found the argument {argv[1]!r}: every setting is a flag, expected --name=value.")
 
 
-def run(main: Callable[..., int | None], config_class: type, *, arguments: bool = False) -> None:
+def run(
+  main: Callable[..., int | None],
+  config_class: type,
+  *,
+  arguments: bool = False,
+  explain: Callable[[str], str] = lambda name: "",
+) -> None:
   """Defines the flags, parses the command line, calls `main(config)`, exits with its result.
 
   arguments: whether others than flags are allowed; then it is `main(config, arguments)`.
+  explain: what is expected in place of a flag that is not there; "" for the nearest that is.
 
-  An InputError becomes one line on standard error and exit code 2.
+  An InputError becomes one line on standard error and exit code 2, Ctrl-C one line and 130.
   """
   define(config_class)
   absl_flags.FLAGS.set_gnu_getopt(arguments)  # flags and other arguments in any order
@@ -204,10 +218,12 @@ def run(main: Callable[..., int | None], config_class: type, *, arguments: bool 
 
   def parse_flags(argv):
     try:
-      return _read(absl_flags.FLAGS, argv, program)
+      return _read(absl_flags.FLAGS, argv, program, explain=explain)
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       sys.exit(2)
+    except BrokenPipeError:  # the help, into a pager that was closed
+      os._exit(0)
 
   def parse_and_call(argv):
     if not absl_flags.FLAGS["verbosity"].present:
@@ -227,5 +243,8 @@ def run(main: Callable[..., int | None], config_class: type, *, arguments: bool 
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       return 2
+    except KeyboardInterrupt:
+      print("stopped by Ctrl-C", file=sys.stderr)
+      return 130
 
   app.run(parse_and_call, flags_parser=parse_flags)

@@ -331,6 +331,9 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
     with _Signals() as signals:
       progress.say(f"{record.experiment} in {directory} on {_describe(program)}")
       run.start()
+      if run.step < config.steps:
+        program.compile()
+        distributed.wait_for_all("compiled")  # a collective does not wait long for a process that still compiles
       while run.step < config.steps:
         # Each process has its own clock, and the signal may have reached only one.
         count, received = distributed.agree(run.next_count(), signals.received or 0)

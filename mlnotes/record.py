@@ -64,8 +64,18 @@ class Record:
   Raises InputError where the directory belongs to a run with other settings or cannot be written.
   """
 
-  def __init__(self, directory: Path, experiment: str, config: Any, *, writes: bool = True, tensorboard: bool = True):
+  def __init__(
+    self,
+    directory: Path,
+    experiment: str,
+    config: Any,
+    *,
+    writes: bool = True,
+    tensorboard: bool = True,
+    command: str = "",
+  ):
     self.directory = directory
+    self.command = command or command_line()
     self.experiment = experiment
     self.config = config
     self.writes = writes
@@ -199,7 +209,7 @@ class Record:
       return
     card = {
       "experiment": self.experiment,
-      "command": command_line(),
+      "command": self.command,
       **fields,
       "versions": versions("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mlnotes"),
       "config": config_dict(self.config),

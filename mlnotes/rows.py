@@ -3,9 +3,11 @@
 `--rows=FILE` names them, as `launch.sweep --vectorize` writes it:
 
     {"experiment": "rl.ppo", "runs": [
-      {"workdir": "runs/a", "settings": {"discount": 0.9, "seed": 1}, "state": {".hparams['discount']": 0.9}}, ...]}
+      {"workdir": "runs/a", "settings": {"discount": 0.9, "seed": 1}, "state": {".hparams['discount']": 0.9},
+       "command": "python -m experiments.rl.ppo --discount=.9 --seed=1 --workdir=runs/a"}, ...]}
 
-`settings` are fields of the config; `state` says where the state holds those that are not seeds. Each run leaves in its
+`settings` are fields of the config; `state` says where the state holds those that are not seeds; `command` is that of
+the run alone. Each run leaves in its
 own work directory what it would leave alone; only the checkpoints on the way are common.
 """
 
@@ -33,13 +35,17 @@ class RowsRecord:
       belongs_to, self._runs = found["experiment"], found["runs"]
       configs = [dataclasses.replace(config, rows="", workdir=r["workdir"], **r["settings"]) for r in self._runs]
       self._values = [dict(r["state"]) for r in self._runs]
+      commands = [str(r["command"]) for r in self._runs]
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise InputError(f"--rows={path} cannot be read ({error}): expected what launch.sweep writes.") from error
     if belongs_to != experiment or not configs:
       raise InputError(f"--rows={path} holds {len(configs)} runs of {belongs_to}: expected runs of {experiment}.")
     self.experiment, self.config, self.writes = experiment, config, writes
     self.directory = Path(config.workdir).expanduser() if config.workdir else path.parent
-    self.records = [Record(Path(c.workdir), experiment, c, writes=writes, tensorboard=tensorboard) for c in configs]
+    self.records = [
+      Record(Path(c.workdir), experiment, c, writes=writes, tensorboard=tensorboard, command=command)
+      for c, command in zip(configs, commands)
+    ]
 
   @property
   def seeds(self) -> list[int]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from launch.jobs import Job, last_line, lock, release, run_debug, run_local
-from launch.table import Table, summary
+from launch.table import Table, describe, summary
 from mlnotes.record import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +121,30 @@ def test_a_directory_belongs_to_one_process_at_a_time(tmp_path):
     orphan.wait()
   run_local(jobs[:1], 1, 0, quietly)
   assert jobs[0].state == "finished"
+
+
+def test_what_another_sweep_finishes_meanwhile_is_finished(tmp_path):
+  jobs = make_jobs(tmp_path, "sys.exit(1)", f"time.sleep(1); {DONE}")
+  jobs[0].prepare()
+  held = lock(jobs[0].directories)
+
+  def finish_elsewhere():
+    if jobs[1].state == "running" and held:
+      assert jobs[0].state == "elsewhere"
+      (jobs[0].directory / "done").touch()
+      release(held)
+      held.clear()
+
+  run_local(jobs, 1, 0, finish_elsewhere)
+  assert [job.state for job in jobs] == ["finished", "finished"] and "2 of 2" in summary(jobs, 0)
+
+
+def test_a_narrow_terminal_shows_how_far_a_run_is(tmp_path):
+  (job,) = make_jobs(tmp_path, DONE)
+  job.name, job.state, job.note = "rl.ppo/" + "x" * 60 + ",seed=3", "failed", "error: no memory"
+  line = describe(job, 60)
+  assert len(line) == 60 and line.startswith("failed    rl.ppo/xx") and line.endswith(",seed=3  error: no memory")
+  assert describe(job) == f"failed    {job.name}  error: no memory"
 
 
 def test_debug_stops_at_the_first_failure_and_shows_it(tmp_path, capfd):

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from launch.plan import combine, draw_settings, make_runs, name_run, parse_grid, read_list
-from launch.sweep import Config, main
+from launch.sweep import Config, explain, main
 from mlnotes.errors import InputError, nearest
 
 
@@ -51,6 +51,9 @@ def test_list_files(tmp_path):
   (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
   expected = [{"learning_rate": "0.001", "gif": "false"}, {"hidden": "8,8", "env": "CartPole-v1"}]
   assert read_list(tmp_path / "a.json") == read_list(tmp_path / "a.jsonl") == expected
+  (tmp_path / "bad.jsonl").write_text('{"seed": 1}\n{"seed" 2}\n')
+  with pytest.raises(InputError, match=r"bad\.jsonl cannot be read \(line 2: "):
+    read_list(tmp_path / "bad.jsonl")
   for text in ("{}", "[1]", "[", "[]", '[{"a": null}]'):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(InputError, match=r"--list=.*expected"):
@@ -100,6 +103,13 @@ def test_runs_are_checked_configs(tmp_path):
     (dict(grid="discount=.9,1.5"), ["--discount=1.5", "[0, 1]"]),
     (dict(grid="precision=float16"), ["precision", "bfloat16"]),
     (dict(grid="steps=3", fixed="--steps=4"), ["--steps", "--fixed"]),
+    (dict(fixed="steps=3"), ["--fixed='steps=3'"]),
+    (dict(grid="seed=0,1; env=FrozenLake-v1,Nope-v1"), ["rl.q_learning: --env=Nope-v1", "FrozenLake-v1"]),
+    (dict(workdir=""), ["--workdir= is out of range"]),
+    (dict(draws=5), ["--draws=5", "--random"]),
+    (dict(partition="gpu"), ["--partition=gpu", "--cluster=slurm"]),
+    (dict(random="learning_rate=log(0,1)"), ["log(0,1)", "0 < low"]),
+    (dict(random="learning_rate=log(1,2"), ["--random holds", "in pairs"]),
     (dict(workdir="{tmp}/file/runs"), ["--workdir=", "cannot be written", "Not a directory"]),
     (dict(workdir="/proc/runs"), ["--workdir=/proc/runs cannot be written"]),
     (dict(cluster="slurm"), ["--cluster=slurm", "sbatch is not on this machine"]),
@@ -129,6 +139,12 @@ def test_a_directory_of_other_settings_is_refused(tmp_path):
 def test_nearest():
   assert nearest("lerning_rate", ["seed", "learning_rate"]) == "did you mean learning_rate?"
   assert nearest("zzz", ["seed", "steps"]) == "expected one of seed, steps."
+
+
+def test_a_flag_of_the_experiment_is_told_from_one_that_nobody_has(monkeypatch):
+  monkeypatch.setattr("sys.argv", ["sweep", "--experiment=rl.ppo", "--steps=3"])
+  assert "--fixed='--steps" in explain("steps") and "--fixed='--nogif" in explain("nogif")
+  assert explain("zzz") == ""
 
 
 def test_dry_run_creates_nothing(tmp_path, capsys):

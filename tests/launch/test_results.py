@@ -124,7 +124,7 @@ def test_csv_holds_every_metric(sweep):
   assert float(rows[0]["episode_return mean"]) == 6.0 and rows[0]["episode_return seeds"] == "3"
   assert rows[0]["seeds"] == "0-2" and rows[2]["wall_seconds"] == "" and rows[2]["state"] == "at update 10"
   assert "steps" in rows[0] and "seed" not in rows[0] and "workdir" not in rows[0]
-  assert rows[0]["directories"].split() == [str(sweep / "lr0.01" / f"seed{i}") for i in range(3)]
+  assert rows[0]["directories"].split("; ") == [str(sweep / "lr0.01" / f"seed{i}") for i in range(3)]
 
 
 def test_markdown_lists_what_differs_and_once_what_does_not(sweep):

@@ -146,6 +146,8 @@ def test_rows_leave_what_runs_alone_leave(seeds, slope, tmp_path):
     assert call("slope", [*run.flags, f"--workdir={run.directory}"]) == 0
     alone, together = run.directory, roots["together"] / run.directory.relative_to(roots["alone"])
     a, b = card(alone), card(together)
+    settings = [f"--{name}={text}" for name, text in run.settings.items()]
+    assert b["command"].split()[2:] == ["experiments.slope", *fixed.split(), *settings, f"--workdir={together}"]
     assert {k: v for k, v in a["config"].items() if v != b["config"][k]}.keys() == {"workdir"}
     assert a["metrics"].keys() == b["metrics"].keys() and a["metrics"]["loss"]["mean"] not in (0, None)
     for name, value in a["metrics"].items():
