@@ -94,6 +94,7 @@ def test_seeds_are_streamed_to_the_process_that_trains_them(environment, tmp_pat
   np.testing.assert_allclose(alone, shared, rtol=1e-5)
 
 
+@pytest.mark.processes
 def test_a_killed_process_ends_the_others_and_the_run_resumes_to_the_bit(environment, undisturbed, tmp_path):
   command = [*EXPERIMENT, *LONG, f"--workdir={tmp_path}"]
   processes = start_by_hand(environment, 2, 2, *command)
@@ -109,6 +110,7 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes_to_the_bit(environ
   assert (tmp_path / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.processes
 def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(environment, undisturbed, tmp_path):
   command = [*EXPERIMENT, *LONG, f"--workdir={tmp_path}"]
   processes = start_by_hand(environment, 4, 1, *command)
