@@ -57,6 +57,11 @@ class BenchConfig(BaseConfig):
       if text := getattr(self, name):
         parent = Path(text).expanduser().absolute().parent
         require(parent.is_dir(), name, text, "a path in a directory that exists")
+        found = Path(text).expanduser()
+        if name == "json":
+          require(not found.is_dir(), name, text, "a file")
+        else:
+          require(found.is_dir() or not found.exists(), name, text, "a directory")
         check_writable(parent, name, text)
 
 
@@ -197,7 +202,7 @@ def compare_reports(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[s
   lines = [
     f"warning: {name} differs: {now['machine'].get(name)} now, {before['machine'].get(name)} before"
     for name in sorted(now["machine"].keys() | before["machine"].keys())
-    if now["machine"].get(name) != before["machine"].get(name)
+    if now["machine"] and now["machine"].get(name) != before["machine"].get(name)
   ]
   earlier = {row["experiment"]: row for row in before["rows"] if "error" not in row}
   table = [["now / before", *_COMPARED]]
@@ -319,16 +324,18 @@ def bench_several(names: Sequence[str], arguments: Sequence[str]) -> int:
       print(rows[-1].get("error") or f"{duration(rows[-1]['step_seconds']['median'])} an update", file=sys.stderr)
       save_report({"machine": machine, "rows": rows}, own)
   except KeyboardInterrupt:
-    print(f"stopped after {len(rows)} of {len(names)} experiments", file=sys.stderr)
+    print(f"\nstopped after {len(rows)} of {len(names)} experiments", file=sys.stderr)
     code = 128 + signal.SIGINT
+    if not rows:
+      return code
   print(format_table([_COLUMNS, *map(summary_line, rows)]))
-  return finish({"machine": machine, "rows": rows}, own) or code
+  return code or finish({"machine": machine, "rows": rows}, own)
 
 
 def parse_flags(name: str, arguments: Sequence[str]) -> Any:
   """The settings of one experiment, checked. Raises InputError naming what does not fit, with the nearest flag."""
   config_class = settings_class(name)
-  return parse(config_class, read(config_class, arguments, f"experiments.{name}"))
+  return parse(config_class, read(config_class, arguments, "launch.bench"))
 
 
 def named_experiments(arguments: Sequence[str]) -> list[str]:
@@ -353,13 +360,17 @@ def start(arguments: Sequence[str]) -> None:
   if asks and not any("experiment" in argument for argument in arguments):
     run(main, BenchConfig)
   try:
-    names = named_experiments(arguments)
+    names = named_experiments([argument for argument in arguments if argument not in asks])
+    if asks and len(names) > 1:
+      raise InputError("--help is for one experiment: found several.")
     if len(names) > 1:
       sys.exit(bench_several(names, arguments))
     config_class = settings_class(names[0])
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)
   run(main, config_class)
 
 

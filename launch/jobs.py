@@ -75,18 +75,35 @@ class Job:
     if self.rows:
       (self.directory / "rows.json").write_text(self.rows)
 
+  def done(self) -> bool:
+    """Whether all its runs have their cards. It has failed where a directory belongs to other settings by now."""
+    try:
+      done = all(run.finished() for run in self.runs)
+    except InputError as error:
+      self.state, self.note = "failed", str(error)
+      return False
+    if done:
+      self.state, self.note = "finished", ""
+    return done
+
+  def count_finished(self) -> int:
+    try:
+      return sum(bool(run.finished()) for run in self.runs)
+    except InputError:  # said by `done`
+      return 0
+
   def settle(self, code: int | None) -> None:
     """What became of it, by the result cards of its runs; `code` is how its process ended, where that is known."""
     self.seconds = time.monotonic() - self.started if self.started else 0.0
-    done = [run.finished() for run in self.runs]
-    if all(done):
-      self.state, self.note = "finished", ""
+    if self.done():
       if self.rows:  # each run has its own by now
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
       return
+    if self.state == "failed":
+      return
     self.state = "stopped" if code in STOPPED else "failed"
     self.log = self.directory / ERR
-    words = [f"{sum(done)} of {len(done)} runs finished"] if len(done) > 1 else []
+    words = [f"{self.count_finished()} of {len(self.runs)} runs finished"] if len(self.runs) > 1 else []
     if code is None:
       words.append("gone, as when it is cancelled or killed")
     elif code < 0:
@@ -181,9 +198,8 @@ def run_local(jobs: Sequence[Job], parallel: int, gpus: int, watch: Callable[[],
         if held is None:
           job.state, job.note = "elsewhere", "another process is at it"
           continue
-        if all(run.finished() for run in job.runs):  # by that other process, meanwhile
+        if job.done() or job.state == "failed":  # another process has been at it meanwhile
           release(held)
-          job.state, job.note = "finished", ""
           continue
         slot = free.pop(0)
         job.state, job.started = "running", time.monotonic()

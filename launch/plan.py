@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import import_experiment
+from mlnotes.data import DataError
 from mlnotes.errors import InputError
 from mlnotes.flags import config_fields, no_flag, parse, read
 from mlnotes.record import Record
@@ -156,7 +157,7 @@ def read_list(path: Path) -> list[Settings]:
     else:
       rows = json.loads(text)
   except (OSError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or getattr(error, "msg", error)
+    reason = getattr(error, "strerror", None) or (where and getattr(error, "msg", "")) or error
     raise InputError(f"--list={path} cannot be read ({where}{reason}): expected JSON.") from error
   if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
     raise InputError(f'--list={path} does not hold a list of objects: expected [{{"learning_rate": 0.001}}, ...].')
@@ -242,10 +243,11 @@ def _make_run(experiment, config_class, fixed_flags, point: Settings, workdir: P
     raise InputError(f"{experiment}: {error}") from error
 
 
-def check_makes(runs: Sequence[Run]) -> None:
+def check_makes(runs: Sequence[Run], data_is_here: bool = True) -> None:
   """Raises InputError for what an experiment refuses when it is made, such as an unknown environment.
 
-  Each set of settings that are not numbers is tried once; no data is loaded.
+  Each set of settings that are not numbers is tried once. Where the runs are for other machines, data that is missing
+  on this one is no reason.
   """
   tried = set()
   for run in runs:
@@ -253,13 +255,16 @@ def check_makes(runs: Sequence[Run]) -> None:
       value for value in fields_of(run).values() if isinstance(value, bool) or not isinstance(value, (int, float))
     ]
     key = (run.experiment, *map(repr, made))
-    module = load_experiment(run.experiment)
-    if key in tried or not hasattr(module, "make"):
+    if key in tried:
       continue
     tried.add(key)
+    module = load_experiment(run.experiment)
     try:
-      module.make(run.config)
+      if hasattr(module, "make"):
+        module.make(run.config)
     except InputError as error:
+      if isinstance(error, DataError) and not data_is_here:
+        continue
       raise InputError(f"{run.experiment}: {error}") from error
 
 

@@ -138,6 +138,5 @@ def main(config: Config, command: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  run(
-    main, Config, arguments=True, explain=lambda name: "expected -- between the flags of the launcher and the command."
-  )
+  expected = "" if "--" in sys.argv else "expected -- between the flags of the launcher and the command."
+  run(main, Config, arguments=True, explain=lambda name: expected)

@@ -17,7 +17,6 @@ states saved; jobs of Slurm stay in its queue, and the same command follows them
 """
 
 import dataclasses
-import hashlib
 import shlex
 import signal
 import sys
@@ -108,9 +107,10 @@ def plan_runs(config: Config) -> list[Run]:
     factors.append(read_list(Path(config.list).expanduser()))
   settings = combine(*factors)
   runs = make_runs(config.experiment, config.fixed, settings, Path(config.workdir).expanduser())
-  check_makes(runs)
-  if repeated := len(settings) * len(set(config.experiment)) - len(runs):
-    print(f"{repeated} of {len(settings)} settings repeat others and count once", file=sys.stderr)
+  check_makes(runs, data_is_here=config.cluster != "slurm")
+  described = len(settings) * len(set(config.experiment))
+  if described > len(runs):
+    print(f"{described - len(runs)} of {described} runs repeat others and count once", file=sys.stderr)
   return runs
 
 
@@ -131,8 +131,7 @@ def plan_jobs(runs: Sequence[Run], config: Config) -> tuple[list[Job], list[str]
     if len(group.runs) == 1:
       jobs.append(alone(first))
       continue
-    rows = rows_text(group)
-    digest = hashlib.sha256(rows.encode()).hexdigest()[:8]
+    rows, digest = rows_text(group)
     directory = root / first.experiment / f"rows-{digest}"
     flags = (*first.flags, f"--rows={directory / 'rows.json'}", f"--workdir={directory}")
     jobs.append(Job(f"{name(directory)} ({len(group.runs)} runs)", group.runs, directory, flags, rows))
@@ -254,7 +253,7 @@ def main(config: Config) -> int:
     print(f"submitted; the same command follows them, {slurm.cancel_command(jobs)} takes them out of the queue")
     return 0
   print(summary(jobs, finished))
-  if any(one.finished() for one in runs):
+  if finished or any(job.state == "finished" for job in jobs):
     print(f"to compare them: python -m launch.results {shlex.quote(str(Path(config.workdir)))}")
   return code or int(any(job.state != "finished" for job in jobs))
 
@@ -262,8 +261,8 @@ def main(config: Config) -> int:
 def explain(name: str) -> str:
   """What to say of a flag that is one of the experiment's."""
   for experiment in read(Config, sys.argv[1:], "launch.sweep", known_only=True)["experiment"].value:
-    fields = {item.name for item, _, _ in config_fields(load_experiment(experiment).Config)}
-    if name in fields or name.removeprefix("no") in fields:
+    kinds = {item.name: kind for item, kind, _ in config_fields(load_experiment(experiment).Config)}
+    if name in kinds or kinds.get(name.removeprefix("no")) is bool:
       return f"it is one of {experiment}, expected in --fixed='--{name}...' or in --grid."
   return ""
 

@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_DRAWINGS = 1.0
 
 
-def describe(job: Job, columns: int = 1000) -> str:
+def describe(job: Job, columns: int = 0) -> str:
   """One line: state, name, how far it is. Of what does not fit into `columns` the middle of the name goes first."""
   detail = job.note
   if job.state == "running":
@@ -21,9 +21,9 @@ def describe(job: Job, columns: int = 1000) -> str:
   elif job.state == "finished" and job.seconds:
     detail = f"{job.seconds:.0f} s"
   name, room = job.name, max(20, columns - 12 - len(detail))
-  if len(name) > room:
+  if columns and len(name) > room:
     name = f"{name[: room // 2]}…{name[len(name) - room + room // 2 + 1 :]}"
-  return f"{job.state:<9} {name}  {detail}".rstrip()[:columns]
+  return f"{job.state:<9} {name}  {detail}".rstrip()[: columns or None]
 
 
 def count(jobs: Sequence[Job]) -> str:
@@ -74,7 +74,7 @@ class Table:
 def summary(jobs: Sequence[Job], skipped: int) -> str:
   """The end of a sweep: how many runs are finished, and of the others the last line and the log."""
   runs = skipped + sum(len(job.runs) for job in jobs)
-  done = skipped + sum(run.finished() for job in jobs for run in job.runs)
+  done = skipped + sum(job.count_finished() for job in jobs)
   lines = [f"{done} of {runs} runs finished" + (f", {skipped} of them before" if skipped else "")]
   if waiting := sum(job.state == "waiting" and not job.note for job in jobs):
     lines.append(f"{waiting} waiting")

@@ -141,8 +141,8 @@ def _make_group(runs: Sequence[Run], held: Mapping[str, Sequence[str]]) -> Group
   return Group(tuple(runs), tuple(state))
 
 
-def rows_text(group: Group) -> str:
-  """The file that `--rows` reads (`mlnotes.rows`)."""
+def rows_text(group: Group) -> tuple[str, str]:
+  """(the file that `--rows` reads (`mlnotes.rows`), a digest of the runs, however their command is spelled)."""
   names = _varied(group.runs)
   runs = [
     {
@@ -155,4 +155,6 @@ def rows_text(group: Group) -> str:
     }
     for run, state in zip(group.runs, group.state)
   ]
-  return json.dumps({"experiment": group.runs[0].experiment, "runs": runs}, indent=1) + "\n"
+  named = {"experiment": group.runs[0].experiment, "runs": runs}
+  plain = {**named, "runs": [{name: value for name, value in run.items() if name != "command"} for run in runs]}
+  return json.dumps(named, indent=1) + "\n", hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:8]

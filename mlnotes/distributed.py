@@ -31,7 +31,7 @@ _SECONDS_BETWEEN_SIGNS = 2.0
 _HEARTBEAT_TIMEOUT_SECONDS = 100
 # How long a process waits for the last of its peers to come up.
 START_TIMEOUT_SECONDS = 300
-# A report can take long, and all but one process have nothing to do meanwhile.
+# A report or a compilation can take long, and the other processes have nothing to do meanwhile.
 _REPORT_TIMEOUT_SECONDS = 24 * 3600
 
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

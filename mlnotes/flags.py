@@ -170,7 +170,7 @@ def _read(
     raise no_flag(program, error.flagname, values, explain(error.flagname)) from error
   except absl_flags.IllegalFlagValueError as error:
     raise InputError(_unfit(values, error)) from error
-  except absl_flags.Error as error:
+  except (absl_flags.Error, ValueError) as error:  # the latter for --noname=value
     raise InputError(f"{program}: {' '.join(str(error).split()).rstrip('.')}.") from error
 
 

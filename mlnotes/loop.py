@@ -169,7 +169,6 @@ class _Run:
 
   def advance(self, count: int) -> None:
     """`count` updates; then what is due after them."""
-    self.program.compile()
     start = time.perf_counter()
     self.state, self.window = jax.block_until_ready(self.program.update(self.state, self.window, count))
     self.step_seconds.append((time.perf_counter() - start) / count)

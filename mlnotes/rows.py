@@ -35,7 +35,7 @@ class RowsRecord:
       belongs_to, self._runs = found["experiment"], found["runs"]
       configs = [dataclasses.replace(config, rows="", workdir=r["workdir"], **r["settings"]) for r in self._runs]
       self._values = [dict(r["state"]) for r in self._runs]
-      commands = [str(r["command"]) for r in self._runs]
+      commands = [str(r.get("command", "")) for r in self._runs]
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise InputError(f"--rows={path} cannot be read ({error}): expected what launch.sweep writes.") from error
     if belongs_to != experiment or not configs:

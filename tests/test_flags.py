@@ -70,6 +70,7 @@ def test_redeclared_field_keeps_help_and_freedom():
     ("--sizes=1,x", "--sizes=1,x cannot be read: expected comma separated ints."),
     ("--stpes=3", "program has no flag --stpes: did you mean steps?"),
     ("--zzz", "program has no flag --zzz: python -m program --helpshort lists them."),
+    ("--nofast=1", "program: --nofast=1 does not take an argument."),
     ("--steps", "program: Missing value for flag --steps."),
     ("steps=3", "found the argument 'steps=3': every setting is a flag, expected --name=value."),
   ],

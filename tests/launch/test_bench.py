@@ -287,6 +287,7 @@ def test_names_that_do_not_fit(arguments, message):
     (["--rollout_length=0"], "--rollout_length=0 is out of range"),
     (["--seconds=0"], "--seconds=0"),
     (["--json=no/such/place.json"], "--json=no/such/place.json"),
+    (["--json=/tmp"], "--json=/tmp is out of range: expected a file"),
     (["--json=/proc/report.json"], "--json=/proc/report.json cannot be written"),
     (["rubbish"], "found the argument 'rubbish'"),
   ],

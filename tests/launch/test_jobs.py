@@ -14,6 +14,7 @@ import pytest
 
 from launch.jobs import Job, last_line, lock, release, run_debug, run_local
 from launch.table import Table, describe, summary
+from mlnotes.errors import InputError
 from mlnotes.record import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,22 @@ def test_what_another_sweep_finishes_meanwhile_is_finished(tmp_path):
 
   run_local(jobs, 1, 0, finish_elsewhere)
   assert [job.state for job in jobs] == ["finished", "finished"] and "2 of 2" in summary(jobs, 0)
+
+
+def test_a_directory_that_others_have_taken_fails_alone(tmp_path):
+  class Taken(Stub):
+    def finished(self):
+      if (self.directory / "taken").exists():
+        raise InputError("belongs to a run with other settings")
+      return super().finished()
+
+  jobs = make_jobs(tmp_path, f"time.sleep(1); {DONE}", DONE)
+  jobs[1].runs = (Taken(jobs[1].directory),)
+  jobs[1].prepare()
+  (jobs[1].directory / "taken").touch()
+  run_local(jobs, 2, 0, quietly)
+  assert [job.state for job in jobs] == ["finished", "failed"]
+  assert "1 of 2" in summary(jobs, 0) and "other settings" in summary(jobs, 0)
 
 
 def test_a_narrow_terminal_shows_how_far_a_run_is(tmp_path):

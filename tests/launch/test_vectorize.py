@@ -216,7 +216,7 @@ def test_a_row_that_diverges_is_the_only_one_without_a_result(slope, tmp_path):
 def test_rows_that_cannot_be_read(slope, tmp_path):
   path = tmp_path / "rows.json"
   _, _, groups = groups_of("slope", SHORT, "seed=0,1", tmp_path / "runs")
-  text = rows_text(groups[0])
+  text, _ = rows_text(groups[0])
   arguments = [*SHORT.split(), f"--rows={path}", f"--workdir={tmp_path}"]
   for wrong in ("", "[]", text.replace('"slope"', '"rl.ppo"'), text.replace('"seed"', '"sead"')):
     path.write_text(wrong)
