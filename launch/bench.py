@@ -27,13 +27,12 @@ from typing import Any
 import jax
 
 from experiments import catalogue, import_experiment
-from launch.jobs import check_writable
 from launch.measure import describe_machine, make_stepper, measure
 from launch.profiler import compare_with_profiler, write_trace
 from mlnotes.errors import InputError
 from mlnotes.flags import BaseConfig, field, parse, read, require, run
 from mlnotes.loop import SECONDS_PER_DISPATCH, enable_compilation_cache
-from mlnotes.record import config_dict, to_json, write_atomically
+from mlnotes.record import check_writable, config_dict, to_json, write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,31 +74,27 @@ class Job:
     if self.rows:
       (self.directory / "rows.json").write_text(self.rows)
 
-  def done(self) -> bool:
-    """Whether all its runs have their cards. It has failed where a directory belongs to other settings by now."""
+  def look(self) -> None:
+    """Its state by the directories of its runs: finished, failed where others have taken one, else as it was."""
     try:
-      done = all(run.finished() for run in self.runs)
+      if all(run.finished() for run in self.runs):
+        self.state, self.note = "finished", ""
     except InputError as error:
       self.state, self.note = "failed", str(error)
-      return False
-    if done:
-      self.state, self.note = "finished", ""
-    return done
 
   def count_finished(self) -> int:
     try:
       return sum(bool(run.finished()) for run in self.runs)
-    except InputError:  # said by `done`
+    except InputError:  # said by `look`
       return 0
 
   def settle(self, code: int | None) -> None:
     """What became of it, by the result cards of its runs; `code` is how its process ended, where that is known."""
     self.seconds = time.monotonic() - self.started if self.started else 0.0
-    if self.done():
-      if self.rows:  # each run has its own by now
-        shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
-      return
-    if self.state == "failed":
+    self.look()
+    if self.state == "finished" and self.rows:  # each run has its own by now
+      shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+    if self.state in ("finished", "failed"):
       return
     self.state = "stopped" if code in STOPPED else "failed"
     self.log = self.directory / ERR
@@ -109,18 +104,6 @@ class Job:
     elif code < 0:
       words.append(f"ended by {signal.Signals(-code).name}")
     self.note = "; ".join([*words, last_line(self.log) or f"no word, exit code {code}"])
-
-
-def check_writable(directory: Path, flag: str, text: str | Path) -> None:
-  """Raises InputError about `--flag=text` where nothing could be written below `directory`; creates nothing."""
-  existing = next(path for path in [directory, *directory.absolute().parents] if path.exists() or path.is_symlink())
-  try:
-    with tempfile.TemporaryFile(dir=existing):
-      pass
-    if not os.access(existing, os.W_OK | os.X_OK):
-      raise PermissionError(13, "Permission denied")
-  except OSError as error:
-    raise InputError(f"--{flag}={text} cannot be written: {existing}: {error.strerror or error}.") from error
 
 
 def last_line(path: Path, size: int = 1 << 16) -> str:
@@ -198,7 +181,8 @@ def run_local(jobs: Sequence[Job], parallel: int, gpus: int, watch: Callable[[],
         if held is None:
           job.state, job.note = "elsewhere", "another process is at it"
           continue
-        if job.done() or job.state == "failed":  # another process has been at it meanwhile
+        job.look()  # another process may have been at it meanwhile
+        if job.state in ("finished", "failed"):
           release(held)
           continue
         slot = free.pop(0)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import slurm
-from launch.jobs import Job, check_writable, count_gpus, lock, release, run_debug, run_local
+from launch.jobs import Job, count_gpus, lock, release, run_debug, run_local
 from launch.plan import (
   Run,
   check_makes,
@@ -41,6 +41,7 @@ from launch.plan import (
 from launch.table import Table, summary
 from mlnotes.errors import InputError
 from mlnotes.flags import BaseConfig, config_fields, field, read, require, run
+from mlnotes.record import check_writable
 
 MOST_LINES = 40
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -233,6 +234,18 @@ def versions(*names: str) -> dict[str, str]:
     except metadata.PackageNotFoundError:
       continue
   return found
+
+
+def check_writable(directory: Path, flag: str, text: str | Path) -> None:
+  """Raises InputError about `--flag=text` where nothing could be written below `directory`; creates nothing."""
+  existing = next(path for path in [directory, *directory.absolute().parents] if path.exists() or path.is_symlink())
+  try:
+    with tempfile.TemporaryFile(dir=existing):
+      pass
+    if not os.access(existing, os.W_OK | os.X_OK):
+      raise PermissionError(13, "Permission denied")
+  except OSError as error:
+    raise InputError(f"--{flag}={text} cannot be written: {existing}: {error.strerror or error}.") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

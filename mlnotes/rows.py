@@ -7,8 +7,8 @@
        "command": "python -m experiments.rl.ppo --discount=.9 --seed=1 --workdir=runs/a"}, ...]}
 
 `settings` are fields of the config; `state` says where the state holds those that are not seeds; `command` is that of
-the run alone. Each run leaves in its
-own work directory what it would leave alone; only the checkpoints on the way are common.
+the run alone. Each run leaves in its own work directory what it would leave alone; only the checkpoints on the way are
+common.
 """
 
 import dataclasses
