@@ -32,7 +32,8 @@ ConfigT = TypeVar("ConfigT")
 class BaseConfig:
   """What every part of a config inherits: parts combine by multiple inheritance, and each checks its own fields.
 
-  A part's `__post_init__` calls `super().__post_init__()` first.
+  A part's `__post_init__` calls `super().__post_init__()` first. A subclass may give an inherited field another default
+  or fewer choices; another type or help text, which is another meaning, raises TypeError when the class is made.
 
   Attributes:
     many_processes: whether the program may be one of several processes that work as one (see `mlnotes.distributed`).
@@ -40,8 +41,19 @@ class BaseConfig:
 
   many_processes: ClassVar[bool] = False
 
+  def __init_subclass__(cls, **kwargs):
+    super().__init_subclass__(**kwargs)
+    _require_same_fields(cls)
+
   def __post_init__(self):
     pass
+
+  def idle_flags(self) -> dict[str, str]:
+    """{flag: why} of the flags that change nothing beside the others; a subclass adds its own to those of `super()`.
+
+    Whoever gives one of them is told so before the run starts.
+    """
+    return {}
 
   @classmethod
   def tuned(cls, **given: Any) -> "BaseConfig":
@@ -49,9 +61,45 @@ class BaseConfig:
     return cls(**given)
 
 
-def field(default: Any, help: str, *, free: bool = False) -> Any:
-  """A dataclass field with its help text. `free` fields may change between a run and its resumption."""
-  return dataclasses.field(default=default, metadata={"help": help, "free": free})
+def field(default: Any, help: str, *, free: bool = False, refines: bool = False) -> Any:
+  """A dataclass field with its help text. `free` fields may change between a run and its resumption.
+
+  refines: the text describes an inherited flag more closely and leaves its meaning as it is.
+  """
+  return dataclasses.field(default=default, metadata={"help": help, "free": free, "refines": refines})
+
+
+def _require_same_fields(config_class: type) -> None:
+  """Raises TypeError where one name of a flag has two types or two meanings among `config_class` and its bases."""
+  first: dict[str, tuple[type, Any, str]] = {}
+  for base in reversed(config_class.__mro__[:-1]):
+    types = typing.get_type_hints(base)
+    for name in vars(base).get("__annotations__", ()) if sys.version_info < (3, 14) else base.__annotations__:
+      kind = types[name]
+      if typing.get_origin(kind) is ClassVar or kind is ClassVar:
+        continue
+      default = vars(base).get("__dataclass_fields__", vars(base)).get(name)
+      said = default.metadata if isinstance(default, dataclasses.Field) else {}
+      text = said.get("help", "")
+      if name not in first:
+        first[name] = (base, kind, text)
+        continue
+      origin, expected, meaning = first[name]
+      fewer = typing.get_origin(kind) is Literal and set(typing.get_args(kind)) <= set(typing.get_args(expected))
+      if kind != expected and not fewer:
+        raise TypeError(
+          f"{config_class.__name__}: the flag --{name} is {_spell(kind)} in {base.__name__} and {_spell(expected)} in "
+          f"{origin.__name__}: expected another name for one of them."
+        )
+      if text and text != meaning and not said.get("refines"):
+        raise TypeError(
+          f"{config_class.__name__}: the flag --{name} means {text!r} in {base.__name__} and {meaning!r} in "
+          f"{origin.__name__}: expected another name for one of them, or another default alone."
+        )
+
+
+def _spell(kind: Any) -> str:
+  return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def config_fields(config_class: type) -> Iterator[tuple[dataclasses.Field, Any, typing.Mapping[str, Any]]]:
@@ -125,6 +173,14 @@ def parse(config_class: type[ConfigT], flag_values: absl_flags.FlagValues = absl
     return config_class.tuned(**given)
   except ValueError as error:
     raise InputError(str(error)) from error
+
+
+def idle_notes(config: BaseConfig, flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> list[str]:
+  """A sentence for each flag that was given and has no effect beside the others."""
+  idle = config.idle_flags().items()
+  return [
+    f"--{name}={flag_values[name].value} has no effect: {why}." for name, why in idle if flag_values[name].present
+  ]
 
 
 def from_dict(config_class: type[ConfigT], values: typing.Mapping[str, Any]) -> ConfigT:
@@ -233,6 +289,8 @@ def run(
       if not arguments:
         _require_no_more(argv)
       config = parse(config_class)
+      for note in idle_notes(config):
+        print(f"note: {note}", file=sys.stderr)
       given = (config, argv[1:]) if arguments else (config,)
       if not config.many_processes:
         return main(*given)

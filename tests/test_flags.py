@@ -7,7 +7,7 @@ import pytest
 from absl import flags as absl_flags
 
 from mlnotes.errors import InputError
-from mlnotes.flags import BaseConfig, config_fields, define, field, parse, read
+from mlnotes.flags import BaseConfig, config_fields, define, field, idle_notes, parse, read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,3 +97,50 @@ def test_a_type_without_flag_is_a_programming_error():
 
   with pytest.raises(TypeError, match="table"):
     define(Odd, absl_flags.FlagValues())
+
+
+@pytest.mark.parametrize(
+  "name, kind, default, sentence",
+  [
+    ("rate", bool, True, "--rate is bool in Child and float in Base"),
+    ("rate", float, field(0.5, "how often"), "--rate means 'how often' in Child and 'learning rate' in Base"),
+    ("kind", Literal["a", "c"], "a", "--kind is .*'c'.* in Child"),
+  ],
+)
+def test_an_inherited_flag_keeps_its_type_and_its_meaning(name, kind, default, sentence):
+  with pytest.raises(TypeError, match=sentence):
+    type("Child", (Config,), {"__annotations__": {name: kind}, name: default})
+
+
+def test_an_inherited_flag_may_have_another_default_and_fewer_choices():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Child(Config):
+    kind: Literal["b"] = "b"
+    rate: float = field(0.1, "learning rate of the second kind", refines=True)
+
+  assert Child() == Child(kind="b", rate=0.1)
+
+
+def test_two_parts_of_a_config_cannot_give_one_flag_two_meanings():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Clip(BaseConfig):
+    fast: float = field(0.0, "speed")
+
+  with pytest.raises(TypeError, match="Both: the flag --fast is"):
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Both(Config, Clip):
+      pass
+
+
+def test_a_flag_without_effect_says_so_where_it_was_given():
+  class Child(Config):
+    def idle_flags(self):
+      return super().idle_flags() | ({"rate": "--kind=b has none"} if self.kind == "b" else {})
+
+  def notes(*argv):
+    values = read(Child, argv, "program")
+    return idle_notes(parse(Child, values), values)
+
+  assert notes("--kind=b", "--rate=1") == ["--rate=1.0 has no effect: --kind=b has none."]
+  assert notes("--kind=b") == notes("--rate=1") == []

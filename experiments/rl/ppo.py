@@ -38,7 +38,7 @@ class Config(OnPolicyConfig):
   TUNED: ClassVar = {
     "Pendulum-v1": dict(
       steps=240, num_envs=16, rollout_length=128, discount=0.95, gae_lambda=0.9, learning_rate=1e-3, epochs=10,
-      minibatches=16, entropy_weight=0.0, clip_value=False, normalize_rewards=True, log_every=10, eval_every=40,
+      minibatches=16, entropy_weight=0.0, clip_value_loss=False, normalize_rewards=True, log_every=10, eval_every=40,
       checkpoint_every=80,
     ),
     "Acrobot-v1": dict(num_envs=16, rollout_length=32, gae_lambda=0.94, entropy_weight=0.0),
@@ -59,7 +59,7 @@ class Config(OnPolicyConfig):
   epochs: int = field(4, "passes over each rollout")
   minibatches: int = field(4, "gradient steps per pass; divides num_envs * rollout_length")
   clip: float = field(0.2, "how far the ratio may leave 1 before it is cut, > 0")
-  clip_value: bool = field(True, "keep the new value within --clip of the old one in the loss")
+  clip_value_loss: bool = field(True, "keep the new value within --clip of the old one in the loss")
 
   def __post_init__(self):
     super().__post_init__()
@@ -81,7 +81,7 @@ def make(config: Config) -> Experiment:
       policy, value = networks.policy(params, batch.observation), networks.value(params, batch.observation)
       log_prob = policy.log_prob(batch.action)
       advantage = standardize(batch.advantage) if config.normalize_advantages else batch.advantage
-      limit = clip if config.clip_value else jnp.inf
+      limit = clip if config.clip_value_loss else jnp.inf
       metrics = {
         "policy_loss": jnp.mean(clipped_surrogate_loss(log_prob, old_log_prob, advantage, clip)),
         "value_loss": jnp.mean(clipped_value_loss(value, batch.value, batch.target, limit)),

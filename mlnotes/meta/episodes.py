@@ -30,9 +30,11 @@ from mlnotes.meta.task import Task
 class EpisodeConfig(DataConfig):
   """The flags of an experiment that learns from episodes; --batch_size and --eval_examples count episodes."""
 
-  batch_size: int = field(32, "episodes per update, over all devices")
-  eval_examples: int = field(200, "validation episodes of an evaluation, frozen by --eval_seed")
-  data_placement: Literal["auto", "device"] = field("auto", "images live on the device, where episodes are drawn")
+  batch_size: int = field(32, "episodes per update, over all devices", refines=True)
+  eval_examples: int = field(200, "validation episodes of an evaluation, frozen by --eval_seed", refines=True)
+  data_placement: Literal["auto", "device"] = field(
+    "auto", "images live on the device, where episodes are drawn", refines=True
+  )
 
   ways: int = field(5, "classes of an episode")
   shots: int = field(1, "examples of each class to adapt on")

@@ -47,7 +47,7 @@ class MetaConfig(EpisodeConfig, OptimConfig, LoopConfig):
   report_seeds: int = 8
   eval_examples: int = 500
   test_tasks: int = 2000
-  batch_size: int = field(25, "tasks per update")
+  batch_size: int = field(25, "tasks per update", refines=True)
   side_by_side: int = field(
     0, "of the tasks of an update, how many are computed at once; the rest follow, which saves memory; 0: all"
   )

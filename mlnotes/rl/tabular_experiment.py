@@ -34,12 +34,14 @@ from mlnotes.rl.tabular import Learner, Rule, Settings, Transition, epsilon_gree
 class TabularConfig(RLConfig):
   """The flags of every method that learns a table of action values."""
 
-  env: str = field("FrozenLake-v1", "FrozenLake-v1, FrozenLake8x8-v1, CliffWalking-v1, Taxi-v4 or DynaMaze")
+  env: str = field(
+    "FrozenLake-v1", "FrozenLake-v1, FrozenLake8x8-v1, CliffWalking-v1, Taxi-v4 or DynaMaze", refines=True
+  )
   steps: int = 1000
   log_every: int = 20
   eval_every: int = 100
   checkpoint_every: int = 0
-  eval_episodes: int = field(1, "not used: the greedy policy is evaluated exactly, from the table", free=True)
+  eval_episodes: int = 1
   steps_per_update: int = field(1000, "environment steps per update of the loop")
   learning_rate: float = field(0.1, "step size of the first update of a pair, in (0, 1]")
   step_size_power: float = field(0.0, "p in learning_rate / N(s, a)^p, in [0, 1]; 0: constant step size")
@@ -48,6 +50,9 @@ class TabularConfig(RLConfig):
   exploration_fraction: float = field(1.0, "share of training over which epsilon goes from first to last, in (0, 1]")
   initial_value: float = field(0.0, "of every action; optimistic where it is above what can be earned")
   tolerance: float = field(0.02, "a seed is solved where the greedy policy's value is within this share of the optimum")
+
+  def idle_flags(self):
+    return super().idle_flags() | {"eval_episodes": "the greedy policy is evaluated exactly, from the table"}
 
   def __post_init__(self):
     super().__post_init__()

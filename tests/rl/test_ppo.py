@@ -92,7 +92,7 @@ def test_values_of_a_constant_reward(terminates, expected, monkeypatch):
   env = constant_reward_env(time_limit=5, terminates=terminates, clock=terminates)
   monkeypatch.setattr(on_policy, "make_env", lambda name: env)
   config = ppo.Config(
-    num_envs=4, rollout_length=20, steps=400, discount=0.9, learning_rate=1e-2, clip_value=False, hidden=(32,),
+    num_envs=4, rollout_length=20, steps=400, discount=0.9, learning_rate=1e-2, clip_value_loss=False, hidden=(32,),
     clip_norm=0.0,
   )  # fmt: skip
   experiment = ppo.make(config)
