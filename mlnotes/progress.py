@@ -1,9 +1,8 @@
 """What a person sees while a run trains: a bar on a terminal, a plain line every so often elsewhere."""
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -28,14 +27,6 @@ class Progress:
       self._bar.write(text, file=sys.stderr)
     else:
       print(text, file=sys.stderr, flush=True)
-
-  @contextlib.contextmanager
-  def saying(self, doing: str, done: str) -> Iterator[None]:
-    """Says "`doing` ..." before the body, and after it "`done` in .. s"."""
-    self.say(f"{doing} ...")
-    start = time.perf_counter()
-    yield
-    self.say(f"{done} in {time.perf_counter() - start:.1f} s")
 
   def update(self, step: int, metrics: Mapping[str, np.ndarray], step_seconds: float) -> None:
     """The run is at `step`; `metrics` are the newest, or empty where nothing is new."""
@@ -63,6 +54,20 @@ class Progress:
       self._bar = None
 
 
+def warn(text: str) -> None:
+  """Says what went wrong without ending the run; the result card will say it too."""
+  _warnings.append(text)
+  print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def take_warnings() -> list[str]:
+  """What `warn` has said since the last call."""
+  taken = list(_warnings)
+  _warnings.clear()
+  return taken
+
+
+_warnings: list[str] = []
 _said: tuple[str, float] = ("", 0.0)
 
 
