@@ -29,6 +29,11 @@ def data_to_keys(tree: Any, like: Any) -> Any:
   return jax.tree.map(lambda x, leaf: jax.random.wrap_key_data(x) if _is_key(leaf) else x, tree, like)
 
 
+@jax.jit
+def _copy(tree: Any) -> Any:
+  return jax.tree.map(jnp.copy, keys_to_data(tree))
+
+
 # A number, because Orbax warns at every checkpoint without a metric.
 _NO_SCORE = sys.float_info.max
 
@@ -45,9 +50,11 @@ class Checkpoints:
   checkpoint is visible only when it is complete: a process killed while saving leaves the previous one.
 
   Where several processes train as one, each of them calls every method; all see one directory.
+
+  read_only: for whoever looks at what another process may be writing: nothing is created, removed or saved.
   """
 
-  def __init__(self, directory: Path):
+  def __init__(self, directory: Path, *, read_only: bool = False):
     import orbax.checkpoint as ocp
 
     managers = ocp.checkpoint_managers
@@ -61,8 +68,12 @@ class Checkpoints:
       directory.absolute(),
       options=ocp.CheckpointManagerOptions(
         best_fn=_rank,
-        preservation_policy=managers.AnyPreservationPolicy(keep),
-        cleanup_tmp_directories=True,
+        preservation_policy=None if read_only else managers.AnyPreservationPolicy(keep),
+        # The half of a checkpoint that a killed process has left; of a living one it is being written.
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        save_interval_steps=0 if read_only else 1,
+        read_only=read_only,
       ),
     )
 
@@ -76,7 +87,7 @@ class Checkpoints:
   def save(self, step: int, state: Any, metadata: Mapping[str, Any], score: float | None) -> None:
     """Starts saving; the caller may donate `state` as soon as this returns. No `score`: kept only while it is last."""
     # A copy on the device: the next update overwrites the buffers of a donated state while they are being written.
-    state = jax.jit(lambda tree: jax.tree.map(jnp.copy, keys_to_data(tree)))(state)
+    state = _copy(state)
     with _disk_errors():
       self._save(step, state, metadata, score)
 
@@ -87,6 +98,11 @@ class Checkpoints:
       metrics={"score": float(score) if score is not None and np.isfinite(score) else _NO_SCORE},
       force=True,
     )
+
+  def check(self) -> None:
+    """Raises what has gone wrong in the threads that save, without waiting for them."""
+    with _disk_errors():
+      self._manager.check_for_errors()
 
   def wait(self) -> None:
     """Blocks until what was started is on disk; raises what went wrong."""
@@ -113,6 +129,22 @@ class Checkpoints:
       ) from error
     return data_to_keys(restored["state"], like), restored["metadata"]
 
+  def restore_as_saved(self, step: int) -> Any:
+    """The pytree of checkpoint `step` as plain containers of NumPy arrays, keys as their raw data.
+
+    Raises InputError for a checkpoint that cannot be read.
+    """
+    import orbax.checkpoint as ocp
+
+    path = self.directory.absolute() / str(step) / "state"
+    as_array = lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray)
+    try:
+      with ocp.PyTreeCheckpointer() as reader:
+        shapes = reader.metadata(path).item_metadata.tree
+        return reader.restore(path, ocp.args.PyTreeRestore(restore_args=jax.tree.map(as_array, shapes)))
+    except Exception as error:
+      raise InputError(f"the checkpoint {path.parent} cannot be read ({type(error).__name__}).") from error
+
   def close(self) -> None:
     self._manager.close()
 
@@ -120,9 +152,11 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    # After an error closing would wait for other processes, and these may be gone.
-    if error is None or jax.process_count() == 1:
+    if error is None:
       self.close()
+    elif jax.process_count() == 1:  # otherwise closing would wait for other processes, and these may be gone
+      with contextlib.suppress(Exception):  # what could not be saved has been said
+        self.close()
 
 
 @contextlib.contextmanager

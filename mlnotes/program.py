@@ -282,9 +282,13 @@ def window_means(window: Window, rows: Any = ...) -> dict[str, Any]:
 
 def all_finite(tree: Any, seeds: bool) -> np.ndarray:
   """Whether every floating-point leaf is finite: (), or (seeds,) where the leaves have a leading seed axis."""
+  return np.asarray(fetch(_all_finite(tree, seeds)))
 
+
+@functools.partial(jax.jit, static_argnames="seeds")
+def _all_finite(tree, seeds):
   def check(tree):
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves], jnp.array(True))
 
-  return np.asarray(fetch(jax.jit(jax.vmap(check) if seeds else check)(tree)))
+  return (jax.vmap(check) if seeds else check)(tree)

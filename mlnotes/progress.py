@@ -52,3 +52,34 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
       self._bar = None
+
+
+def warn(text: str) -> None:
+  """Says what went wrong without ending the run; the result card will say it too."""
+  _warnings.append(text)
+  print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def take_warnings() -> list[str]:
+  """What `warn` has said since the last call."""
+  taken = list(_warnings)
+  _warnings.clear()
+  return taken
+
+
+_warnings: list[str] = []
+_said: tuple[str, float] = ("", 0.0)
+
+
+def report_step(text: str, done: int | None = None, total: int | None = None) -> None:
+  """Says on standard error what a report is doing, such as "sampling 2000 images", and how far it is.
+
+  May be called as often as one likes: a line comes where the text is new, and then at most every 10 seconds.
+  """
+  global _said
+  last, when = _said
+  if text == last and time.monotonic() - when < SECONDS_BETWEEN_LINES:
+    return
+  _said = text, time.monotonic()
+  far = "" if done is None else f": {done}" if total is None else f": {done} of {total}"
+  print(f"  {text}{far}", file=sys.stderr, flush=True)

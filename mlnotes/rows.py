@@ -12,8 +12,7 @@ common.
 """
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ import numpy as np
 
 from mlnotes.errors import InputError
 from mlnotes.experiment import State
-from mlnotes.record import Record
+from mlnotes.hold import Hold
+from mlnotes.record import Record, read_json
 
 
 class RowsRecord:
@@ -31,7 +31,7 @@ class RowsRecord:
   def __init__(self, experiment: str, config: Any, *, writes: bool = True, tensorboard: bool = True):
     path = Path(config.rows)
     try:
-      found = json.loads(path.read_text())
+      found = read_json(path)
       belongs_to, self._runs = found["experiment"], found["runs"]
       configs = [dataclasses.replace(config, rows="", workdir=r["workdir"], **r["settings"]) for r in self._runs]
       self._values = [dict(r["state"]) for r in self._runs]
@@ -42,10 +42,26 @@ class RowsRecord:
       raise InputError(f"--rows={path} holds {len(configs)} runs of {belongs_to}: expected runs of {experiment}.")
     self.experiment, self.config, self.writes = experiment, config, writes
     self.directory = Path(config.workdir).expanduser() if config.workdir else path.parent
+    self._hold: Hold | None = None
     self.records = [
       Record(Path(c.workdir), experiment, c, writes=writes, tensorboard=tensorboard, command=command)
       for c, command in zip(configs, commands)
     ]
+
+  def hold(self) -> None:
+    """Takes the directory of the common checkpoints and that of each run."""
+    if self.writes and self.directory.absolute() not in {record.directory.absolute() for record in self.records}:
+      try:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._hold = Hold(self.directory)
+      except OSError as error:
+        raise InputError(f"--workdir={self.directory} cannot be written: {error.strerror or error}.") from error
+    try:
+      for record in self.records:
+        record.hold()
+    except InputError:
+      self.close()
+      raise
 
   @property
   def seeds(self) -> list[int]:
@@ -75,8 +91,15 @@ class RowsRecord:
       raise InputError(f"--rows={self.config.rows} sets {min(paths)}, which the state of {self.experiment} lacks.")
     return state
 
+  def card(self) -> Mapping[str, Any] | None:
+    return self._common(record.card() for record in self.records)
+
   def finished(self) -> Mapping[str, Any] | None:
-    cards = [record.finished() for record in self.records]
+    return self._common(record.finished() for record in self.records)
+
+  @staticmethod
+  def _common(cards: Iterable[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    cards = list(cards)
     return cards[0] if all(cards) else None
 
   @property
@@ -94,7 +117,11 @@ class RowsRecord:
   def forget(self) -> None:
     for record in self.records:
       record.forget()
+    self.close()
 
   def close(self) -> None:
     for record in self.records:
       record.close()
+    if self._hold is not None:
+      self._hold.release()
+    self._hold = None

@@ -65,12 +65,14 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   dropout: float = field(0.0, "in the residual blocks, in [0, 1)")
   ema_decay: float = field(0.999, "of the average of the parameters that is evaluated and sampled, in [0, 1)")
 
-  sampler: Literal["ddim", "ddpm"] = field("ddim", "for the pictures", free=True)
-  sample_steps: int = field(50, "steps of that sampler, or --timesteps if that is less", free=True)
+  sampler: Literal["ddim", "ddpm"] = field("ddim", "for the pictures", free="report")
+  sample_steps: int = field(50, "steps of that sampler, or --timesteps if that is less", free="report")
   guidance: float = field(
-    1.0, "classifier-free guidance of it: 0 no label, 1 plain conditional, more: stronger", free=True
+    1.0, "classifier-free guidance of it: 0 no label, 1 plain conditional, more: stronger", free="report"
   )
-  quality_samples: int = field(0, "samples per figure of quality; 0: as many as test images, at most 2000", free=True)
+  quality_samples: int = field(
+    0, "samples per figure of quality; 0: as many as test images, at most 2000", free="report"
+  )
 
   def __post_init__(self):
     super().__post_init__()

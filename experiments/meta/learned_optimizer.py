@@ -68,8 +68,8 @@ class Config(OptimConfig, LoopConfig):
   output_scale: float = field(0.1, "of the network's output, > 0")
   preprocess: bool = field(True, "feed exponent and sign of a gradient instead of its value")
   second_order: bool = field(False, "differentiate through the optimizee's gradients as well")
-  eval_problems: int = field(256, "held-out problems, of validation and of the report each", free=True)
-  families: bool = field(True, "compare on what it was not trained for as well", free=True)
+  eval_problems: int = field(256, "held-out problems, of validation and of the report each", free="report")
+  families: bool = field(True, "compare on what it was not trained for as well", free="report")
 
   def __post_init__(self):
     super().__post_init__()

@@ -58,7 +58,7 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
   knn_k: int = field(200, "neighbours that vote in the kNN monitor, or a tenth of the training images if that is less")
   knn_temperature: float = field(0.1, "of the votes, > 0")
   knn_examples: int = field(0, "training images that the monitor searches: a fixed subset of this size; 0: all")
-  labels_per_class: int = field(10, "of the linear probe with few labels in the report", free=True)
+  labels_per_class: int = field(10, "of the linear probe with few labels in the report", free="report")
 
   def __post_init__(self):
     super().__post_init__()

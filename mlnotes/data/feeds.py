@@ -17,6 +17,7 @@ from mlnotes.data.feed import (
   make_resident_feed,
   make_stream_feed,
 )
+from mlnotes.data.fingerprint import fingerprint
 from mlnotes.data.source import load
 from mlnotes.flags import BaseConfig, field, require
 from mlnotes.sharding import shares_seeds
@@ -55,12 +56,14 @@ def load_data(config: Any) -> DataSet:
 class Feeds(NamedTuple):
   """Where batches come from. The defaults are for methods that make their own data.
 
-  `reference` holds the examples that an experiment with `embed` compares with, in its evaluations.
+  `reference` holds the examples that an experiment with `embed` compares with, in its evaluations; `fingerprint` is
+  that of the data set where there is one.
   """
 
   train: ResidentFeed | StreamFeed = EMPTY_FEED
   evaluate: EvalBatches = EvalBatches((), lambda arrays, i: (), 1)
   reference: EvalBatches | None = None
+  fingerprint: str = ""
 
 
 def make_feeds(data: DataSet, config: Any) -> Feeds:
@@ -81,4 +84,6 @@ def make_feeds(data: DataSet, config: Any) -> Feeds:
       seeds, index, count = seeds[index * own : (index + 1) * own], 0, 1
     require(config.batch_size % count == 0, "batch_size", config.batch_size, f"a multiple of the {count} processes")
     train = make_stream_feed(data.train, config.batch_size, seeds, process_index=index, process_count=count)
-  return Feeds(train, make_eval_batches(data.test, config.batch_size, config.eval_examples or None))
+  return Feeds(
+    train, make_eval_batches(data.test, config.batch_size, config.eval_examples or None), fingerprint=fingerprint(data)
+  )

@@ -58,7 +58,7 @@ class MetaConfig(EpisodeConfig, OptimConfig, LoopConfig):
   )
   inner_learning_rate: float = field(0.01, "of the inner loop, > 0; where rates are learned, what they start from")
   inner_steps: int = field(1, "updates on a task in training")
-  eval_inner_steps: int = field(10, "updates on a task in evaluation", free=True)
+  eval_inner_steps: int = field(10, "updates on a task in evaluation", free="report")
   network: Literal["conv4", "fully_connected"] = field("conv4", "for images; sinusoids have a perceptron of --widths")
   width: int = field(64, "channels of conv4's layers")
   widths: tuple[int, ...] = field((40, 40), "units of the hidden layers for sinusoids")

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlnotes.data import EvalBatches, Feeds
+from mlnotes.data import EvalBatches, Feeds, load_data
+from mlnotes.data.fingerprint import fingerprint
 from mlnotes.experiment import stream
 from mlnotes.meta.episodes import frozen_episodes, load_episode_sets, make_episode_feeds
 from mlnotes.meta.feeds import make_frozen_tasks, make_task_feed
@@ -49,4 +50,5 @@ def make_family(config: Any) -> Family:
     sets.test, config.eval_seed + _TEST_SEED, config.test_tasks, *size, batch_size=config.batch_size
   )
   learner = make_classifier(network, config.batch_norm, sets.levels)
-  return Family(learner, make_episode_feeds(sets, config), test)
+  feeds = make_episode_feeds(sets, config)._replace(fingerprint=fingerprint(load_data(config)))
+  return Family(learner, feeds, test)

@@ -39,11 +39,13 @@ class RLConfig(LoopConfig):
     "in place of the defaults, see config.json",
   )
   discount: float = field(0.99, "gamma, in [0, 1]")
-  eval_episodes: int = field(20, "episodes of the greedy policy per evaluation on the device", free=True)
+  eval_episodes: int = field(20, "episodes of the greedy policy per evaluation on the device", free="report")
   gym_episodes: int = field(
-    20, "episodes of the final greedy policy in the real Gymnasium environment, where there is one; 0: none", free=True
+    20,
+    "episodes of the final greedy policy in the real Gymnasium environment, where there is one; 0: none",
+    free="report",
   )
-  gif: bool = field(True, "draw an animation of the final policy", free=True)
+  gif: bool = field(True, "draw an animation of the final policy", free="report")
 
   def __post_init__(self):
     super().__post_init__()
