@@ -30,10 +30,11 @@ from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment
 from mlnotes.flags import BaseConfig, field, require
 from mlnotes.plot import plot_curves
-from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_means
+from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_finite, window_means
 from mlnotes.progress import Progress
-from mlnotes.record import Record, config_dict, print_metrics, summarize
+from mlnotes.record import Record, card_figure, config_dict, print_metrics
 from mlnotes.rows import RowsRecord
+from mlnotes.summary import format_summary, summarize
 
 # A dispatch runs as many updates as fit into about this many seconds, so that a signal is answered soon.
 SECONDS_PER_DISPATCH = 1.0
@@ -176,7 +177,7 @@ class _Run:
     if _due(self.step, self.config.log_every, self.config):
       self._log()
     else:
-      self._check_finite(window_means(self.window))
+      self._check_finite(window_finite(self.window))
       self.progress.update(self.step, {}, self.step_seconds[-1])
     score = None
     if _due(self.step, self.config.eval_every, self.config):
@@ -187,17 +188,17 @@ class _Run:
 
   def _log(self) -> None:
     means = window_means(self.window)
-    self._check_finite(means)
+    self._check_finite(window_finite(self.window))
     for record, rows in self.parts:
       record.log(self.step, "train", window_means(self.window, rows))
     self.window = self.program.empty_window()
     self.progress.update(self.step, means, self.step_seconds[-1])
     self.record.log_events(self.step, {"timing/step_seconds": self.step_seconds[-1]})
 
-  def _check_finite(self, means: Mapping[str, np.ndarray]) -> None:
-    finite = np.logical_and.reduce([np.isfinite(v) for v in means.values()]) if means else np.array(True)
-    if not np.any(finite):
-      bad = sorted(name for name, value in means.items() if not np.any(np.isfinite(value)))
+  def _check_finite(self, finite: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError where every seed has something that is not finite."""
+    if finite and not np.any(np.logical_and.reduce(list(finite.values()))):
+      bad = sorted(name for name, seeds in finite.items() if not np.all(seeds))
       self.checkpoints.wait()
       where = f"in {self.record.directory}"
       kept = f"the state of step {self.saved_step} is {where}" if self.saved_step else f"no state is saved {where}"
@@ -224,7 +225,7 @@ class _Run:
       return
     params = getattr(self.state, "params", ())
     if jax.tree.leaves(params) and not np.any(all_finite(params, self.program.num_seeds > 1)):
-      self._check_finite({"params": np.array(np.nan)})
+      self._check_finite({"params": np.array(False)})
     data = self.program.feeds.train.get_state() if self.program.streamed else None
     metadata = {"config": config_dict(self.config), "data": data}
     self.checkpoints.save(self.step, {"state": self.state, "window": self.window}, metadata, score)
@@ -245,11 +246,7 @@ class _Run:
 
 
 def _brief(values: Mapping[str, Any]) -> str:
-  def one(value):
-    s = summarize(value)
-    return f"{s['mean']:.4g}" + (f" ± {s['std']:.2g}" if np.ndim(value) else "")
-
-  return "  ".join(f"{name} {one(value)}" for name, value in values.items())
+  return "  ".join(f"{name} {format_summary(summarize(value))}" for name, value in values.items())
 
 
 def peak_memory_bytes(device: jax.Device) -> int:
@@ -381,7 +378,7 @@ def _finish(run: _Run, record: Record, rows: Any, experiment: Experiment, starte
     for name, value in (experiment.report(seed_state(state, i, config.seeds), directory) or {}).items():
       figures.setdefault(name, []).append(value)
   evaluation = {name: value[rows] for name, value in run.evaluation.items()}
-  metrics = {name: summarize(v) for name, v in {**evaluation, **figures}.items()}
+  metrics = {name: card_figure(v) for name, v in {**evaluation, **figures}.items()}
   step_seconds = float(np.median(run.step_seconds)) if run.step_seconds else None
   timing = {
     "compile_seconds": program.compile_seconds,

@@ -275,9 +275,19 @@ def seed_state(state: State, i: int, num_seeds: int) -> State:
 
 
 def window_means(window: Window, rows: Any = ...) -> dict[str, Any]:
-  """The training metrics of a window, or of some of its `rows`: () or (seeds,). One without a count is left out."""
+  """The training metrics of a window, or of some of its `rows`: () or (seeds,).
+
+  NaN for a seed without a count in it; a metric that no seed has a count of is left out.
+  """
   total, count = jax.tree.map(lambda x: np.asarray(x)[rows], jax.device_get(window))
-  return {name: np.asarray(np.float64(total[name]) / count[name]) for name in total if np.all(count[name] > 0)}
+  means = {name: np.float64(total[name]) / np.where(count[name] > 0, count[name], np.nan) for name in total}
+  return {name: np.asarray(mean) for name, mean in means.items() if np.any(count[name] > 0)}
+
+
+def window_finite(window: Window) -> dict[str, np.ndarray]:
+  """Which seeds have nothing in a window that is not finite, metric by metric: () or (seeds,)."""
+  total, count = jax.tree.map(np.asarray, jax.device_get(window))
+  return {name: np.asarray(np.isfinite(total[name]) | (count[name] == 0)) for name in total}
 
 
 def all_finite(tree: Any, seeds: bool) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mlnotes.errors import InputError
 from mlnotes.flags import config_fields
+from mlnotes.summary import format_summary, summarize
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -41,18 +42,17 @@ def to_json(value: Any) -> Any:
   return value.item() if isinstance(value, np.generic) else value
 
 
-def summarize(values: Any) -> dict[str, Any]:
-  """{"mean", "std", "seeds"} of one value per seed; the spread is the sample standard deviation."""
-  values = np.atleast_1d(np.asarray(values, np.float64))
-  std = values.std(ddof=1) if values.size > 1 else 0.0
-  return {"mean": values.mean(), "std": std, "seeds": values}
+def card_figure(values: Any) -> dict[str, Any]:
+  """A figure as the result card has it: {"mean", "std", "finite", "seeds"}; see `mlnotes.summary` for the rule."""
+  figure, seeds = summarize(values), np.atleast_1d(np.asarray(values, np.float64))
+  return {"mean": figure.mean, "std": figure.std, "finite": figure.finite, "seeds": seeds}
 
 
-def print_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-  """One line per figure of `summarize`: mean, and the spread where there are several seeds."""
+def print_metrics(metrics: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str] = {}) -> None:
+  """One line per `card_figure`: mean, the spread where there are several seeds, and what `notes` say of it."""
   for name, value in metrics.items():
-    spread = f" ± {value['std']:.2g}" if len(value["seeds"]) > 1 else ""
-    print(f"{name:>32} {value['mean']:.4g}{spread}")
+    note = f"  {notes[name]}" if name in notes else ""
+    print(f"{name:>32} {format_summary(summarize(value['seeds']))}{note}")
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -164,16 +164,21 @@ class Record:
       self._events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
 
   def log(self, step: int, split: str, values: Mapping[str, np.ndarray]) -> None:
-    """Appends one line: {"step": .., "<split>/<name>": mean, and with several seeds ".../std" and ".../seeds"}."""
+    """Appends one line: {"step": .., "<split>/<name>": mean, and with several seeds ".../std" and ".../seeds"}.
+
+    A seed whose value is not finite, or that has none, is null among the seeds; ".../finite" then counts the others.
+    """
     if not self.writes:
       return
     line = {"step": step}
     for name, value in values.items():
-      summary = summarize(value)
-      line[f"{split}/{name}"] = summary["mean"]
+      figure = summarize(value)
+      line[f"{split}/{name}"] = figure.mean
       if np.ndim(value):
-        line[f"{split}/{name}/std"] = summary["std"]
-        line[f"{split}/{name}/seeds"] = summary["seeds"]
+        line[f"{split}/{name}/std"] = figure.std
+        if figure.lost:
+          line[f"{split}/{name}/finite"] = figure.finite
+        line[f"{split}/{name}/seeds"] = value
     self._metrics_file.write(json.dumps(to_json(line)) + "\n")
     self._metrics_file.flush()
     self.log_events(step, {k: v for k, v in line.items() if k != "step" and not k.endswith("/seeds")})
