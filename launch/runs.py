@@ -17,7 +17,7 @@ from mlnotes.errors import InputError
 from mlnotes.flags import config_fields
 from mlnotes.loop import LoopConfig
 from mlnotes.record import read_metrics
-from mlnotes.summary import Summary, order_key, summarize
+from mlnotes.summary import Summary, order_key, over_seeds
 
 PICTURES = (".png", ".gif", ".jpg", ".jpeg")
 # Metrics that are better the lower they are, for experiments whose result card does not say.
@@ -88,7 +88,7 @@ def free_settings(experiment: str) -> frozenset[str]:
   classes = [LoopConfig, DataConfig]
   with contextlib.suppress(InputError):  # of one that is not here: what all have in common must do
     classes.append(import_experiment(experiment).Config)
-  free = {item.name for known in classes for item, _, info in config_fields(known) if info.get("free")}
+  free = {item.name for known in classes for item, _, info in config_fields(known) if info.get("free") is True}
   return frozenset(free | {"seed", "seeds"})
 
 
@@ -270,7 +270,7 @@ class Group:
     for run in counted:
       for name, found in run.final.items():
         values.setdefault(name, []).extend(found)
-    return {name: summarize(found) for name, found in values.items()}
+    return {name: over_seeds(found) for name, found in values.items()}
 
   @property
   def task(self) -> str:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.errors import InputError
+from mlnotes.summary import Score
 
 
 def _is_key(leaf) -> bool:
@@ -30,12 +31,18 @@ def data_to_keys(tree: Any, like: Any) -> Any:
 
 
 # A number, because Orbax warns at every checkpoint without a metric.
-_NO_SCORE = sys.float_info.max
+_NO_SCORE, _MANY = sys.float_info.max, 2**31
 
 
-def _rank(metrics: Mapping[str, float]) -> float:
+def _rank(metrics: Mapping[str, Any]) -> tuple[int, float]:
   """Orbax keeps what ranks highest."""
-  return -metrics["score"]
+  return (-metrics.get("lost", 0), -metrics["score"])
+
+
+def _as_metrics(score: Score | None) -> dict[str, Any]:
+  if score is None or not np.isfinite(score.value):
+    return {"score": _NO_SCORE, "lost": _MANY}
+  return {"score": float(score.value), "lost": int(score.lost)}
 
 
 class Checkpoints:
@@ -73,7 +80,14 @@ class Checkpoints:
     """The checkpoint with the lowest score; the last one where none has a score."""
     return self._manager.best_step()
 
-  def save(self, step: int, state: Any, metadata: Mapping[str, Any], score: float | None) -> None:
+  def best_score(self) -> Score | None:
+    """Of the best checkpoint; None where none has a score."""
+    step = self.best_step()
+    found = (None if step is None else self._manager.metrics(step)) or {}
+    scored = found.get("score", _NO_SCORE) != _NO_SCORE
+    return Score(int(found.get("lost", 0)), found["score"]) if scored else None
+
+  def save(self, step: int, state: Any, metadata: Mapping[str, Any], score: Score | None) -> None:
     """Starts saving; the caller may donate `state` as soon as this returns. No `score`: kept only while it is last."""
     # A copy on the device: the next update overwrites the buffers of a donated state while they are being written.
     state = jax.jit(lambda tree: jax.tree.map(jnp.copy, keys_to_data(tree)))(state)
@@ -84,7 +98,7 @@ class Checkpoints:
     self._manager.save(
       step,
       args=self._args.Composite(state=self._args.StandardSave(state), metadata=self._args.JsonSave(dict(metadata))),
-      metrics={"score": float(score) if score is not None and np.isfinite(score) else _NO_SCORE},
+      metrics=_as_metrics(score),
       force=True,
     )
 

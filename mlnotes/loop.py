@@ -32,9 +32,9 @@ from mlnotes.flags import BaseConfig, field, require
 from mlnotes.plot import plot_curves
 from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_finite, window_means
 from mlnotes.progress import Progress
-from mlnotes.record import Record, card_figure, config_dict, print_metrics
-from mlnotes.rows import RowsRecord
-from mlnotes.summary import format_summary, summarize
+from mlnotes.record import Record, config_dict, print_metrics, summarize
+from mlnotes.rows import BestRows, RowsRecord
+from mlnotes.summary import Score, format_summary, is_better, make_score, over_seeds
 
 # A dispatch runs as many updates as fit into about this many seconds, so that a signal is answered soon.
 SECONDS_PER_DISPATCH = 1.0
@@ -59,7 +59,9 @@ class LoopConfig(BaseConfig):
   precision: Literal["float32", "bfloat16"] = field("float32", "arithmetic of the network; parameters are float32")
   log_every: int = field(50, "updates between two lines of metrics, which are means over them")
   eval_every: int = field(500, "updates between two evaluations; 0: only at the end")
-  checkpoint_every: int = field(500, "updates between two checkpoints; 0: only at the end", free=True)
+  checkpoint_every: int = field(
+    500, "updates between two checkpoints, beside those of a new best; 0: only at the end", free=True
+  )
   devices: int = field(0, "how many of the local devices to use; 0: all", free=True)
   fsdp: int = field(1, "spread the large arrays of the state over groups of this many devices; 1: not", free=True)
   report_seeds: int = field(3, "how many of the seeds get pictures and final figures of their own", free=True)
@@ -145,6 +147,9 @@ class _Run:
     self.saved_step: int | None = None
     self.step_seconds: list[float] = []
     self.evaluation: Mapping[str, np.ndarray] = {}
+    self.best: tuple[int, Score] | None = None
+    # Several runs keep the best state of each; they have the last one of all in common.
+    self.best_rows = BestRows(len(self.parts)) if record.config.rows and record.config.checkpoint_every else None
 
   def start(self) -> None:
     """Restores the last checkpoint, or makes the first state."""
@@ -152,11 +157,17 @@ class _Run:
     if latest is None:
       self.step, self.window = 0, self.program.empty_window()
       self.state = self.record.place(self.program.init())
+      if self.best_rows:
+        self.best_rows.start({"state": self.state, "window": self.window})
     else:
       like = {"state": self.program.abstract_state, "window": self.program.abstract_window}
-      restored, metadata = self.checkpoints.restore(latest, like)
+      restored, metadata = self.checkpoints.restore(latest, like | ({"best": like} if self.best_rows else {}))
       self.step, self.state, self.window = latest, restored["state"], restored["window"]
       self.saved_step = latest
+      if self.best_rows:
+        self.best_rows.resume(restored["best"], metadata["best"])
+      elif (score := self.checkpoints.best_score()) is not None:
+        self.best = (self.checkpoints.best_step(), score)
       if self.program.streamed:
         self.program.feeds.train.set_state(metadata["data"])
       self.progress.say(f"resumed from step {latest}")
@@ -179,11 +190,16 @@ class _Run:
     else:
       self._check_finite(window_finite(self.window))
       self.progress.update(self.step, {}, self.step_seconds[-1])
-    score = None
+    score, is_best = None, False
     if _due(self.step, self.config.eval_every, self.config):
       self.evaluate()
-      score = self.score()
-    if _due(self.step, self.config.checkpoint_every, self.config):
+      if self.best_rows:
+        scores = [self.score(rows) for _, rows in self.parts]
+        self.best_rows.update(self.step, {"state": self.state, "window": self.window}, scores)
+      else:
+        score = self.score()
+        is_best = self.config.checkpoint_every > 0 and is_better(score, self.best and self.best[1])
+    if is_best or _due(self.step, self.config.checkpoint_every, self.config):
       self.save(score)
 
   def _log(self) -> None:
@@ -207,11 +223,17 @@ class _Run:
         "--learning_rate or --clip_norm=1."
       )
 
-  def score(self) -> float | None:
-    """The best metric of the last evaluation, mean over the seeds, with the sign that makes lower better."""
-    return (
-      self.sign * float(np.mean(self.evaluation[self.best_metric])) if self.best_metric in self.evaluation else None
-    )
+  def score(self, rows: Any = ...) -> Score | None:
+    """What the last evaluation says of the seeds, or of some of them; None where none is finite."""
+    return make_score(self.evaluation[self.best_metric][rows], "min" if self.sign > 0 else "max")
+
+  def best_of(self, record: Record) -> dict[str, Any] | None:
+    """The best checkpoint of a run for its result card."""
+    if self.best_rows:
+      (found,) = [found for found, (own, _) in zip(self.best_rows.found, self.parts) if own is record]
+    else:
+      found = self.best and [self.best[0], *self.best[1]]
+    return found and {"step": found[0], "value": self.sign * found[2], "lost_seeds": found[1]}
 
   def evaluate(self) -> None:
     self.evaluation = self.program.evaluate(self.state)
@@ -219,7 +241,7 @@ class _Run:
       record.log(self.step, "eval", {name: np.asarray(value[rows]) for name, value in self.evaluation.items()})
     self.progress.say(f"step {self.step}: evaluation {_brief(self.evaluation)}")
 
-  def save(self, score: float | None = None) -> None:
+  def save(self, score: Score | None = None) -> None:
     """Saves the state unless no seed's parameters are finite."""
     if self.saved_step == self.step:
       return
@@ -228,25 +250,37 @@ class _Run:
       self._check_finite({"params": np.array(False)})
     data = self.program.feeds.train.get_state() if self.program.streamed else None
     metadata = {"config": config_dict(self.config), "data": data}
-    self.checkpoints.save(self.step, {"state": self.state, "window": self.window}, metadata, score)
+    tree = {"state": self.state, "window": self.window}
+    if self.best_rows:
+      tree, metadata = tree | {"best": self.best_rows.tree}, metadata | {"best": self.best_rows.found}
+    self.checkpoints.save(self.step, tree, metadata, score)
     self.saved_step = self.step
+    if is_better(score, self.best and self.best[1]):
+      self.best = (self.step, score)
 
   def hand_over(self) -> list[tuple[Record, Any]]:
-    """Saves the last state of each of several runs in its own work directory; returns those whose state is finite."""
+    """Saves the last state of each of several runs in its own work directory, and its best.
+
+    Returns those whose last state is finite.
+    """
     params = getattr(self.state, "params", ())
     finite = all_finite(params, self.program.num_seeds > 1) if jax.tree.leaves(params) else np.array(True)
     parts = [(record, rows) for record, rows in self.parts if np.any(finite[rows] if finite.ndim else finite)]
     for record, rows in parts:
       checkpoints = Checkpoints(record.directory / "checkpoints")
+      metadata = {"config": config_dict(record.config), "data": None}
+      best = self.best_rows.found[self.parts.index((record, rows))] if self.best_rows else None
+      if best and best[0] < self.step:
+        checkpoints.save(best[0], take_rows(self.best_rows.tree, rows), metadata, Score(*best[1:]))
       own = {"state": take_rows(self.state, rows), "window": take_rows(self.window, rows)}
-      checkpoints.save(self.step, own, {"config": config_dict(record.config), "data": None}, None)
+      checkpoints.save(self.step, own, metadata, self.score(rows) if self.evaluation else None)
       checkpoints.wait()
       checkpoints.close()
     return parts
 
 
 def _brief(values: Mapping[str, Any]) -> str:
-  return "  ".join(f"{name} {format_summary(summarize(value))}" for name, value in values.items())
+  return "  ".join(f"{name} {format_summary(over_seeds(value))}" for name, value in values.items())
 
 
 def peak_memory_bytes(device: jax.Device) -> int:
@@ -268,7 +302,8 @@ def train(
 
   Args:
     name: "<chapter>.<method>".
-    best_metric: the evaluation metric whose best checkpoint is kept beside the last one.
+    best_metric: the evaluation metric whose best checkpoint is kept beside the last one. An evaluation that is better
+      than all before it saves its state, whether a checkpoint is due or not.
 
   Returns:
     0 when finished, 128 + n when stopped by signal n (the state is saved).
@@ -317,6 +352,9 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   enable_compilation_cache()
   directory = record.directory
   program = Program(experiment, feeds, record.seeds, make_mesh(config.devices, config.fsdp))
+  if best_metric not in program.evaluation_names:
+    found = ", ".join(program.evaluation_names) or "none"
+    raise InputError(f"{record.experiment}: best_metric is {best_metric!r}: expected one that is evaluated ({found}).")
   require(not (config.rows and program.streamed), "rows", config.rows, "data that stays on the device")
   require(not config.rows or jax.process_count() == 1, "rows", config.rows, "a single process")
   examples = config.units_per_update * config.seeds
@@ -378,7 +416,7 @@ def _finish(run: _Run, record: Record, rows: Any, experiment: Experiment, starte
     for name, value in (experiment.report(seed_state(state, i, config.seeds), directory) or {}).items():
       figures.setdefault(name, []).append(value)
   evaluation = {name: value[rows] for name, value in run.evaluation.items()}
-  metrics = {name: card_figure(v) for name, v in {**evaluation, **figures}.items()}
+  metrics = {name: summarize(v) for name, v in {**evaluation, **figures}.items()}
   step_seconds = float(np.median(run.step_seconds)) if run.step_seconds else None
   timing = {
     "compile_seconds": program.compile_seconds,
@@ -388,11 +426,16 @@ def _finish(run: _Run, record: Record, rows: Any, experiment: Experiment, starte
     "wall_seconds": time.perf_counter() - started,
   }
   peak = peak_memory_bytes(jax.local_devices()[0])
+  best, split = run.best_of(record), program.feeds.split
   record.write_result(
     finished=True, steps=config.steps, metrics=metrics, best_metric=run.best_metric,
-    best_mode="min" if run.sign > 0 else "max", timing=timing, memory={"peak_bytes": peak}, device=_describe(program),
+    best_mode="min" if run.sign > 0 else "max", best_split=split, best_checkpoint=best, timing=timing,
+    memory={"peak_bytes": peak}, device=_describe(program),
   )  # fmt: skip
   seconds = "  ".join(f"{k} {v:.4g}" for k, v in timing.items() if v is not None)
   print(f"{seconds}  peak_memory {peak / 2**20:.0f} MiB", file=sys.stderr)
   print_metrics(metrics)
+  if best:
+    chosen = f", chosen on the {split} split" if split else ""
+    print(f"best checkpoint: step {best['step']}, {run.best_metric} {best['value']:.4g}{chosen}")
   print(f"finished: {record.result_path}")

@@ -240,13 +240,21 @@ class Program:
     body = lambda i, sums: jax.tree.map(jnp.add, sums, one(i))
     return jax.lax.fori_loop(0, self.feeds.evaluate.num_batches, body, zero)
 
+  @functools.cached_property
+  def _traced_evaluation(self):
+    jitted = jax.jit(self._evaluate_batches, out_shardings=self._replicated)
+    return jitted.trace(self.abstract_state, self._eval_arrays)
+
+  @property
+  def evaluation_names(self) -> list[str]:
+    """What `evaluate` measures, without running it."""
+    return sorted(self._traced_evaluation.out_info)
+
   def evaluate(self, state: State) -> dict[str, Any]:
     """The mean of each evaluation metric over all evaluation batches: () or (seeds,)."""
     if self._evaluate is None:
       start = time.perf_counter()
-      jitted = jax.jit(self._evaluate_batches, out_shardings=self._replicated)
-      lowered = jitted.lower(self.abstract_state, self._eval_arrays)
-      self._evaluate = lowered.compile(quick_compilation(self.mesh.devices.flat[0], 1))
+      self._evaluate = self._traced_evaluation.lower().compile(quick_compilation(self.mesh.devices.flat[0], 1))
       self.compile_seconds += time.perf_counter() - start
     means = self._evaluate(state, self._eval_arrays)
     is_mean = lambda x: isinstance(x, Mean)

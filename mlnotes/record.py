@@ -16,7 +16,7 @@ import numpy as np
 
 from mlnotes.errors import InputError
 from mlnotes.flags import config_fields
-from mlnotes.summary import format_summary, summarize
+from mlnotes.summary import format_summary, over_seeds
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -42,17 +42,17 @@ def to_json(value: Any) -> Any:
   return value.item() if isinstance(value, np.generic) else value
 
 
-def card_figure(values: Any) -> dict[str, Any]:
+def summarize(values: Any) -> dict[str, Any]:
   """A figure as the result card has it: {"mean", "std", "finite", "seeds"}; see `mlnotes.summary` for the rule."""
-  figure, seeds = summarize(values), np.atleast_1d(np.asarray(values, np.float64))
+  figure, seeds = over_seeds(values), np.atleast_1d(np.asarray(values, np.float64))
   return {"mean": figure.mean, "std": figure.std, "finite": figure.finite, "seeds": seeds}
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str] = {}) -> None:
-  """One line per `card_figure`: mean, the spread where there are several seeds, and what `notes` say of it."""
+  """One line per figure of `summarize`: mean, the spread where there are several seeds, and what `notes` say of it."""
   for name, value in metrics.items():
     note = f"  {notes[name]}" if name in notes else ""
-    print(f"{name:>32} {format_summary(summarize(value['seeds']))}{note}")
+    print(f"{name:>32} {format_summary(over_seeds(value['seeds']))}{note}")
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Record:
       return
     line = {"step": step}
     for name, value in values.items():
-      figure = summarize(value)
+      figure = over_seeds(value)
       line[f"{split}/{name}"] = figure.mean
       if np.ndim(value):
         line[f"{split}/{name}/std"] = figure.std

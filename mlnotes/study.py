@@ -9,7 +9,7 @@ import jax
 
 from mlnotes.errors import InputError
 from mlnotes.loop import enable_compilation_cache
-from mlnotes.record import Record, card_figure, print_metrics
+from mlnotes.record import Record, print_metrics, summarize
 
 
 def run_study(name: str, config: Any, study: Callable[[Path], Mapping[str, Any]], suffix: str = "") -> int:
@@ -23,7 +23,7 @@ def run_study(name: str, config: Any, study: Callable[[Path], Mapping[str, Any]]
   enable_compilation_cache()
   started = time.perf_counter()
   try:
-    metrics = {figure: card_figure(values) for figure, values in study(directory).items()}
+    metrics = {figure: summarize(values) for figure, values in study(directory).items()}
   except InputError:
     record.forget()
     raise

@@ -29,7 +29,7 @@ class Summary(NamedTuple):
     return self.count - self.finite
 
 
-def summarize(values: Any) -> Summary:
+def over_seeds(values: Any) -> Summary:
   """The summary of one value per seed, or of a number."""
   values = np.atleast_1d(np.asarray(values, np.float64)).ravel()
   kept = values[np.isfinite(values)]
@@ -59,3 +59,25 @@ def order_key(figure: Summary | None, mode: Literal["min", "max"]) -> tuple[int,
   if figure is None or not figure.finite:
     return (2, 0.0)
   return (int(figure.lost > 0), figure.mean if mode == "min" else -figure.mean)
+
+
+class Score(NamedTuple):
+  """What checkpoints are compared by: the smaller, the better.
+
+  Attributes:
+    lost: how many seeds are not finite.
+    value: the mean over the others, with the sign that makes lower better.
+  """
+
+  lost: int
+  value: float
+
+
+def make_score(values: Any, mode: Literal["min", "max"]) -> Score | None:
+  """The score of one value per seed; None, worse than any, where none is finite."""
+  figure = over_seeds(values)
+  return Score(figure.lost, figure.mean if mode == "min" else -figure.mean) if figure.finite else None
+
+
+def is_better(score: Score | None, than: Score | None) -> bool:
+  return score is not None and (than is None or score < than)

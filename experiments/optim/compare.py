@@ -21,7 +21,7 @@ from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.optim.testbed import make_classifier, train_once
 from mlnotes.study import run_study
-from mlnotes.summary import format_summary, order_key, summarize
+from mlnotes.summary import format_summary, order_key, over_seeds
 
 # Panels, and where the sweep of each rule begins: the learning rate in its middle.
 GROUPS = {
@@ -103,7 +103,7 @@ class Sweep(NamedTuple):
   @property
   def best(self) -> int:
     """Of the rates at which no seed diverged, where there is one, that of the lowest mean."""
-    return min(range(len(self.rates)), key=lambda i: order_key(summarize(self.train_loss[i, :, -1]), "min"))
+    return min(range(len(self.rates)), key=lambda i: order_key(over_seeds(self.train_loss[i, :, -1]), "min"))
 
   @property
   def at_edge(self) -> bool:
@@ -157,9 +157,9 @@ def write_table(sweeps: dict[str, Sweep], path: Path) -> None:
   ]
   for name, found in sweeps.items():
     loss, accuracy = found.train_loss[found.best, :, -1], 100 * found.test_accuracy[found.best, :, -1]
+    figures = f"{format_summary(over_seeds(loss), 2)} | {format_summary(over_seeds(accuracy))}"
     rows.append(
-      f"| {name} | {best_rate(found)} | {format_summary(summarize(loss), 2)} | {format_summary(summarize(accuracy))} | "
-      f"{1e6 * found.update_seconds:.0f} | {found.compile_seconds:.1f} |"
+      f"| {name} | {best_rate(found)} | {figures} | {1e6 * found.update_seconds:.0f} | {found.compile_seconds:.1f} |"
     )
   path.write_text("\n".join(rows) + "\n")
   print("\n".join(rows))
