@@ -19,7 +19,7 @@ import numpy as np
 
 from launch.plan import Run, fields_of
 from mlnotes.data import StreamFeed
-from mlnotes.experiment import is_hparam
+from mlnotes.experiment import is_hparam, root_key
 from mlnotes.loop import LoopConfig
 from mlnotes.program import Program, make_mesh
 
@@ -53,7 +53,7 @@ def _examine(run: Run, config: Any) -> _Facts | None:
     found, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in found if is_hparam(path) == hparams}
 
-  key = jax.random.key(config.seed)
+  key = root_key(config.seed)
   start = jax.jit(leaves, static_argnums=1).lower(key, False).as_text()
   held = jax.jit(leaves, static_argnums=1)(key, True)
   digest = lambda text: hashlib.sha256(text.encode()).hexdigest()

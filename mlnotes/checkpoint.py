@@ -27,7 +27,15 @@ def keys_to_data(tree: Any) -> Any:
 
 def data_to_keys(tree: Any, like: Any) -> Any:
   """The inverse of `keys_to_data`; `like` tells where the keys were."""
-  return jax.tree.map(lambda x, leaf: jax.random.wrap_key_data(x) if _is_key(leaf) else x, tree, like)
+  wrap = lambda x, leaf: jax.random.wrap_key_data(x, impl=_generator(leaf)) if _is_key(leaf) else x
+  return jax.tree.map(wrap, tree, like)
+
+
+def _generator(leaf: Any) -> Any:
+  """The generator of a key, or of a ShapeDtypeStruct of one."""
+  found = []
+  jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+  return found[0]
 
 
 # A number, because Orbax warns at every checkpoint without a metric.

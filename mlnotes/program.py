@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from mlnotes.data import EvalBatches, Feeds, StreamFeed
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, State
+from mlnotes.experiment import Experiment, Mean, State, root_key
 from mlnotes.nn.conv import contains_slow_convolution
 from mlnotes.sharding import fetch, fsdp_spec, place, shares_seeds
 from mlnotes.sharding import make_mesh as make_mesh
@@ -95,7 +95,7 @@ class Program:
   # -- the state ---------------------------------------------------------------------------------------------------
 
   def _root_keys(self):
-    keys = [jax.random.key(seed) for seed in self._seeds]
+    keys = [root_key(seed) for seed in self._seeds]
     return jnp.stack(keys) if self.num_seeds > 1 else keys[0]
 
   def _first_state(self, keys, data):

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
+import mlnotes
 from mlnotes.errors import InputError
+from mlnotes.experiment import PRNG_IMPL
 from mlnotes.flags import config_fields
+from mlnotes.revision import Revision, find_revision
 from mlnotes.summary import format_summary, over_seeds
 
 
@@ -80,6 +83,7 @@ class Record:
     self.experiment = experiment
     self.config = config
     self.writes = writes
+    self._revision = find_revision() if writes else Revision("", None)  # now: the files may change while it trains
     self._tensorboard = tensorboard
     self._metrics_file = None
     self._events = None
@@ -217,7 +221,9 @@ class Record:
       "experiment": self.experiment,
       "command": self.command,
       **fields,
-      "versions": versions("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mlnotes"),
+      **self._revision._asdict(),
+      "prng": PRNG_IMPL,
+      "versions": versions("jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
       "config": config_dict(self.config),
     }
     write_atomically(self.result_path, json.dumps(to_json(card), indent=2) + "\n")
@@ -232,7 +238,7 @@ def command_line() -> str:
 
 
 def versions(*names: str) -> dict[str, str]:
-  found = {"python": sys.version.split()[0]}
+  found = {"python": sys.version.split()[0], "mlnotes": mlnotes.__version__}
   for name in names:
     try:
       found[name] = metadata.version(name)

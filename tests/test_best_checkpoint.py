@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mlnotes
 from mlnotes.checkpoint import Checkpoints
 from mlnotes.data import Feeds
 from mlnotes.errors import InputError
@@ -88,7 +89,8 @@ def test_a_best_metric_that_is_not_measured_is_refused_before_training(tmp_path)
 
 def test_the_split_that_chose_is_said(tmp_path, capsys):
   _, card = run(tmp_path / "a", [[0, 5, 1, 4]], feeds=Feeds(split="test"))
-  assert card["best_split"] == "test"
+  assert card["best_split"] == "test" and card["prng"] == "threefry2x32"
+  assert card["versions"]["mlnotes"] == mlnotes.__version__ and set(card) >= {"revision", "clean"}
   assert "best checkpoint: step 2, loss 1, chosen on the test split\n" in capsys.readouterr().out
   _, card = run(tmp_path / "b", [[0, 5, 1, 4]])
   assert card["best_split"] == "" and "best checkpoint: step 2, loss 1\n" in capsys.readouterr().out

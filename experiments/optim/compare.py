@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.data import DataConfig, load_data
+from mlnotes.experiment import root_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.optim.testbed import make_classifier, train_once
@@ -117,7 +118,7 @@ def sweep(config: Config, classifier: Any, name: str) -> Sweep:
   every = config.steps // config.points
   once = lambda key, rate: train_once(classifier, optimizer, key, rate, config.steps, every)[:2]
   over_both = jax.vmap(jax.vmap(once, in_axes=(0, None)), in_axes=(None, 0))
-  keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
+  keys = jax.vmap(root_key)(jnp.arange(config.seed, config.seed + config.seeds))
   centre = CENTRES[name if name in CENTRES else inner(name)]
   rate = lambda exponent: centre * 10 ** (0.5 * np.asarray(exponent))
   exponents = np.arange(config.rates) - config.rates // 2

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mlnotes.data import Feeds
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, State, stream_key
+from mlnotes.experiment import Experiment, Mean, State, root_key, stream_key
 from mlnotes.flags import field, require
 from mlnotes.loop import LoopConfig, train
 from mlnotes.rl.env import Box, Discrete, Environment
@@ -101,7 +101,7 @@ def observation_vector(env: Environment, observation: Any) -> Float[Array, "*B D
 
 def observation_size(env: Environment) -> int:
   """The length of `observation_vector`."""
-  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), jax.random.key(0))
+  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), root_key(0))
   return spec.shape[-1]
 
 
