@@ -8,7 +8,6 @@ of the program, is told from one of 0.1. The report of such runs is that of the 
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +41,7 @@ class _Facts(NamedTuple):
 
 def _examine(run: Run, config: Any) -> _Facts | None:
   """The program of a config, its first state without the hyper-parameters, and those; None where data is streamed."""
-  module = importlib.import_module(f"experiments.{run.experiment}")
+  module = run.module
   feeds = module.make_feeds(config)
   if isinstance(feeds.train, StreamFeed):
     return None
@@ -97,7 +96,7 @@ def _find_held(runs: Sequence[Run], fields: Sequence[str]) -> dict[str, list[str
 
 def _shape(run: Run) -> str:
   """The same text for runs whose programs may be the same: all settings but seeds and real numbers."""
-  module = importlib.import_module(f"experiments.{run.experiment}")
+  module = run.module
   if not (isinstance(run.config, LoopConfig) and hasattr(module, "make") and hasattr(module, "make_feeds")):
     return str(run.directory)
   fixed = {name: v for name, v in fields_of(run).items() if name != "seed" and not isinstance(v, float)}
@@ -149,9 +148,7 @@ def rows_text(group: Group) -> tuple[str, str]:
       "workdir": str(run.directory.absolute()),
       "settings": {name: getattr(run.config, name) for name in names},
       "state": state,
-      "command": shlex.join(
-        ["python", "-m", f"experiments.{run.experiment}", *run.flags, f"--workdir={run.directory}"]
-      ),
+      "command": shlex.join(["python", *run.program, *run.flags, f"--workdir={run.directory}"]),
     }
     for run, state in zip(group.runs, group.state)
   ]

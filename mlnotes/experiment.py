@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key, Num
 
 # A NamedTuple of arrays with at least `step` (int32 scalar: updates done) and `key` (typed key: the constant root).
@@ -55,7 +56,7 @@ class Experiment(NamedTuple):
 PRNG_IMPL = "threefry2x32"
 
 
-def root_key(seed: int | Int[Array, ""]) -> Key[Array, ""]:
+def root_key(seed: int | np.integer | Int[Array, ""]) -> Key[Array, ""]:
   """The key of a seed, by the generator of every experiment."""
   return jax.random.key(seed, impl=PRNG_IMPL)
 

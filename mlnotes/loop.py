@@ -1,7 +1,7 @@
 """The one training loop: logging, evaluation, checkpoints, exact resume, clean stops, the result card.
 
     def main(config: Config) -> int:
-      return train("diffusion.ddpm", make(config), make_feeds(config), config)
+      return train(make(config), make_feeds(config), config)
 
 Run the same command again and it goes on where it stopped, or says that it is finished.
 """
@@ -28,7 +28,7 @@ from mlnotes.cache import cache_directory
 from mlnotes.checkpoint import Checkpoints
 from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment
-from mlnotes.flags import BaseConfig, field, require
+from mlnotes.flags import BaseConfig, experiment_name, field, require
 from mlnotes.plot import plot_curves
 from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_finite, window_means
 from mlnotes.progress import Progress
@@ -290,18 +290,18 @@ def peak_memory_bytes(device: jax.Device) -> int:
 
 
 def train(
-  name: str,
   experiment: Experiment,
   feeds: Feeds,
   config: LoopConfig,
   *,
+  name: str = "",
   best_metric: str = "loss",
   best_mode: Literal["min", "max"] = "min",
 ) -> int:
   """Trains to `config.steps` updates in the work directory, resuming what is there; returns the exit code.
 
   Args:
-    name: "<chapter>.<method>".
+    name: "<chapter>.<method>"; empty: that of the module that defines the config.
     best_metric: the evaluation metric whose best checkpoint is kept beside the last one. An evaluation that is better
       than all before it saves its state, whether a checkpoint is due or not.
 
@@ -312,6 +312,7 @@ def train(
     InputError: a work directory of another run, one that cannot be written, a corrupt checkpoint, a loss that is
       not finite. What was saved before stays.
   """
+  name = name or experiment_name(type(config))
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
   writes = jax.process_index() == 0
   options = {"writes": writes, "tensorboard": config.tensorboard}

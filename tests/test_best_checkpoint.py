@@ -51,7 +51,7 @@ def run(directory, script, *, counts=None, feeds=NO_DATA, best_metric="loss", be
   settings = dict(log_every=1, eval_every=1, checkpoint_every=2, devices=1, tensorboard=False) | flags
   config = LoopConfig(workdir=str(directory), steps=steps, seeds=len(script), **settings)
   experiment = make(script, counts)
-  assert train("written", experiment, feeds, config, best_metric=best_metric, best_mode=best_mode) == 0
+  assert train(experiment, feeds, config, name="written", best_metric=best_metric, best_mode=best_mode) == 0
   checkpoints = Checkpoints(directory / "checkpoints")
   best = checkpoints.best_step()
   checkpoints.close()

@@ -186,7 +186,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train("diffusion.ddpm", make(config), make_feeds(config), config, best_metric="bits_per_dim_estimate")
+  return train(make(config), make_feeds(config), config, best_metric="bits_per_dim_estimate")
 
 
 if __name__ == "__main__":

@@ -288,4 +288,4 @@ def make_feeds(config: ContrastiveConfig) -> Feeds:
 
 def pretrain(name: str, experiment: Experiment, config: ContrastiveConfig) -> int:
   """`mlnotes.loop.train` with the best checkpoint by kNN accuracy."""
-  return train(name, experiment, make_feeds(config), config, best_metric="knn_accuracy", best_mode="max")
+  return train(experiment, make_feeds(config), config, name=name, best_metric="knn_accuracy", best_mode="max")

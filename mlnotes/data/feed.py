@@ -72,7 +72,7 @@ def _take(arrays: PyTree, index: Int[Array, " B"]) -> PyTree:
   return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), arrays)
 
 
-def make_eval_batches(split: Split, batch_size: int, limit: int | None = None) -> EvalBatches:
+def make_eval_batches(split: Any, batch_size: int, limit: int | None = None) -> EvalBatches:
   """Every example of `split` once, in order; with `limit`, a fixed pseudo-random subset of that size.
 
   Raises ValueError if `batch_size` or `limit` is not positive.

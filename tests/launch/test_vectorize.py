@@ -76,9 +76,10 @@ def make_slope(config):
 
 @pytest.fixture
 def slope(monkeypatch):
-  main = lambda config: train("slope", make_slope(config), Feeds(), config)
+  main = lambda config: train(make_slope(config), Feeds(), config, name="slope")
   module = SimpleNamespace(Config=Slope, make=make_slope, make_feeds=lambda config: Feeds(), main=main)
   monkeypatch.setitem(sys.modules, "experiments.slope", module)
+  monkeypatch.setattr(Slope, "__module__", "experiments.slope")
   monkeypatch.setattr("experiments.catalogue", lambda: [("slope", "")])
 
 
