@@ -212,7 +212,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train("meta.learned_optimizer", make(config), make_feeds(config), config)
+  return train(make(config), make_feeds(config), config)
 
 
 if __name__ == "__main__":

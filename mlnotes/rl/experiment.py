@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mlnotes.data import Feeds
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, State, stream_key
+from mlnotes.experiment import Experiment, Mean, State, root_key, stream_key
 from mlnotes.flags import field, require
 from mlnotes.loop import LoopConfig, train
 from mlnotes.rl.env import Box, Discrete, Environment
@@ -76,7 +76,7 @@ def make_feeds(config: RLConfig) -> Feeds:
 
 def train_agent(name: str, experiment: Experiment, config: RLConfig, best_metric: str = "episode_return") -> int:
   """`mlnotes.loop.train` with the best checkpoint by the highest `best_metric`."""
-  return train(name, experiment, make_feeds(config), config, best_metric=best_metric, best_mode="max")
+  return train(experiment, make_feeds(config), config, name=name, best_metric=best_metric, best_mode="max")
 
 
 def require_discrete(env: Environment) -> int:
@@ -103,7 +103,7 @@ def observation_vector(env: Environment, observation: Any) -> Float[Array, "*B D
 
 def observation_size(env: Environment) -> int:
   """The length of `observation_vector`."""
-  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), jax.random.key(0))
+  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), root_key(0))
   return spec.shape[-1]
 
 
