@@ -1,8 +1,9 @@
 """What a person sees while a run trains: a bar on a terminal, a plain line every so often elsewhere."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -28,6 +29,14 @@ class Progress:
     else:
       print(text, file=sys.stderr, flush=True)
 
+  @contextlib.contextmanager
+  def saying(self, doing: str, done: str) -> Iterator[None]:
+    """Says "`doing` ..." before the body, and after it "`done` in .. s"."""
+    self.say(f"{doing} ...")
+    start = time.perf_counter()
+    yield
+    self.say(f"{done} in {time.perf_counter() - start:.1f} s")
+
   def update(self, step: int, metrics: Mapping[str, np.ndarray], step_seconds: float) -> None:
     """The run is at `step`; `metrics` are the newest, or empty where nothing is new."""
     if self._quiet:
@@ -52,3 +61,20 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
       self._bar = None
+
+
+_said: tuple[str, float] = ("", 0.0)
+
+
+def report_step(text: str, done: int | None = None, total: int | None = None) -> None:
+  """Says on standard error what a report is doing, such as "sampling 2000 images", and how far it is.
+
+  May be called as often as one likes: a line comes where the text is new, and then at most every 10 seconds.
+  """
+  global _said
+  last, when = _said
+  if text == last and time.monotonic() - when < SECONDS_BETWEEN_LINES:
+    return
+  _said = text, time.monotonic()
+  far = "" if done is None else f": {done}" if total is None else f": {done} of {total}"
+  print(f"  {text}{far}", file=sys.stderr, flush=True)
