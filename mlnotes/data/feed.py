@@ -19,6 +19,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from mlnotes.data.dataset import ArraySplit, Split
 from mlnotes.data.order import epoch_positions, fixed_subset, order_bits, permute_index, steps_per_epoch
+from mlnotes.errors import InputError
 
 # Resident data may take this much where the device does not report its memory.
 RESIDENT_LIMIT_BYTES = 2 * 2**30
@@ -209,7 +210,7 @@ def choose_placement(
 ) -> Literal["device", "stream"]:
   """Where the training data lives. "auto" is the device if the data takes at most `limit_bytes` there.
 
-  The limit defaults to a quarter of the device's memory, or 2 GiB where the device does not tell. Raises ValueError
+  The limit defaults to a quarter of the device's memory, or 2 GiB where the device does not tell. Raises InputError
   for "device" if the data was too large to decode.
   """
   if isinstance(split, ArraySplit):
@@ -217,9 +218,9 @@ def choose_placement(
       return placement
     return "device" if split.nbytes <= (_resident_limit() if limit_bytes is None else limit_bytes) else "stream"
   if placement == "device":
-    raise ValueError(
-      f"data_placement='device': found {split.nbytes / 2**30:.1f} GiB of images that are decoded as they are read,"
-      " expected 'stream' or 'auto' for them."
+    raise InputError(
+      f"--data_placement=device: found {split.nbytes / 2**30:.1f} GiB of images that are decoded as they are read,"
+      " expected stream or auto for them."
     )
   return "stream"
 

@@ -89,7 +89,7 @@ def test_refuses_what_is_out_of_range(digits):
 
 def test_fewer_images_than_a_batch_are_enough(digits):
   train, test, label, _ = digits
-  judge = train_judge(train[:20], label[:20], 10, 17, JudgeConfig(width=8, features=5, steps=40))
+  judge = train_judge(train[:20], label[:20], 10, 17, JudgeConfig(width=8, features=16, steps=200))
   assert class_agreement(judge.predict(train[:20]), label[:20]) > 0.5
   assert np.isfinite(judge.features(test)).all()
 
