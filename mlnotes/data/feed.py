@@ -18,7 +18,8 @@ from jax import lax
 from jaxtyping import Array, Int, Key, PyTree
 
 from mlnotes.data.dataset import ArraySplit, Split
-from mlnotes.data.order import epoch_positions, order_bits, permute_index, steps_per_epoch
+from mlnotes.data.order import epoch_positions, fixed_subset, order_bits, permute_index, steps_per_epoch
+from mlnotes.errors import InputError
 from mlnotes.experiment import root_key
 
 # Resident data may take this much where the device does not report its memory.
@@ -77,14 +78,10 @@ def make_eval_batches(split: Any, batch_size: int, limit: int | None = None) -> 
 
   Raises ValueError if `batch_size` or `limit` is not positive.
   """
-  size = len(split)
-  for name, value in (("batch_size", batch_size), ("limit", size if limit is None else limit)):
+  for name, value in (("batch_size", batch_size), ("limit", len(split) if limit is None else limit)):
     if value < 1:
       raise ValueError(f"{name}={value} is out of range: expected at least 1.")
-  index = np.arange(size, dtype=np.int32)
-  if limit is not None and limit < size:
-    # Not the first ones: a split may be sorted by class.
-    index = np.sort(permute_index(index[:limit], size, np.zeros(2, np.uint32)))
+  index = fixed_subset(len(split), len(split) if limit is None else limit)
   num_batches = -(-len(index) // batch_size)
   mask = np.arange(num_batches * batch_size) < len(index)
   index = np.concatenate([index, np.full(len(mask) - len(index), index[-1])])
@@ -214,7 +211,7 @@ def choose_placement(
 ) -> Literal["device", "stream"]:
   """Where the training data lives. "auto" is the device if the data takes at most `limit_bytes` there.
 
-  The limit defaults to a quarter of the device's memory, or 2 GiB where the device does not tell. Raises ValueError
+  The limit defaults to a quarter of the device's memory, or 2 GiB where the device does not tell. Raises InputError
   for "device" if the data was too large to decode.
   """
   if isinstance(split, ArraySplit):
@@ -222,9 +219,9 @@ def choose_placement(
       return placement
     return "device" if split.nbytes <= (_resident_limit() if limit_bytes is None else limit_bytes) else "stream"
   if placement == "device":
-    raise ValueError(
-      f"data_placement='device': found {split.nbytes / 2**30:.1f} GiB of images that are decoded as they are read,"
-      " expected 'stream' or 'auto' for them."
+    raise InputError(
+      f"--data_placement=device: found {split.nbytes / 2**30:.1f} GiB of images that are decoded as they are read,"
+      " expected stream or auto for them."
     )
   return "stream"
 
