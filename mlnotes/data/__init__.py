@@ -12,6 +12,7 @@ from mlnotes.data.feed import (
   make_stream_feed,
 )
 from mlnotes.data.feeds import DataConfig, Feeds, load_data, make_feeds
+from mlnotes.data.order import fixed_subset
 from mlnotes.data.source import load
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
   "Split",
   "StreamFeed",
   "choose_placement",
+  "fixed_subset",
   "load",
   "load_data",
   "make_eval_batches",

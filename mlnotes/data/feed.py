@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Int, Key, PyTree
 
 from mlnotes.data.dataset import ArraySplit, Split
-from mlnotes.data.order import epoch_positions, order_bits, permute_index, steps_per_epoch
+from mlnotes.data.order import epoch_positions, fixed_subset, order_bits, permute_index, steps_per_epoch
 
 # Resident data may take this much where the device does not report its memory.
 RESIDENT_LIMIT_BYTES = 2 * 2**30
@@ -76,14 +76,10 @@ def make_eval_batches(split: Split, batch_size: int, limit: int | None = None) -
 
   Raises ValueError if `batch_size` or `limit` is not positive.
   """
-  size = len(split)
-  for name, value in (("batch_size", batch_size), ("limit", size if limit is None else limit)):
+  for name, value in (("batch_size", batch_size), ("limit", len(split) if limit is None else limit)):
     if value < 1:
       raise ValueError(f"{name}={value} is out of range: expected at least 1.")
-  index = np.arange(size, dtype=np.int32)
-  if limit is not None and limit < size:
-    # Not the first ones: a split may be sorted by class.
-    index = np.sort(permute_index(index[:limit], size, np.zeros(2, np.uint32)))
+  index = fixed_subset(len(split), len(split) if limit is None else limit)
   num_batches = -(-len(index) // batch_size)
   mask = np.arange(num_batches * batch_size) < len(index)
   index = np.concatenate([index, np.full(len(mask) - len(index), index[-1])])

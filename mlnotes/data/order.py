@@ -79,6 +79,20 @@ def permute_index(index: Index, size: int, key_bits: KeyBits) -> Index:
   return x.astype(np.int32)
 
 
+def fixed_subset(size: int, count: int) -> Int[np.ndarray, " S"]:
+  """`count` distinct positions of range(size), rising: pseudo-random and the same in every run; all where `count` is
+  not below `size`.
+
+  For whatever looks at a part of a split: the first ones will not do, because a file may be sorted by class. A smaller
+  subset is contained in a larger one of the same `size`. Raises ValueError if `size` or `count` is not positive.
+  """
+  for name, value in (("size", size), ("count", count)):
+    if value < 1:
+      raise ValueError(f"{name}={value} is out of range: expected at least 1.")
+  index = np.arange(min(size, count), dtype=np.int32)
+  return index if count >= size else np.sort(permute_index(index, size, np.zeros(2, np.uint32)))
+
+
 def steps_per_epoch(batch_size: int, size: int) -> int:
   """Full batches in one pass over `size` examples; the remainder of an epoch is dropped.
 
