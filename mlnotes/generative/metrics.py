@@ -116,7 +116,12 @@ def compute_novelty(
 
 
 def class_agreement(predicted: Int[np.ndarray, " N"], label: Int[np.ndarray, " N"]) -> float:
-  """Share of examples whose predicted class is the label: of generated images, those of the class asked for."""
+  """Share of examples whose predicted class is the label: of generated images, those of the class asked for.
+
+  Raises ValueError unless both have the shape (N,).
+  """
+  if predicted.shape != label.shape or label.ndim != 1:
+    raise ValueError(f"class_agreement got shapes {predicted.shape} and {label.shape}: expected (N,) for both")
   return float(np.mean(predicted == label))
 
 
