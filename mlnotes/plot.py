@@ -60,7 +60,13 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def show_images(axis: Any, images: np.ndarray, columns: int, *, gap: int = 1) -> None:
-  """Tiles images (N, H, W, C) with values in [0, 1] row by row on `axis`, without ticks. C is 1 or 3."""
+  """Tiles images (N, H, W, C) with values in [0, 1] row by row on `axis`, without ticks.
+
+  C is 1 (grey), 3 (RGB), 2 or 4 (the same with opacity, over white); of more channels the first three are shown.
+  """
+  if images.shape[-1] in (2, 4):
+    images = 1 - images[..., -1:] * (1 - images[..., :-1])
+  images = images[..., :3]
   count, height, width, channels = images.shape
   rows = -(-count // columns)
   sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels))
