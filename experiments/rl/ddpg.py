@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
-from mlnotes.optim import make_optimizer
 from mlnotes.rl import ddpg
 from mlnotes.rl.env import Actors, init_actors, make_env, rollout
 from mlnotes.rl.experiment import (
@@ -84,7 +83,7 @@ def make(config: Config) -> Experiment:
   critic = lambda params, observation, action: critic_network.apply(
     params, observation_vector(env, observation), action
   )
-  optimizer = make_optimizer(config, config.steps, config.gradient_steps)
+  optimizer = config.make_optimizer()
 
   def init(key, batch) -> State:
     observation, action = jnp.zeros(observation_size(env)), jnp.zeros(action_size)

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
-from mlnotes.optim import make_optimizer
 from mlnotes.rl import dqn
 from mlnotes.rl.env import Actors, init_actors, make_env, rollout
 from mlnotes.rl.experiment import (
@@ -99,7 +98,7 @@ def make(config: Config) -> Experiment:
   num_actions = require_discrete(env)
   network = dqn.QNetwork(config.hidden, num_actions, dueling=config.dueling, dtype=jnp.dtype(config.precision))
   size = observation_size(env)
-  optimizer = make_optimizer(config, config.steps, config.gradient_steps)
+  optimizer = config.make_optimizer()
   names = ("discount", "huber_delta", "tau", "first_epsilon", "final_epsilon", "exploration")
 
   def apply(moments, params, observation):
@@ -143,7 +142,7 @@ def make(config: Config) -> Experiment:
       value, grads = jax.value_and_grad(mean_loss)(params)
       updates, opt_state = optimizer.update(grads, opt_state, params)
       params = optax.apply_updates(params, updates)
-      count = state.step * config.gradient_steps + i
+      count = (state.step - config.waiting_updates) * config.gradient_steps + i
       return (params, update_target(target, params, h["tau"], count, config.target_period), opt_state), {"loss": value}
 
     batches = sample_batches(replay, stream("replay"), config.gradient_steps, config.batch_size)

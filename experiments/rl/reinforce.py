@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.experiment import Experiment, stream_key
+from mlnotes.experiment import Experiment, Mean, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.rl.actor_critic import make_actor_critic, make_greedy
@@ -113,16 +113,21 @@ def make(config: Config) -> Experiment:
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     real_steps = jnp.sum(episodes.real)
-    env_steps = state.env_steps + real_steps
     metrics |= {
       "episode_return": jnp.sum(episodes.reward * episodes.real) / config.num_envs,
       "episode_length": real_steps / config.num_envs,
-      "env_steps": env_steps,
     }
+    env_steps = state.env_steps + real_steps
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state, env_steps=env_steps), metrics
 
   act = make_greedy(env, networks)
-  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
+  evaluate_policy = make_evaluate(env, act, config)
+
+  def evaluate(state: State, batch):
+    # With the evaluation, not with the training metrics: those are averaged over updates, and this is a count so far.
+    return {**evaluate_policy(state, batch), "env_steps": Mean(state.env_steps, jnp.ones([]))}
+
+  return Experiment(init, step, evaluate, make_report(env, act, config))
 
 
 def main(config: Config) -> int:

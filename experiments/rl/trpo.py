@@ -47,7 +47,7 @@ class Config(OnPolicyConfig):
 
   max_kl: float = field(0.01, "bound of the mean KL divergence between two policies, > 0")
   damping: float = field(0.1, "added to the diagonal of the Fisher matrix, >= 0")
-  curvature_stride: int = field(5, "the Fisher matrix is that of every so many-th state; the bound holds on all")
+  curvature_stride: int = field(5, "the Fisher matrix is that of one in so many states; the bound holds on all")
   cg_iterations: int = field(10, "of the conjugate gradients")
   max_backtracks: int = field(10, "how often the line search shortens the step before it gives up")
   value_epochs: int = field(10, "passes over each rollout for the value function")
@@ -67,7 +67,7 @@ class Config(OnPolicyConfig):
 
 
 def make(config: Config) -> Experiment:
-  def improve_policy(networks, state, data: OnPolicyBatch):
+  def improve_policy(networks, state, data: OnPolicyBatch, key):
     vector, restore = ravel_pytree(state.params["actor"])
     policy = lambda vector: networks.policy({"actor": restore(vector)}, data.observation)
     old = jax.lax.stop_gradient(policy(vector))
@@ -79,7 +79,8 @@ def make(config: Config) -> Experiment:
       gain = jnp.mean(jnp.exp(new.log_prob(data.action) - old_log_prob) * advantage)
       return gain + state.hparams["entropy_weight"] * jnp.mean(new.entropy())
 
-    some = jax.tree.map(lambda x: x[:: config.curvature_stride], (data.observation, old))
+    rows = minibatch_rows(key, 1, 1, config.env_steps_per_update)[0, :: config.curvature_stride]
+    some = jax.tree.map(lambda x: x[rows], (data.observation, old))
 
     def curvature_kl(vector):
       observation, old = some
@@ -124,8 +125,9 @@ def make(config: Config) -> Experiment:
 
   def learn(networks, optimizer, state, batch, key):
     data = flatten_time(batch)
-    actor, metrics = improve_policy(networks, state, data)
-    critic, opt_state, value_loss = fit_value(networks, optimizer, state.params, state.opt_state, data, key)
+    curvature_key, value_key = jax.random.split(key)
+    actor, metrics = improve_policy(networks, state, data, curvature_key)
+    critic, opt_state, value_loss = fit_value(networks, optimizer, state.params, state.opt_state, data, value_key)
     return {"actor": actor, "critic": critic}, opt_state, {**metrics, "value_loss": value_loss}
 
   hparams = {"max_kl": config.max_kl, "damping": config.damping}

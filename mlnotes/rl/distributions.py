@@ -15,7 +15,7 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class Categorical(NamedTuple):
-  """Softmax policy over A actions. `logits` need not be normalised."""
+  """Softmax policy over A actions. `logits` need not be normalised; -inf is an action that is never taken."""
 
   logits: Float[Array, "*B A"]
 
@@ -27,18 +27,24 @@ class Categorical(NamedTuple):
     return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
   def log_prob(self, action: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    # A product with one-hot rows: its gradient is elementwise, where that of a gather is a scatter.
-    chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=self.logits.dtype)
-    return jnp.sum(chosen * jax.nn.log_softmax(self.logits), axis=-1)
+    # A selection by one-hot rows: its gradient is elementwise, where that of a gather is a scatter.
+    chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0.0), axis=-1)
 
   def entropy(self) -> Float[Array, "*B"]:
     log_p = jax.nn.log_softmax(self.logits)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    return -_mean_where_possible(log_p, log_p)
 
   def kl(self, other: "Categorical") -> Float[Array, "*B"]:
-    """KL(self || other)."""
+    """KL(self || other); infinite where `self` may do what `other` never does."""
     log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return _mean_where_possible(log_p, log_p - log_q)
+
+
+def _mean_where_possible(log_p: Float[Array, "*B A"], values: Float[Array, "*B A"]) -> Float[Array, "*B"]:
+  """sum of p `values` over what has a probability: 0 log 0 is 0, and so is its gradient."""
+  p = jnp.exp(log_p)
+  return jnp.sum(p * jnp.where(p > 0, values, 0.0), axis=-1)
 
 
 class DiagonalGaussian(NamedTuple):

@@ -24,22 +24,39 @@ def init_moments(shape: tuple[int, ...] = ()) -> Moments:
 
 
 def update_moments(moments: Moments, samples: Float[Array, "B *D"]) -> Moments:
-  """The moments with a batch of samples added (Chan et al. 1979, pairwise update)."""
-  added = samples.shape[0]
-  mean, variance = jnp.mean(samples, axis=0), jnp.var(samples, axis=0)
+  """The moments with a batch of samples added (Chan et al. 1979, pairwise update).
+
+  A sample with an entry that is not finite is left out, or the moments would never be finite again.
+  """
+  axes = tuple(range(1, samples.ndim))
+  finite = jnp.all(jnp.isfinite(samples), axis=axes, keepdims=True)
+  added = jnp.sum(finite, dtype=jnp.float32)
+  clean = jnp.where(finite, samples, 0.0)
+  mean = jnp.sum(clean, axis=0) / jnp.maximum(added, 1)
+  variance = jnp.sum(jnp.where(finite, clean - mean[None], 0.0) ** 2, axis=0) / jnp.maximum(added, 1)
   count = moments.count + added
-  share = added / count
+  share = added / jnp.maximum(count, 1)
   delta = mean - moments.mean
-  # Before the first batch the share is 1, and what the start held is forgotten.
+  # At the first batch the share is 1, and what the start held is forgotten.
   new_variance = (1 - share) * moments.variance + share * variance + share * (1 - share) * delta**2
   return Moments(moments.mean + share * delta, new_variance, count)
 
 
+def compute_scale(moments: Moments) -> Float[Array, "*D"]:
+  """The standard deviation of each component, and 1 where it has not varied yet.
+
+  What was always the same has no scale: divided by its standard deviation, the first other value would be anything.
+  In float32 a spread below a millionth of the mean is rounding.
+  """
+  varies = moments.variance > jnp.maximum(1e-12 * moments.mean**2, jnp.finfo(jnp.float32).tiny)
+  return jnp.where(varies, jnp.sqrt(jnp.where(varies, moments.variance, 1.0) + 1e-8), 1.0)
+
+
 def normalize(moments: Moments, x: Float[Array, "*B"], limit: float = 10.0) -> Float[Array, "*B"]:
-  """(x - mean) / std, cut off at +-`limit` standard deviations. The last axes of `x` are those of the moments."""
+  """(x - mean) / scale, cut off at +-`limit`. The last axes of `x` are those of the moments; see `compute_scale`."""
   mean = jnp.broadcast_to(moments.mean, x.shape)
-  std = jnp.broadcast_to(jnp.sqrt(moments.variance + 1e-8), x.shape)
-  return jnp.clip((x - mean) / std, -limit, limit)
+  scale = jnp.broadcast_to(compute_scale(moments), x.shape)
+  return jnp.clip((x - mean) / scale, -limit, limit)
 
 
 def discounted_sums(

@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mlnotes.experiment import Mean
 from mlnotes.flags import field, require
-from mlnotes.optim import OptimConfig, ScheduleName
+from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.rl.experiment import RLConfig
 from mlnotes.rl.replay import Replay
 
@@ -48,6 +49,23 @@ class OffPolicyConfig(OptimConfig, RLConfig):
   @property
   def env_steps_per_update(self) -> int:
     return self.num_envs * self.train_every
+
+  @property
+  def waiting_updates(self) -> int:
+    """Updates before the first that takes gradient steps, as `can_learn` says after each."""
+    return -(-max(self.learning_starts, 1) // self.env_steps_per_update) - 1
+
+  def make_optimizer(self) -> optax.GradientTransformation:
+    """The optimizer, whose schedule runs over the updates that take gradient steps: it ends with the run."""
+    return make_optimizer(self, max(self.steps - self.waiting_updates, 1), self.gradient_steps)
+
+  def idle_flags(self):
+    if self.waiting_updates < self.steps:
+      return super().idle_flags()
+    collected = self.steps * self.env_steps_per_update
+    why = f"the {collected} transitions of {self.steps} updates are fewer than --learning_starts={self.learning_starts}"
+    names = ("learning_rate", "optimizer", "schedule", "gradient_steps", "batch_size", "tau", "steps")
+    return super().idle_flags() | dict.fromkeys(names, f"nothing is learned, as {why}")
 
 
 def can_learn(replay: Replay, learning_starts: int) -> Bool[Array, ""]:

@@ -15,13 +15,13 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.data.order import permute_index
-from mlnotes.experiment import Experiment, stream_key
+from mlnotes.experiment import Experiment, Mean, stream_key
 from mlnotes.flags import field, require
 from mlnotes.optim import OptimConfig, make_optimizer
 from mlnotes.rl.actor_critic import ActorCritic, make_actor_critic, make_greedy
-from mlnotes.rl.env import Actors, Trajectory, clip_actions, init_actors, make_env, rollout
+from mlnotes.rl.env import Actors, Box, Discrete, Environment, Trajectory, clip_actions, init_actors, make_env, rollout
 from mlnotes.rl.experiment import RLConfig, finished_episodes, make_evaluate, make_report
-from mlnotes.rl.normalize import Moments, discounted_sums, init_moments, normalize, update_moments
+from mlnotes.rl.normalize import Moments, compute_scale, discounted_sums, init_moments, normalize, update_moments
 from mlnotes.rl.returns import compute_gae
 
 
@@ -38,7 +38,9 @@ class OnPolicyConfig(OptimConfig, RLConfig):
   entropy_weight: float = field(0.0, "weight of the policy's entropy in the loss")
   value_weight: float = field(0.5, "weight of the value loss beside the policy's")
   normalize_observations: bool = field(False, "by their running mean and standard deviation")
-  normalize_rewards: bool = field(False, "by the running standard deviation of their discounted sums")
+  normalize_rewards: bool = field(
+    False, "by the running standard deviation of their discounted sums, then cut off at +-10"
+  )
   normalize_advantages: bool = field(True, "to mean 0 and standard deviation 1 within the batch of each loss")
 
   def __post_init__(self):
@@ -52,6 +54,10 @@ class OnPolicyConfig(OptimConfig, RLConfig):
   @property
   def env_steps_per_update(self) -> int:
     return self.num_envs * self.rollout_length
+
+
+# A first reward among thousands of zeros is hundreds of standard deviations of their sums.
+REWARD_LIMIT = 10.0
 
 
 class RewardScale(NamedTuple):
@@ -134,9 +140,39 @@ def standardize(x: Float[Array, " B"]) -> Float[Array, " B"]:
   return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
 
 
-def explained_variance(value: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
-  """1 - Var(target - value) / Var(target): 1 for a perfect value function, 0 for a constant one."""
-  return 1 - jnp.var(target - value) / (jnp.var(target) + 1e-8)
+def explained_variance(value: Float[Array, "*B"], target: Float[Array, "*B"]) -> Mean:
+  """1 - Var(target - value) / Var(target): 1 for a perfect value function, 0 for a constant one.
+
+  As a quotient still to be taken, so that over several updates it is that of their mean variances. A target that is
+  constant (in float32: to a millionth of its size) has none and counts for nothing.
+  """
+  variance = jnp.var(target)
+  varies = variance > jnp.maximum(1e-12 * jnp.mean(target) ** 2, jnp.finfo(jnp.float32).tiny)
+  explained = variance - jnp.var(target - value)
+  return Mean(jnp.where(varies, explained, 0.0), jnp.where(varies, variance, 0.0))
+
+
+def _one_hot(env: Environment) -> Callable[[Any], Any]:
+  discrete = isinstance(env.observations, Discrete)
+  return lambda observation: jax.nn.one_hot(observation, env.observations.n) if discrete else observation
+
+
+def one_hot_states(env: Environment) -> Environment:
+  """`env` with the one-hot vectors of its states where they are numbered; others as they are."""
+  if not isinstance(env.observations, Discrete):
+    return env
+  vector = _one_hot(env)
+
+  def reset(key):
+    state, observation = env.reset(key)
+    return state, vector(observation)
+
+  def step(key, state, action):
+    state, timestep = env.step(key, state, action)
+    seen = {name: vector(getattr(timestep, name)) for name in ("observation", "next_observation")}
+    return state, timestep._replace(**seen)
+
+  return env._replace(reset=reset, step=step, observations=Box((env.observations.n,), 0.0, 1.0))
 
 
 def make_on_policy_experiment(
@@ -147,22 +183,29 @@ def make_on_policy_experiment(
   `state.hparams` holds `discount`, `gae_lambda`, `entropy_weight`, `value_weight` and the given `hparams`.
   """
   env = clip_actions(make_env(config.env))
-  networks = make_actor_critic(env, config.hidden, config.activation, config.initial_std, jnp.dtype(config.precision))
+  # Numbers of states are no quantities: what is normalised are their one-hot vectors.
+  seen_env = one_hot_states(env) if config.normalize_observations else env
+  vector = _one_hot(env) if config.normalize_observations else lambda observation: observation
+  networks = make_actor_critic(
+    seen_env, config.hidden, config.activation, config.initial_std, jnp.dtype(config.precision)
+  )
   optimizer = make_optimizer(config, config.steps, gradient_steps)
   common = ("discount", "gae_lambda", "entropy_weight", "value_weight")
   numbers = {**{name: getattr(config, name) for name in common}, **hparams}
 
+  def prepare(state: OnPolicyState, observation: Any) -> Any:
+    return normalize(state.observation_moments, vector(observation)) if config.normalize_observations else observation
+
   def init(key, batch) -> OnPolicyState:
     params = networks.init(stream_key(key, "init"))
     actors = init_actors(env, stream_key(key, "actors"), config.num_envs)
-    shape = actors.observation.shape[1:]
     return OnPolicyState(
       step=jnp.zeros([], jnp.int32),
       key=key,
       params=params,
       opt_state=optimizer.init(params),
       actors=actors,
-      observation_moments=init_moments(shape) if config.normalize_observations else (),
+      observation_moments=init_moments(vector(actors.observation).shape[1:]) if config.normalize_observations else (),
       reward_scale=RewardScale(init_moments(), jnp.zeros(config.num_envs)) if config.normalize_rewards else (),
       hparams={name: jnp.float32(value) for name, value in numbers.items()},
     )
@@ -170,14 +213,14 @@ def make_on_policy_experiment(
   def step(state: OnPolicyState, batch):
     shape = (config.rollout_length, config.num_envs)
     noise = networks.sample_noise(stream_key(state.key, "act", state.step), shape)
-    act = lambda noise, seen: networks.policy(state.params, _normalized(state, seen)).sample(noise)
+    act = lambda noise, seen: networks.policy(state.params, prepare(state, seen)).sample(noise)
     env_key = stream_key(state.key, "env", state.step)
     actors, trajectory = rollout(env, act, noise, env_key, state.actors)
     metrics = finished_episodes(trajectory.last, trajectory.episode_return, trajectory.episode_length)
     reward, reward_scale = _scale_rewards(state, trajectory)
     seen = trajectory._replace(
-      observation=_normalized(state, trajectory.observation),
-      next_observation=_normalized(state, trajectory.next_observation),
+      observation=prepare(state, trajectory.observation),
+      next_observation=prepare(state, trajectory.next_observation),
       reward=reward,
     )
     gamma, gae_lambda = state.hparams["discount"], state.hparams["gae_lambda"]
@@ -186,7 +229,7 @@ def make_on_policy_experiment(
     params, opt_state, learned = learn(networks, optimizer, state, data, learn_key)
     moments = state.observation_moments
     if config.normalize_observations:
-      moments = update_moments(moments, trajectory.observation.reshape(-1, *trajectory.observation.shape[2:]))
+      moments = update_moments(moments, flatten_time(vector(trajectory.observation)))
     metrics |= {"explained_variance": explained_variance(data.value, data.target), **learned}
     state = state._replace(
       step=state.step + 1,
@@ -198,18 +241,15 @@ def make_on_policy_experiment(
     )
     return state, metrics
 
-  act = make_greedy(env, networks, _normalized)
+  act = make_greedy(env, networks, prepare)
   return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
-
-
-def _normalized(state: OnPolicyState, observation: Any) -> Any:
-  return normalize(state.observation_moments, observation) if state.observation_moments != () else observation
 
 
 def _scale_rewards(state: OnPolicyState, trajectory: Trajectory):
   """(rewards as the value function will see them, the scale after this rollout).
 
-  The scale is that of the rollouts before this one; the first rollout is divided by its own.
+  The scale is that of the rollouts before this one; the first rollout is divided by its own. While all sums have been
+  the same, as before the first reward, it is 1. Engstrom et al. 2020, reward scaling and clipping.
   """
   if state.reward_scale == ():
     return trajectory.reward, ()
@@ -217,5 +257,5 @@ def _scale_rewards(state: OnPolicyState, trajectory: Trajectory):
     state.reward_scale.running, trajectory.reward, trajectory.last, state.hparams["discount"]
   )
   moments = update_moments(state.reward_scale.moments, sums.reshape(-1))
-  known = jnp.where(state.step == 0, moments.variance, state.reward_scale.moments.variance)
-  return trajectory.reward / jnp.sqrt(known + 1e-8), RewardScale(moments, running)
+  scale = jnp.where(state.step == 0, compute_scale(moments), compute_scale(state.reward_scale.moments))
+  return jnp.clip(trajectory.reward / scale, -REWARD_LIMIT, REWARD_LIMIT), RewardScale(moments, running)

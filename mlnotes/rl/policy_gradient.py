@@ -28,7 +28,8 @@ class Episodes(NamedTuple):
 def run_whole_episodes(env: Environment, act: Callable[[Any, Any], Any], noise: Any, key: Key[Array, ""]) -> Episodes:
   """Starts N environments and acts until each has ended, at most T steps; `noise` (T, N, ...) is what `act` uses.
 
-  An episode that is still running after T steps is cut there like one that its time limit truncates.
+  An episode that is still running after T steps is cut there like one that its time limit truncates. After its end an
+  environment repeats its last step, so that padding holds nothing that was not met before it.
   """
   num_steps, num_envs = jax.tree.leaves(noise)[0].shape[:2]
   reset_key, step_key = jax.random.split(key)
@@ -39,24 +40,30 @@ def run_whole_episodes(env: Environment, act: Callable[[Any, Any], Any], noise: 
     state, observation, alive, t = carry
     noise, keys = inputs
     action = act(noise, observation)
-    state, timestep = jax.vmap(env.step)(keys, state, action)
+    new, timestep = jax.vmap(env.step)(keys, state, action)
     last = timestep.last | (t == num_steps - 1)
     step = Episodes(
       observation, action, timestep.reward, timestep.discount, last, timestep.next_observation, alive
     )  # fmt: skip
-    return (state, timestep.observation, alive & ~last, t + 1), step
+    goes_on = alive & ~last
+    choose = lambda new, old: jnp.where(goes_on.reshape(-1, *(1 for _ in new.shape[1:])), new, old)
+    state, observation = jax.tree.map(choose, (new, timestep.observation), (state, observation))
+    return (state, observation, goes_on, t + 1), step
 
   start = (state, observation, jnp.ones(num_envs, bool), jnp.zeros([], jnp.int32))
   return jax.lax.scan(one, start, (noise, keys))[1]
 
 
 def masked_mean(x: Float[Array, "*B"], real: Bool[Array, "*B"]) -> Float[Array, ""]:
-  """The mean of the entries that are `real`."""
+  """The mean of the entries that are `real`, 0 where there are none. The others have no part in it, nor a gradient."""
   return jnp.sum(jnp.where(real, x, 0)) / jnp.maximum(jnp.sum(real), 1)
 
 
 def masked_standardize(x: Float[Array, "*B"], real: Bool[Array, "*B"]) -> Float[Array, "*B"]:
   """To mean 0 and standard deviation 1 over the entries that are `real`; the others become 0."""
+  # The selection comes first: behind it, what is not finite would still be in the gradient, as 0 times infinity.
+  x = jnp.where(real, x, 0)
   mean = masked_mean(x, real)
-  std = jnp.sqrt(masked_mean((x - mean) ** 2, real))
+  variance = masked_mean((x - mean) ** 2, real)
+  std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
   return jnp.where(real, (x - mean) / (std + 1e-8), 0.0)
