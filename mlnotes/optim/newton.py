@@ -71,7 +71,7 @@ def _second_order(
   (require_positive if adapt else require_non_negative)("damping", damping)
 
   def init(params):
-    return NewtonState(jnp.asarray(damping, jax.tree.leaves(params)[0].dtype))
+    return NewtonState(jnp.asarray(damping, jnp.result_type(jnp.float32, *jax.tree.leaves(params))))
 
   def solve(updates, state, params, fn):
     gradient, unravel = ravel_pytree(updates)
