@@ -37,7 +37,7 @@ def _checksum(params: PyTree) -> Array:
 
 
 def add_gradient_noise(
-  variance: Scalar = 0.01, decay: Scalar = 0.55, seed: int = 0
+  variance: Scalar = 0.01, decay: Scalar = 0.55, seed: int | Int[Array, ""] = 0
 ) -> optax.GradientTransformationExtraArgs:
   """Adds N(0, variance / (1 + t)^decay) to the gradient of update t = 0, 1, ...   Neelakantan et al. 2015, eq. 1
 

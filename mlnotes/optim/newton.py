@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from mlnotes.optim.checks import require_non_negative, require_positive
 from mlnotes.optim.curvature import hessian_vector_product
+from mlnotes.optim.precision import accumulate_in_float32
 
 Vector = Float[Array, " N"]
 Scalar = Float[Array, ""] | float
@@ -96,7 +97,7 @@ def _second_order(
       )
     return solve(updates, state, params, extra[argument])
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return accumulate_in_float32(optax.GradientTransformationExtraArgs(init, update))
 
 
 def newton(
