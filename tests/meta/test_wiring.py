@@ -264,6 +264,19 @@ def test_reptile_learns_from_support_and_query_together(monkeypatch):
   close(move, -OUTER * INNER * gradient)
 
 
+def test_reptiles_tasks_and_updates_have_mini_batches_of_their_own(monkeypatch):
+  """Three copies of one task of eight different points, one point a step: the mean of three losses is none of eight."""
+  monkeypatch.setattr(reptile, "make_family", make_fake_family)
+  experiment = reptile.make(config_of(reptile, inner_batch=1, inner_steps=1))
+  points = np.random.default_rng(3).uniform(0.5, 2.5, (2, 2, 4)).astype(np.float32)
+  side = lambda p: {name: jnp.tile(p[i], (TASKS, 1)) for i, name in enumerate("ac")}
+  batch = Task(*map(side, points))
+  state, step = experiment.init(jax.random.key(0), batch), jax.jit(experiment.step)
+  seen = [float(step(state._replace(step=jnp.int32(i)), batch)[1]["inner_loss_first"]) for i in range(2)]
+  losses = [point_loss(START, point) for side in points for point in side.T]
+  assert np.abs(np.subtract.outer(seen, losses)).min() > 1e-3 and abs(seen[0] - seen[1]) > 1e-3
+
+
 # ---- Tasks ---------------------------------------------------------------------------------------------------------
 
 each_family = pytest.mark.parametrize("tasks", ["sinusoid", "images"])
