@@ -133,7 +133,8 @@ def write_table(trained: dict[str, Outcome], families: Mapping[str, tuple[Family
     if found.settings:
       setting, other = (f"{chosen.learning_rate:.2g}, {chosen.momentum:g}" for chosen in found.settings)
       setting += " (at the edge of the sweep)" if found.at_edge else ""
-      wins, other = f"{np.mean(learned < found.final[:, -1]):.0%}", f" ({other})"
+      theirs = np.nan_to_num(found.final[:, -1], nan=np.inf)  # what diverged ends above all else
+      wins, other = f"{np.mean(learned < theirs):.0%}", f" ({other})"
     last = found.final[:, -1]
     rows.append(
       f"| {name} | {setting} | {brief(last)} | {np.median(last):.2g} | {wins} | {brief(found.mean.mean(1))}{other} |"
@@ -151,9 +152,9 @@ def write_table(trained: dict[str, Outcome], families: Mapping[str, tuple[Family
 
 
 def brief(values: np.ndarray) -> str:
-  """Mean and its standard error over problems."""
-  if not np.all(np.isfinite(values)):
-    return "diverged"
+  """Mean and its standard error over problems; on how many it diverged where it did."""
+  if diverged := np.sum(~np.isfinite(values)):
+    return f"diverged on {diverged} of {len(values)}"
   return f"{values.mean():.3g} ± {values.std(ddof=1) / np.sqrt(len(values)):.1g}"
 
 
