@@ -58,6 +58,12 @@ class Config(DataConfig):
     require(self.steps >= SAVED, "steps", self.steps, f"{SAVED} or more")
     require(self.seed >= 0, "seed", self.seed, "0 or more")
 
+  def idle_flags(self):
+    return super().idle_flags() | {
+      "data_placement": "the data set is held on the device",
+      "eval_examples": "losses are those of training examples",
+    }
+
 
 # -- surfaces ----------------------------------------------------------------------------------------------------------
 
