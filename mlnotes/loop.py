@@ -174,9 +174,9 @@ class _Run:
         "expected the flags that it was reported with, or another --workdir."
       )
     if latest is None:
-      self.step, self.window = 0, self.program.empty_window()
+      self.step = 0
       with self.compiling("the first state"):
-        self.state = self.record.place(self.program.init())
+        self.state, self.window = self.record.place(self.program.init()), self.program.empty_window()
       if self.config.start_from:
         self._start_from()
     else:
