@@ -16,7 +16,7 @@ def catalogue() -> Iterator[tuple[str, str]]:
   for module in sorted(pkgutil.walk_packages(__path__, "experiments."), key=lambda m: m.name):
     if module.ispkg or module.name.endswith("__main__"):
       continue
-    source = Path(find_spec(module.name).origin).read_text()
+    source = Path(find_spec(module.name).origin).read_text(encoding="utf-8")
     summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
     yield module.name.removeprefix("experiments."), summary
 

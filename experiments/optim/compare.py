@@ -160,7 +160,7 @@ def write_table(sweeps: dict[str, Sweep], path: Path) -> None:
       f"| {name} | {best_rate(found)} | {loss.mean():.2g} ± {std(loss):.1g} | {accuracy.mean():.2f} ± "
       f"{std(accuracy):.2f} | {1e6 * found.update_seconds:.0f} | {found.compile_seconds:.1f} |"
     )
-  path.write_text("\n".join(rows) + "\n")
+  path.write_text("\n".join(rows) + "\n", encoding="utf-8")
   print("\n".join(rows))
 
 

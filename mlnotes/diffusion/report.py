@@ -212,7 +212,7 @@ def write_report(
     reference.features[: reference.num_samples], reference.judge.features(images[chosen])
   )
   novelty = compute_novelty(images[chosen], reference.test["image"], reference.train["image"])
-  with (directory / "quality.csv").open("w", newline="") as file:
+  with (directory / "quality.csv").open("w", newline="", encoding="utf-8") as file:
     writer = csv.DictWriter(file, rows[0].keys())
     writer.writeheader()
     writer.writerows(rows)
