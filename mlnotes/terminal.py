@@ -50,7 +50,7 @@ def prepare_streams() -> None:
 
 def _lasting(stream: Any, descriptor: int) -> Any:
   if stream is None:  # it was closed
-    return io.TextIOWrapper(open(os.devnull, "wb"), encoding="utf-8")  # noqa: SIM115
+    return io.TextIOWrapper(open(os.devnull, "wb"), encoding="utf-8")
   if type(stream) is not io.TextIOWrapper or stream.fileno() != descriptor:
     return stream
   stream.flush()
