@@ -344,13 +344,18 @@ def train(
   options = {"writes": writes, "tensorboard": config.tensorboard}
   record = RowsRecord(name, config, **options) if config.rows else Record(workdir, name, config, **options)
   directory = record.directory
+  if jax.config.jax_disable_jit and writes:
+    print(
+      "note: JAX_DISABLE_JIT has no effect: updates are compiled; call make(config).step to debug.", file=sys.stderr
+    )
   try:
     if _is_finished(record):
       return 0
     _hold(record)
     if _is_finished(record):  # another process has been at it meanwhile
       return 0
-    return _train(record, experiment, feeds, config, best_metric, best_mode)
+    with jax.disable_jit(False):
+      return _train(record, experiment, feeds, config, best_metric, best_mode)
   except InputError:
     record.forget()
     raise
@@ -408,8 +413,6 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   with contextlib.closing(progress), Checkpoints(directory / "checkpoints") as checkpoints:
     run = _Run(program, record, checkpoints, progress, best_metric, sign)
     with _Signals() as signals:
-      if jax.config.jax_disable_jit:
-        progress.say("note: JAX_DISABLE_JIT has no effect on what is compiled ahead, and makes all else slow.")
       progress.say(f"{record.experiment} in {directory} on {_describe(program)}")
       run.start()
       if run.step < config.steps:

@@ -503,6 +503,12 @@ def test_a_loss_beyond_all_bounds_does_not_look_finished(tmp_path, capsys):
   assert "finished, with warnings" in said.out
 
 
+def test_a_run_is_compiled_in_any_case(tmp_path, capsys):
+  with jax.disable_jit():
+    assert run(tmp_path) == 0
+  assert "JAX_DISABLE_JIT has no effect" in capsys.readouterr().err
+
+
 def test_a_run_in_a_thread(tmp_path):
   codes = []
   thread = threading.Thread(target=lambda: codes.append(run(tmp_path / "run")))
