@@ -192,7 +192,7 @@ _COMPARED = {
 def load_report(path: Path) -> dict[str, Any]:
   """The file that --json wrote. Raises InputError for any other."""
   try:
-    report = json.loads(path.read_text())
+    report = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(report["machine"], dict) or not all(row["experiment"] for row in report["rows"]):
       raise ValueError("no rows")
   except OSError as error:

@@ -99,7 +99,7 @@ def main(config: Config) -> int:
         flush=True,
       )
   if config.out:
-    Path(config.out).write_text(json.dumps(rows, indent=2))
+    Path(config.out).write_text(json.dumps(rows, indent=2), encoding="utf-8")
   return 0
 
 

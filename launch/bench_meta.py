@@ -190,7 +190,7 @@ def main(config: Config) -> int:
   print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", file=sys.stderr)
   rows = (measure_memory if config.memory else measure_speed)(config)
   if config.out:
-    Path(config.out).write_text(json.dumps(rows, indent=2))
+    Path(config.out).write_text(json.dumps(rows, indent=2), encoding="utf-8")
   return 0
 
 

@@ -134,7 +134,7 @@ def main(config: Config) -> int:
     ratio = f"{least / found[other][0]:.2f} of {other}" if other else ""
     print(f"{name:>32} {least:>7.2f} {median:>7.2f}  {ratio}")
   if config.out:
-    with open(config.out, "w") as file:
+    with open(config.out, "w", encoding="utf-8") as file:
       json.dump(found, file, indent=2)
   return 0
 

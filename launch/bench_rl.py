@@ -91,7 +91,7 @@ def main(config: Config) -> int:
         flush=True,
       )
   if config.out:
-    with open(config.out, "w") as file:
+    with open(config.out, "w", encoding="utf-8") as file:
       json.dump(rows, file, indent=2)
   return 0
 

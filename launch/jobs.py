@@ -72,7 +72,7 @@ class Job:
     for directory in self.directories:
       directory.mkdir(parents=True, exist_ok=True)
     if self.rows:
-      (self.directory / "rows.json").write_text(self.rows)
+      (self.directory / "rows.json").write_text(self.rows, encoding="utf-8")
 
   def look(self) -> None:
     """Its state by the directories of its runs: finished, failed where others have taken one, else as it was."""

@@ -161,7 +161,7 @@ def read_list(path: Path) -> list[Settings]:
   """The settings of a .json file (a list of objects) or a .jsonl file (an object a line)."""
   where = ""
   try:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
       rows = []
       for number, line in enumerate(text.splitlines(), 1):

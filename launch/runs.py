@@ -125,7 +125,7 @@ def find_runs(directories: Iterable[str]) -> tuple[list[Run], list[str]]:
 
 
 def _load_json(path: Path) -> dict[str, Any]:
-  value = json.loads(path.read_text())
+  value = json.loads(path.read_text(encoding="utf-8"))
   if not isinstance(value, dict):
     raise ValueError("not an object")
   return value

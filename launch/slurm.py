@@ -125,7 +125,7 @@ def submit(jobs: Sequence[Job], folder: Path, options: Mapping[str, Any], requeu
     for job, ticket in zip(part, executor.submit_array(tasks)):
       job.ticket = ticket.job_id
       for directory in job.directories:
-        (directory / TICKET).write_text(json.dumps({"job": ticket.job_id}) + "\n")
+        (directory / TICKET).write_text(json.dumps({"job": ticket.job_id}) + "\n", encoding="utf-8")
 
 
 def find_submitted(jobs: Sequence[Job]) -> None:
@@ -137,7 +137,7 @@ def find_submitted(jobs: Sequence[Job]) -> None:
   for job in jobs:
     for directory in job.directories:
       try:
-        tickets.setdefault(json.loads((directory / TICKET).read_text())["job"], []).append(job)
+        tickets.setdefault(json.loads((directory / TICKET).read_text(encoding="utf-8"))["job"], []).append(job)
       except (OSError, ValueError, KeyError, TypeError):
         continue
   found = look(tickets)

@@ -3,7 +3,12 @@
 import os
 from pathlib import Path
 
+from mlnotes.errors import InputError
+
 
 def cache_directory() -> Path:
   """The directory of the environment variable MLNOTES_CACHE, else ~/.cache/mlnotes. Not created here."""
-  return Path(os.environ.get("MLNOTES_CACHE") or "~/.cache/mlnotes").expanduser()
+  try:
+    return Path(os.environ.get("MLNOTES_CACHE") or "~/.cache/mlnotes").expanduser()
+  except RuntimeError:  # there is no home
+    raise InputError("found no home directory for the cache: expected MLNOTES_CACHE=<directory>.") from None

@@ -188,6 +188,8 @@ def _watch(done: threading.Event) -> None:
       if not done.is_set():
         _leave(LostPeerError(str(error)))
       return
+    except BaseException as error:  # nobody would watch any more, and nobody would know
+      _leave(error)
     latest |= {name: (sign, now) for name, sign in signs if latest.get(name, ("", 0.0))[0] != sign}
     if any(now - seen > SILENCE_SECONDS for _, seen in latest.values()) and not done.is_set():
       _leave(LostPeerError("no sign of life"))

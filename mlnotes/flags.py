@@ -25,6 +25,7 @@ from absl import app, logging
 from absl import flags as absl_flags
 
 from mlnotes.errors import InputError, nearest
+from mlnotes.terminal import prepare_streams
 
 ConfigT = TypeVar("ConfigT")
 
@@ -304,6 +305,7 @@ def run(
 
   An InputError becomes one line on standard error and exit code 2, Ctrl-C one line and 130.
   """
+  prepare_streams()
   define(config_class)
   absl_flags.FLAGS.set_gnu_getopt(arguments)  # flags and other arguments in any order
   spec = sys.modules["__main__"].__spec__

@@ -41,8 +41,12 @@ class Hold:
       if self._is_current():
         break
       os.close(self._file)  # its holder has let go and removed it meanwhile
-    os.ftruncate(self._file, 0)
-    os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    try:
+      os.ftruncate(self._file, 0)
+      os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError:
+      self.release()
+      raise
 
   def _is_current(self) -> bool:
     try:

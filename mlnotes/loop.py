@@ -180,9 +180,9 @@ class _Run:
         "expected the flags that it was reported with, or another --workdir."
       )
     if latest is None:
-      self.step, self.window = 0, self.program.empty_window()
+      self.step = 0
       with self.compiling("the first state"):
-        self.state = self.record.place(self.program.init())
+        self.state, self.window = self.record.place(self.program.init()), self.program.empty_window()
       if self.config.start_from:
         self._start_from()
       if self.best_rows:
@@ -377,13 +377,18 @@ def train(
   options = {"writes": writes, "tensorboard": config.tensorboard}
   record = RowsRecord(name, config, **options) if config.rows else Record(workdir, name, config, **options)
   directory = record.directory
+  if jax.config.jax_disable_jit and writes:
+    print(
+      "note: JAX_DISABLE_JIT has no effect: updates are compiled; call make(config).step to debug.", file=sys.stderr
+    )
   try:
     if _is_finished(record):
       return 0
     _hold(record)
     if _is_finished(record):  # another process has been at it meanwhile
       return 0
-    return _train(record, experiment, feeds, config, best_metric, best_mode)
+    with jax.disable_jit(False):
+      return _train(record, experiment, feeds, config, best_metric, best_mode)
   except InputError:
     record.forget()
     raise
@@ -444,8 +449,6 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   with contextlib.closing(progress), Checkpoints(directory / "checkpoints") as checkpoints:
     run = _Run(program, record, checkpoints, progress, best_metric, sign)
     with _Signals() as signals:
-      if jax.config.jax_disable_jit:
-        progress.say("note: JAX_DISABLE_JIT has no effect on what is compiled ahead, and makes all else slow.")
       progress.say(f"{record.experiment} in {directory} on {_describe(program)}")
       run.start()
       if run.step < config.steps:

@@ -51,7 +51,12 @@ def save_figure(figure: Any, path: Path) -> None:
     for text in figure.findobj(Text):
       text.set_usetex(False)
     try:
-      figure.savefig(path)
+      try:
+        figure.savefig(path)
+      except ValueError:  # such as a class called $$, which is no formula
+        for text in figure.findobj(Text):
+          text.set_parse_math(False)
+        figure.savefig(path)
     except OSError:
       raise
     except Exception as error:

@@ -81,11 +81,16 @@ def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
       return value
     try:
       path = Path(value).expanduser()
-      return str(path.absolute()) if path.exists() else value
+      return str(path.absolute()) if path.exists() and not _is_prepared(path) else value
     except (OSError, RuntimeError):
       return value
 
   return {name: one(name, value) for name, value in settings.items()}
+
+
+def _is_prepared(path: Path) -> bool:
+  """Whether this is a TFDS data set, whose name is relative to --data_dir and may be that of a directory here."""
+  return any(path.glob("dataset_info.json")) or any(path.glob("*/dataset_info.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -137,13 +142,13 @@ class Record:
     """
     if not self.writes:
       return
-    ours = [self.directory, *(self.directory / name for name in ("config.json", "checkpoints", "tensorboard"))]
-    made = [path for path in ours if not path.exists()]
+    made = [] if self.directory.exists() else [self.directory]
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
       self._hold = Hold(self.directory)
       self._check_config()  # another one may have come and gone
-      self._made = made
+      ours = [self.directory / name for name in ("config.json", "checkpoints", "tensorboard")]
+      self._made = made + [path for path in ours if not path.exists()]
       if self.card() is None:
         self.write_config()
     except OSError as error:

@@ -1,7 +1,7 @@
 """Several seeds as one figure: one rule wherever figures are logged, printed, tabulated, ranked or compared.
 
 Mean and spread are over the seeds whose value is finite, and where that is not all of them the figure says how many.
-What lost seeds ranks below whatever has lost none, however good the rest is.
+What lost seeds ranks below whatever has lost fewer, however good the rest is.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -54,11 +54,11 @@ def format_summary(figure: Summary, digits: int = 4) -> str:
   return text + (f" ({figure.finite} of {figure.count} seeds finite)" if figure.lost else "")
 
 
-def order_key(figure: Summary | None, mode: Literal["min", "max"]) -> tuple[int, float]:
-  """What to sort by, best first: complete figures, then those that lost seeds, then those with none or no figure."""
+def order_key(figure: Summary | None, mode: Literal["min", "max"]) -> tuple[float, float]:
+  """What to sort by, best first: complete figures, then by how many seeds are lost; last those without a figure."""
   if figure is None or not figure.finite:
-    return (2, 0.0)
-  return (int(figure.lost > 0), figure.mean if mode == "min" else -figure.mean)
+    return (float("inf"), 0.0)
+  return (float(figure.lost), figure.mean if mode == "min" else -figure.mean)
 
 
 class Score(NamedTuple):

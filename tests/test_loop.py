@@ -1,5 +1,6 @@
 """The training loop as a user meets it: a process with flags, a work directory, signals."""
 
+import contextlib
 import json
 import os
 import random
@@ -122,6 +123,29 @@ def test_kill_at_random_moments_changes_no_bit(undisturbed, environment, tmp_pat
     if process.wait(timeout=240) == 0:
       break
   assert kills >= 1
+  assert_same_outcome(tmp_path, undisturbed)
+
+
+@pytest.mark.processes
+def test_nobody_disturbs_a_run(undisturbed, environment, tmp_path):
+  """A second writer is refused, a reader that opens its checkpoints all the time changes no bit."""
+  from mlnotes.checkpoint import Checkpoints
+
+  command = [*EXPERIMENT, *FLAGS, "--checkpoint_every=5", f"--workdir={tmp_path}"]
+  first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+  while first.poll() is None and _size(tmp_path / "metrics.jsonl") == 0:
+    time.sleep(0.001)
+  second = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+  read = 0
+  while first.poll() is None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    read += checkpoints.latest_step() is not None
+    checkpoints.close()
+  assert first.returncode == 0, first.communicate()[1]
+  stderr = second.communicate(timeout=100)[1]
+  if second.returncode:  # it may have come when the first had finished
+    assert second.returncode == 2 and f"is in use by process {first.pid} on" in stderr
+  assert read > 0
   assert_same_outcome(tmp_path, undisturbed)
 
 
@@ -257,7 +281,7 @@ def test_a_run_that_does_not_fit_into_memory_gives_its_directory_back(tmp_path):
   config = LoopConfig(workdir=str(tmp_path / "run"), devices=1)
   with pytest.raises(InputError, match=r"does not fit into memory .*56000006080 bytes.* fewer --seeds"):
     train(experiment, Feeds(), config, name="nothing")
-  assert not list((tmp_path / "run").iterdir())
+  assert not (tmp_path / "run").exists()
 
 
 def test_corrupt_checkpoint(undisturbed, launch, tmp_path):
@@ -272,14 +296,29 @@ def test_corrupt_checkpoint(undisturbed, launch, tmp_path):
   assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_full_disk(launch, tmp_path):
-  disk = tmp_path / "disk"
-  disk.mkdir()
-  mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+@contextlib.contextmanager
+def small_disk(directory, size):
+  directory.mkdir()
+  mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], capture_output=True)
   if mounted.returncode:
     pytest.skip("may not mount a small file system here")
   try:
+    yield directory
+  finally:
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_full_disk(launch, tmp_path):
+  with small_disk(tmp_path / "disk", "64k") as disk:
     done = launch(*FLAGS, f"--workdir={disk / 'run'}", "--notensorboard")
     assert_one_sentence(done, "--workdir=", "No space left")
-  finally:
-    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.processes
+def test_a_disk_that_fills_up_while_events_are_written(environment, tmp_path):
+  with small_disk(tmp_path / "disk", "120k") as disk:
+    flags = ["--steps=4000", "--log_every=5", "--eval_every=0", "--checkpoint_every=0", f"--workdir={disk / 'run'}"]
+    command = [sys.executable, "-m", "experiments.rl.q_learning", *flags]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert_one_sentence(done, "--workdir=", "No space left", "what was saved before is intact")
+    assert read_metrics(disk / "run" / "metrics.jsonl")

@@ -38,6 +38,7 @@ from mlnotes.meta.learned_optimizer import (
 from mlnotes.meta.optimizee import Optimizee, make_network_training, make_quadratics
 from mlnotes.optim import OptimConfig, ScheduleName, eval_params, make_optimizer
 from mlnotes.optim.testbed import make_classifier
+from mlnotes.progress import report_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,9 @@ def make(config: Config) -> Experiment:
     return first, {key: (family, tune(family)) for key, family in others.items()}
 
   def report(state, directory: Path):
+    report_step("tuning the hand-designed optimizers on each family of problems")  # once for all seeds
     first, others = tune_all()
+    report_step("comparing them with the learned one")
     weights = eval_params(state.opt_state, state.params)
     beside = lambda family, tuned: comparison.compare(family, network, weights, tuned)
     outcomes = beside(trained, first)

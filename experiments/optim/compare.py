@@ -193,7 +193,7 @@ def write_table(sweeps: dict[str, Sweep], path: Path, note: str = "") -> None:
     )
   if note:
     rows += ["", note]
-  path.write_text("\n".join(rows) + "\n")
+  path.write_text("\n".join(rows) + "\n", encoding="utf-8")
   print("\n".join(rows))
 
 

@@ -16,7 +16,7 @@ from mlnotes.contrastive.metrics import alignment, effective_rank, embedding_spr
 from mlnotes.contrastive.probe import compute_probe_accuracy
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.experiment import example_keys, root_key, stream_key
-from mlnotes.plot import as_text, new_figure, save_figure, show_images
+from mlnotes.plot import new_figure, save_figure, show_images
 
 # A run counts as collapsed where its embeddings are one point, or lie on one line: below this spread (1 is even), or
 # with fewer directions than this in use.
@@ -167,9 +167,7 @@ def _draw_neighbours(
   show = lambda axis, image: show_images(axis, image[None] / (data.levels - 1), 1)
   for row, (query, neighbours) in enumerate(zip(queries, nearest)):
     show(axes[row, 0], data.test.read(np.array([query]))["image"][0])
-    axes[row, 0].set_ylabel(
-      as_text(data.class_names[test.label[query]]), rotation=0, ha="right", va="center", fontsize=8
-    )
+    axes[row, 0].set_ylabel(data.class_names[test.label[query]], rotation=0, ha="right", va="center", fontsize=8)
     for axis, neighbour in zip(axes[row, 1:], neighbours):
       show(axis, data.train.read(np.array([neighbour]))["image"][0])
       same = train.label[neighbour] == test.label[query]
@@ -215,8 +213,7 @@ def _draw_map(data: DataSet, test: Features, kind: str, path: Path) -> None:
   classes = np.unique(label)
   if len(classes) <= 20:
     handles = [
-      axes[0, 1].scatter([], [], color=dots.cmap(dots.norm(i)), s=16, label=as_text(data.class_names[i]))
-      for i in classes
+      axes[0, 1].scatter([], [], color=dots.cmap(dots.norm(i)), s=16, label=data.class_names[i]) for i in classes
     ]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
   save_figure(figure, path)

@@ -276,7 +276,7 @@ def write_report(
   searched = len(reference.train["label"])
   report_step(f"the nearest of {searched} training images (of {len(data.train)} in all) to each sample and test image")
   novelty = compute_novelty(images[chosen], reference.test["image"], reference.train["image"])
-  with (directory / "quality.csv").open("w", newline="") as file:
+  with (directory / "quality.csv").open("w", newline="", encoding="utf-8") as file:
     writer = csv.DictWriter(file, rows[0].keys())
     writer.writeheader()
     writer.writerows(rows)

@@ -148,7 +148,7 @@ def write_table(trained: dict[str, Outcome], families: Mapping[str, tuple[Family
     for name in BASELINES:
       cells = [brief(outcomes[name].carried[:, -1]) for _, outcomes in families.values()]
       rows.append(f"| {name}, not tuned again | " + " | ".join(cells) + " |")
-  path.write_text("\n".join(rows) + "\n")
+  path.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def brief(values: np.ndarray) -> str:

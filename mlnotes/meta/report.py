@@ -13,6 +13,7 @@ from mlnotes.meta.episodes import interval95, prototype_accuracy
 from mlnotes.meta.sinusoid import INPUT
 from mlnotes.meta.task import Task
 from mlnotes.plot import new_figure, save_figure
+from mlnotes.progress import report_step
 
 # Tasks that the untrained start is judged on, beside --test_tasks for the trained one.
 _UNTRAINED_TASKS = 200
@@ -46,6 +47,7 @@ def judge_tasks(judge: Callable, test: EvalBatches, count: int) -> Any:
   for i in range(test.num_batches):
     if rows >= count:
       break
+    report_step("adapting to test tasks", rows, count)
     batches.append(jax.device_get(judge(test.arrays, i)))
     rows += len(jax.tree.leaves(batches[-1])[0])
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)

@@ -19,6 +19,7 @@ from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, Mean, State, root_key, stream_key
 from mlnotes.flags import field, require
 from mlnotes.loop import LoopConfig, train
+from mlnotes.progress import report_step
 from mlnotes.rl.env import Box, Discrete, Environment
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 
@@ -168,12 +169,14 @@ def make_report(env: Environment, act: Callable[[State, Any], Any], config: RLCo
     policy = jax.jit(jax.vmap(lambda observation: act(state, observation)))
     figures = {}
     if config.gym_episodes and bridge.has_gymnasium(env.name):
+      report_step(f"playing {config.gym_episodes} episodes of {env.name} in Gymnasium")
       returns = bridge.run_gymnasium_episodes(env.name, policy, config.gym_episodes)
       figures["gymnasium_return"] = float(returns.mean())
       threshold = bridge.solved_at(env.name)
       if threshold is not None:
         figures["gymnasium_solved"] = float(returns.mean() >= threshold)
     if config.gif:
+      report_step("drawing policy.gif")
       bridge.animate_policy(env, policy, directory / "policy.gif")
     return figures
 

@@ -178,7 +178,7 @@ def test_the_table_and_the_card_are_of_the_best_rate(monkeypatch, tmp_path, caps
   monkeypatch.setattr(compare, "run_study", lambda name, config, study, suffix: card.append(study(tmp_path)) or 0)
   assert compare.main(settings(optimizers=("sgd", "adam"))) == 0
   lines = (tmp_path / "table.md").read_text().splitlines()
-  assert lines[2].startswith("| sgd | 0.1 | 0.3 ± 0.1 | 85.00 ± 7.07 | 3 | 2.0 |")
+  assert lines[2].startswith("| sgd | 0.1 | 0.3 ± 0.14 | 85 ± 7.1 | 3 | 2.0 |")
   assert (
     "| adam | 1 (at the edge of the sweep) | 0.2 ± 0 (1 of 2 seeds finite) | 60 ± 0 (1 of 2 seeds finite) |" in lines[3]
   )

@@ -1,0 +1,70 @@
+"""Pictures are drawn whatever Matplotlib has been told elsewhere, and whatever things are called."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from mlnotes import progress
+from mlnotes.plot import as_text, new_figure, plain_style, save_figure
+
+ROOT = Path(__file__).parents[1]
+
+
+def draw(path, name="name"):
+  figure, axes = new_figure(width=3.0, height=2.0)
+  axes[0, 0].plot([1, 2], [1, 3], label=name)
+  axes[0, 0].set_title(name)
+  axes[0, 0].set_yticks([1, 2], [name, "other"])
+  axes[0, 0].legend()
+  save_figure(figure, path)
+  return path.read_bytes()
+
+
+def test_pictures_are_the_same_whatever_matplotlib_is_told(tmp_path):
+  plain = draw(tmp_path / "plain.png")
+  with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "font.size": 30, "savefig.format": "pdf"}):
+    assert draw(tmp_path / "told.png") and not progress.take_warnings()
+    with plain_style():
+      assert draw(tmp_path / "told.png") == plain
+    assert matplotlib.rcParams["text.usetex"]  # what the user has set stays
+
+
+def test_a_backend_that_is_not_there_does_not_matter(tmp_path):
+  draw_one = "figure, _ = new_figure(width=3.0, height=2.0); save_figure(figure, Path(sys.argv[1]))"
+  code = f"import sys; from pathlib import Path; from mlnotes.plot import new_figure, save_figure; {draw_one}"
+  for backend in ("module://not_installed", "no such backend"):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": backend}
+    done = subprocess.run(
+      [sys.executable, "-c", code, str(tmp_path / "x.png")], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").exists()
+    (tmp_path / "x.png").unlink()
+
+
+@pytest.mark.parametrize("name", ["$$", "$", "a$b$", r"\frac$", "$\\frac$", "^_{}%#&", "日本"])
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_whatever_things_are_called(name, tmp_path):
+  assert draw(tmp_path / "x.png", name) and not progress.take_warnings()
+  assert draw(tmp_path / "y.png", as_text(name)) and not progress.take_warnings()
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning_that_names_it(tmp_path, capsys):
+  figure, axes = new_figure(width=3.0, height=2.0)
+  axes[0, 0].plot([1, 2])
+  axes[0, 0].xaxis.set_major_formatter(lambda value, position: 1 / 0)
+  save_figure(figure, tmp_path / "broken.png")
+  (warning,) = progress.take_warnings()
+  assert str(tmp_path / "broken.png") in warning and warning in capsys.readouterr().err
+  assert not (tmp_path / "broken.png").exists()
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+  (tmp_path / "file").write_text("")
+  figure, _ = new_figure(width=3.0, height=2.0)
+  with pytest.raises(OSError):
+    save_figure(figure, tmp_path / "file" / "x.png")
