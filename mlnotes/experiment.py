@@ -42,6 +42,8 @@ class Experiment(NamedTuple):
   embed:    (State, batch) -> arrays with a leading batch axis; None where examples are judged alone. For what is judged
             against other examples, such as by nearest neighbours: before each evaluation it runs over the batches of
             `feeds.reference`, and `evaluate` gets the results joined along that axis as `reference`.
+  model:    (State) -> what was trained, as a function of its inputs with the parameters that are evaluated (averaged
+            ones where these are); what `mlnotes.load_run` gives. None: the state is all there is.
   """
 
   init: Callable[[Key[Array, ""], Batch], State]
@@ -49,6 +51,7 @@ class Experiment(NamedTuple):
   evaluate: Callable[..., Mapping[str, Mean]]
   report: Callable[[State, Path], Mapping[str, float] | None]
   embed: Callable[[State, Batch], Any] | None = None
+  model: Callable[[State], Any] | None = None
 
 
 # Named, for the numbers of a seed must not hang on JAX_DEFAULT_PRNG_IMPL. Of this one, alone among JAX's, the numbers

@@ -1,6 +1,7 @@
 """An experiment from two functions: parameters to start from, and a loss per example."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -24,10 +25,12 @@ def make_supervised(
   init: Callable[[Key[Array, ""], Batch], chex.ArrayTree],
   losses: Callable[[chex.ArrayTree, Batch], Float[Array, " B"]],
   config: Any,
+  predict: Callable[[chex.ArrayTree, Any], Any] | None = None,
 ) -> Experiment:
   """Minimises the mean of `losses(params, batch)` over a batch by the optimizer of the flags, from `init(key, batch)`.
 
   `config` has the fields of `OptimConfig` and `LoopConfig`. It is evaluated by the same losses.
+  `predict(params, inputs)` is the model that `mlnotes.load_run` gives, with the parameters learned.
   """
   optimizer = make_optimizer(config, config.steps)
 
@@ -42,4 +45,5 @@ def make_supervised(
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
 
   evaluate = lambda state, batch: {"loss": masked_mean(losses(state.params, batch), batch["mask"])}
-  return Experiment(start, step, evaluate, lambda state, directory: None)
+  model = predict and (lambda state: jax.jit(partial(predict, state.params)))
+  return Experiment(start, step, evaluate, lambda state, directory: None, model=model)

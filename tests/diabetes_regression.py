@@ -30,11 +30,8 @@ def predict(params, x):
 
 def make(config):
   init = lambda key, batch: {"weights": jnp.zeros(batch["x"].shape[1]), "bias": jnp.zeros(())}
-  return make_supervised(init, lambda params, batch: (predict(params, batch["x"]) - batch["y"]) ** 2, config)
-
-
-def make_model(config, state):
-  return lambda x: predict(state.params, x)
+  losses = lambda params, batch: (predict(params, batch["x"]) - batch["y"]) ** 2
+  return make_supervised(init, losses, config, predict)
 
 
 def main(config):

@@ -1,6 +1,7 @@
 """Softmax regression: the README's example of an experiment of one's own, and what the tests of the loop train."""
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -34,9 +35,11 @@ def make_feeds(config):
 def make(config):
   data, optimizer = load_data(config), make_optimizer(config, config.steps)
 
+  def predict(params, image):
+    return image.reshape(len(image), -1) / data.levels @ params
+
   def losses(params, batch):
-    pixels = batch["image"].reshape(len(batch["label"]), -1) / data.levels
-    return optax.softmax_cross_entropy_with_integer_labels(pixels @ params, batch["label"])
+    return optax.softmax_cross_entropy_with_integer_labels(predict(params, batch["image"]), batch["label"])
 
   def init(key, batch):
     params = jnp.zeros((batch["image"][0].size, data.num_classes))
@@ -49,11 +52,8 @@ def make(config):
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
 
   evaluate = lambda state, batch: {"loss": masked_mean(losses(state.params, batch), batch["mask"])}
-  return Experiment(init, step, evaluate, report=lambda state, directory: None)
-
-
-def make_model(config, state):
-  return jax.jit(lambda image: image.reshape(len(image), -1) / load_data(config).levels @ state.params)
+  model = lambda state: partial(predict, state.params)
+  return Experiment(init, step, evaluate, report=lambda state, directory: None, model=model)
 
 
 def main(config):

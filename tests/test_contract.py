@@ -121,6 +121,7 @@ def assert_trees_close(a, b, **tolerance):
 def test_state_is_a_namedtuple_of_arrays_with_step_and_root_key(name):
   run = program(name)
   state = run.init()
+  assert run.experiment.model is not None  # for mlnotes.load_run
   assert hasattr(state, "_fields") and state.step.dtype == jnp.int32
   assert jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from mlnotes import diffusion
 from mlnotes.data import DataConfig, DataSet, Feeds, load_data
 from mlnotes.data import make_feeds as make_data_feeds
-from mlnotes.diffusion.model import DiffusionModel
+from mlnotes.diffusion.model import DiffusionModel, TrainedModel
 from mlnotes.diffusion.report import MIN_SAMPLES, check_report
 from mlnotes.diffusion.schedule import MAX_STRATA
 from mlnotes.diffusion.unet import UNet
@@ -229,7 +229,7 @@ def make(config: Config) -> Experiment:
 
     return write_report(model, state.ema, stream_key(state.key, "report"), data, config, directory)
 
-  return Experiment(init, step, evaluate, report)
+  return Experiment(init, step, evaluate, report, model=lambda state: TrainedModel(model, state.ema))
 
 
 def main(config: Config) -> int:

@@ -22,7 +22,7 @@ from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.rl.actor_critic import make_actor_critic, make_greedy
 from mlnotes.rl.env import clip_actions, make_env
-from mlnotes.rl.experiment import RLConfig, make_evaluate, make_report, train_agent
+from mlnotes.rl.experiment import RLConfig, as_policy, make_evaluate, make_report, train_agent
 from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 from mlnotes.rl.policy_gradient import masked_mean, masked_standardize, run_whole_episodes
@@ -127,7 +127,7 @@ def make(config: Config) -> Experiment:
     # With the evaluation, not with the training metrics: those are averaged over updates, and this is a count so far.
     return {**evaluate_policy(state, batch), "env_steps": Mean(state.env_steps, jnp.ones([]))}
 
-  return Experiment(init, step, evaluate, make_report(env, act, config))
+  return Experiment(init, step, evaluate, make_report(env, act, config), model=as_policy(act))
 
 
 def main(config: Config) -> int:

@@ -300,7 +300,11 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
     recipe = choose_augmentation(config, data)
     return write_report(compiled_embed, augment_batch, state, data, config, directory, recipe)
 
-  return Experiment(init, step, evaluate, report, embed)
+  # Images as they are stored, uint8, to features.
+  variables = lambda state: {"params": state.params, "batch_stats": state.batch_stats}
+  to_features = lambda state, images: method.embed(variables(state), to_network(to_unit(images, data.levels)))[0]
+  model = lambda state: jax.jit(partial(to_features, state))
+  return Experiment(init, step, evaluate, report, embed, model)
 
 
 def make_feeds(config: ContrastiveConfig) -> Feeds:

@@ -6,6 +6,7 @@ return Experiment(init, step, make_evaluate(env, act, config), make_report(env, 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -142,6 +143,11 @@ def run_episodes(
   start = (jnp.zeros([], jnp.int32), state, observation, alive, zero, zero.astype(jnp.int32))
   carry = jax.lax.while_loop(running, one, start)
   return carry[4], carry[5]
+
+
+def as_policy(act: Callable[[State, Any], Any]) -> Callable[[State], Callable[[Any], Any]]:
+  """The contract's `model`: state -> (observation of one environment -> the greedy action)."""
+  return lambda state: jax.jit(functools.partial(act, state))
 
 
 def make_evaluate(env: Environment, act: Callable[[State, Any], Any], config: RLConfig):
