@@ -491,9 +491,9 @@ def moco_v2_augmentation(image_shape: tuple[int, int, int], blur: bool | None = 
 
 
 def grey_augmentation(
-  image_shape: tuple[int, int, int], crop: tuple[float, float] = (0.5, 1.0), jitter: float = 0.4
+  image_shape: tuple[int, int, int], crop: tuple[float, float] = (0.7, 1.0), jitter: float = 0.8
 ) -> Augmentation:
-  """For grey photographs of one object each: a mild crop, flip, brightness and contrast.
+  """For grey photographs of one object each: a mild crop, flip, strong changes of brightness and contrast.
 
   Without colours a harder crop, as SimCLR's, leaves little to tell objects apart by. `crop` is the range of the area's
   share.
