@@ -56,6 +56,9 @@ class Config(RLConfig):
     for name in ("learning_rate", "critic_learning_rate"):
       require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
 
+  def idle_flags(self):
+    return super().idle_flags() | {"precision": "features and weights are float32"}
+
 
 class State(NamedTuple):
   step: Int[Array, ""]

@@ -80,6 +80,14 @@ class Config(OffPolicyConfig):
     for name in ("first_epsilon", "final_epsilon", "exploration"):
       require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
 
+  def idle_flags(self):
+    idle = {}
+    if self.first_epsilon == self.final_epsilon:
+      idle["exploration"] = "--first_epsilon and --final_epsilon are the same"
+    if self.tau == self.target_period == 1:
+      idle["double"] = "with --tau=1 and --target_period=1 the target network is the online network"
+    return super().idle_flags() | idle
+
 
 class State(NamedTuple):
   step: Int[Array, ""]

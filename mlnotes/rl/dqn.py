@@ -136,6 +136,7 @@ def sample_exploration(
 
 
 def act_greedily(q: Float[Array, "*B A"]) -> Int[Array, "*B"]:
+  """The action of the largest value, the first of equals."""
   return jnp.argmax(q, axis=-1).astype(jnp.int32)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from mlnotes.errors import InputError
 from mlnotes.rl.env import Discrete, Environment, Trajectory
 
 
@@ -52,13 +53,29 @@ def _rows(tree: PyTree) -> int:
   return jax.tree.leaves(tree)[0].shape[0]
 
 
+def _check_entries(data: PyTree, batch: PyTree) -> None:
+  """A write would broadcast or truncate what does not fit: refuse it."""
+  held, given = jax.tree.structure(data), jax.tree.structure(batch)
+  if held != given:
+    raise InputError(f"entries are {given}: expected {held}, as in the replay.")
+  count = jnp.shape(jax.tree.leaves(batch)[0])[:1]
+  for (path, buffer), new in zip(jax.tree_util.tree_leaves_with_path(data), jax.tree.leaves(batch)):
+    if jnp.shape(new) != (*count, *buffer.shape[1:]) or jnp.result_type(new) != buffer.dtype:
+      name = jax.tree_util.keystr(path) or "entries"
+      raise InputError(
+        f"{name} has shape {jnp.shape(new)} and dtype {jnp.result_type(new)}: expected "
+        f"({', '.join(map(str, ('N', *buffer.shape[1:])))}{'' if buffer.ndim > 1 else ','}) and {buffer.dtype}, with "
+        "one N for all."
+      )
+
+
 def init_replay(example: PyTree, capacity: int) -> Replay:
   """An empty buffer for entries of the shapes and dtypes of `example` (arrays or ShapeDtypeStructs).
 
-  Raises ValueError for a capacity below 1.
+  Raises InputError for a capacity below 1.
   """
   if capacity < 1:
-    raise ValueError(f"capacity={capacity} is out of range: expected 1 or more.")
+    raise InputError(f"capacity={capacity} is out of range: expected 1 or more.")
   data = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
   return Replay(data, jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
 
@@ -75,11 +92,12 @@ def init_env_replay(env: Environment, capacity: int) -> Replay:
 def add(replay: Replay, batch: PyTree) -> Replay:
   """Appends the N entries of `batch`, (N, ...), in order; the oldest make way once the buffer is full.
 
-  Raises ValueError where N exceeds the capacity.
+  Raises InputError where N exceeds the capacity, and for entries of other names, shapes or dtypes than the buffer's.
   """
+  _check_entries(replay.data, batch)
   capacity, count = _rows(replay.data), _rows(batch)
   if count > capacity:
-    raise ValueError(f"{count} entries do not fit into a replay of {capacity}: expected at most that many.")
+    raise InputError(f"{count} entries do not fit into a replay of {capacity}: expected at most that many.")
   rows = (replay.position + jnp.arange(count)) % capacity
   write = lambda buffer, new: buffer.at[rows].set(new, unique_indices=True, mode="promise_in_bounds")
   data = jax.tree.map(write, replay.data, batch)
@@ -87,10 +105,12 @@ def add(replay: Replay, batch: PyTree) -> Replay:
 
 
 def sample(replay: Replay, key: Key[Array, ""], batch_size: int) -> PyTree:
-  """`batch_size` valid entries, uniformly and with replacement: (batch_size, ...).
+  """`batch_size` valid entries, uniformly and with replacement: (batch_size, ...). Raises InputError for none.
 
   An empty buffer has none: what it gives is zeros, which the caller must not learn from.
   """
+  if batch_size < 1:
+    raise InputError(f"batch_size={batch_size} is out of range: expected 1 or more.")
   rows = jax.random.randint(key, (batch_size,), 0, jnp.maximum(replay.size, 1))
   return jax.tree.map(lambda buffer: buffer.at[rows].get(mode="promise_in_bounds"), replay.data)
 

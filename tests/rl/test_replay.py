@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mlnotes.errors import InputError
 from mlnotes.rl.env import Trajectory, make_env
 from mlnotes.rl.off_policy import update_target
 from mlnotes.rl.replay import add, as_transitions, init_env_replay, init_replay, sample, sample_batches
@@ -92,6 +93,24 @@ def test_errors():
     init_replay(EXAMPLE, 0)
   with pytest.raises(ValueError, match="8 entries do not fit into a replay of 7"):
     add(init_replay(EXAMPLE, 7), entries(range(8)))
+  with pytest.raises(ValueError, match="batch_size=0"):
+    sample(init_replay(EXAMPLE, 7), jax.random.key(0), 0)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"vector": jnp.ones((4, 1))}, r"\['vector'\] has shape \(4, 1\) .* expected \(N, 3\)"),
+    ({"vector": jnp.ones((1, 3))}, r"\['vector'\] has shape \(1, 3\) .* one N for all"),
+    ({"number": jnp.ones(4)}, r"\['number'\] has shape \(4,\) and dtype float32: expected \(N,\) and int32"),
+    ({"number": jnp.ones((4, 1), jnp.int32)}, r"\['number'\] has shape \(4, 1\)"),
+    ({"more": jnp.ones(4)}, "expected .* as in the replay"),
+  ],
+)
+def test_entries_that_do_not_fit_are_refused(change, message):
+  """A write would repeat them, or cut them off to whole numbers."""
+  with pytest.raises(InputError, match=message):
+    add(init_replay(EXAMPLE, 7), {**entries(range(4)), **change})
 
 
 def test_transitions_keep_the_final_observation_and_the_discount():
