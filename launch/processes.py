@@ -4,10 +4,12 @@
     python -m experiments.diffusion.ddpm --workdir=runs/digits
 
 Everything after -- is the command of each process. What process 0 says is shown; what the others say is shown where
-they fail. Ctrl-C and SIGTERM go to all of them, and the death of one ends all. On the CPU --devices_per_process
+they fail. Ctrl-C and every other signal that would end the launcher go to all of them, its own death by SIGKILL ends
+all, and so does the death of one. On the CPU --devices_per_process
 simulates that many devices; on a GPU machine leave it out and give each process its own devices, or use one process.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -17,13 +19,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from mlnotes.errors import InputError
 from mlnotes.flags import BaseConfig, field, require, run
 
+# A closed terminal, Ctrl-C, Ctrl-\, Slurm's warning and schedulers: what ends the launcher reaches the processes.
+FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+# Reads the process groups and then waits for the launcher's last word: without one it was killed, and they end too.
+_GUARD = """
+groups=
+while read -r word; do [ "$word" = done ] && exit 0; groups="$groups -$word"; done
+for group in $groups; do kill -s TERM -- "$group"; done
+seconds=0
+while [ "$seconds" -lt "$0" ]; do
+  alive=
+  for group in $groups; do kill -s 0 -- "$group" && alive=yes; done
+  [ "$alive" ] || exit 0
+  sleep 1
+  seconds=$((seconds + 1))
+done
+for group in $groups; do kill -s KILL -- "$group"; done
+"""
 # How long the others may take to notice by themselves, and then to follow SIGTERM.
 SECONDS_TO_END = 40.0
 _LAST_LINES = 10
@@ -82,6 +101,30 @@ def wait_for(processes: Sequence[subprocess.Popen], seconds_to_end: float) -> in
   return first if first is not None else next((i for i, p in enumerate(processes) if p.returncode), None)
 
 
+@contextlib.contextmanager
+def guard(seconds_to_end: float) -> Iterator[Callable[[int], None]]:
+  """Gives the function that puts a process group under guard: it ends if this process is killed or the body fails.
+
+  It gets SIGTERM, and after `seconds_to_end` SIGKILL.
+  """
+  command = ["sh", "-c", _GUARD, str(max(1, round(seconds_to_end)))]
+  watcher = subprocess.Popen(
+    command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+    start_new_session=True,
+  )  # fmt: skip
+
+  def tell(word: int | str) -> None:
+    watcher.stdin.write(f"{word}\n")
+    watcher.stdin.flush()
+
+  try:
+    yield tell
+    tell("done")
+  finally:  # after an error without that word
+    watcher.stdin.close()
+    watcher.wait()
+
+
 def run_processes(command: Sequence[str], config: Config) -> int:
   """Runs `command` in every process to the end; returns the exit code of them all."""
   logs: list[IO[str] | None] = [None]
@@ -94,10 +137,12 @@ def run_processes(command: Sequence[str], config: Config) -> int:
       if process.poll() is None:
         process.send_signal(number)
 
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, forward)
-  with tempfile.TemporaryDirectory(prefix="processes-") as directory:
-    logs += [(Path(directory) / f"{i}.log").open("w+", errors="replace") for i in range(1, config.processes)]
+  for number in FORWARDED:
+    if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+      signal.signal(number, forward)
+  with tempfile.TemporaryDirectory(prefix="processes-") as directory, guard(config.seconds_to_end) as protect:
+    files = [Path(directory) / f"{i}.log" for i in range(1, config.processes)]
+    logs += [path.open("w+", encoding="utf-8", errors="replace") for path in files]
     for env, log in zip(make_environments(config, find_free_port(), os.environ), logs):
       # A session of its own: Ctrl-C reaches it through `forward`, and only once.
       options = {} if log is None else {"stdout": log, "stderr": subprocess.STDOUT}
@@ -105,6 +150,9 @@ def run_processes(command: Sequence[str], config: Config) -> int:
         processes.append(subprocess.Popen(command, env=env, start_new_session=True, **options))
       except OSError as error:
         raise InputError(f"{command[0]} cannot be run: {error.strerror}.") from error
+      protect(processes[-1].pid)
+      if received:  # before there was anyone to hear it
+        processes[-1].send_signal(received[-1])
     pids = " ".join(str(process.pid) for process in processes)
     print(f"{config.processes} processes: {pids}", file=sys.stderr, flush=True)
     first = wait_for(processes, config.seconds_to_end)

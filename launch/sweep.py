@@ -48,7 +48,9 @@ MOST_LINES = 40
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
-  experiment: tuple[str, ...] = field((), "names as in `python -m experiments`, with commas between")
+  experiment: tuple[str, ...] = field(
+    (), "names as in `python -m experiments`, modules or .py files of one's own, with commas between"
+  )
   workdir: str = field("runs/sweep", "directory of the work directories of all runs")
   fixed: str = field("", "flags of all runs, as on a command line")
   grid: str = field("", "name=v1,v2; other=v1,v2: all combinations")

@@ -6,6 +6,10 @@
 An image is H x W x C in [0, 1] with C = 1 (grey) or 3 (RGB); values stay in [0, 1] and the type is kept. What is
 random takes a key and calls arithmetic that is not, with torchvision's definitions, so that either can be checked
 alone. Changes of colour leave a grey image as it is.
+
+Raises ValueError, from every function, for an image that is not of this kind: a batch that was not vmapped, channels
+first where that can be told, integers, and values outside [0, 1] where they are known (not traced); for probabilities
+outside [0, 1]; and for sizes and ranges that are none.
 """
 
 from collections.abc import Callable
@@ -22,6 +26,48 @@ Scalar: TypeAlias = Real[Array, ""] | float | int
 
 # ITU-R BT.601, as in PIL.
 _LUMA = (0.299, 0.587, 0.114)
+
+
+# ---- What is refused -------------------------------------------------------------------------------------------------
+
+
+def _refuse_unless(condition: bool, name: str, found: str, expected: str) -> None:
+  if not condition:
+    raise ValueError(f"{name} got {found}: expected {expected}.")
+
+
+def _is_known(*values: Scalar | Array) -> bool:
+  return not any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def _check_image(name: str, image: Array) -> None:
+  shape = f"an image of shape {image.shape}"
+  _refuse_unless(image.ndim == 3, name, shape, "H x W x C (jax.vmap for a batch)")
+  _refuse_unless(jnp.issubdtype(image.dtype, jnp.floating), name, f"{image.dtype} values", "floats in [0, 1]")
+  if _is_known(image) and image.size:
+    values = np.asarray(image, np.float32)  # jnp would trace where the caller does
+    low, high = values.min(), values.max()
+    # Resampling leaves the interval by a rounding.
+    _refuse_unless(low >= -0.01 and high <= 1.01, name, f"values from {low:g} to {high:g}", "floats in [0, 1]")
+
+
+def _check_colors(name: str, shape: tuple[int, ...], axis: int = -1) -> None:
+  channels = shape[axis]
+  _refuse_unless(channels in (1, 3), name, f"an image of {channels} channels", "1 (grey) or 3 (RGB), in the last axis")
+
+
+def _check_size(name: str, size: tuple[int, ...]) -> None:
+  _refuse_unless(len(size) == 2 and min(size) >= 1, name, f"size = {tuple(size)}", "(h, w) of 1 pixel or more")
+
+
+def _check_range(name: str, argument: str, bounds: tuple[float, float]) -> None:
+  low, high = bounds
+  _refuse_unless(0 < low <= high, name, f"{argument} = {tuple(bounds)}", "0 < low <= high")
+
+
+def _check_factor(name: str, factor: Scalar) -> None:
+  if _is_known(factor):
+    _refuse_unless(float(factor) >= 0, name, f"factor = {factor}", "0 or more")
 
 
 # ---- Arithmetic: geometry --------------------------------------------------------------------------------------------
@@ -57,6 +103,14 @@ def crop_and_resize(
   Two matrix products. Nothing is read outside the box, which must lie inside the image; it may be traced, and of
   fractions of pixels. (`jax.image.scale_and_translate` blends in what is outside.)
   """
+  _check_image("crop_and_resize", image)
+  _check_size("crop_and_resize", size)
+  if _is_known(top, left, height, width):
+    rows, columns, _ = image.shape
+    top, left, height, width = (float(value) for value in (top, left, height, width))
+    inside = top >= 0 and left >= 0 and height > 0 and width > 0 and top + height <= rows and left + width <= columns
+    box = f"the box (top, left, height, width) = ({top}, {left}, {height}, {width})"
+    _refuse_unless(inside, "crop_and_resize", box, f"one of more than 0 pixels inside {rows} x {columns}")
   rows = compute_resize_weights(top, height, image.shape[0], size[0])
   columns = compute_resize_weights(left, width, image.shape[1], size[1])
   return _resample(image, rows, columns)
@@ -64,6 +118,7 @@ def crop_and_resize(
 
 def flip_horizontal(image: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
   """Left becomes right."""
+  _check_image("flip_horizontal", image)
   return image[:, ::-1]
 
 
@@ -72,8 +127,11 @@ def affine(
 ) -> Float[Array, "H W C"]:
   """Turns counter-clockwise and magnifies about the centre, then shifts by pixels; one bilinear resampling.
 
-  Outside the image there is 0, which the border is interpolated with, as in torchvision.
+  Outside the image there is 0, which the border is interpolated with, as in torchvision. zoom > 0.
   """
+  _check_image("affine", image)
+  if _is_known(zoom):
+    _refuse_unless(float(zoom) > 0, "affine", f"zoom = {zoom}", "a magnification above 0")
   height, width, _ = image.shape
   angle = jnp.deg2rad(degrees)
   cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
@@ -94,6 +152,7 @@ def _blend(image: Float[Array, "..."], other: Float[Array, "..."] | float, facto
 
 def _luma(image: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
   """The greyscale of an image with its channels along `axis`, in one channel."""
+  _check_colors("a change of colour", image.shape, axis)
   if image.shape[axis] == 1:
     return image
   return sum(weight * channel for weight, channel in zip(_LUMA, jnp.split(image, 3, axis)))
@@ -101,21 +160,28 @@ def _luma(image: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
 
 def to_greyscale(image: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
   """0.299 R + 0.587 G + 0.114 B in each channel (ITU-R BT.601)."""
+  _check_image("to_greyscale", image)
   return jnp.broadcast_to(_luma(image), image.shape)
 
 
 def adjust_brightness(image: Float[Array, "H W C"], factor: Scalar) -> Float[Array, "H W C"]:
   """clip(factor image). factor >= 0; 1 changes nothing, 0 gives black."""
+  _check_image("adjust_brightness", image)
+  _check_factor("adjust_brightness", factor)
   return _blend(image, 0.0, factor)
 
 
 def adjust_contrast(image: Float[Array, "H W C"], factor: Scalar) -> Float[Array, "H W C"]:
   """clip(factor image + (1 - factor) mean of its greyscale). factor >= 0; 0 gives one grey."""
+  _check_image("adjust_contrast", image)
+  _check_factor("adjust_contrast", factor)
   return _blend(image, jnp.mean(_luma(image)), factor)
 
 
 def adjust_saturation(image: Float[Array, "H W C"], factor: Scalar) -> Float[Array, "H W C"]:
   """clip(factor image + (1 - factor) its greyscale). factor >= 0; 0 gives the greyscale."""
+  _check_image("adjust_saturation", image)
+  _check_factor("adjust_saturation", factor)
   return _blend(image, _luma(image), factor)
 
 
@@ -147,6 +213,10 @@ def adjust_hue(image: Float[Array, "H W C"], shift: Scalar) -> Float[Array, "H W
 
   so that neither the saturation nor a case distinction by sextant is needed.
   """
+  _check_image("adjust_hue", image)
+  _check_colors("adjust_hue", image.shape)
+  if _is_known(shift):
+    _refuse_unless(abs(float(shift)) <= 0.5, "adjust_hue", f"shift = {shift}", "turns in [-1/2, 1/2]")
   if image.shape[-1] == 1:
     return image
   return jnp.moveaxis(_turn_hue(jnp.moveaxis(image, -1, 0), shift), 0, -1)
@@ -164,6 +234,8 @@ def adjust_colors(
   operations for four. Here the first three are one blend, of which the other image is selected, and the hue is turned
   once, between two rounds of blends: a factor of 1 stands for a blend whose place is in the other round.
   """
+  _check_image("adjust_colors", image)
+  _check_colors("adjust_colors", image.shape)
   before = jnp.argmax(order == 3)
   blends = order[jnp.arange(3) + (jnp.arange(3) >= before)]
   is_grey = image.shape[-1] == 1
@@ -184,6 +256,7 @@ def adjust_colors(
 
 def solarize(image: Float[Array, "H W C"], threshold: Scalar) -> Float[Array, "H W C"]:
   """Inverts the values from `threshold` on."""
+  _check_image("solarize", image)
   return jnp.where(image >= threshold, 1 - image, image)
 
 
@@ -193,6 +266,9 @@ def gaussian_blur(image: Float[Array, "H W C"], sigma: Scalar, kernel_size: int)
   The image is reflected at its border. Raises ValueError unless `kernel_size` is odd, positive, and less than twice
   the image's shorter side, beyond which there is nothing to reflect.
   """
+  _check_image("gaussian_blur", image)
+  if _is_known(sigma):
+    _refuse_unless(float(sigma) > 0, "gaussian_blur", f"sigma = {sigma}", "a standard deviation above 0")
   half, shorter = kernel_size // 2, min(image.shape[:2])
   if kernel_size < 1 or kernel_size % 2 == 0 or half >= shorter:
     raise ValueError(
@@ -229,6 +305,8 @@ def compose(*augmentations: Augmentation) -> Augmentation:
 
 def random_apply(augmentation: Augmentation, p: Scalar) -> Augmentation:
   """With probability `p`, otherwise nothing. The size must not change."""
+  if _is_known(p):
+    _refuse_unless(0 <= float(p) <= 1, "random_apply", f"p = {p}", "a probability in [0, 1]")
 
   def apply(key, image):
     key_choice, key = jax.random.split(key)
@@ -268,6 +346,7 @@ def random_resized_crop(
   """A random box (`sample_crop_box`) resized to `size` = (h, w). Raises ValueError for an empty or reversed range."""
   if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
     raise ValueError(f"random_resized_crop got scale = {scale}, ratio = {ratio}: expected 0 < low <= high, scale <= 1.")
+  _check_size("random_resized_crop", size)
 
   def apply(key, image):
     return crop_and_resize(image, *sample_crop_box(key, image.shape[:2], scale, ratio), size)
@@ -282,6 +361,7 @@ def random_flip(p: Scalar = 0.5) -> Augmentation:
 
 def random_affine(degrees: float = 0.0, pixels: float = 0.0, zoom: tuple[float, float] = (1.0, 1.0)) -> Augmentation:
   """`affine` by uniform amounts: an angle up to +-degrees, each shift up to +-pixels, a magnification in `zoom`."""
+  _check_range("random_affine", "zoom", zoom)
 
   def apply(key, image):
     draws = jax.random.uniform(key, (4,))
@@ -314,6 +394,7 @@ def random_solarize(p: Scalar, threshold: Scalar = 0.5) -> Augmentation:
 
 def random_gaussian_blur(kernel_size: int, sigma: tuple[float, float] = (0.1, 2.0)) -> Augmentation:
   """`gaussian_blur` with a standard deviation uniform in `sigma` pixels."""
+  _check_range("random_gaussian_blur", "sigma", sigma)
 
   def apply(key, image):
     return gaussian_blur(image, jax.random.uniform(key, minval=sigma[0], maxval=sigma[1]), kernel_size)
@@ -369,6 +450,7 @@ def simclr_augmentation(
 
   Differences from the paper: the colours' arithmetic is torchvision's, not TensorFlow's.
   """
+  _check_colors("simclr_augmentation", image_shape)
   return compose(
     random_resized_crop(image_shape[:2], scale=(0.08, 1.0)),
     random_flip(),
@@ -383,6 +465,7 @@ def moco_augmentation(image_shape: tuple[int, int, int]) -> Augmentation:
 
   The flip, their last, commutes with the colours; last, it made the compiler evaluate all before it twice.
   """
+  _check_colors("moco_augmentation", image_shape)
   return compose(
     random_resized_crop(image_shape[:2], scale=(0.2, 1.0)),
     random_flip(),
@@ -397,12 +480,27 @@ def moco_v2_augmentation(image_shape: tuple[int, int, int], blur: bool | None = 
   `blur`: None blurs images larger than 32 pixels only. Differences from the code: the blur is a Gaussian cut to a
   tenth of the image, where PIL approximates one without a bound.
   """
+  _check_colors("moco_v2_augmentation", image_shape)
   return compose(
     random_resized_crop(image_shape[:2], scale=(0.2, 1.0)),
     random_flip(),  # commutes with what follows
     random_apply(color_jitter(0.4, 0.4, 0.4, 0.1), 0.8),
     random_greyscale(0.2),
     *_random_blur(image_shape, blur),
+  )
+
+
+def grey_augmentation(
+  image_shape: tuple[int, int, int], crop: tuple[float, float] = (0.5, 1.0), jitter: float = 0.4
+) -> Augmentation:
+  """For grey photographs of one object each: a mild crop, flip, brightness and contrast.
+
+  Without colours a harder crop, as SimCLR's, leaves little to tell objects apart by. `crop` is the range of the area's
+  share.
+  """
+  _check_colors("grey_augmentation", image_shape)
+  return compose(
+    random_resized_crop(image_shape[:2], scale=crop), random_flip(), random_apply(color_jitter(jitter, jitter), 0.8)
   )
 
 
@@ -419,6 +517,7 @@ def digit_augmentation(
   No flip: a mirrored digit is another shape, or another digit. `crop` is the range of the area's share, `shift` a
   share of the shorter side.
   """
+  _check_colors("digit_augmentation", image_shape)
   return compose(
     random_resized_crop(image_shape[:2], scale=crop),
     random_affine(degrees, shift * min(image_shape[:2])),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.errors import InputError
+from mlnotes.summary import Score
 
 
 def _is_key(leaf) -> bool:
@@ -26,16 +27,35 @@ def keys_to_data(tree: Any) -> Any:
 
 def data_to_keys(tree: Any, like: Any) -> Any:
   """The inverse of `keys_to_data`; `like` tells where the keys were."""
-  return jax.tree.map(lambda x, leaf: jax.random.wrap_key_data(x) if _is_key(leaf) else x, tree, like)
+  wrap = lambda x, leaf: jax.random.wrap_key_data(x, impl=_generator(leaf)) if _is_key(leaf) else x
+  return jax.tree.map(wrap, tree, like)
+
+
+def _generator(leaf: Any) -> Any:
+  """The generator of a key, or of a ShapeDtypeStruct of one."""
+  found = []
+  jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+  return found[0]
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+  return jax.tree.map(jnp.copy, keys_to_data(tree))
 
 
 # A number, because Orbax warns at every checkpoint without a metric.
-_NO_SCORE = sys.float_info.max
+_NO_SCORE, _MANY = sys.float_info.max, 2**31
 
 
-def _rank(metrics: Mapping[str, float]) -> float:
+def _rank(metrics: Mapping[str, Any]) -> tuple[int, float]:
   """Orbax keeps what ranks highest."""
-  return -metrics["score"]
+  return (-metrics.get("lost", 0), -metrics["score"])
+
+
+def _as_metrics(score: Score | None) -> dict[str, Any]:
+  if score is None or not np.isfinite(score.value):
+    return {"score": _NO_SCORE, "lost": _MANY}
+  return {"score": float(score.value), "lost": int(score.lost)}
 
 
 class Checkpoints:
@@ -45,9 +65,11 @@ class Checkpoints:
   checkpoint is visible only when it is complete: a process killed while saving leaves the previous one.
 
   Where several processes train as one, each of them calls every method; all see one directory.
+
+  read_only: for whoever looks at what another process may be writing: nothing is created, removed or saved.
   """
 
-  def __init__(self, directory: Path):
+  def __init__(self, directory: Path, *, read_only: bool = False):
     import orbax.checkpoint as ocp
 
     managers = ocp.checkpoint_managers
@@ -61,8 +83,12 @@ class Checkpoints:
       directory.absolute(),
       options=ocp.CheckpointManagerOptions(
         best_fn=_rank,
-        preservation_policy=managers.AnyPreservationPolicy(keep),
-        cleanup_tmp_directories=True,
+        preservation_policy=None if read_only else managers.AnyPreservationPolicy(keep),
+        # The half of a checkpoint that a killed process has left; of a living one it is being written.
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        save_interval_steps=0 if read_only else 1,
+        read_only=read_only,
       ),
     )
 
@@ -73,10 +99,17 @@ class Checkpoints:
     """The checkpoint with the lowest score; the last one where none has a score."""
     return self._manager.best_step()
 
-  def save(self, step: int, state: Any, metadata: Mapping[str, Any], score: float | None) -> None:
+  def best_score(self) -> Score | None:
+    """Of the best checkpoint; None where none has a score."""
+    step = self.best_step()
+    found = (None if step is None else self._manager.metrics(step)) or {}
+    scored = found.get("score", _NO_SCORE) != _NO_SCORE
+    return Score(int(found.get("lost", 0)), found["score"]) if scored else None
+
+  def save(self, step: int, state: Any, metadata: Mapping[str, Any], score: Score | None) -> None:
     """Starts saving; the caller may donate `state` as soon as this returns. No `score`: kept only while it is last."""
     # A copy on the device: the next update overwrites the buffers of a donated state while they are being written.
-    state = jax.jit(lambda tree: jax.tree.map(jnp.copy, keys_to_data(tree)))(state)
+    state = _copy(state)
     with _disk_errors():
       self._save(step, state, metadata, score)
 
@@ -84,9 +117,14 @@ class Checkpoints:
     self._manager.save(
       step,
       args=self._args.Composite(state=self._args.StandardSave(state), metadata=self._args.JsonSave(dict(metadata))),
-      metrics={"score": float(score) if score is not None and np.isfinite(score) else _NO_SCORE},
+      metrics=_as_metrics(score),
       force=True,
     )
+
+  def check(self) -> None:
+    """Raises what has gone wrong in the threads that save, without waiting for them."""
+    with _disk_errors():
+      self._manager.check_for_errors()
 
   def wait(self) -> None:
     """Blocks until what was started is on disk; raises what went wrong."""
@@ -113,6 +151,22 @@ class Checkpoints:
       ) from error
     return data_to_keys(restored["state"], like), restored["metadata"]
 
+  def restore_as_saved(self, step: int) -> Any:
+    """The pytree of checkpoint `step` as plain containers of NumPy arrays, keys as their raw data.
+
+    Raises InputError for a checkpoint that cannot be read.
+    """
+    import orbax.checkpoint as ocp
+
+    path = self.directory.absolute() / str(step) / "state"
+    as_array = lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray)
+    try:
+      with ocp.PyTreeCheckpointer() as reader:
+        shapes = reader.metadata(path).item_metadata.tree
+        return reader.restore(path, ocp.args.PyTreeRestore(restore_args=jax.tree.map(as_array, shapes)))
+    except Exception as error:
+      raise InputError(f"the checkpoint {path.parent} cannot be read ({type(error).__name__}).") from error
+
   def close(self) -> None:
     self._manager.close()
 
@@ -120,9 +174,11 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    # After an error closing would wait for other processes, and these may be gone.
-    if error is None or jax.process_count() == 1:
+    if error is None:
       self.close()
+    elif jax.process_count() == 1:  # otherwise closing would wait for other processes, and these may be gone
+      with contextlib.suppress(Exception):  # what could not be saved has been said
+        self.close()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from absl import app, logging
@@ -61,9 +62,11 @@ class BaseConfig:
     return cls(**given)
 
 
-def field(default: Any, help: str, *, free: bool = False, refines: bool = False) -> Any:
+def field(default: Any, help: str, *, free: bool | Literal["report"] = False, refines: bool = False) -> Any:
   """A dataclass field with its help text. `free` fields may change between a run and its resumption.
 
+  free: True for what changes no figure; "report" for what changes those of the evaluation and the report alone: a
+    finished run is reported again where it differs.
   refines: the text describes an inherited flag more closely and leaves its meaning as it is.
   """
   return dataclasses.field(default=default, metadata={"help": help, "free": free, "refines": refines})
@@ -100,6 +103,20 @@ def _require_same_fields(config_class: type) -> None:
 
 def _spell(kind: Any) -> str:
   return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def experiment_name(config_class: type) -> str:
+  """What an experiment is called: by the module that defines its config, `rl.ppo` for experiments/rl/ppo.py.
+
+  One's own is called after its module, or its file, the same whether it is run or imported.
+  """
+  name = config_class.__module__
+  module = sys.modules.get(name)
+  if name == "__main__" and getattr(module, "__spec__", None):
+    name = module.__spec__.name
+  elif name == "__main__" or name.startswith("_experiment_"):  # a file that is run, or that `experiments` imports
+    name = Path(getattr(module, "__file__", "") or "interactive").stem
+  return name.removesuffix(".__main__").removeprefix("experiments.")
 
 
 def config_fields(config_class: type) -> Iterator[tuple[dataclasses.Field, Any, typing.Mapping[str, Any]]]:
@@ -242,9 +259,29 @@ def _unfit(values: absl_flags.FlagValues, error: absl_flags.IllegalFlagValueErro
   return f"--{found[1]}={found[2]} cannot be read: expected {expected}."
 
 
-def no_flag(program: str, name: str, values: absl_flags.FlagValues, hint: str = "") -> InputError:
+# What other codes call the flags that this one calls otherwise.
+_ALIASES = {
+  "lr": "learning_rate", "alpha": "learning_rate", "step_size": "learning_rate", "bs": "batch_size",
+  "batch": "batch_size", "minibatch_size": "batch_size", "epochs": "steps", "max_steps": "steps",
+  "num_steps": "steps", "iterations": "steps", "updates": "steps", "total_timesteps": "steps", "wd": "weight_decay",
+  "gamma": "discount", "tau": "target_decay", "temp": "temperature", "env_id": "env", "env_name": "env",
+  "environment": "env", "n_envs": "num_envs", "num_environments": "num_envs", "data": "dataset",
+  "data_path": "dataset", "output_dir": "workdir", "logdir": "workdir", "log_dir": "workdir", "out_dir": "workdir",
+  "save_dir": "workdir", "num_seeds": "seeds", "random_seed": "seed", "dtype": "precision", "gpus": "devices",
+  "n_devices": "devices", "num_devices": "devices", "log_interval": "log_every", "eval_interval": "eval_every",
+  "save_every": "checkpoint_every", "save_interval": "checkpoint_every", "optim": "optimizer", "opt": "optimizer",
+  "scheduler": "schedule", "warmup": "warmup_steps", "grad_clip": "clip_norm", "max_grad_norm": "clip_norm",
+  "hidden_sizes": "hidden", "hidden_dims": "hidden", "k": "knn_k", "resume": "workdir",
+}  # fmt: skip
+
+
+def no_flag(program: str, name: str, values: absl_flags.FlagValues, hint: str = "", command: str = "") -> InputError:
   """What is to be said of a flag that is not there: `hint`, else the nearest that is."""
-  hint = hint or nearest(name, sorted(values), f"python -m {program} --helpshort lists them.")
+  plain = name.replace("-", "_").lower()
+  known = next((other for other in (plain, _ALIASES.get(plain)) if other in values), None)
+  if not hint and known:
+    hint = f"did you mean --{known}?"
+  hint = hint or nearest(name, sorted(values), f"{command or f'python -m {program}'} --helpshort lists them.")
   return InputError(f"{program} has no flag --{name}: {hint}")
 
 

@@ -1,7 +1,7 @@
 """The one training loop: logging, evaluation, checkpoints, exact resume, clean stops, the result card.
 
     def main(config: Config) -> int:
-      return train("diffusion.ddpm", make(config), make_feeds(config), config)
+      return train(make(config), make_feeds(config), config)
 
 Run the same command again and it goes on where it stopped, or says that it is finished.
 """
@@ -15,8 +15,10 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,13 +30,16 @@ from mlnotes.cache import cache_directory
 from mlnotes.checkpoint import Checkpoints
 from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment
-from mlnotes.flags import BaseConfig, field, require
-from mlnotes.plot import plot_curves
-from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_means
-from mlnotes.progress import Progress
-from mlnotes.record import Record, config_dict, print_metrics, summarize
-from mlnotes.rows import RowsRecord
+from mlnotes.flags import BaseConfig, experiment_name, field, require
+from mlnotes.plot import plain_style, plot_curves
+from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_finite, window_means
+from mlnotes.progress import Progress, take_warnings, warn
+from mlnotes.record import Record, config_dict, print_metrics, read_metrics, summarize
+from mlnotes.rows import BestRows, RowsRecord
+from mlnotes.start_from import learned_state
+from mlnotes.summary import Score, format_summary, is_better, make_score, over_seeds
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.EIO)
 # A dispatch runs as many updates as fit into about this many seconds, so that a signal is answered soon.
 SECONDS_PER_DISPATCH = 1.0
 
@@ -51,6 +56,7 @@ class LoopConfig(BaseConfig):
   many_processes: ClassVar[bool] = True
 
   workdir: str = field("", "directory of the run; empty: runs/<experiment>-<hash of the settings>", free=True)
+  start_from: str = field("", "work directory of a run whose last checkpoint gives what the first state has learned")
   rows: str = field("", "file of runs to train side by side, as launch.sweep --vectorize writes it", free=True)
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(1, "how many seeds to train side by side in one program, from --seed on")
@@ -58,10 +64,12 @@ class LoopConfig(BaseConfig):
   precision: Literal["float32", "bfloat16"] = field("float32", "arithmetic of the network; parameters are float32")
   log_every: int = field(50, "updates between two lines of metrics, which are means over them")
   eval_every: int = field(500, "updates between two evaluations; 0: only at the end")
-  checkpoint_every: int = field(500, "updates between two checkpoints; 0: only at the end", free=True)
+  checkpoint_every: int = field(
+    500, "updates between two checkpoints, beside those of a new best; 0: only at the end", free=True
+  )
   devices: int = field(0, "how many of the local devices to use; 0: all", free=True)
   fsdp: int = field(1, "spread the large arrays of the state over groups of this many devices; 1: not", free=True)
-  report_seeds: int = field(3, "how many of the seeds get pictures and final figures of their own", free=True)
+  report_seeds: int = field(3, "how many of the seeds get pictures and final figures of their own", free="report")
   tensorboard: bool = field(True, "write TensorBoard events beside metrics.jsonl", free=True)
 
   def __post_init__(self):
@@ -93,7 +101,10 @@ def default_workdir(experiment: str, config: LoopConfig) -> Path:
 
 
 class _Signals:
-  """Turns SIGTERM, SIGUSR2 (Slurm's warning) and Ctrl-C into a request to stop; a further Ctrl-C stops at once."""
+  """Turns SIGTERM, SIGUSR2 (Slurm's warning), SIGHUP (a closed terminal) and Ctrl-C into a request to stop.
+
+  A further Ctrl-C stops at once. In a thread, which no signal reaches, it does nothing.
+  """
 
   def __init__(self):
     self.received: int | None = None
@@ -105,11 +116,14 @@ class _Signals:
         raise KeyboardInterrupt
       return  # a scheduler may send one signal after the other
     self.received = number
-    print("stopping after the updates (or the compilation) in progress; Ctrl-C to stop at once", file=sys.stderr)
+    with contextlib.suppress(OSError):  # by the descriptor: the interrupted code may be printing
+      os.write(2, b"stopping after the updates (or the compilation) in progress; Ctrl-C to stop at once\n")
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-      self._previous[number] = signal.signal(number, self._handle)
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+          self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *_):
@@ -142,24 +156,66 @@ class _Run:
     self.best_metric = best_metric
     self.sign = sign
     self.saved_step: int | None = None
+    self._has_evaluated = False
     self.step_seconds: list[float] = []
     self.evaluation: Mapping[str, np.ndarray] = {}
+    self.started_from: Mapping[str, Any] | None = None
+    self.best: tuple[int, Score] | None = None
+    # Several runs keep the best state of each; they have the last one of all in common.
+    self.best_rows = BestRows(len(self.parts)) if record.config.rows and record.config.checkpoint_every else None
+
+  @contextlib.contextmanager
+  def compiling(self, what: str) -> Iterator[None]:
+    before = self.program.compile_seconds
+    self.progress.say(f"compiling {what} ...")
+    yield
+    self.progress.say(f"compiled in {self.program.compile_seconds - before:.1f} s")
 
   def start(self) -> None:
     """Restores the last checkpoint, or makes the first state."""
     latest = self.checkpoints.latest_step()
+    if latest != self.config.steps and self.record.card() is not None:
+      raise InputError(
+        f"--workdir={self.record.directory} is finished, but its last checkpoint is gone, and another report needs it: "
+        "expected the flags that it was reported with, or another --workdir."
+      )
     if latest is None:
       self.step, self.window = 0, self.program.empty_window()
-      self.state = self.record.place(self.program.init())
+      with self.compiling("the first state"):
+        self.state = self.record.place(self.program.init())
+      if self.config.start_from:
+        self._start_from()
+      if self.best_rows:
+        self.best_rows.start({"state": self.state, "window": self.window})
     else:
       like = {"state": self.program.abstract_state, "window": self.program.abstract_window}
-      restored, metadata = self.checkpoints.restore(latest, like)
+      restored, metadata = self.checkpoints.restore(latest, like | ({"best": like} if self.best_rows else {}))
       self.step, self.state, self.window = latest, restored["state"], restored["window"]
       self.saved_step = latest
-      if self.program.streamed:
-        self.program.feeds.train.set_state(metadata["data"])
+      self.started_from = metadata.get("started_from")
+      self._check_data(metadata.get("data"))
+      if self.best_rows:
+        self.best_rows.resume(restored["best"], metadata["best"])
+      elif (score := self.checkpoints.best_score()) is not None:
+        self.best = (self.checkpoints.best_step(), score)
       self.progress.say(f"resumed from step {latest}")
+    if self.program.streamed:
+      self.program.feeds.train.seek(self.step)  # as in resident data, the step is the position
     self.record.open(self.step)
+
+  def _start_from(self) -> None:
+    found, step = learned_state(self.config.start_from, self.state, self.program.num_seeds)
+    self.state = found
+    self.started_from = {"run": config_dict(self.config)["start_from"], "step": step}
+    self.progress.say(f"starts from step {step} of {self.config.start_from}")
+
+  def _check_data(self, found: Any) -> None:
+    ours = self.program.feeds.fingerprint
+    if isinstance(found, str) and found and ours and found != ours:
+      raise InputError(
+        f"--workdir={self.record.directory}: the data are not those that this run has learned from (found {ours}, "
+        f"there: {found}); expected the same data, or another --workdir."
+      )
 
   def next_count(self) -> int:
     """How many updates reach the next stop, or take about a second by this process's clock."""
@@ -171,33 +227,39 @@ class _Run:
     """`count` updates; then what is due after them."""
     start = time.perf_counter()
     self.state, self.window = jax.block_until_ready(self.program.update(self.state, self.window, count))
+    self.checkpoints.check()
     self.step_seconds.append((time.perf_counter() - start) / count)
     self.step += count
     if _due(self.step, self.config.log_every, self.config):
       self._log()
     else:
-      self._check_finite(window_means(self.window))
+      self._check_finite(window_finite(self.window))
       self.progress.update(self.step, {}, self.step_seconds[-1])
-    score = None
+    score, is_best = None, False
     if _due(self.step, self.config.eval_every, self.config):
       self.evaluate()
-      score = self.score()
-    if _due(self.step, self.config.checkpoint_every, self.config):
+      if self.best_rows:
+        scores = [self.score(rows) for _, rows in self.parts]
+        self.best_rows.update(self.step, {"state": self.state, "window": self.window}, scores)
+      else:
+        score = self.score()
+        is_best = self.config.checkpoint_every > 0 and is_better(score, self.best and self.best[1])
+    if is_best or _due(self.step, self.config.checkpoint_every, self.config):
       self.save(score)
 
   def _log(self) -> None:
     means = window_means(self.window)
-    self._check_finite(means)
+    self._check_finite(window_finite(self.window))
     for record, rows in self.parts:
       record.log(self.step, "train", window_means(self.window, rows))
     self.window = self.program.empty_window()
     self.progress.update(self.step, means, self.step_seconds[-1])
     self.record.log_events(self.step, {"timing/step_seconds": self.step_seconds[-1]})
 
-  def _check_finite(self, means: Mapping[str, np.ndarray]) -> None:
-    finite = np.logical_and.reduce([np.isfinite(v) for v in means.values()]) if means else np.array(True)
-    if not np.any(finite):
-      bad = sorted(name for name, value in means.items() if not np.any(np.isfinite(value)))
+  def _check_finite(self, finite: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError where every seed has something that is not finite."""
+    if finite and not np.any(np.logical_and.reduce(list(finite.values()))):
+      bad = sorted(name for name, seeds in finite.items() if not np.all(seeds))
       self.checkpoints.wait()
       where = f"in {self.record.directory}"
       kept = f"the state of step {self.saved_step} is {where}" if self.saved_step else f"no state is saved {where}"
@@ -206,72 +268,101 @@ class _Run:
         "--learning_rate or --clip_norm=1."
       )
 
-  def score(self) -> float | None:
-    """The best metric of the last evaluation, mean over the seeds, with the sign that makes lower better."""
-    return (
-      self.sign * float(np.mean(self.evaluation[self.best_metric])) if self.best_metric in self.evaluation else None
-    )
+  def score(self, rows: Any = ...) -> Score | None:
+    """What the last evaluation says of the seeds, or of some of them; None where none is finite."""
+    return make_score(self.evaluation[self.best_metric][rows], "min" if self.sign > 0 else "max")
+
+  def best_of(self, record: Record) -> dict[str, Any] | None:
+    """The best checkpoint of a run for its result card."""
+    if self.best_rows:
+      (found,) = [found for found, (own, _) in zip(self.best_rows.found, self.parts) if own is record]
+    else:
+      found = self.best and [self.best[0], *self.best[1]]
+    return found and {"step": found[0], "value": self.sign * found[2], "lost_seeds": found[1]}
+
+  def measure(self) -> None:
+    """Evaluates the state."""
+    first = contextlib.nullcontext() if self._has_evaluated else self.compiling("the evaluation")
+    self._has_evaluated = True
+    with first:
+      self.evaluation = self.program.evaluate(self.state)
 
   def evaluate(self) -> None:
-    self.evaluation = self.program.evaluate(self.state)
+    self.measure()
     for record, rows in self.parts:
       record.log(self.step, "eval", {name: np.asarray(value[rows]) for name, value in self.evaluation.items()})
     self.progress.say(f"step {self.step}: evaluation {_brief(self.evaluation)}")
 
-  def save(self, score: float | None = None) -> None:
+  def save(self, score: Score | None = None) -> None:
     """Saves the state unless no seed's parameters are finite."""
     if self.saved_step == self.step:
       return
-    params = getattr(self.state, "params", ())
-    if jax.tree.leaves(params) and not np.any(all_finite(params, self.program.num_seeds > 1)):
-      self._check_finite({"params": np.array(np.nan)})
-    data = self.program.feeds.train.get_state() if self.program.streamed else None
-    metadata = {"config": config_dict(self.config), "data": data}
-    self.checkpoints.save(self.step, {"state": self.state, "window": self.window}, metadata, score)
+    if not np.any(self.finite()):
+      self._check_finite({"params": np.array(False)})
+    for record, _ in self.parts:
+      record.sync()
+    tree, metadata = {"state": self.state, "window": self.window}, self._metadata(self.config)
+    if self.best_rows:
+      tree, metadata = tree | {"best": self.best_rows.tree}, metadata | {"best": self.best_rows.found}
+    self.checkpoints.save(self.step, tree, metadata, score)
     self.saved_step = self.step
+    if is_better(score, self.best and self.best[1]):
+      self.best = (self.step, score)
+
+  def _metadata(self, config: LoopConfig) -> dict[str, Any]:
+    return {"config": config_dict(config), "data": self.program.feeds.fingerprint, "started_from": self.started_from}
+
+  def finite(self) -> np.ndarray:
+    """Whether the parameters are: (), or (seeds,)."""
+    params = getattr(self.state, "params", ())
+    return all_finite(params, self.program.num_seeds > 1) if jax.tree.leaves(params) else np.array(True)
 
   def hand_over(self) -> list[tuple[Record, Any]]:
-    """Saves the last state of each of several runs in its own work directory; returns those whose state is finite."""
-    params = getattr(self.state, "params", ())
-    finite = all_finite(params, self.program.num_seeds > 1) if jax.tree.leaves(params) else np.array(True)
+    """Saves the last state of each of several runs in its own work directory, and its best.
+
+    Returns those whose last state is finite.
+    """
+    finite = self.finite()
     parts = [(record, rows) for record, rows in self.parts if np.any(finite[rows] if finite.ndim else finite)]
     for record, rows in parts:
       checkpoints = Checkpoints(record.directory / "checkpoints")
+      metadata = self._metadata(record.config)
+      best = self.best_rows.found[self.parts.index((record, rows))] if self.best_rows else None
+      if best and best[0] < self.step:
+        checkpoints.save(best[0], take_rows(self.best_rows.tree, rows), metadata, Score(*best[1:]))
       own = {"state": take_rows(self.state, rows), "window": take_rows(self.window, rows)}
-      checkpoints.save(self.step, own, {"config": config_dict(record.config), "data": None}, None)
+      checkpoints.save(self.step, own, metadata, self.score(rows) if self.evaluation else None)
       checkpoints.wait()
       checkpoints.close()
     return parts
 
 
 def _brief(values: Mapping[str, Any]) -> str:
-  def one(value):
-    s = summarize(value)
-    return f"{s['mean']:.4g}" + (f" ± {s['std']:.2g}" if np.ndim(value) else "")
-
-  return "  ".join(f"{name} {one(value)}" for name, value in values.items())
+  return "  ".join(f"{name} {format_summary(over_seeds(value))}" for name, value in values.items())
 
 
 def peak_memory_bytes(device: jax.Device) -> int:
   """The device's peak where it keeps one, otherwise the process's peak resident set."""
   stats = device.memory_stats() or {}
-  return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+  unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS
+  return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit))
 
 
 def train(
-  name: str,
   experiment: Experiment,
   feeds: Feeds,
   config: LoopConfig,
   *,
+  name: str = "",
   best_metric: str = "loss",
   best_mode: Literal["min", "max"] = "min",
 ) -> int:
   """Trains to `config.steps` updates in the work directory, resuming what is there; returns the exit code.
 
   Args:
-    name: "<chapter>.<method>".
-    best_metric: the evaluation metric whose best checkpoint is kept beside the last one.
+    name: "<chapter>.<method>"; empty: that of the module that defines the config.
+    best_metric: the evaluation metric whose best checkpoint is kept beside the last one. An evaluation that is better
+      than all before it saves its state, whether a checkpoint is due or not.
 
   Returns:
     0 when finished, 128 + n when stopped by signal n (the state is saved).
@@ -280,18 +371,18 @@ def train(
     InputError: a work directory of another run, one that cannot be written, a corrupt checkpoint, a loss that is
       not finite. What was saved before stays.
   """
+  name = name or experiment_name(type(config))
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
   writes = jax.process_index() == 0
   options = {"writes": writes, "tensorboard": config.tensorboard}
   record = RowsRecord(name, config, **options) if config.rows else Record(workdir, name, config, **options)
   directory = record.directory
-  card = record.finished()
-  finished, _ = distributed.agree(int(card is not None), 0)
-  if finished:
-    if writes:
-      print(f"{directory} is finished ({card['steps']} steps): see {record.result_path}; remove it to run again.")
-    return 0
   try:
+    if _is_finished(record):
+      return 0
+    _hold(record)
+    if _is_finished(record):  # another process has been at it meanwhile
+      return 0
     return _train(record, experiment, feeds, config, best_metric, best_mode)
   except InputError:
     record.forget()
@@ -305,7 +396,7 @@ def train(
       "or smaller sizes."
     ) from error
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+    if error.errno not in _DISK_ERRORS:
       raise
     raise InputError(
       f"--workdir={directory} cannot be written: {os.strerror(error.errno)}; what was saved before is intact, "
@@ -315,11 +406,36 @@ def train(
     record.close()
 
 
+def _is_finished(record: Record | RowsRecord) -> bool:
+  card = record.finished()
+  finished, _ = distributed.agree(int(card is not None), 0)
+  if finished and record.writes:
+    print(
+      f"{record.directory} is finished ({card['steps']} steps): see {record.result_path}. Without that file the same "
+      "command redoes the report; without the directory it trains anew."
+    )
+  return bool(finished)
+
+
+def _hold(record: Record | RowsRecord) -> None:
+  """Takes the work directory, in one process for all of them."""
+  refused = None
+  try:
+    record.hold()
+  except InputError as error:
+    refused = error
+  if distributed.agree(0, int(refused is not None))[1]:
+    raise refused or InputError(f"--workdir={record.directory} could not be taken by process 0 of this run.")
+
+
 def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   started = time.perf_counter()
   enable_compilation_cache()
   directory = record.directory
   program = Program(experiment, feeds, record.seeds, make_mesh(config.devices, config.fsdp))
+  if best_metric not in program.evaluation_names:
+    found = ", ".join(program.evaluation_names) or "none"
+    raise InputError(f"{record.experiment}: best_metric is {best_metric!r}: expected one that is evaluated ({found}).")
   require(not (config.rows and program.streamed), "rows", config.rows, "data that stays on the device")
   require(not config.rows or jax.process_count() == 1, "rows", config.rows, "a single process")
   examples = config.units_per_update * config.seeds
@@ -328,10 +444,13 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   with contextlib.closing(progress), Checkpoints(directory / "checkpoints") as checkpoints:
     run = _Run(program, record, checkpoints, progress, best_metric, sign)
     with _Signals() as signals:
+      if jax.config.jax_disable_jit:
+        progress.say("note: JAX_DISABLE_JIT has no effect on what is compiled ahead, and makes all else slow.")
       progress.say(f"{record.experiment} in {directory} on {_describe(program)}")
       run.start()
       if run.step < config.steps:
-        program.compile()
+        with run.compiling("the update"):
+          program.compile()
         distributed.wait_for_all("compiled")  # a collective does not wait long for a process that still compiles
       while run.step < config.steps:
         # Each process has its own clock, and the signal may have reached only one.
@@ -346,12 +465,11 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
           return 128 + received
         run.advance(count)
     if not run.evaluation:
-      run.evaluation = program.evaluate(run.state)
+      run.measure()
     checkpoints.wait()
     progress.close()
     parts = run.hand_over() if config.rows else run.parts
-    for part, rows in parts:
-      _finish(run, part, rows, experiment, started)
+    _finish(run, parts, experiment, started)
     if lost := [str(part.directory) for part, rows in run.parts if (part, rows) not in parts]:
       raise InputError(f"parameters not finite: {', '.join(lost)}; try a lower --learning_rate or --clip_norm=1.")
     distributed.wait_for_all("finished")
@@ -365,23 +483,37 @@ def _describe(program: Program) -> str:
   return f"{len(devices)} x {devices[0].device_kind}{processes}{seeds}"
 
 
-def _finish(run: _Run, record: Record, rows: Any, experiment: Experiment, started: float) -> None:
-  """Pictures, final figures and the result card of one run, whose seeds are `rows` of the program's."""
-  program, config, state = run.program, record.config, take_rows(run.state, rows)
-  if not record.writes:
+def _finish(run: _Run, parts: Sequence[tuple[Record, Any]], experiment: Experiment, started: float) -> None:
+  """The result card of each run, whose seeds are its rows of the program's; then its report, and the card again."""
+  states = [take_rows(run.state, rows) for _, rows in parts]
+  finite = run.finite()
+  if not run.record.writes:
     return
+  cards = []
+  for record, rows in parts:
+    cards.append(_training_card(run, record, rows, finite[rows] if finite.ndim else finite, started))
+    record.write_result(**cards[-1], reported=False)
+  for (record, _), state, card in zip(parts, states, cards):
+    start = time.perf_counter()
+    with plain_style():
+      figures = _report(run, record, state, experiment)
+    card["metrics"] = card["metrics"] | {name: summarize(values) for name, values in figures.items()}
+    card["timing"] = card["timing"] | {"report_seconds": time.perf_counter() - start}
+    card["warnings"] = [*card["warnings"], *take_warnings()]
+    record.write_result(**card, reported=True)
+    seconds = "  ".join(f"{k} {v:.4g}" for k, v in card["timing"].items() if v is not None)
+    print(f"{seconds}  peak_memory {card['memory']['peak_bytes'] / 2**20:.0f} MiB", file=sys.stderr)
+    print_metrics(card["metrics"])
+    if best := card["best_checkpoint"]:
+      chosen = f", chosen on the {card['best_split']} split" if card["best_split"] else ""
+      print(f"best checkpoint: step {best['step']}, {run.best_metric} {best['value']:.4g}{chosen}")
+    print(f"finished{', with warnings' if card['warnings'] else ''}: {record.result_path}")
+
+
+def _training_card(run: _Run, record: Record, rows: Any, finite: np.ndarray, started: float) -> dict[str, Any]:
+  """What is known of a run before its report."""
+  program, config, before = run.program, record.config, record.card()
   unit, examples = config.UNIT, config.units_per_update * config.seeds
-  figures: dict[str, list[float]] = {}
-  axis = ("update", 1) if unit == "examples" else (unit.replace("_", " "), config.units_per_update)
-  plot_curves(record.directory, *axis, first=run.best_metric)
-  for i in range(min(config.seeds, config.report_seeds)):
-    directory = record.directory / f"seed_{config.seed + i}" if config.seeds > 1 else record.directory
-    directory.mkdir(exist_ok=True)
-    run.progress.say(f"report {f'of seed {config.seed + i} ' if config.seeds > 1 else ''}in {directory}")
-    for name, value in (experiment.report(seed_state(state, i, config.seeds), directory) or {}).items():
-      figures.setdefault(name, []).append(value)
-  evaluation = {name: value[rows] for name, value in run.evaluation.items()}
-  metrics = {name: summarize(v) for name, v in {**evaluation, **figures}.items()}
   step_seconds = float(np.median(run.step_seconds)) if run.step_seconds else None
   timing = {
     "compile_seconds": program.compile_seconds,
@@ -390,12 +522,75 @@ def _finish(run: _Run, record: Record, rows: Any, experiment: Experiment, starte
     "data_wait_seconds": program.feeds.train.wait_seconds if program.streamed else 0.0,
     "wall_seconds": time.perf_counter() - started,
   }
-  peak = peak_memory_bytes(jax.local_devices()[0])
-  record.write_result(
-    finished=True, steps=config.steps, metrics=metrics, best_metric=run.best_metric,
-    best_mode="min" if run.sign > 0 else "max", timing=timing, memory={"peak_bytes": peak}, device=_describe(program),
-  )  # fmt: skip
-  seconds = "  ".join(f"{k} {v:.4g}" for k, v in timing.items() if v is not None)
-  print(f"{seconds}  peak_memory {peak / 2**20:.0f} MiB", file=sys.stderr)
-  print_metrics(metrics)
-  print(f"finished: {record.result_path}")
+  memory = {"peak_bytes": peak_memory_bytes(jax.local_devices()[0])}
+  if before is not None and not run.step_seconds:  # reported again: the figures of the training stay
+    timing, memory = before.get("timing", timing), before.get("memory", memory)
+  take_warnings()
+  for text in _divergence(record, finite):
+    warn(text)
+  return {
+    "finished": True, "steps": config.steps,
+    "metrics": {name: summarize(value[rows]) for name, value in run.evaluation.items()},
+    "best_metric": run.best_metric, "best_mode": "min" if run.sign > 0 else "max",
+    "best_split": program.feeds.split, "best_checkpoint": run.best_of(record),
+    "timing": timing, "memory": memory, "device": _describe(program), "data": program.feeds.fingerprint,
+    "started_from": run.started_from, "warnings": take_warnings(),
+  }  # fmt: skip
+
+
+# A training loss that has grown to this, and by as much, has learned nothing.
+ABSURD_LOSS = 1e6
+
+
+def _divergence(record: Record, finite: np.ndarray) -> list[str]:
+  """Sentences about the seeds that have diverged: parameters that are not finite, a training loss beyond all bounds."""
+  said = []
+  name = lambda bad: f" of seed {', '.join(str(s) for s, b in zip(record.seeds, bad) if b)}" if np.size(bad) > 1 else ""
+  lost = np.atleast_1d(~finite)
+  if lost.any():
+    said.append(f"the parameters{name(lost)} are not finite")
+  lines = [line for line in read_metrics(record.metrics_path) if line.get("train/loss") is not None]
+  if lines:
+    values = lambda line: np.array(line.get("train/loss/seeds", [line["train/loss"]]), np.float64)  # null: NaN
+    first, last = values(lines[0]), values(lines[-1])
+    absurd = (last > ABSURD_LOSS) & ~(last <= ABSURD_LOSS * np.abs(first))
+    if absurd.any():
+      said.append(f"the training loss{name(absurd)} ended at {last[absurd].max():.3g}, from {first[absurd].max():.3g}")
+  return [f"{what}: training has diverged; try a lower --learning_rate or --clip_norm=1." for what in said]
+
+
+def _report(run: _Run, record: Record, state: Any, experiment: Experiment) -> dict[str, list[float]]:
+  """Pictures and final figures of one run, seed by seed. What cannot be drawn or measured is a warning."""
+  config = record.config
+  axis = ("update", 1) if config.UNIT == "examples" else (config.UNIT.replace("_", " "), config.units_per_update)
+  with _warning(f"{record.directory / 'curves.png'} could not be drawn"):
+    plot_curves(record.directory, *axis, first=run.best_metric)
+  figures = []
+  for i in range(min(config.seeds, config.report_seeds)):
+    of_seed = f" of seed {config.seed + i}" if config.seeds > 1 else ""
+    directory = record.directory / f"seed_{config.seed + i}" if config.seeds > 1 else record.directory
+    directory.mkdir(exist_ok=True)
+    run.progress.say(f"report{of_seed} in {directory}")
+    figures.append(None)
+    with _warning(f"the report{of_seed} in {directory} is not complete"):
+      figures[-1] = experiment.report(seed_state(state, i, config.seeds), directory) or {}
+  names = dict.fromkeys(name for found in figures if found for name in found)
+  # A seed whose report failed keeps its place; a figure that does not exist for a seed is left out.
+  return {
+    name: [np.nan if found is None else found[name] for found in figures if found is None or name in found]
+    for name in names
+  }
+
+
+@contextlib.contextmanager
+def _warning(what: str) -> Iterator[None]:
+  """Turns an error of the body into a warning that begins with `what`; a disk that is full stays an error."""
+  try:
+    yield
+  except Exception as error:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+      raise
+    frames = traceback.extract_tb(error.__traceback__)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    where = "" if isinstance(error, InputError) else f" ({type(error).__name__}, {frames[-1].name})"
+    warn(f"{what}: {reason}{where}; without result.json the same command tries again.")

@@ -1,28 +1,72 @@
 """The pictures that reports share. Matplotlib is imported when one is drawn, without a display."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlnotes.progress import warn
 from mlnotes.record import read_metrics
+
+
+@contextlib.contextmanager
+def plain_style() -> Iterator[None]:
+  """Within it pictures are drawn as Matplotlib draws by itself, whatever a matplotlibrc or MPLBACKEND asks for."""
+  backend = os.environ.pop("MPLBACKEND", None)  # one that is not there is an error of the import
+  try:
+    import matplotlib
+  finally:
+    if backend is not None:
+      os.environ["MPLBACKEND"] = backend
+  with matplotlib.rc_context():
+    matplotlib.rcdefaults()
+    yield
+
+
+def as_text(name: str) -> str:
+  """`name` for a picture: a dollar is a dollar, not the beginning of a formula."""
+  return name.replace("$", r"\$")
 
 
 def new_figure(rows: int = 1, columns: int = 1, *, width: float, height: float) -> tuple[Any, np.ndarray]:
   """(figure, axes[rows, columns]) in inches, independent of any global Matplotlib state."""
-  from matplotlib.figure import Figure
+  with plain_style():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-  return figure, figure.subplots(rows, columns, squeeze=False)
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(figure: Any, path: Path) -> None:
+  """Writes the picture. One that cannot be drawn is a warning that names it; one that cannot be written an OSError."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path)
+  with plain_style():
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+      text.set_usetex(False)
+    try:
+      figure.savefig(path)
+    except OSError:
+      raise
+    except Exception as error:
+      path.unlink(missing_ok=True)
+      warn(f"{path} could not be drawn: {(str(error).strip() or type(error).__name__).splitlines()[0]}.")
 
 
 def show_images(axis: Any, images: np.ndarray, columns: int, *, gap: int = 1) -> None:
-  """Tiles images (N, H, W, C) with values in [0, 1] row by row on `axis`, without ticks. C is 1 or 3."""
+  """Tiles images (N, H, W, C) with values in [0, 1] row by row on `axis`, without ticks.
+
+  C is 1 (grey), 3 (RGB), 2 or 4 (the same with opacity, over white); of more channels the first three are shown.
+  """
+  if images.shape[-1] in (2, 4):
+    images = 1 - images[..., -1:] * (1 - images[..., :-1])
+  images = images[..., :3]
   count, height, width, channels = images.shape
   rows = -(-count // columns)
   sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels))
@@ -53,7 +97,7 @@ def plot_curves(directory: Path, unit: str = "update", per_update: int = 1, firs
   for axis, metric in zip(axes.flat, metrics):
     for split, style in (("train", "-"), ("eval", "o-")):
       _plot_metric(axis, lines, f"{split}/{metric}", style, per_update)
-    axis.set_title(metric)
+    axis.set_title(as_text(metric))
     axis.set_xlabel(unit)
     axis.legend(frameon=False)
   for axis in axes.flat[len(metrics) :]:

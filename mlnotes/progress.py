@@ -1,10 +1,13 @@
 """What a person sees while a run trains: a bar on a terminal, a plain line every so often elsewhere."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+
+from mlnotes.summary import over_seeds
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -28,13 +31,21 @@ class Progress:
     else:
       print(text, file=sys.stderr, flush=True)
 
+  @contextlib.contextmanager
+  def saying(self, doing: str, done: str) -> Iterator[None]:
+    """Says "`doing` ..." before the body, and after it "`done` in .. s"."""
+    self.say(f"{doing} ...")
+    start = time.perf_counter()
+    yield
+    self.say(f"{done} in {time.perf_counter() - start:.1f} s")
+
   def update(self, step: int, metrics: Mapping[str, np.ndarray], step_seconds: float) -> None:
     """The run is at `step`; `metrics` are the newest, or empty where nothing is new."""
     if self._quiet:
       return
     if metrics:
       names = sorted(metrics, key=lambda name: name != "loss")[:4]  # the loss first, the others as they come
-      self._metrics = "  ".join(f"{name} {np.mean(metrics[name]):.4g}" for name in names)
+      self._metrics = "  ".join(f"{name} {over_seeds(metrics[name]).mean:.4g}" for name in names)
     rate = f"{self._examples / step_seconds:,.0f} {self._unit}/s"
     if self._terminal:
       if self._bar is None:
@@ -52,3 +63,34 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
       self._bar = None
+
+
+def warn(text: str) -> None:
+  """Says what went wrong without ending the run; the result card will say it too."""
+  _warnings.append(text)
+  print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def take_warnings() -> list[str]:
+  """What `warn` has said since the last call."""
+  taken = list(_warnings)
+  _warnings.clear()
+  return taken
+
+
+_warnings: list[str] = []
+_said: tuple[str, float] = ("", 0.0)
+
+
+def report_step(text: str, done: int | None = None, total: int | None = None) -> None:
+  """Says on standard error what a report is doing, such as "sampling 2000 images", and how far it is.
+
+  May be called as often as one likes: a line comes where the text is new, and then at most every 10 seconds.
+  """
+  global _said
+  last, when = _said
+  if text == last and time.monotonic() - when < SECONDS_BETWEEN_LINES:
+    return
+  _said = text, time.monotonic()
+  far = "" if done is None else f": {done}" if total is None else f": {done} of {total}"
+  print(f"  {text}{far}", file=sys.stderr, flush=True)

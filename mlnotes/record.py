@@ -1,5 +1,6 @@
 """What a run leaves in its work directory: config, metrics, TensorBoard events, curves and the result card."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,15 +16,23 @@ from typing import Any
 
 import numpy as np
 
+import mlnotes
 from mlnotes.errors import InputError
+from mlnotes.experiment import PRNG_IMPL
 from mlnotes.flags import config_fields
+from mlnotes.hold import Hold
+from mlnotes.revision import Revision, find_revision
+from mlnotes.summary import format_summary, over_seeds
 
 
 def write_atomically(path: Path, text: str) -> None:
-  """Replaces the file in one step: a reader, or a crash, never sees half of it."""
+  """Replaces the file in one step: a reader, or a crash of the machine, never sees half of it."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
-    temporary.write_text(text)
+    with temporary.open("w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
@@ -42,27 +52,59 @@ def to_json(value: Any) -> Any:
 
 
 def summarize(values: Any) -> dict[str, Any]:
-  """{"mean", "std", "seeds"} of one value per seed; the spread is the sample standard deviation."""
-  values = np.atleast_1d(np.asarray(values, np.float64))
-  std = values.std(ddof=1) if values.size > 1 else 0.0
-  return {"mean": values.mean(), "std": std, "seeds": values}
+  """A figure as the result card has it: {"mean", "std", "finite", "seeds"}; see `mlnotes.summary` for the rule."""
+  figure, seeds = over_seeds(values), np.atleast_1d(np.asarray(values, np.float64))
+  return {"mean": figure.mean, "std": figure.std, "finite": figure.finite, "seeds": seeds}
 
 
-def print_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-  """One line per figure of `summarize`: mean, and the spread where there are several seeds."""
+def print_metrics(metrics: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str] = {}) -> None:
+  """One line per figure of `summarize`: mean, the spread where there are several seeds, and what `notes` say of it."""
   for name, value in metrics.items():
-    spread = f" ± {value['std']:.2g}" if len(value["seeds"]) > 1 else ""
-    print(f"{name:>32} {value['mean']:.4g}{spread}")
+    note = f"  {notes[name]}" if name in notes else ""
+    print(f"{name:>32} {format_summary(over_seeds(value['seeds']))}{note}")
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-  return json.loads(json.dumps(dataclasses.asdict(config)))
+  """The settings as JSON has them, with the paths of files that are read made absolute."""
+  return _absolute(json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+# What is written, and where: one may call it by another name, from another directory.
+_WRITTEN = ("workdir", "rows", "out")
+
+
+def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """`settings` with the names of files and directories that are there made absolute: a run may go on from elsewhere."""
+
+  def one(name, value):
+    if name in _WRITTEN or not isinstance(value, str) or not (os.sep in value or value.endswith(".npz")):
+      return value
+    try:
+      path = Path(value).expanduser()
+      return str(path.absolute()) if path.exists() else value
+    except (OSError, RuntimeError):
+      return value
+
+  return {name: one(name, value) for name, value in settings.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """The JSON object in a file. Raises OSError where it cannot be read, ValueError where it is something else."""
+  value = json.loads(path.read_text(encoding="utf-8"))
+  if not isinstance(value, dict):
+    raise ValueError("not a JSON object")
+  return value
+
+
+def free_fields(config_class: type, *kinds: Any) -> set[str]:
+  """The names of the fields whose `free` is one of `kinds` (see `mlnotes.flags.field`)."""
+  return {item.name for item, _, info in config_fields(config_class) if info.get("free") in kinds}
 
 
 class Record:
   """The files of one run. Only one process of a job writes; the others hold a Record with `writes=False`.
 
-  Raises InputError where the directory belongs to a run with other settings or cannot be written.
+  Nothing is written before `hold`. Raises InputError where the directory belongs to a run with other settings.
   """
 
   def __init__(
@@ -80,43 +122,80 @@ class Record:
     self.experiment = experiment
     self.config = config
     self.writes = writes
+    self._revision = find_revision() if writes else Revision("", None)  # now: the files may change while it trains
     self._tensorboard = tensorboard
     self._metrics_file = None
     self._events = None
-    self._check_config()
-    if writes:
-      try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-          directory / "config.json",
-          json.dumps({"experiment": experiment, "config": config_dict(config)}, indent=2) + "\n",
-        )
-      except OSError as error:
-        raise InputError(f"--workdir={directory} cannot be written: {error.strerror or error}.") from error
+    self._hold: Hold | None = None
+    self._made: list[Path] = []
+    self._notes = self._check_config()
 
-  def _check_config(self) -> None:
+  def hold(self) -> None:
+    """Takes the directory for this process until `close`, and leaves config.json in it.
+
+    Raises InputError where another process has it, where it belongs to other settings, where it cannot be written.
+    """
+    if not self.writes:
+      return
+    ours = [self.directory, *(self.directory / name for name in ("config.json", "checkpoints", "tensorboard"))]
+    made = [path for path in ours if not path.exists()]
+    try:
+      self.directory.mkdir(parents=True, exist_ok=True)
+      self._hold = Hold(self.directory)
+      self._check_config()  # another one may have come and gone
+      self._made = made
+      if self.card() is None:
+        self.write_config()
+    except OSError as error:
+      raise InputError(f"--workdir={self.directory} cannot be written: {error.strerror or error}.") from error
+    except InputError:
+      self.close()
+      raise
+    for note in self._notes:
+      print(f"note: {note}", file=sys.stderr)
+
+  def write_config(self) -> None:
+    text = json.dumps({"experiment": self.experiment, "config": config_dict(self.config)}, indent=2) + "\n"
+    write_atomically(self.directory / "config.json", text)
+
+  def _check_config(self) -> list[str]:
+    """Raises InputError where config.json is not that of this run; returns what is to be said about it."""
     path = self.directory / "config.json"
     try:
-      found = json.loads(path.read_text())
+      found = read_json(path)
+      theirs = found.get("config", {})
+      if not isinstance(theirs, dict):
+        raise ValueError("its config is not a JSON object")
     except (FileNotFoundError, NotADirectoryError):
       if (self.directory / "metrics.jsonl").exists() or (self.directory / "checkpoints").exists():
         raise InputError(f"--workdir={self.directory} holds a run without its config.json: expected both.") from None
-      return
+      return []
     except (OSError, ValueError) as error:
       raise InputError(f"{path} cannot be read ({error}): use another --workdir.") from error
     if found.get("experiment") != self.experiment:
       raise InputError(
         f"--workdir={self.directory} belongs to {found.get('experiment')}, not to {self.experiment}: use another one."
       )
-    free = {item.name for item, _, info in config_fields(type(self.config)) if info.get("free")}
-    ours, theirs = config_dict(self.config), found.get("config", {})
+    free = free_fields(type(self.config), True, "report")
+    ours, theirs = config_dict(self.config), _absolute(theirs)
+    # Code that has gained a flag goes on with a run that has not known it, as if by its default.
+    defaults = {item.name: item.default for item in dataclasses.fields(self.config) if item.name not in theirs}
+    theirs |= json.loads(json.dumps(defaults, default=str))
     names = sorted(name for name in ours.keys() | theirs.keys() if name not in free)
-    differ = [f"--{n}={ours.get(n)} (there: {theirs.get(n)})" for n in names if ours.get(n) != theirs.get(n)]
+    differ = {name: f"--{name}={ours.get(name)} (there: {theirs.get(name)})" for name in names}
+    differ = {name: text for name, text in differ.items() if ours.get(name) != theirs.get(name)}
     if differ:
+      longer = ""
+      if differ.keys() == {"steps"} and hasattr(self.config, "start_from"):
+        longer = f"; to train on from what it has learned, give another --workdir and --start_from={self.directory}"
       raise InputError(
-        f"--workdir={self.directory} belongs to a run with other settings: found {', '.join(differ)}; "
-        "expected the same flags, or another --workdir."
+        f"--workdir={self.directory} belongs to a run with other settings: found {', '.join(differ.values())}; "
+        f"expected the same flags, or another --workdir{longer}."
       )
+    return [
+      f"{path} was written by code without --{name}: its default {defaults[name]!r} is taken."
+      for name in sorted(defaults.keys() - free)
+    ]
 
   # -- the rows of the program: one run has them all, as `mlnotes.rows.RowsRecord` has those of several ---------------
 
@@ -135,15 +214,26 @@ class Record:
   # -- the beginning -----------------------------------------------------------------------------------------------
 
   def forget(self) -> None:
-    """Gives the directory back where nothing has been learned in it yet, so that other settings can have it."""
+    """Gives the directory back where nothing has been learned in it yet, so that other settings can have it.
+
+    Only what this process has made is removed.
+    """
+    learned = read_metrics(self.metrics_path) or any((self.directory / "checkpoints").glob("[0-9]*")) or self.card()
+    if self._metrics_file is not None and not learned:
+      self._made.append(self.metrics_path)
+    events = self._events.path if self._events is not None else None
     self.close()
-    checkpoints = self.directory / "checkpoints"
-    learned = read_metrics(self.metrics_path) or any(checkpoints.glob("[0-9]*")) or self.result_path.exists()
-    if self.writes and not learned:
-      for name in ("config.json", "metrics.jsonl"):
-        (self.directory / name).unlink(missing_ok=True)
-      for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(self.directory / name, ignore_errors=True)
+    if learned:
+      return
+    for path in [events, *reversed(self._made)]:
+      with contextlib.suppress(OSError):
+        if path is not None and path.name == "checkpoints":
+          shutil.rmtree(path)
+        elif path is not None and path.is_dir():
+          path.rmdir()  # unless somebody else has put something there
+        elif path is not None:
+          path.unlink()
+    self._made = []
 
   # -- metrics -----------------------------------------------------------------------------------------------------
 
@@ -157,23 +247,26 @@ class Record:
       return
     kept = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
     write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
-    self._metrics_file = self.metrics_path.open("a")
+    self._metrics_file = self.metrics_path.open("a", encoding="utf-8")
     if self._tensorboard:
-      from tensorboardX import SummaryWriter
-
-      self._events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+      self._events = _Events(self.directory / "tensorboard", step + 1)
 
   def log(self, step: int, split: str, values: Mapping[str, np.ndarray]) -> None:
-    """Appends one line: {"step": .., "<split>/<name>": mean, and with several seeds ".../std" and ".../seeds"}."""
+    """Appends one line: {"step": .., "<split>/<name>": mean, and with several seeds ".../std" and ".../seeds"}.
+
+    A seed whose value is not finite, or that has none, is null among the seeds; ".../finite" then counts the others.
+    """
     if not self.writes:
       return
     line = {"step": step}
     for name, value in values.items():
-      summary = summarize(value)
-      line[f"{split}/{name}"] = summary["mean"]
+      figure = over_seeds(value)
+      line[f"{split}/{name}"] = figure.mean
       if np.ndim(value):
-        line[f"{split}/{name}/std"] = summary["std"]
-        line[f"{split}/{name}/seeds"] = summary["seeds"]
+        line[f"{split}/{name}/std"] = figure.std
+        if figure.lost:
+          line[f"{split}/{name}/finite"] = figure.finite
+        line[f"{split}/{name}/seeds"] = value
     self._metrics_file.write(json.dumps(to_json(line)) + "\n")
     self._metrics_file.flush()
     self.log_events(step, {k: v for k, v in line.items() if k != "step" and not k.endswith("/seeds")})
@@ -181,14 +274,23 @@ class Record:
   def log_events(self, step: int, values: Mapping[str, float]) -> None:
     """TensorBoard alone: figures that differ from run to run, such as throughput."""
     if self._events is not None:
-      for name, value in values.items():
-        self._events.add_scalar(name, value, step)
+      self._events.write(step, values)
+
+  def sync(self) -> None:
+    """Has the metrics on disk, as a checkpoint that comes after them will be."""
+    if self._metrics_file is not None:
+      os.fsync(self._metrics_file.fileno())
 
   def close(self) -> None:
-    if self._metrics_file is not None:
-      self._metrics_file.close()
-    if self._events is not None:
-      self._events.close()
+    """Lets go of the files and of the directory."""
+    for file in (self._metrics_file, self._events):
+      if file is not None:
+        with contextlib.suppress(OSError):  # a full disk has been spoken of already
+          file.close()
+    self._metrics_file = self._events = None
+    if self._hold is not None:
+      self._hold.release()
+    self._hold = None
 
   # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -196,26 +298,70 @@ class Record:
   def result_path(self) -> Path:
     return self.directory / "result.json"
 
-  def finished(self) -> Mapping[str, Any] | None:
-    """The result card, where this run is complete."""
+  def card(self) -> Mapping[str, Any] | None:
+    """The result card, where training is complete; the report's figures may be those of other flags, or missing."""
     try:
-      card = json.loads(self.result_path.read_text())
+      card = read_json(self.result_path)
     except (OSError, ValueError):
       return None
-    return card if card.get("finished") else None
+    return card if card.get("finished") is True else None
+
+  def finished(self) -> Mapping[str, Any] | None:
+    """The result card, where this run is complete and reported as the flags ask for it."""
+    card = self.card()
+    if card is None or card.get("reported") is False:
+      return None
+    ours, theirs = config_dict(self.config), card.get("config")
+    theirs = theirs if isinstance(theirs, dict) else {}
+    same = all(theirs.get(name, ours[name]) == ours[name] for name in free_fields(type(self.config), "report"))
+    return card if same else None
 
   def write_result(self, **fields: Any) -> None:
-    """Writes result.json: who ran what, with which figures, on which machine and versions."""
+    """Writes config.json and result.json: who ran what, with which figures, on which machine and versions."""
     if not self.writes:
       return
     card = {
       "experiment": self.experiment,
       "command": self.command,
       **fields,
-      "versions": versions("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mlnotes"),
+      **self._revision._asdict(),
+      "prng": PRNG_IMPL,
+      "versions": versions("jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
       "config": config_dict(self.config),
     }
+    self.write_config()
     write_atomically(self.result_path, json.dumps(to_json(card), indent=2) + "\n")
+
+
+class _Events:
+  """TensorBoard's events, written by whoever calls: an error is seen where it happens, not in a thread of its own.
+
+  What earlier files hold from update `first` on is hidden, as of a run that goes on from a checkpoint before it.
+  """
+
+  def __init__(self, directory: Path, first: int):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    directory.mkdir(parents=True, exist_ok=True)
+    before = set(directory.iterdir())
+    self._event = Event
+    self._writer = EventsWriter(str(directory / "events"), f".{os.getpid()}.{first}")  # two may begin in one second
+    self.path = next((path for path in directory.iterdir() if path not in before), None)
+    self._writer.write_event(Event(step=first, wall_time=time.time(), file_version="brain.Event:2"))
+    start = SessionLog(status=SessionLog.START)
+    self._writer.write_event(Event(step=first, wall_time=time.time(), session_log=start))
+    self._writer.flush()
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    from tensorboardX.summary import scalar
+
+    for name, value in values.items():
+      self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 def command_line() -> str:
@@ -227,7 +373,7 @@ def command_line() -> str:
 
 
 def versions(*names: str) -> dict[str, str]:
-  found = {"python": sys.version.split()[0]}
+  found = {"python": sys.version.split()[0], "mlnotes": mlnotes.__version__}
   for name in names:
     try:
       found[name] = metadata.version(name)
@@ -252,12 +398,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
   """The lines of a metrics.jsonl; a last line that a crash cut short is left out. [] where there is no file."""
   lines = []
   try:
-    with path.open() as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
       for text in file:
         try:
-          lines.append(json.loads(text))
+          line = json.loads(text)
+          if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+            break
+          lines.append(line)
         except ValueError:
           break
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     pass
   return lines

@@ -8,21 +8,25 @@
 
 `settings` are fields of the config; `state` says where the state holds those that are not seeds; `command` is that of
 the run alone. Each run leaves in its own work directory what it would leave alone; only the checkpoints on the way are
-common.
+common, which also hold the best state of each so far.
 """
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mlnotes.checkpoint import data_to_keys, keys_to_data
 from mlnotes.errors import InputError
 from mlnotes.experiment import State
-from mlnotes.record import Record
+from mlnotes.hold import Hold
+from mlnotes.record import Record, read_json
+from mlnotes.summary import Score, is_better
 
 
 class RowsRecord:
@@ -31,7 +35,7 @@ class RowsRecord:
   def __init__(self, experiment: str, config: Any, *, writes: bool = True, tensorboard: bool = True):
     path = Path(config.rows)
     try:
-      found = json.loads(path.read_text())
+      found = read_json(path)
       belongs_to, self._runs = found["experiment"], found["runs"]
       configs = [dataclasses.replace(config, rows="", workdir=r["workdir"], **r["settings"]) for r in self._runs]
       self._values = [dict(r["state"]) for r in self._runs]
@@ -42,10 +46,26 @@ class RowsRecord:
       raise InputError(f"--rows={path} holds {len(configs)} runs of {belongs_to}: expected runs of {experiment}.")
     self.experiment, self.config, self.writes = experiment, config, writes
     self.directory = Path(config.workdir).expanduser() if config.workdir else path.parent
+    self._hold: Hold | None = None
     self.records = [
       Record(Path(c.workdir), experiment, c, writes=writes, tensorboard=tensorboard, command=command)
       for c, command in zip(configs, commands)
     ]
+
+  def hold(self) -> None:
+    """Takes the directory of the common checkpoints and that of each run."""
+    if self.writes and self.directory.absolute() not in {record.directory.absolute() for record in self.records}:
+      try:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._hold = Hold(self.directory)
+      except OSError as error:
+        raise InputError(f"--workdir={self.directory} cannot be written: {error.strerror or error}.") from error
+    try:
+      for record in self.records:
+        record.hold()
+    except InputError:
+      self.close()
+      raise
 
   @property
   def seeds(self) -> list[int]:
@@ -75,8 +95,15 @@ class RowsRecord:
       raise InputError(f"--rows={self.config.rows} sets {min(paths)}, which the state of {self.experiment} lacks.")
     return state
 
+  def card(self) -> Mapping[str, Any] | None:
+    return self._common(record.card() for record in self.records)
+
   def finished(self) -> Mapping[str, Any] | None:
-    cards = [record.finished() for record in self.records]
+    return self._common(record.finished() for record in self.records)
+
+  @staticmethod
+  def _common(cards: Iterable[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    cards = list(cards)
     return cards[0] if all(cards) else None
 
   @property
@@ -94,7 +121,49 @@ class RowsRecord:
   def forget(self) -> None:
     for record in self.records:
       record.forget()
+    self.close()
 
   def close(self) -> None:
     for record in self.records:
       record.close()
+    if self._hold is not None:
+      self._hold.release()
+    self._hold = None
+
+
+class BestRows:
+  """What each run of a program held at its best evaluation; saved with the program's state, and so resumed with it.
+
+  Attributes:
+    tree: arrays with the seed axis, the rows of a run from its own best update.
+    found: per run [update, seeds lost, value] of it, None where there is none yet.
+  """
+
+  def __init__(self, runs: int):
+    self.tree: Any = None
+    self.found: list[list[float] | None] = [None] * runs
+
+  def start(self, tree: Any) -> None:
+    # Buffers of its own: those of the state are donated to the next update.
+    self.tree = jax.tree.map(jnp.copy, tree)
+
+  def resume(self, tree: Any, found: Sequence[Sequence[float] | None]) -> None:
+    self.tree, self.found = tree, [row and list(row) for row in found]
+
+  def update(self, step: int, tree: Any, scores: Sequence[Score | None]) -> None:
+    """Takes over the rows of the runs whose `scores` are better than before."""
+    better = np.array([is_better(s, f and Score(*f[1:])) for s, f in zip(scores, self.found)])
+    if better.any():
+      self.tree = _choose_rows(better, tree, self.tree)
+      self.found = [[step, *s] if b else f for b, s, f in zip(better, scores, self.found)]
+
+
+@functools.partial(jax.jit, donate_argnums=2)
+def _choose_rows(chosen: Any, tree: Any, other: Any) -> Any:
+  """The rows of `tree` where `chosen`, else those of `other`."""
+
+  def one(x, y):
+    rows = jnp.repeat(chosen, x.shape[0] // len(chosen)) if x.ndim else chosen[0]  # one run of one seed has no axis
+    return jnp.where(rows.reshape(rows.shape + (1,) * (x.ndim - rows.ndim)), x, y)
+
+  return data_to_keys(jax.tree.map(one, keys_to_data(tree), keys_to_data(other)), tree)

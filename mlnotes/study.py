@@ -9,6 +9,8 @@ import jax
 
 from mlnotes.errors import InputError
 from mlnotes.loop import enable_compilation_cache
+from mlnotes.plot import plain_style
+from mlnotes.progress import take_warnings
 from mlnotes.record import Record, print_metrics, summarize
 
 
@@ -21,15 +23,19 @@ def run_study(name: str, config: Any, study: Callable[[Path], Mapping[str, Any]]
   directory = Path(config.workdir or f"runs/{name}{suffix}").expanduser()
   record = Record(directory, name, config, tensorboard=False)
   enable_compilation_cache()
+  record.hold()
   started = time.perf_counter()
   try:
-    metrics = {figure: summarize(values) for figure, values in study(directory).items()}
+    with plain_style():
+      metrics = {figure: summarize(values) for figure, values in study(directory).items()}
+    timing = {"wall_seconds": time.perf_counter() - started}
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    record.write_result(finished=True, metrics=metrics, timing=timing, device=device, warnings=take_warnings())
   except InputError:
     record.forget()
     raise
-  timing = {"wall_seconds": time.perf_counter() - started}
-  device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-  record.write_result(finished=True, metrics=metrics, timing=timing, device=device)
+  finally:
+    record.close()
   print_metrics(metrics)
   print(f"finished: {record.result_path}")
   return 0

@@ -1,6 +1,5 @@
 """Reads back what a training run has left: its settings and the state of one of its seeds."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from mlnotes.experiment import Experiment, State
 from mlnotes.flags import from_dict, require
 from mlnotes.loop import LoopConfig
 from mlnotes.program import Program, make_mesh, seed_state
+from mlnotes.record import read_json
 
 
 def load_config(directory: Path, config_classes: Mapping[str, type]) -> tuple[str, Any]:
@@ -20,13 +20,16 @@ def load_config(directory: Path, config_classes: Mapping[str, type]) -> tuple[st
   `config_classes` are those of the experiments that will do. Raises InputError for anything else.
   """
   try:
-    saved = json.loads((directory / "config.json").read_text())
-    name, values = saved["experiment"], saved["config"]
-  except (OSError, ValueError, KeyError) as error:
+    saved = read_json(directory / "config.json")
+    name, values = saved["experiment"], dict(saved["config"])
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(f"--run={directory} has no readable config.json: expected the --workdir of a run.") from error
   if name not in config_classes:
     raise InputError(f"--run={directory} is a run of {name}, expected {' or '.join(config_classes)}.")
-  return name, from_dict(config_classes[name], values)
+  try:
+    return name, from_dict(config_classes[name], values)
+  except (TypeError, ValueError) as error:
+    raise InputError(f"--run={directory}: its config.json cannot be used: {error}") from error
 
 
 def restore_states(
@@ -43,15 +46,24 @@ def restore_states(
   """
   seeds = range(config.seed, config.seed + config.seeds)
   require(model_seed < 0 or model_seed in seeds, "model_seed", model_seed, f"{seeds[0]} to {seeds[-1]}")
-  step = None
-  if (directory / "checkpoints").is_dir():
-    checkpoints = Checkpoints(directory / "checkpoints")
-    step = checkpoints.best_step() if checkpoint == "best" else checkpoints.latest_step()
-  if step is None:
-    raise InputError(f"--run={directory} has no checkpoint yet.")
   program = Program(experiment, feeds, seeds, make_mesh(1))
   like = {"state": program.abstract_state, "window": program.abstract_window}
-  state = checkpoints.restore(step, like)[0]["state"]
-  checkpoints.close()
+  state, step = _restore(directory, like, checkpoint)
   chosen = seeds if model_seed < 0 else [model_seed]
   return {seed: seed_state(state, seed - config.seed, config.seeds) for seed in chosen}, step
+
+
+def _restore(directory: Path, like: Any, checkpoint: Literal["last", "best"]) -> tuple[State, int]:
+  """A checkpoint of a run that may still be training, and removes a checkpoint when it has a later one."""
+  before = None
+  while True:
+    with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
+      step = checkpoints.best_step() if checkpoint == "best" else checkpoints.latest_step()
+      if step is None:
+        raise InputError(f"--run={directory} has no checkpoint yet.")
+      try:
+        return checkpoints.restore(step, like)[0]["state"], step
+      except InputError:
+        if step == before:
+          raise
+        before = step

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlnotes.data import DataConfig, load_data, make_feeds
+from mlnotes.data import DataConfig, load_data
+from mlnotes.data import make_feeds as make_data_feeds
 from mlnotes.experiment import Experiment, masked_mean
 from mlnotes.flags import run
 from mlnotes.loop import LoopConfig, train
@@ -26,8 +27,12 @@ class State(NamedTuple):
   opt_state: optax.OptState
 
 
-def make(config, data):
-  optimizer = make_optimizer(config, config.steps)
+def make_feeds(config):
+  return make_data_feeds(load_data(config), config)
+
+
+def make(config):
+  data, optimizer = load_data(config), make_optimizer(config, config.steps)
 
   def losses(params, batch):
     pixels = batch["image"].reshape(len(batch["label"]), -1) / data.levels
@@ -47,9 +52,12 @@ def make(config, data):
   return Experiment(init, step, evaluate, report=lambda state, directory: None)
 
 
+def make_model(config, state):
+  return jax.jit(lambda image: image.reshape(len(image), -1) / load_data(config).levels @ state.params)
+
+
 def main(config):
-  data = load_data(config)
-  return train("softmax", make(config, data), make_feeds(data, config), config)
+  return train(make(config), make_feeds(config), config)
 
 
 if __name__ == "__main__":

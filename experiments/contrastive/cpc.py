@@ -7,10 +7,10 @@ van den Oord et al. 2018 (arXiv:1807.03748).
 """
 
 import dataclasses
-from typing import Literal
 
 from mlnotes.contrastive.cpc import CPCNetwork, RowContext, group_norm, make_cpc
 from mlnotes.contrastive.experiment import (
+  AugmentationName,
   ContrastiveConfig,
   make_encoder,
   make_pretraining,
@@ -22,6 +22,7 @@ from mlnotes.contrastive.experiment import (
 from mlnotes.data import load_data
 from mlnotes.experiment import Experiment
 from mlnotes.flags import field, require, run
+from mlnotes.nn import GroupNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Config(ContrastiveConfig):
   batch_size: int = 64
   width: int = 16
   projection: int = 64  # of a patch and of its context
-  augmentation: Literal["auto", "digits", "simclr", "moco_v1", "moco_v2", "crop", "none"] = "none"
+  augmentation: AugmentationName = "none"
   patch_size: int = field(3, "pixels a side of a patch")
   patch_stride: int = field(1, "pixels between neighbouring patches")
   first_offset: int = field(0, "rows from a context to the first patch it predicts; 0: the first that share no pixel")
@@ -44,6 +45,8 @@ class Config(ContrastiveConfig):
     for name in ("patch_size", "patch_stride", "num_offsets", "context_layers"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.first_offset >= 0, "first_offset", self.first_offset, "0 or more")
+    groups = GroupNorm.groups
+    require(self.width % groups == 0, "width", self.width, f"a multiple of {groups}, the groups of its GroupNorm, or 0")
 
   def offsets(self, height: int) -> tuple[int, ...]:
     """The rows ahead that an image of this height allows. Raises InputError where there are none."""

@@ -50,6 +50,13 @@ class Config(TemperatureConfig, ContrastiveConfig):
     divides = self.bn_splits >= 1 and self.batch_size % self.bn_splits == 0
     require(divides, "bn_splits", self.bn_splits, f"a divisor of --batch_size={self.batch_size}")
 
+  def idle_flags(self):
+    idle = {}
+    if self.bn_splits in (1, self.batch_size):
+      whole = "the whole batch shares its statistics" if self.bn_splits == 1 else "each image has its own statistics"
+      idle["bn_shuffle"] = f"with --bn_splits={self.bn_splits} {whole}, in whichever order"
+    return super().idle_flags() | idle
+
 
 def make(config: Config) -> Experiment:
   data = load_data(config)

@@ -43,6 +43,14 @@ class Config(BaseConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "a number above 0")
 
+  def idle_flags(self):
+    idle = {}
+    if self.knn_k == 1:
+      idle["knn_temperature"] = "one neighbour (--knn_k=1) is right or wrong whatever its vote weighs"
+    if not any(self.labels_per_class):
+      idle["draws"] = "all labels (--labels_per_class=0) are drawn in one way only"
+    return super().idle_flags() | idle
+
 
 def draw_curves(path: Path, curves: Mapping[str, Mapping[int, np.ndarray]], num_all: float, title: str) -> None:
   """Accuracy over labels per class, learned features beside raw pixels, with the spread as bars."""
@@ -79,14 +87,14 @@ def main(config: Config) -> int:
   )
 
   def study(out: Path) -> dict[str, Any]:
-    from mlnotes.contrastive.knn import compute_knn_accuracy
+    from mlnotes.contrastive.knn import choose_k, compute_knn_accuracy
     from mlnotes.contrastive.probe import compute_probe_accuracy
     from mlnotes.contrastive.report import embed_split, to_pixels
 
     embed = jax.jit(experiment.embed)
     labels = [split.read(np.arange(len(split)))["label"] for split in (data.train, data.test)]
     knn = lambda pair: compute_knn_accuracy(
-      pair[1], labels[1], pair[0], labels[0], data.num_classes, min(config.knn_k, max(1, len(labels[0]) // 10)),
+      pair[1], labels[1], pair[0], labels[0], data.num_classes, choose_k(config.knn_k, len(labels[0])),
       config.knn_temperature,
     )  # fmt: skip
     probe = lambda pair, n: compute_probe_accuracy((pair[0], labels[0]), (pair[1], labels[1]), n, config.draws)

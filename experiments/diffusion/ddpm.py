@@ -22,9 +22,11 @@ from mlnotes import diffusion
 from mlnotes.data import DataConfig, DataSet, Feeds, load_data
 from mlnotes.data import make_feeds as make_data_feeds
 from mlnotes.diffusion.model import DiffusionModel
+from mlnotes.diffusion.report import MIN_SAMPLES, check_report
+from mlnotes.diffusion.schedule import MAX_STRATA
 from mlnotes.diffusion.unet import UNet
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
+from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.loop import LoopConfig, train
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer, update_ema
@@ -43,7 +45,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   eval_every: int = 500
   checkpoint_every: int = 500
 
-  timesteps: int = field(128, "T, the number of noise levels, 2 or more")
+  timesteps: int = field(128, "T, the number of noise levels, 2 to 65536")
   noise_schedule: Literal["linear", "cosine"] = field("cosine", "how the noise grows with time")
   first_noise: float = field(
     0.0, "standard deviation of the noise at t = 0, below 1; 0: 0.8 of half the distance between two grey levels"
@@ -55,7 +57,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   )
   vlb_weight: float = field(1e-3, "weight of the variational bound beside it, where the variance is learned")
   conditional: bool = field(True, "condition on the class label")
-  label_dropout: float = field(0.0, "share of labels hidden in training, for guidance, in [0, 1]")
+  label_dropout: float = field(0.0, "share of labels hidden in training, in [0, 1); --guidance needs some, such as 0.1")
   flip: bool = field(False, "mirror training images at random")
 
   channels: int = field(16, "of the U-Net's first level")
@@ -65,24 +67,64 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   dropout: float = field(0.0, "in the residual blocks, in [0, 1)")
   ema_decay: float = field(0.999, "of the average of the parameters that is evaluated and sampled, in [0, 1)")
 
-  sampler: Literal["ddim", "ddpm"] = field("ddim", "for the pictures", free=True)
-  sample_steps: int = field(50, "steps of that sampler, or --timesteps if that is less", free=True)
+  sampler: Literal["ddim", "ddpm"] = field("ddim", "for the pictures", free="report")
+  sample_steps: int = field(50, "steps of that sampler, or --timesteps if that is less", free="report")
   guidance: float = field(
-    1.0, "classifier-free guidance of it: 0 no label, 1 plain conditional, more: stronger", free=True
+    1.0, "classifier-free guidance of it: 0 no label, 1 plain conditional, more: stronger", free="report"
   )
-  quality_samples: int = field(0, "samples per figure of quality; 0: as many as test images, at most 2000", free=True)
+  quality_samples: int = field(
+    0,
+    "samples per figure of quality, 4 or more; 0: as many as test images, at most 1000, and no more than take about as "
+    "long as the training",
+    free="report",
+  )
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("timesteps", "channels", "num_blocks", "sample_steps"):
-      low = 2 if name == "timesteps" else 1
-      require(getattr(self, name) >= low, name, getattr(self, name), f"{low} or more")
+    require(2 <= self.timesteps <= MAX_STRATA, "timesteps", self.timesteps, f"2 to {MAX_STRATA}")
+    for name in ("channels", "num_blocks", "sample_steps"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(len(self.multipliers) > 0 and min(self.multipliers) >= 1, "multipliers", self.multipliers, "1 or more each")
     for name in ("dropout", "ema_decay"):
       require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
     require(0 <= self.first_noise < 0.9, "first_noise", self.first_noise, "a number in [0, 0.9)")
-    require(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "a number in [0, 1]")
+    require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "a number in [0, 1)")
     require(self.vlb_weight >= 0, "vlb_weight", self.vlb_weight, "0 or more")
+    count = self.quality_samples
+    require(count == 0 or count >= MIN_SAMPLES, "quality_samples", count, f"0, or {MIN_SAMPLES} or more")
+    for name, plain in (("label_dropout", 0.0), ("guidance", 1.0)):
+      value = getattr(self, name)
+      require(self.conditional or value == plain, name, value, f"{plain:g} with --noconditional, which has no labels")
+    require_null_label("--label_dropout", self.guidance, self.label_dropout)
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if self.loss_weight == "vlb":
+      idle["vlb_weight"] = "--loss_weight=vlb is the bound itself"
+    elif self.variance != "learned":
+      idle["vlb_weight"] = f"--variance={self.variance} is not learned"
+    if self.report_seeds == 0:
+      why = "--report_seeds=0 draws no samples"
+      idle |= dict.fromkeys(("sampler", "sample_steps", "guidance", "quality_samples"), why)
+    try:
+      height = load_data(self).image_shape[0]
+    except InputError:  # said where the data are needed
+      return idle
+    heights = [height // 2**level for level in range(len(self.multipliers))]
+    if not set(heights) & set(self.attention_resolutions):
+      levels = ", ".join(map(str, heights))
+      idle["attention_resolutions"] = f"the heights of the levels are {levels} (its middle attends anyway)"
+    return idle
+
+
+def require_null_label(flag: str, guidance: float, label_dropout: float) -> None:
+  """Raises InputError for a `guidance` that asks the network without its label where `label_dropout`, the value of
+  `flag`, never showed it that."""
+  if guidance != 1.0 and label_dropout == 0:
+    raise InputError(
+      f"--guidance={guidance:g} needs a network that was also trained without labels: found {flag}=0, expected a share "
+      "of hidden labels above 0 in training, such as 0.1, or --guidance=1."
+    )
 
 
 class State(NamedTuple):
@@ -116,9 +158,14 @@ def make_model(config: Config, data: DataSet) -> DiffusionModel:
     dropout=config.dropout,
     dtype=jnp.dtype(config.precision),
   )
+  try:
+    schedule = diffusion.make_schedule_from_log_snr(log_snr, config.timesteps, bounds)
+  except ValueError as error:
+    flags = f"--timesteps={config.timesteps} --noise_schedule={config.noise_schedule} --first_noise={first_noise:g}"
+    raise InputError(f"{flags}: {error}") from error
   model = DiffusionModel(
     network=network,
-    schedule=diffusion.make_schedule_from_log_snr(log_snr, config.timesteps, bounds),
+    schedule=schedule,
     parameterization=diffusion.PARAMETERIZATIONS[config.parameterization],
     variance=diffusion.VARIANCES[config.variance],
     num_classes=num_classes,
@@ -126,7 +173,7 @@ def make_model(config: Config, data: DataSet) -> DiffusionModel:
     image_shape=data.image_shape,
   )
   try:
-    jax.eval_shape(model.init, jax.random.key(0))
+    jax.eval_shape(model.init, root_key(0))
   except ValueError as error:  # sizes that do not go together
     raise InputError(f"--channels={config.channels} --multipliers={config.multipliers}: {error}.") from error
   return model
@@ -167,8 +214,8 @@ def make(config: Config) -> Experiment:
     return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
   def evaluate(state: State, batch) -> dict[str, Mean]:
-    # One time per test image, the same in every evaluation: evenly spread over 0..T-1 by the golden ratio.
-    t = (jnp.mod(batch["index"].astype(jnp.float32) * 0.61803399, 1.0) * config.timesteps).astype(jnp.int32)
+    # One time per test image, the same in every evaluation.
+    t = diffusion.stratified_times(batch["index"], config.timesteps)
     keys = example_keys(stream_key(state.key, "evaluate"), batch["index"])
     x0 = model.to_input(batch["image"])
     noise = jax.vmap(lambda key: jax.random.normal(key, model.image_shape))(keys)
@@ -186,7 +233,9 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train("diffusion.ddpm", make(config), make_feeds(config), config, best_metric="bits_per_dim_estimate")
+  if config.report_seeds:
+    check_report(load_data(config))
+  return train(make(config), make_feeds(config), config, best_metric="bits_per_dim_estimate")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mlnotes.data import load_data
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import to_levels
 from mlnotes.errors import InputError
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import root_key, stream_key
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.loop import enable_compilation_cache
 from mlnotes.trained import load_config, restore_states
@@ -48,6 +48,10 @@ class Config(BaseConfig):
     require(self.sample_steps >= 0, "sample_steps", self.sample_steps, "0 or more")
     for name in ("num_samples", "sample_batch"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+  def idle_flags(self):
+    return super().idle_flags() | ({"eta": "it is for --sampler=ddim"} if self.sampler == "ddpm" else {})
 
 
 def draw(config: Config, model: DiffusionModel, params, label: np.ndarray) -> np.ndarray:
@@ -63,7 +67,7 @@ def draw(config: Config, model: DiffusionModel, params, label: np.ndarray) -> np
     )  # fmt: skip
     return to_levels(images, model.num_levels).astype(jnp.uint8)
 
-  key = jax.random.key(config.seed)
+  key = root_key(config.seed)
   batches = []
   for i, start in enumerate(range(0, len(label), size)):
     chunk = np.resize(label[start : start + size], size)
@@ -79,6 +83,12 @@ def main(config: Config) -> int:
   out = Path(config.out).expanduser() if config.out else directory / "samples"
   _, trained = load_config(directory, {"diffusion.ddpm": ddpm.Config})
   trained = dataclasses.replace(trained, data_dir=config.data_dir or trained.data_dir, devices=1)
+  if trained.conditional:
+    ddpm.require_null_label(f"--label_dropout of {directory}", config.guidance, trained.label_dropout)
+  else:
+    without = f"-1: {directory} was trained with --noconditional, without labels"
+    require(config.label < 0, "label", config.label, without)
+    require(config.guidance == 1, "guidance", config.guidance, without.replace("-1", "1", 1))
   data = load_data(trained)
   model = ddpm.make_model(trained, data)
   classes = model.num_classes or 1

@@ -36,7 +36,7 @@ from mlnotes.meta.learned_optimizer import (
   unroll_loss,
 )
 from mlnotes.meta.optimizee import Optimizee, make_network_training, make_quadratics
-from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
+from mlnotes.optim import OptimConfig, ScheduleName, eval_params, make_optimizer
 from mlnotes.optim.testbed import make_classifier
 
 
@@ -68,8 +68,8 @@ class Config(OptimConfig, LoopConfig):
   output_scale: float = field(0.1, "of the network's output, > 0")
   preprocess: bool = field(True, "feed exponent and sign of a gradient instead of its value")
   second_order: bool = field(False, "differentiate through the optimizee's gradients as well")
-  eval_problems: int = field(256, "held-out problems, of validation and of the report each", free=True)
-  families: bool = field(True, "compare on what it was not trained for as well", free=True)
+  eval_problems: int = field(256, "held-out problems, of validation and of the report each", free="report")
+  families: bool = field(True, "compare on what it was not trained for as well", free="report")
 
   def __post_init__(self):
     super().__post_init__()
@@ -78,6 +78,10 @@ class Config(OptimConfig, LoopConfig):
     require(self.horizon % self.unroll == 0, "unroll", self.unroll, f"a divisor of --horizon={self.horizon}")
     require(self.output_scale > 0, "output_scale", self.output_scale, "a number above 0")
     require(self.eval_problems >= 2, "eval_problems", self.eval_problems, "2 or more")
+
+  def idle_flags(self):
+    idle = super().idle_flags() | {"precision": "problems and weights are in float32"}
+    return idle | ({"variables": "they are those of --optimizee=quadratic"} if self.optimizee == "network" else {})
 
   @property
   def units_per_update(self) -> int:
@@ -180,7 +184,8 @@ def make(config: Config) -> Experiment:
 
   def evaluate(state, batch):
     keys = comparison.frozen_problems("validation", config.eval_problems)
-    losses = comparison.follow(optimizee, learned_optimizer(network, state.params), keys, config.horizon)
+    weights = eval_params(state.opt_state, state.params)
+    losses = comparison.follow(optimizee, learned_optimizer(network, weights), keys, config.horizon)
     return {
       "loss": Mean(jnp.sum(losses), jnp.float32(losses.size)),
       "final_loss": Mean(jnp.sum(losses[:, -1]), jnp.float32(len(losses))),
@@ -196,7 +201,8 @@ def make(config: Config) -> Experiment:
 
   def report(state, directory: Path):
     first, others = tune_all()
-    beside = lambda family, tuned: comparison.compare(family, network, state.params, tuned)
+    weights = eval_params(state.opt_state, state.params)
+    beside = lambda family, tuned: comparison.compare(family, network, weights, tuned)
     outcomes = beside(trained, first)
     families = {key: (family, beside(family, tuned)) for key, (family, tuned) in others.items()}
     comparison.write_table(outcomes, families, directory / "table.md")
@@ -212,7 +218,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train("meta.learned_optimizer", make(config), make_feeds(config), config)
+  return train(make(config), make_feeds(config), config)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small and large batches: time, generalisation and sharpness at equal epochs; what warm-up does for large steps.
+"""Small and large batches: time, generalisation, sharpness after equally many examples; warm-up for large steps.
 
   python -m experiments.optim.batch_size
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.data import DataConfig, DataSet, load_data
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import root_key, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, compute_extreme_eigenvalues, make_optimizer
 from mlnotes.optim.testbed import Classifier, Curves, make_classifier, train_once
@@ -31,7 +31,8 @@ class Config(DataConfig):
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(8, "runs of each setting")
   batch_sizes: tuple[int, ...] = field((8, 32, 128, 512, 1024), "that are compared")
-  epochs: int = field(20, "of each run")
+  epochs: int = field(20, "of each run: it sees so many times the training examples, whatever its batches")
+  eval_examples: int = 4096
   learning_rate: float = field(0.02, "of batches of 32, > 0; scaled with the batch for one of two curves")
   widths: tuple[int, ...] = field((32,), "of the network's hidden layers where batch sizes are compared")
   batch_size: int = 512
@@ -54,19 +55,25 @@ class Config(DataConfig):
       require(min(getattr(self, name), default=1) >= 1, name, getattr(self, name), "numbers of 1 or more")
     require(self.seed >= 0, "seed", self.seed, "0 or more")
 
+  def idle_flags(self):
+    return super().idle_flags() | {"data_placement": "the data set is held on the device"}
+
 
 def seed_keys(config: Config) -> Any:
-  return jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
+  return jax.vmap(root_key)(jnp.arange(config.seed, config.seed + config.seeds))
 
 
 def measure_batch_size(config: Config, data: DataSet, batch_size: int) -> dict[str, np.ndarray]:
-  """Figures at equal epochs, (2, seeds) each: the learning rate fixed, and in proportion to the batch size.
+  """Figures after equally many examples, (2, seeds) each: learning rate fixed, and in proportion to the batch size.
+
+  As many updates as come nearest to `config.epochs` times the training examples: whole epochs would leave out up to a
+  batch each, a third of all examples where batches are large.
 
   Linear scaling: Goyal et al. 2017, section 2.1. Sharpness: the largest eigenvalue of the training loss at the end.
   """
-  classifier = make_classifier(data, config.widths, batch_size)
-  per_epoch = len(data.train) // batch_size
-  steps = per_epoch * config.epochs
+  classifier = make_classifier(data, config.widths, batch_size, config.eval_examples)
+  per_epoch = len(data.train) / batch_size
+  steps = round(config.epochs * per_epoch)
   optimizer = make_optimizer(OptimConfig(optimizer="sgd", schedule="cosine"), steps)
   rates = config.learning_rate * jnp.array([1.0, batch_size / 32])
 
@@ -79,21 +86,22 @@ def measure_batch_size(config: Config, data: DataSet, batch_size: int) -> dict[s
   all_runs = jax.jit(lambda keys: jax.lax.map(lambda rate: jax.vmap(once, (0, None))(keys, rate), rates))
   loss, accuracy, top = map(np.asarray, all_runs(seed_keys(config)))
   time_of = time_updates(classifier, optimizer, config)
-  examples = per_epoch * batch_size
   return {
     "train_loss": loss,
     "test_accuracy": accuracy,
     "sharpness": top,
     "update_microseconds": 1e6 * time_of,
     "epoch_milliseconds": 1e3 * time_of * per_epoch,
-    "examples_per_second": examples / (time_of * per_epoch),
+    "examples_per_second": batch_size / time_of,
+    "updates": steps,
+    "examples": steps * batch_size,
   }
 
 
 def time_updates(classifier: Any, optimizer: Any, config: Config, count: int = 200) -> float:
   """Seconds of one update of one run, the least of three."""
   run_some = jax.jit(lambda key: train_once(classifier, optimizer, key, jnp.float32(1e-3), count, count).params)
-  key = jax.random.key(config.seed)
+  key = root_key(config.seed)
   jax.block_until_ready(run_some(key))
   times = []
   for _ in range(3):
@@ -120,6 +128,11 @@ def spread(config: Config, what: str = "mean and standard deviation") -> str:
   return f"{what} of {config.seeds} seeds" if config.seeds > 1 else "one seed"
 
 
+def deviation(values: np.ndarray) -> np.ndarray:
+  """The sample standard deviation over seeds, the last axis; 0 for one seed."""
+  return values.std(-1, ddof=1) if values.shape[-1] > 1 else np.zeros(values.shape[:-1])
+
+
 def draw_batch_sizes(config: Config, found: dict[int, dict[str, np.ndarray]], path: Path) -> None:
   from mlnotes.plot import new_figure, save_figure
 
@@ -130,7 +143,7 @@ def draw_batch_sizes(config: Config, found: dict[int, dict[str, np.ndarray]], pa
       values = scale * np.stack([found[size][name][i] for size in sizes])
       if name == "test_accuracy":
         values = 100 - values
-      axis.errorbar(sizes, values.mean(1), values.std(1), marker="o", capsize=3, label=label)
+      axis.errorbar(sizes, values.mean(1), deviation(values), marker="o", capsize=3, label=label)
   times = [found[size]["epoch_milliseconds"] for size in sizes]
   updates = [found[size]["update_microseconds"] / 1e3 for size in sizes]
   axes[0, 0].plot(sizes, times, "o-", color="C2", label="an epoch")
@@ -182,7 +195,7 @@ def shown_rate(config: Config, found: dict[str, Curves]) -> int:
 
 def main(config: Config) -> int:
   data = load_data(config)
-  deep = make_classifier(data, config.deep_widths, config.batch_size)
+  deep = make_classifier(data, config.deep_widths, config.batch_size, config.eval_examples)
   largest = max(config.batch_sizes)
   require(largest <= len(data.train), "batch_sizes", largest, f"at most {len(data.train)} examples")
 

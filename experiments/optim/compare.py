@@ -4,7 +4,8 @@
   python -m experiments.optim.compare --dataset=mnist --data_dir=DIR --optimizers=sgd,adam,lookahead_adam --seeds=3
 
 All seeds and learning rates of an optimizer are one program. Writes compare.png, sensitivity.png, table.md, the card.
-The best learning rate is the one of the lowest final training loss, mean over seeds: test data choose nothing.
+The best learning rate is the one with the fewest seeds that diverged, among those the one of the lowest final training
+loss, mean over seeds: test data choose nothing. Lookahead is judged by its slow weights.
 """
 
 import dataclasses
@@ -16,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlnotes.data import DataConfig, load_data
+from mlnotes.data import DataConfig, DataSet, load_data
+from mlnotes.experiment import root_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
-from mlnotes.optim.testbed import make_classifier, train_once
+from mlnotes.optim.testbed import Classifier, make_classifier, train_once
 from mlnotes.study import run_study
+from mlnotes.summary import format_summary, order_key, over_seeds
 
 # Panels, and where the sweep of each rule begins: the learning rate in its middle.
 GROUPS = {
@@ -30,6 +33,7 @@ GROUPS = {
   "between Adam and SGD": dict(adabound=0.01, amsbound=0.01, swats=0.01, lookahead_sgd=0.1, lookahead_adam=0.01),
 }
 CENTRES = {name: rate for group in GROUPS.values() for name, rate in group.items()}
+DECAYED = ("adamw", "sgdw")
 REFERENCE = "adam"  # drawn in every panel
 MOST_SHIFTS = 3  # of the sweep, where the best learning rate is at its edge
 
@@ -39,6 +43,7 @@ class Config(DataConfig):
   """Defaults: every rule on digits in under three minutes on two CPU cores."""
 
   batch_size: int = 32
+  eval_examples: int = 4096
   workdir: str = field("", "directory of pictures, table and numbers; empty: runs/optim.compare-<dataset>", free=True)
   optimizers: tuple[str, ...] = field(tuple(CENTRES), "which ones: names of --optimizer, plain_sgd, lookahead_<name>")
   rates: int = field(5, "learning rates in the sweep of each, factors of sqrt(10) apart, 3 or more")
@@ -65,6 +70,15 @@ class Config(DataConfig):
       known = name in CENTRES or (inner(name) in CENTRES and not inner(name).startswith("lookahead_"))
       require(known, "optimizers", name, f"names among {', '.join(CENTRES)}, or lookahead_ and one of the others")
       optim_config(self, name)
+    require(
+      2 * self.warmup_steps <= self.steps, "warmup_steps", self.warmup_steps, f"half of --steps={self.steps} at most"
+    )
+
+  def idle_flags(self):
+    idle = super().idle_flags() | {"data_placement": "the data set is held on the device"}
+    if not any(inner(name) in DECAYED for name in self.optimizers):
+      idle["weight_decay"] = f"it is that of {' and '.join(DECAYED)} alone"
+    return idle
 
 
 def inner(name: str) -> str:
@@ -81,7 +95,7 @@ def optim_config(config: Config, name: str) -> OptimConfig:
     lookahead=5 if name.startswith("lookahead_") else 0,
     schedule=config.schedule,
     warmup_steps=config.warmup_steps,
-    weight_decay=config.weight_decay if inner(name) in ("adamw", "sgdw") else 0.0,
+    weight_decay=config.weight_decay if inner(name) in DECAYED else 0.0,
   )
 
 
@@ -96,12 +110,18 @@ class Sweep(NamedTuple):
 
   @property
   def final_loss(self) -> np.ndarray:
-    """(rates,), infinite for those that diverged."""
+    """(rates,), infinite where a seed diverged."""
     return np.nan_to_num(self.train_loss[..., -1].mean(1), nan=np.inf, posinf=np.inf)
 
   @property
+  def finite(self) -> np.ndarray:
+    """(rates, seeds): whose final training loss is a number."""
+    return np.isfinite(self.train_loss[..., -1])
+
+  @property
   def best(self) -> int:
-    return int(np.argmin(self.final_loss))
+    """Of the rates at which no seed diverged, where there is one, that of the lowest mean."""
+    return min(range(len(self.rates)), key=lambda i: order_key(over_seeds(self.train_loss[i, :, -1]), "min"))
 
   @property
   def at_edge(self) -> bool:
@@ -115,7 +135,7 @@ def sweep(config: Config, classifier: Any, name: str) -> Sweep:
   every = config.steps // config.points
   once = lambda key, rate: train_once(classifier, optimizer, key, rate, config.steps, every)[:2]
   over_both = jax.vmap(jax.vmap(once, in_axes=(0, None)), in_axes=(None, 0))
-  keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
+  keys = jax.vmap(root_key)(jnp.arange(config.seed, config.seed + config.seeds))
   centre = CENTRES[name if name in CENTRES else inner(name)]
   rate = lambda exponent: centre * 10 ** (0.5 * np.asarray(exponent))
   exponents = np.arange(config.rates) - config.rates // 2
@@ -148,18 +168,31 @@ def best_rate(found: Sweep) -> str:
   return f"{found.rates[found.best]:.2g}" + (" (at the edge of the sweep)" if found.at_edge else "")
 
 
-def write_table(sweeps: dict[str, Sweep], path: Path) -> None:
+def judged_on(classifier: Classifier, data: DataSet) -> str:
+  """What the figures are of, where that is not all of a split: "" or " of ... examples"."""
+  parts = []
+  for name, held, split in (("training", classifier.train, data.train), ("test", classifier.test, data.test)):
+    if len(held["label"]) < len(split):
+      parts.append(f"{len(held['label'])} of {len(split)} {name} examples")
+  return f"Figures are of a fixed pseudo-random subset: {' and '.join(parts)}." if parts else ""
+
+
+def write_table(sweeps: dict[str, Sweep], path: Path, note: str = "") -> None:
+  """Mean and sample standard deviation over the seeds that are finite; where some are not, how many are."""
   rows = [
     "| optimizer | best learning rate | training loss | test accuracy (%) | µs per update and run | compile (s) |",
     "|---|---|---|---|---|---|",
   ]
-  std = lambda x: x.std(ddof=1) if x.size > 1 else 0.0
   for name, found in sweeps.items():
-    loss, accuracy = found.train_loss[found.best, :, -1], 100 * found.test_accuracy[found.best, :, -1]
+    finite = found.finite[found.best]
+    loss = found.train_loss[found.best, :, -1]
+    accuracy = np.where(finite, 100 * found.test_accuracy[found.best, :, -1], np.nan)  # of seeds that have one
+    figures = f"{format_summary(over_seeds(loss), 2)} | {format_summary(over_seeds(accuracy))}"
     rows.append(
-      f"| {name} | {best_rate(found)} | {loss.mean():.2g} ± {std(loss):.1g} | {accuracy.mean():.2f} ± "
-      f"{std(accuracy):.2f} | {1e6 * found.update_seconds:.0f} | {found.compile_seconds:.1f} |"
+      f"| {name} | {best_rate(found)} | {figures} | {1e6 * found.update_seconds:.0f} | {found.compile_seconds:.1f} |"
     )
+  if note:
+    rows += ["", note]
   path.write_text("\n".join(rows) + "\n")
   print("\n".join(rows))
 
@@ -241,14 +274,15 @@ def draw_sensitivity(config: Config, sweeps: dict[str, Sweep], path: Path) -> No
 
 
 def main(config: Config) -> int:
-  classifier = make_classifier(load_data(config), config.widths, config.batch_size)
+  data = load_data(config)
+  classifier = make_classifier(data, config.widths, config.batch_size, config.eval_examples)
 
   def study(directory: Path):
     sweeps = {}
     for name in config.optimizers:
       sweeps[name] = found = sweep(config, classifier, name)
       print(f"{name:>16}: best learning rate {best_rate(found)} of {len(found.rates)}", flush=True)
-    write_table(sweeps, directory / "table.md")
+    write_table(sweeps, directory / "table.md", judged_on(classifier, data))
     draw_curves(config, sweeps, directory / "compare.png")
     draw_sensitivity(config, sweeps, directory / "sensitivity.png")
     figures = {}

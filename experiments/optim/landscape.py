@@ -17,7 +17,7 @@ import optax
 
 from mlnotes import optim
 from mlnotes.data import DataConfig, load_data
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import root_key, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim.surfaces import SURFACES, Surface
 from mlnotes.optim.testbed import Classifier, make_classifier
@@ -57,6 +57,12 @@ class Config(DataConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.steps >= SAVED, "steps", self.steps, f"{SAVED} or more")
     require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+  def idle_flags(self):
+    return super().idle_flags() | {
+      "data_placement": "the data set is held on the device",
+      "eval_examples": "losses are those of training examples",
+    }
 
 
 # -- surfaces ----------------------------------------------------------------------------------------------------------
@@ -124,7 +130,7 @@ class Run(NamedTuple):
 def train_network(config: Config, classifier: Classifier, flags: dict[str, Any]) -> Run:
   """Saves SAVED parameters on the way; the start and the batches are the same for each optimizer."""
   optimizer = optim.make_optimizer(optim.OptimConfig(**flags), config.steps)
-  key = jax.random.key(config.seed)
+  key = root_key(config.seed)
   params = classifier.init(stream_key(key, "init"))
 
   def update(step, carry):
@@ -239,7 +245,7 @@ def main(config: Config) -> int:
     figures = draw_surfaces(directory / "surfaces.png")
     loss = lambda params: classifier.loss(params, classifier.train)
     runs = {name: train_network(config, classifier, flags) for name, flags in ON_NETWORK.items()}
-    key = jax.random.key(config.seed)
+    key = root_key(config.seed)
     figures |= draw_network(loss, runs, stream_key(key, "lines"), directory / "network.png")
     return figures | measure_curvature(config, loss, runs, stream_key(key, "probes"), directory / "curvature.png")
 

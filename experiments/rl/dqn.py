@@ -70,7 +70,7 @@ class Config(OffPolicyConfig):
   first_epsilon: float = field(1.0, "share of random actions at the start, in [0, 1]")
   final_epsilon: float = field(0.04, "share of random actions after --exploration, in [0, 1]")
   exploration: float = field(0.2, "part of the run over which that share falls, in [0, 1]")
-  repeat_exploration: bool = field(False, "hold random actions for a random time (epsilon-z-greedy)")
+  repeat_exploration: bool = field(False, "repeat random actions for a random time (epsilon-z-greedy)")
   normalize_observations: bool = field(False, "by their running mean and standard deviation")
 
   def __post_init__(self):
@@ -130,11 +130,20 @@ def make(config: Config) -> Experiment:
     h = state.hparams
     progress = state.step / config.steps
     epsilon = dqn.compute_epsilon(progress, h["first_epsilon"], h["final_epsilon"], h["exploration"])
-    noise = dqn.sample_exploration(
-      stream("explore"), (config.train_every, config.num_envs), num_actions, epsilon, config.repeat_exploration
-    )
-    act = lambda noise, observation: dqn.explore(noise, apply(state.moments, state.params, observation))
-    actors, trajectory = rollout(env, act, noise, stream("rollout"), state.actors)
+    size = (config.train_every, config.num_envs)
+    explore = lambda noise, observation: dqn.explore(noise, apply(state.moments, state.params, observation))
+
+    def explore_repeatedly(noise, observation, first, held):
+      noise, held = dqn.hold_actions(noise, first, held)
+      return explore(noise, observation), held
+
+    if config.repeat_exploration:
+      noise = dqn.sample_repeats(stream("explore"), size, num_actions, epsilon)
+      act, held = explore_repeatedly, dqn.init_held(config.num_envs)
+    else:
+      noise = dqn.sample_exploration(stream("explore"), size, num_actions, epsilon)
+      act, held = explore, None
+    actors, trajectory = rollout(env, act, noise, stream("rollout"), state.actors, held)
     transitions = as_transitions(trajectory)
     replay = add(state.replay, transitions)
     moments = state.moments

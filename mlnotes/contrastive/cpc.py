@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from mlnotes.contrastive.experiment import Method, Outcome
 from mlnotes.contrastive.loss import in_batch_info_nce, mutual_information_bound
@@ -79,7 +79,10 @@ class CPCNetwork(nn.Module):
 
 
 def future_losses(
-  z: Float[Array, "B T *S D"], predictions: Sequence[Float[Array, "B T *S D"]], offsets: Sequence[int]
+  z: Float[Array, "B T *S D"],
+  predictions: Sequence[Float[Array, "B T *S D"]],
+  offsets: Sequence[int],
+  mask: Num[Array, " B"] | None = None,
 ) -> list[Float[Array, "B t *S"]]:
   """InfoNCE of each prediction, by offset k: what stands k steps later is told from all encodings of the batch there.
 
@@ -87,11 +90,13 @@ def future_losses(
 
   The candidates of offset k are the B (T - k) S encodings from step k on, of this sequence and of all others: log of
   that number at chance. Couples the examples. Axis 1 is time (rows of a grid); other axes between it and D are places.
+  Examples where `mask` is 0 give no candidates; their own losses mean nothing.
   """
   losses = []
   for k, prediction in zip(offsets, predictions):
     past, future = prediction[:, :-k], z[:, k:]
-    flat = in_batch_info_nce(*(x.reshape(-1, x.shape[-1]) for x in (past, future)), 1.0)
+    counts = None if mask is None else jnp.repeat(mask, future[0, ..., 0].size)
+    flat = in_batch_info_nce(*(x.reshape(-1, x.shape[-1]) for x in (past, future)), 1.0, counts)
     losses.append(flat.reshape(past.shape[:-1]))
   return losses
 
@@ -110,14 +115,17 @@ def make_cpc(network: CPCNetwork) -> Method:
 
   Reports the lower bound on the mutual information of context and future, in nats, for the nearest offset
   (`information`, in training and on test images; below 0 it says nothing) and the candidates' log
-  (`information_limit`), which no bound can exceed.
+  (`information_limit`), which no bound can exceed. Both are per batch, and fewer candidates bound less: the last batch
+  of test images counts by its images.
   """
 
-  def information(losses):
-    first = losses[0]
+  def information(losses, mask):
+    first = losses[0].reshape(len(mask), -1)
+    candidates = jnp.sum(mask) * first.shape[1]
+    mean = jnp.mean(first, where=mask[:, None] > 0)
     return {
-      "information": mutual_information_bound(jnp.mean(first), first.size),
-      "information_limit": jnp.log(jnp.float32(first.size)),
+      "information": mutual_information_bound(mean, candidates),
+      "information_limit": jnp.log(candidates),
     }
 
   def init(key, images):
@@ -127,15 +135,17 @@ def make_cpc(network: CPCNetwork) -> Method:
     z, _, predictions = network.apply({"params": params}, views[:, 0], train=True)
     losses = future_losses(z, predictions, network.offsets)
     embedding = jnp.mean(z, axis=(1, 2))
-    return jnp.mean(jnp.stack([jnp.mean(x) for x in losses])), Outcome({}, (), (embedding,), information(losses))
+    everyone = jnp.ones(len(z))
+    mean = jnp.mean(jnp.stack([jnp.mean(x) for x in losses]))
+    return mean, Outcome({}, (), (embedding,), information(losses, everyone))
 
   def embed(variables, images):
     z, context, _ = network.apply(variables, images, train=False)
     return jnp.concatenate([pool_quarters(z), pool_quarters(context)], axis=-1), jnp.mean(z, axis=(1, 2))
 
-  def judge(variables, images):
+  def judge(variables, images, mask):
     z, _, predictions = network.apply(variables, images, train=False)
-    return information(future_losses(z, predictions, network.offsets))
+    return information(future_losses(z, predictions, network.offsets, mask), mask)
 
   return Method(init, loss, embed, num_views=1, judge=judge)
 

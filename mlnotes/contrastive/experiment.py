@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import chex
 import flax.linen as nn
@@ -18,18 +18,23 @@ import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from mlnotes import augment
-from mlnotes.contrastive.knn import knn_votes
+from mlnotes.contrastive.knn import choose_k, knn_votes, score_votes
 from mlnotes.contrastive.metrics import alignment, embedding_spread, participation_ratio, uniformity
 from mlnotes.data import DataConfig, DataSet, Feeds, load_data, make_eval_batches
 from mlnotes.data import make_feeds as make_data_feeds
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
+from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
 from mlnotes.flags import BaseConfig, field, require
 from mlnotes.loop import LoopConfig, train
 from mlnotes.nn import BatchNorm, ConvNet, ResNet18, ResNet34, ResNet50
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 
 _RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
+# Data sets of written characters, by their names: grey, and a mirrored one is another character.
+WRITTEN = (
+  "binarized_mnist", "digits", "emnist", "kmnist", "mnist", "mnist_corrupted", "optdigits", "qmnist", "semeion", "usps",
+)  # fmt: skip
+AugmentationName: TypeAlias = Literal["auto", "digits", "grey", "simclr", "moco_v1", "moco_v2", "crop", "none"]
 # Images up to this many pixels a side get the stem and the colours of CIFAR, larger ones those of ImageNet.
 _LARGEST_SMALL_IMAGE = 64
 
@@ -44,21 +49,23 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
   warmup_steps: int = 50
   steps: int = 400
   eval_every: int = 100
-  checkpoint_every: int = 200
+  checkpoint_every: int = 100  # as often as evaluated: the best checkpoint is chosen from those that are both
   report_seeds: int = 8
 
   encoder: Literal["small", "resnet18", "resnet34", "resnet50"] = field(
     "small", "small: a few convolutions for images of 8 to 40 pixels"
   )
   width: int = field(0, "channels of the encoder's first convolution; 0: 32 for small, 64 for ResNets")
-  augmentation: Literal["auto", "digits", "simclr", "moco_v1", "moco_v2", "crop", "none"] = field(
-    "auto", "how views are made; auto: digits for grey images, simclr for colour, at half strength up to 64 pixels"
+  augmentation: AugmentationName = field(
+    "auto",
+    "how views are made; simclr is at half strength up to 64 pixels; auto: simclr for colour, grey for grey images, "
+    "digits for data sets of the name mnist, emnist, kmnist, usps and such",
   )
   projection: int = field(128, "length of the embedding that the loss sees")
-  knn_k: int = field(200, "neighbours that vote in the kNN monitor, or a tenth of the training images if that is less")
+  knn_k: int = field(200, "neighbours that vote in the kNN monitor, or a tenth of the images searched if that is less")
   knn_temperature: float = field(0.1, "of the votes, > 0")
   knn_examples: int = field(0, "training images that the monitor searches: a fixed subset of this size; 0: all")
-  labels_per_class: int = field(10, "of the linear probe with few labels in the report", free=True)
+  labels_per_class: int = field(10, "of the linear probe with few labels in the report", free="report")
 
   def __post_init__(self):
     super().__post_init__()
@@ -68,6 +75,14 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "a number above 0")
     require(self.knn_examples >= 0, "knn_examples", self.knn_examples, "0 or more")
+
+  def idle_flags(self):
+    idle = {}
+    if self.knn_k == 1:
+      idle["knn_temperature"] = "one neighbour (--knn_k=1) is right or wrong whatever its vote weighs"
+    if self.report_seeds == 0:
+      idle["labels_per_class"] = "the report that would fit this probe is left out (--report_seeds=0)"
+    return super().idle_flags() | idle
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +123,8 @@ class Method(NamedTuple):
   init:  (key, images) -> (variables {"params", "batch_stats"}, memory).
   loss:  (params, state, views, batch, key) -> (mean loss, Outcome). `views` is (B, num_views, H, W, C) on [-1, 1].
   embed: (variables, images) -> (features, embedding) of test images: what a probe sees, what the loss sees.
-  judge: (variables, images) -> {name: scalar} of a batch of test images, or None: figures that only this method has.
+  judge: (variables, images, mask) -> {name: scalar} of a batch of test images, where `mask` is 0 padding, or None:
+         figures that only this method has.
   """
 
   init: Callable
@@ -141,16 +157,23 @@ def make_encoder(config: ContrastiveConfig, data: DataSet, norm: Callable[..., n
 def count_features(encoder: nn.Module, image_shape: tuple[int, ...]) -> int:
   """The length of the encoder's feature vector."""
   init = partial(encoder.init_with_output, train=False)
-  return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *image_shape)))[0].shape[-1]
+  return jax.eval_shape(init, root_key(0), jnp.zeros((1, *image_shape)))[0].shape[-1]
+
+
+def choose_augmentation(config: ContrastiveConfig, data: DataSet) -> str:
+  """The recipe that --augmentation names, or that auto stands for with this data set."""
+  if config.augmentation != "auto":
+    return config.augmentation
+  if data.image_shape[-1] != 1:
+    return "simclr"
+  return "digits" if data.name.partition("/")[0].lower() in WRITTEN else "grey"
 
 
 def make_augmentation(config: ContrastiveConfig, data: DataSet) -> augment.Augmentation:
   """One view of one image on [0, 1]."""
   shape = data.image_shape
-  name = config.augmentation
-  if name == "auto":
-    name = "digits" if shape[-1] == 1 else "simclr"
-  if name in ("simclr", "moco_v1", "moco_v2") and shape[-1] not in (1, 3):
+  name = choose_augmentation(config, data)
+  if name not in ("crop", "none") and shape[-1] not in (1, 3):
     raise InputError(
       f"--augmentation={config.augmentation}: found images of {shape[-1]} channels, expected 1 or 3 for changes of "
       "colour; crop and none take any."
@@ -160,6 +183,7 @@ def make_augmentation(config: ContrastiveConfig, data: DataSet) -> augment.Augme
     "none": lambda: lambda key, image: image,
     "crop": lambda: augment.compose(augment.random_resized_crop(shape[:2], scale=(0.2, 1.0)), augment.random_flip()),
     "digits": lambda: augment.digit_augmentation(shape),
+    "grey": lambda: augment.grey_augmentation(shape),
     "simclr": lambda: augment.simclr_augmentation(shape, strength),
     "moco_v1": lambda: augment.moco_augmentation(shape),
     "moco_v2": lambda: augment.moco_v2_augmentation(shape),
@@ -221,7 +245,7 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
   """The experiment that trains by `method` and watches its features by a weighted kNN classifier."""
   optimizer = make_optimizer(config, config.steps)
   augmentation = make_augmentation(config, data)
-  k = min(config.knn_k, max(1, (config.knn_examples or len(data.train)) // 10))
+  k = choose_k(config.knn_k, min(config.knn_examples or len(data.train), len(data.train)))
 
   def init(key, batch) -> State:
     variables, memory = method.init(stream_key(key, "init"), to_network(to_unit(batch["image"], data.levels)))
@@ -254,17 +278,16 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
       own["features"], reference["features"], reference["label"], data.num_classes, k, config.knn_temperature,
       reference["mask"],
     )  # fmt: skip
-    right = (jnp.argmax(votes, axis=-1) == batch["label"]).astype(jnp.float32)
     once = lambda metric: Mean(metric(reference["embedding"], reference["mask"]), jnp.float32(1))
     own_figures = {}
     if method.judge is not None:
       variables = {"params": state.params, "batch_stats": state.batch_stats}
-      full = jnp.min(batch["mask"])  # a batch with padding does not count
-      judged = method.judge(variables, to_network(to_unit(batch["image"], data.levels)))
-      own_figures = {name: Mean(full * value, full) for name, value in judged.items()}
+      size = jnp.sum(batch["mask"])
+      judged = method.judge(variables, to_network(to_unit(batch["image"], data.levels)), batch["mask"])
+      own_figures = {name: Mean(size * value, size) for name, value in judged.items()}
     return {
       **own_figures,
-      "knn_accuracy": masked_mean(right, batch["mask"]),
+      "knn_accuracy": masked_mean(score_votes(votes, batch["label"]), batch["mask"]),
       "embedding_spread": once(embedding_spread),
       "embedding_rank": once(participation_ratio),
     }
@@ -274,7 +297,8 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
   def report(state: State, directory: Path) -> dict[str, float]:
     from mlnotes.contrastive.report import write_report
 
-    return write_report(compiled_embed, augment_batch, state, data, config, directory)
+    recipe = choose_augmentation(config, data)
+    return write_report(compiled_embed, augment_batch, state, data, config, directory, recipe)
 
   return Experiment(init, step, evaluate, report, embed)
 
@@ -288,4 +312,4 @@ def make_feeds(config: ContrastiveConfig) -> Feeds:
 
 def pretrain(name: str, experiment: Experiment, config: ContrastiveConfig) -> int:
   """`mlnotes.loop.train` with the best checkpoint by kNN accuracy."""
-  return train(name, experiment, make_feeds(config), config, best_metric="knn_accuracy", best_mode="max")
+  return train(experiment, make_feeds(config), config, name=name, best_metric="knn_accuracy", best_mode="max")

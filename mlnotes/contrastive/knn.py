@@ -41,17 +41,31 @@ def knn_votes(
 
   Wu et al. 2018, section 3.4: k = 200, temperature .07 there, .1 in MoCo's and most later monitors. Rows of `bank`
   where `mask` is 0 do not count; those as near as the k-th all do. The predicted class is the argmax. Weights are
-  relative to the nearest neighbour's. Raises ValueError for k < 1.
+  relative to the nearest neighbour's. NaN where the features, or any that count in `bank`, are not finite. Raises
+  ValueError for k < 1, and unless there is one label for each row of `bank`.
   """
   if k < 1:
     raise ValueError(f"k={k} is out of range: expected 1 or more neighbours")
+  if labels.shape != bank.shape[:1]:
+    raise ValueError(f"knn_votes got labels of shape {labels.shape}: expected {bank.shape[:1]}, one for each of bank")
   similarity = normalize(features) @ normalize(bank).T
   if mask is not None:
     similarity = jnp.where(mask[None] > 0, similarity, -jnp.inf)
   nearest = jnp.max(similarity, axis=1, keepdims=True)
   weights = jnp.exp((similarity - nearest) / temperature)
   weights = jnp.where(similarity >= _kth_largest(similarity, k), weights, 0)
-  return weights @ jax.nn.one_hot(labels, num_classes)
+  return jnp.where(jnp.isnan(nearest), jnp.nan, weights @ jax.nn.one_hot(labels, num_classes))
+
+
+def score_votes(votes: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, " B"]:
+  """1 where the label has most of the votes, else 0; NaN where the votes are NaN."""
+  right = (jnp.argmax(votes, axis=-1) == labels).astype(jnp.float32)
+  return jnp.where(jnp.isnan(votes).any(axis=-1), jnp.nan, right)
+
+
+def choose_k(k: int, num_examples: int) -> int:
+  """How many of `num_examples` neighbours vote: `k`, or a tenth of them if that is less, but one at least."""
+  return min(k, max(1, num_examples // 10))
 
 
 def compute_knn_accuracy(
@@ -64,12 +78,20 @@ def compute_knn_accuracy(
   temperature: float = 0.1,
   chunk: int = 512,
 ) -> float:
-  """Share of `features` that `knn_votes` classifies rightly, `chunk` of them at a time. In [0, 1]."""
+  """Share of `features` that `knn_votes` classifies rightly, `chunk` of them at a time. In [0, 1].
+
+  NaN where features or `bank` are not finite. Raises ValueError unless there is one label for each row.
+  """
+  if labels.shape != features.shape[:1]:
+    raise ValueError(
+      f"compute_knn_accuracy got labels of shape {labels.shape}: expected {features.shape[:1]}, one for each feature"
+    )
   bank, bank_labels = jnp.asarray(bank), jnp.asarray(bank_labels)
-  predict = jax.jit(lambda x, bank: jnp.argmax(knn_votes(x, bank, bank_labels, num_classes, k, temperature), axis=-1))
-  right = 0
+  score = jax.jit(lambda x, y, bank: score_votes(knn_votes(x, bank, bank_labels, num_classes, k, temperature), y))
+  right = 0.0
   for start in range(0, len(features), chunk):
-    rows = features[start : start + chunk]
-    padded = np.pad(rows, ((0, chunk - len(rows)), (0, 0)))  # one shape, one compilation
-    right += np.sum(np.asarray(predict(jnp.asarray(padded), bank))[: len(rows)] == labels[start : start + chunk])
-  return float(right / len(labels))
+    rows = slice(start, start + chunk)
+    missing = chunk - len(labels[rows])  # one shape, one compilation
+    padded = np.pad(features[rows], ((0, missing), (0, 0))), np.pad(labels[rows], (0, missing))
+    right += float(np.sum(np.asarray(score(*map(jnp.asarray, padded), bank))[: chunk - missing]))
+  return right / len(labels)

@@ -2,18 +2,24 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 Scalar = Float[Array, ""] | float
 
 
 def normalize(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-  """Rows scaled to length 1, in float32; a zero row stays zero, with a zero gradient."""
+  """Rows scaled to length 1, in float32; a zero row stays zero, with a zero gradient, and what is not finite is NaN."""
   x = x.astype(jnp.float32)
   squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-  some = squared > 1e-24
+  none = squared <= 1e-24  # false for NaN, which must not become a zero
   # The inner `where` keeps the root's infinite derivative at 0 out of the gradient.
-  return jnp.where(some, x * jax.lax.rsqrt(jnp.where(some, squared, 1.0)), 0.0)
+  return jnp.where(none, 0.0, x * jax.lax.rsqrt(jnp.where(none, 1.0, squared)))
+
+
+def require_same_shape(name: str, x: Array, y: Array) -> None:
+  """Raises ValueError unless `x` and `y`, one row for each example, have one shape: else they would be broadcast."""
+  if x.shape != y.shape or x.ndim < 2:
+    raise ValueError(f"{name} got arrays of shape {x.shape} and {y.shape}: expected one shape (examples, features)")
 
 
 def info_nce(
@@ -26,17 +32,25 @@ def info_nce(
   Rows must be unit vectors where the temperature is to mean what it does in He et al. 2020, eq. 1. Gradients flow to
   whatever they are not stopped for: a queue's owner stops them for `key` and `negatives`.
   """
+  require_same_shape("info_nce", query, key)
   positive = jnp.sum(query * key, axis=-1) / temperature
   others = query @ negatives.T / temperature
   return jnp.logaddexp(positive, jax.nn.logsumexp(others, axis=-1)) - positive
 
 
-def in_batch_info_nce(query: Float[Array, "B D"], key: Float[Array, "B D"], temperature: Scalar) -> Float[Array, " B"]:
+def in_batch_info_nce(
+  query: Float[Array, "B D"], key: Float[Array, "B D"], temperature: Scalar, mask: Num[Array, " B"] | None = None
+) -> Float[Array, " B"]:
   """`info_nce` with the keys of the other examples as negatives; log(B) at chance. Couples the examples.
 
-  -log( exp(q_i.k_i / t) / sum_j exp(q_i.k_j / t) )
+    -log( exp(q_i.k_i / t) / sum_j exp(q_i.k_j / t) )
+
+  Keys where `mask` is 0 are no candidates; the losses of their own queries mean nothing.
   """
+  require_same_shape("in_batch_info_nce", query, key)
   logits = query @ key.T / temperature
+  if mask is not None:
+    logits = jnp.where(mask[None] > 0, logits, -jnp.inf)
   return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(query * key, axis=-1) / temperature
 
 
@@ -47,6 +61,7 @@ def nt_xent(z_a: Float[Array, "B D"], z_b: Float[Array, "B D"], temperature: Sca
 
   Couples the examples: every other view in the batch is a negative. Rows must be unit vectors.
   """
+  require_same_shape("nt_xent", z_a, z_b)
   views = jnp.concatenate([z_a, z_b])
   logits = views @ views.T / temperature
   logits = jnp.where(jnp.eye(len(views), dtype=bool), -jnp.inf, logits)
@@ -56,6 +71,7 @@ def nt_xent(z_a: Float[Array, "B D"], z_b: Float[Array, "B D"], temperature: Sca
 
 def negative_cosine(prediction: Float[Array, "B D"], target: Float[Array, "B D"]) -> Float[Array, " B"]:
   """D(p, z) = -p.z / (|p| |z|), in [-1, 1]: Chen & He 2021, eq. 1. Stop the gradient of `target` or it collapses."""
+  require_same_shape("negative_cosine", prediction, target)
   return -jnp.sum(normalize(prediction) * normalize(target), axis=-1)
 
 
@@ -111,6 +127,7 @@ def nce(
 
 def proximal_penalty(feature: Float[Array, "B D"], previous: Float[Array, "B D"]) -> Float[Array, " B"]:
   """|v^(t) - v^(t-1)|^2: keeps a feature near its memory, visited once an epoch. Wu et al. 2018, eq. 9."""
+  require_same_shape("proximal_penalty", feature, previous)
   return jnp.sum(jnp.square(feature - previous), axis=-1)
 
 

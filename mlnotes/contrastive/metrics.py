@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from mlnotes.contrastive.loss import normalize
+from mlnotes.contrastive.loss import normalize, require_same_shape
 
 
 def alignment(x: Float[Array, "B D"], y: Float[Array, "B D"]) -> Float[Array, " B"]:
   """|x - y|^2 of the two views of each example, as unit vectors; 0 is perfect. Wang & Isola 2020, eq. 2 (alpha = 2)."""
+  require_same_shape("alignment", x, y)
   return jnp.sum(jnp.square(normalize(x) - normalize(y)), axis=-1)
 
 
@@ -39,8 +40,9 @@ def participation_ratio(x: Float[Array, "B D"], mask: Num[Array, " B"] | None = 
   all rows are the same. Rows where `mask` is 0 do not count.
   """
   x = x.astype(jnp.float32)
-  weight = jnp.ones((len(x), 1)) if mask is None else (mask[:, None] > 0).astype(jnp.float32)
-  x = weight * (x - jnp.sum(weight * x, axis=0, keepdims=True) / jnp.sum(weight))
+  where = None if mask is None else mask[:, None] > 0
+  x = x - jnp.mean(x, axis=0, keepdims=True, where=where)
+  x = x if where is None else jnp.where(where, x, 0)
   gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
   return jnp.square(jnp.trace(gram)) / jnp.maximum(jnp.sum(jnp.square(gram)), 1e-30)
 

@@ -80,7 +80,7 @@ def make_moco(
 
   def loss(params, state, views, batch, key):
     hparams, memory = state.hparams, state.memory
-    key_params = update_average(memory.params, jax.lax.stop_gradient(params), hparams["momentum"])
+    key_params = update_average(memory.params, jax.lax.stop_gradient(params), hparams["momentum_encoder"])
     queue, batch_stats, key_stats = memory.queue, state.batch_stats, memory.batch_stats
     losses, embeddings = [], []
     for i, direction in enumerate(((0, 1), (1, 0)) if symmetric else ((0, 1),)):
@@ -95,5 +95,6 @@ def make_moco(
     outcome = Outcome(batch_stats, MomentumMemory(key_params, key_stats, queue), tuple(embeddings), {})
     return jnp.mean(jnp.stack(losses)), outcome
 
-  hparams = {"temperature": temperature, "momentum": momentum}
+  # Not "momentum": the optimizer has one of that name.
+  hparams = {"temperature": temperature, "momentum_encoder": momentum}
   return Method(init, loss, make_embed(network), num_views=2, hparams=hparams)

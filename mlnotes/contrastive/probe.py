@@ -64,7 +64,15 @@ def compute_probe_accuracy(
   """Test accuracy in [0, 1] of linear probes with `per_class` labels of each class, one per draw; 0: all labels, once.
 
   `train` and `test` are (features, labels). Draw number i is the same for all features, so that differences pair up.
+  NaN where features are not finite.
+
+  Raises ValueError unless there is one label for each row of features.
   """
+  for features, labels in (train, test):
+    if labels.shape != features.shape[:1]:
+      raise ValueError(f"a probe got labels of shape {labels.shape}: expected {features.shape[:1]}, one for each row")
+  if not all(np.isfinite(features).all() for features, _ in (train, test)):
+    return np.full(draws if per_class else 1, np.nan)
   features, labels = train
   if per_class == 0:
     return np.array([fit_linear_probe(features, labels).score(*test)])

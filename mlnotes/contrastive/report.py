@@ -11,20 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from mlnotes.contrastive.knn import compute_knn_accuracy
+from mlnotes.contrastive.knn import choose_k, compute_knn_accuracy
 from mlnotes.contrastive.metrics import alignment, effective_rank, embedding_spread, participation_ratio, uniformity
 from mlnotes.contrastive.probe import compute_probe_accuracy
-from mlnotes.data import DataSet, Split
-from mlnotes.experiment import example_keys, stream_key
-from mlnotes.plot import new_figure, save_figure, show_images
+from mlnotes.data import DataSet, Split, fixed_subset
+from mlnotes.experiment import example_keys, root_key, stream_key
+from mlnotes.plot import as_text, new_figure, save_figure, show_images
 
 # A run counts as collapsed where its embeddings are one point, or lie on one line: below this spread (1 is even), or
 # with fewer directions than this in use.
 COLLAPSED_SPREAD = 0.02
 COLLAPSED_RANK = 2.0
 _CHUNK = 512
-# Test images in the picture of the embedding, and for the metrics that compare all pairs.
+# How many test images at most, a fixed pseudo-random subset, the metrics see that compare all pairs ...
 _PAIRED_EXAMPLES = 2000
+# ... and the map of the embedding. It needs so many that differ.
+_MOST_ON_A_MAP = 1000
 _FEWEST_ON_A_MAP = 10
 
 
@@ -34,10 +36,9 @@ class Features(NamedTuple):
   label: Int[np.ndarray, " N"]
 
 
-def embed_split(embed: Callable, state: Any, split: Split, limit: int | None = None) -> Features:
-  """The features of a split's examples, or of its first `limit`, in order. `embed` is that of the experiment."""
-  size = min(len(split), limit or len(split))
-  rows = []
+def embed_split(embed: Callable, state: Any, split: Split) -> Features:
+  """The features of a split's examples, in order. `embed` is that of the experiment."""
+  size, rows = len(split), []
   for start in range(0, size, _CHUNK):
     # The last chunk is filled up with copies, so that there is one compilation.
     index = np.minimum(np.arange(start, start + _CHUNK), size - 1)
@@ -61,19 +62,22 @@ def _pixel_probe(data: DataSet, per_class: int) -> float:
 
 
 def write_report(
-  embed: Callable, augment_batch: Callable, state: Any, data: DataSet, config: Any, directory: Path
+  embed: Callable, augment_batch: Callable, state: Any, data: DataSet, config: Any, directory: Path, recipe: str
 ) -> dict[str, float]:
   """Draws views, neighbours and a map of the embedding; returns the figures of the final features.
 
-  `embed` is the experiment's and `augment_batch` (keys, images) -> views; both compiled, so that seeds share them.
+  `embed` is the experiment's and `augment_batch` (keys, images) -> views, of which `recipe` is the name; both compiled,
+  so that seeds share them. Of features that are not finite all figures are NaN. Says on standard error where the
+  embedding has collapsed, and where the features are worth less than raw pixels.
   """
   train, test = embed_split(embed, state, data.train), embed_split(embed, state, data.test)
   classes = data.num_classes
-  knn = functools.partial(compute_knn_accuracy, k=min(config.knn_k, max(1, len(train.label) // 10)))
+  knn = functools.partial(compute_knn_accuracy, k=choose_k(config.knn_k, len(train.label)))
   few = config.labels_per_class
   pair = (train.features, train.label), (test.features, test.label)
-  some = jnp.asarray(test.embedding[:_PAIRED_EXAMPLES])
+  some = jnp.asarray(test.embedding[fixed_subset(len(test.label), _PAIRED_EXAMPLES)])
   spread, rank = float(embedding_spread(some)), float(participation_ratio(some))
+  finite = all(np.isfinite(x).all() for x in (train.features, test.features, test.embedding))
   figures = {
     "knn_accuracy_all": knn(
       test.features, test.label, train.features, train.label, classes, temperature=config.knn_temperature
@@ -81,7 +85,7 @@ def write_report(
     "alignment": _test_alignment(embed, augment_batch, state, data),
     "uniformity": float(uniformity(some)),
     "effective_rank": float(effective_rank(some)),
-    "collapsed": float(spread < COLLAPSED_SPREAD or rank < COLLAPSED_RANK),
+    "collapsed": float(spread < COLLAPSED_SPREAD or rank < COLLAPSED_RANK) if finite else np.nan,
   }
   if len(np.unique(train.label)) > 1:  # a line needs two sides
     figures |= {
@@ -89,18 +93,32 @@ def write_report(
       f"linear_probe_{few}_per_class": float(compute_probe_accuracy(*pair, few).mean()),
       f"pixel_probe_{few}_per_class": _pixel_probe(data, few),
     }
-  if figures["collapsed"]:
+    _compare_with_pixels(figures, few, recipe)
+  if not finite:
+    print("the features are not finite: all their figures are NaN", file=sys.stderr)
+  elif figures["collapsed"]:
     print(
       f"collapsed: the embeddings of the test images lie at one point or on one line (spread {spread:.2f}, 1 is even; "
       f"{rank:.1f} directions in use)",
       file=sys.stderr,
     )
-  if config.augmentation != "none":
+  if recipe != "none":
     _draw_views(augment_batch, data, directory / "views.png")
   _draw_neighbours(data, train, test, directory / "neighbours.png")
-  if len(test.label) >= _FEWEST_ON_A_MAP and test.features.std(axis=0).max() > 0:
+  if finite:
     _draw_map(data, test, "collapsed" if figures["collapsed"] else "learned", directory / "map.png")
   return figures
+
+
+def _compare_with_pixels(figures: dict[str, float], few: int, recipe: str) -> None:
+  """Says so where pretraining has made things worse."""
+  learned, pixels = (figures[f"{kind}_probe_{few}_per_class"] for kind in ("linear", "pixel"))
+  if learned < pixels:
+    print(
+      f"the features lose to raw pixels: {learned:.1%} against {pixels:.1%} by a linear probe with {few} labels per "
+      f"class; try more --steps, or views that leave what tells the classes apart (--augmentation={recipe} here)",
+      file=sys.stderr,
+    )
 
 
 def _make_test_views(
@@ -108,23 +126,24 @@ def _make_test_views(
 ) -> UInt8[np.ndarray, "N H W C"]:
   """One view of each test image at `index`, back in grey levels."""
   image = data.test.read(index)["image"].astype(np.float32) / (data.levels - 1)
-  keys = example_keys(stream_key(jax.random.key(seed), "report"), jnp.asarray(index))
+  keys = example_keys(stream_key(root_key(seed), "report"), jnp.asarray(index))
   return np.asarray(np.round(augment_batch(keys, image) * (data.levels - 1)), np.uint8)
 
 
 def _test_alignment(embed, augment_batch, state, data: DataSet) -> float:
-  index = np.arange(_CHUNK) % len(data.test)
+  some = fixed_subset(len(data.test), _CHUNK)
+  index = np.resize(some, _CHUNK)  # the batch's shape is that of `embed_split`
   label = data.test.read(index)["label"]
   one, two = (
     embed(state, {"image": _make_test_views(augment_batch, data, seed, index), "label": label, "mask": label})
     for seed in (0, 1)
   )
-  return float(np.mean(alignment(one["embedding"], two["embedding"])))
+  return float(np.mean(alignment(one["embedding"], two["embedding"])[: len(some)]))
 
 
 def _draw_views(augment_batch, data: DataSet, path: Path, rows: int = 8, views: int = 9) -> None:
   """Each row: a test image and views of it as training sees them."""
-  index = np.arange(min(rows, len(data.test)))
+  index = fixed_subset(len(data.test), rows)
   images = [
     data.test.read(index)["image"],
     *(_make_test_views(augment_batch, data, seed, index) for seed in range(views)),
@@ -148,7 +167,9 @@ def _draw_neighbours(
   show = lambda axis, image: show_images(axis, image[None] / (data.levels - 1), 1)
   for row, (query, neighbours) in enumerate(zip(queries, nearest)):
     show(axes[row, 0], data.test.read(np.array([query]))["image"][0])
-    axes[row, 0].set_ylabel(data.class_names[test.label[query]], rotation=0, ha="right", va="center", fontsize=8)
+    axes[row, 0].set_ylabel(
+      as_text(data.class_names[test.label[query]]), rotation=0, ha="right", va="center", fontsize=8
+    )
     for axis, neighbour in zip(axes[row, 1:], neighbours):
       show(axis, data.train.read(np.array([neighbour]))["image"][0])
       same = train.label[neighbour] == test.label[query]
@@ -161,18 +182,29 @@ def _draw_neighbours(
   save_figure(figure, path)
 
 
+def _fits_a_map(x: Float[np.ndarray, "N D"]) -> bool:
+  """Whether t-SNE can lay these points out: it crashes on points that hardly differ."""
+  spread = x.std(axis=0)
+  if x.shape[1] < 2 or spread.max() <= 1e-5 * max(np.abs(x).max(), 1e-30):
+    return False
+  return len(np.unique(np.round((x - x.mean(axis=0)) / spread.max(), 3), axis=0)) >= _FEWEST_ON_A_MAP
+
+
 def _draw_map(data: DataSet, test: Features, kind: str, path: Path) -> None:
-  """The test features in two dimensions (t-SNE), beside the raw pixels in the same way."""
+  """The test features in two dimensions (t-SNE), beside the raw pixels in the same way; nothing where either cannot."""
   from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
   from threadpoolctl import threadpool_limits
 
-  size = min(len(test.label), _PAIRED_EXAMPLES // 2)
-  label = test.label[:size]
+  index = fixed_subset(len(test.label), _MOST_ON_A_MAP)
+  size, label = len(index), test.label[index]
+  pixels, features = to_pixels(data.test, data.levels)[index], test.features[index]
+  if not (_fits_a_map(pixels) and _fits_a_map(features)):
+    return
   figure, axes = new_figure(1, 2, width=9.5, height=4.4)
   for axis, x, title in (
-    (axes[0, 0], to_pixels(data.test, data.levels)[:size], "raw pixels"),
-    (axes[0, 1], test.features[:size], f"{kind} features"),
+    (axes[0, 0], pixels, "raw pixels"),
+    (axes[0, 1], features, f"{kind} features"),
   ):
     x = PCA(min(50, *x.shape), random_state=0).fit_transform(x)
     tsne = TSNE(2, perplexity=min(30, max(2, size // 4)), init="pca", random_state=0, max_iter=500)
@@ -183,7 +215,8 @@ def _draw_map(data: DataSet, test: Features, kind: str, path: Path) -> None:
   classes = np.unique(label)
   if len(classes) <= 20:
     handles = [
-      axes[0, 1].scatter([], [], color=dots.cmap(dots.norm(i)), s=16, label=data.class_names[i]) for i in classes
+      axes[0, 1].scatter([], [], color=dots.cmap(dots.norm(i)), s=16, label=as_text(data.class_names[i]))
+      for i in classes
     ]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
   save_figure(figure, path)

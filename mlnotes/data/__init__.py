@@ -1,5 +1,6 @@
 """Data sets in, batches out."""
 
+from mlnotes.data.arrays import make_array_feeds
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit, Split
 from mlnotes.data.feed import (
   EMPTY_FEED,
@@ -12,6 +13,7 @@ from mlnotes.data.feed import (
   make_stream_feed,
 )
 from mlnotes.data.feeds import DataConfig, Feeds, load_data, make_feeds
+from mlnotes.data.order import fixed_subset
 from mlnotes.data.source import load
 
 __all__ = [
@@ -27,8 +29,10 @@ __all__ = [
   "Split",
   "StreamFeed",
   "choose_placement",
+  "fixed_subset",
   "load",
   "load_data",
+  "make_array_feeds",
   "make_eval_batches",
   "make_feeds",
   "make_resident_feed",

@@ -18,7 +18,9 @@ from jax import lax
 from jaxtyping import Array, Int, Key, PyTree
 
 from mlnotes.data.dataset import ArraySplit, Split
-from mlnotes.data.order import epoch_positions, order_bits, permute_index, steps_per_epoch
+from mlnotes.data.order import epoch_positions, fixed_subset, order_bits, permute_index, steps_per_epoch
+from mlnotes.errors import InputError
+from mlnotes.experiment import root_key
 
 # Resident data may take this much where the device does not report its memory.
 RESIDENT_LIMIT_BYTES = 2 * 2**30
@@ -71,19 +73,15 @@ def _take(arrays: PyTree, index: Int[Array, " B"]) -> PyTree:
   return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), arrays)
 
 
-def make_eval_batches(split: Split, batch_size: int, limit: int | None = None) -> EvalBatches:
+def make_eval_batches(split: Any, batch_size: int, limit: int | None = None) -> EvalBatches:
   """Every example of `split` once, in order; with `limit`, a fixed pseudo-random subset of that size.
 
   Raises ValueError if `batch_size` or `limit` is not positive.
   """
-  size = len(split)
-  for name, value in (("batch_size", batch_size), ("limit", size if limit is None else limit)):
+  for name, value in (("batch_size", batch_size), ("limit", len(split) if limit is None else limit)):
     if value < 1:
       raise ValueError(f"{name}={value} is out of range: expected at least 1.")
-  index = np.arange(size, dtype=np.int32)
-  if limit is not None and limit < size:
-    # Not the first ones: a split may be sorted by class.
-    index = np.sort(permute_index(index[:limit], size, np.zeros(2, np.uint32)))
+  index = fixed_subset(len(split), len(split) if limit is None else limit)
   num_batches = -(-len(index) // batch_size)
   mask = np.arange(num_batches * batch_size) < len(index)
   index = np.concatenate([index, np.full(len(mask) - len(index), index[-1])])
@@ -168,7 +166,7 @@ def _host_order_bits(seed: int, epoch: int) -> np.ndarray:
   except RuntimeError:  # JAX_PLATFORMS may leave the CPU out.
     cpu = None
   with jax.default_device(cpu):
-    return np.asarray(order_bits(jax.random.key(seed), epoch))
+    return np.asarray(order_bits(root_key(seed), epoch))
 
 
 def make_stream_feed(
@@ -180,7 +178,7 @@ def make_stream_feed(
   process_count: int = 1,
   num_threads: int | None = None,
 ) -> StreamFeed:
-  """Streams the batches that `make_resident_feed` draws for the root key `jax.random.key(seed)`.
+  """Streams the batches that `make_resident_feed` draws for the root key of `seed`.
 
   One seed (an int) gives batches of B examples; a sequence of S seeds gives S x B, one order for each seed. Process
   `process_index` of `process_count` reads only its rows of the global batch, B / process_count of them.
@@ -213,7 +211,7 @@ def choose_placement(
 ) -> Literal["device", "stream"]:
   """Where the training data lives. "auto" is the device if the data takes at most `limit_bytes` there.
 
-  The limit defaults to a quarter of the device's memory, or 2 GiB where the device does not tell. Raises ValueError
+  The limit defaults to a quarter of the device's memory, or 2 GiB where the device does not tell. Raises InputError
   for "device" if the data was too large to decode.
   """
   if isinstance(split, ArraySplit):
@@ -221,9 +219,9 @@ def choose_placement(
       return placement
     return "device" if split.nbytes <= (_resident_limit() if limit_bytes is None else limit_bytes) else "stream"
   if placement == "device":
-    raise ValueError(
-      f"data_placement='device': found {split.nbytes / 2**30:.1f} GiB of images that are decoded as they are read,"
-      " expected 'stream' or 'auto' for them."
+    raise InputError(
+      f"--data_placement=device: found {split.nbytes / 2**30:.1f} GiB of images that are decoded as they are read,"
+      " expected stream or auto for them."
     )
   return "stream"
 

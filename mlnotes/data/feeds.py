@@ -17,7 +17,8 @@ from mlnotes.data.feed import (
   make_resident_feed,
   make_stream_feed,
 )
-from mlnotes.data.source import load
+from mlnotes.data.fingerprint import fingerprint
+from mlnotes.data.source import kind_of, load
 from mlnotes.flags import BaseConfig, field, require
 from mlnotes.sharding import shares_seeds
 
@@ -26,12 +27,17 @@ from mlnotes.sharding import shares_seeds
 class DataConfig(BaseConfig):
   """The flags of an experiment that learns from a data set."""
 
-  dataset: str = field("digits", "digits (built in), a file.npz with image and label, or the name of a TFDS data set")
+  dataset: str = field(
+    "digits", "digits (built in), a file.npz with image and label, a folder of class folders, or the name of a TFDS set"
+  )
   data_dir: str = field(
     "", "directory of prepared TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets", free=True
   )
-  train_split: str = field("train", "split of a TFDS data set to learn from; slices such as train[:90%] work")
-  test_split: str = field("test", "split of a TFDS data set to evaluate on")
+  train_split: str = field(
+    "train", "split of a TFDS data set (slices such as train[:90%] work) or folder, to learn from"
+  )
+  test_split: str = field("test", "split of a TFDS set or folder to evaluate on")
+  image_size: int = field(0, "pixels a side that images are resized to; 0: as they are")
   batch_size: int = field(128, "examples per update, over all devices")
   data_placement: Literal["auto", "device", "stream"] = field(
     "auto", "where training data lives: on the device, streamed from the host, or whichever fits", free=True
@@ -42,6 +48,15 @@ class DataConfig(BaseConfig):
     super().__post_init__()
     require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
     require(self.eval_examples >= 0, "eval_examples", self.eval_examples, "0 or more")
+    require(self.image_size >= 0, "image_size", self.image_size, "0 or more")
+
+  def idle_flags(self):
+    idle, kind = super().idle_flags(), kind_of(self.dataset, self.data_dir)
+    if kind != "tfds":
+      idle["data_dir"] = f"--dataset={self.dataset} is no TFDS data set"
+    if kind in ("digits", "npz"):
+      idle |= dict.fromkeys(("train_split", "test_split"), f"--dataset={self.dataset} has its own two splits")
+    return idle
 
 
 _load = functools.lru_cache(maxsize=1)(load)
@@ -49,18 +64,22 @@ _load = functools.lru_cache(maxsize=1)(load)
 
 def load_data(config: Any) -> DataSet:
   """The data set that the fields of `DataConfig` name, kept for the next call. Raises DataError as `load` does."""
-  return _load(config.dataset, config.data_dir, config.train_split, config.test_split)
+  return _load(config.dataset, config.data_dir, config.train_split, config.test_split, config.image_size)
 
 
 class Feeds(NamedTuple):
   """Where batches come from. The defaults are for methods that make their own data.
 
-  `reference` holds the examples that an experiment with `embed` compares with, in its evaluations.
+  `reference` holds the examples that an experiment with `embed` compares with, in its evaluations. `split` is what the
+  data of `evaluate` are called, which also choose the best checkpoint: test, validation; "" where they are made anew.
+  `fingerprint` is that of the data set where there is one.
   """
 
   train: ResidentFeed | StreamFeed = EMPTY_FEED
   evaluate: EvalBatches = EvalBatches((), lambda arrays, i: (), 1)
   reference: EvalBatches | None = None
+  fingerprint: str = ""
+  split: str = ""
 
 
 def make_feeds(data: DataSet, config: Any) -> Feeds:
@@ -81,4 +100,5 @@ def make_feeds(data: DataSet, config: Any) -> Feeds:
       seeds, index, count = seeds[index * own : (index + 1) * own], 0, 1
     require(config.batch_size % count == 0, "batch_size", config.batch_size, f"a multiple of the {count} processes")
     train = make_stream_feed(data.train, config.batch_size, seeds, process_index=index, process_count=count)
-  return Feeds(train, make_eval_batches(data.test, config.batch_size, config.eval_examples or None))
+  evaluate = make_eval_batches(data.test, config.batch_size, config.eval_examples or None)
+  return Feeds(train, evaluate, split="test", fingerprint=fingerprint(data))

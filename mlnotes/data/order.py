@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, Key, UInt32
 
+from mlnotes.data.image import DataError
 from mlnotes.experiment import stream_key
 
 # Four rounds make a Feistel network pseudo-random if the round function is (Luby and Rackoff 1988); the integer hash
@@ -77,6 +78,32 @@ def permute_index(index: Index, size: int, key_bits: KeyBits) -> Index:
   else:
     x = lax.while_loop(lambda x: jnp.any(x > last), lambda x: jnp.where(x > last, encipher(x), x), x)
   return x.astype(np.int32)
+
+
+def fixed_subset(size: int, count: int) -> Int[np.ndarray, " S"]:
+  """`count` distinct positions of range(size), rising: pseudo-random and the same in every run; all where `count` is
+  not below `size`.
+
+  For whatever looks at a part of a split: the first ones will not do, because a file may be sorted by class. A smaller
+  subset is contained in a larger one of the same `size`. Raises ValueError if `size` or `count` is not positive.
+  """
+  for name, value in (("size", size), ("count", count)):
+    if value < 1:
+      raise ValueError(f"{name}={value} is out of range: expected at least 1.")
+  index = np.arange(min(size, count), dtype=np.int32)
+  return index if count >= size else np.sort(permute_index(index, size, np.zeros(2, np.uint32)))
+
+
+def hold_out(size: int, flag: str) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"]]:
+  """(training positions, test positions) of range(size): a fixed pseudo-random tenth, at least one, is for testing.
+
+  Raises DataError that begins with `flag` for fewer than two examples.
+  """
+  if size < 2:
+    raise DataError(f"{flag}: found {size} example, expected at least 2 to set a test split aside.")
+  order = permute_index(np.arange(size), size, np.zeros(2, np.uint32))
+  num_test = max(1, size // 10)
+  return order[num_test:], order[:num_test]
 
 
 def steps_per_epoch(batch_size: int, size: int) -> int:

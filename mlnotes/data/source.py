@@ -1,33 +1,68 @@
-"""Where data sets come from: scikit-learn's digits, an .npz file, or a TFDS directory."""
+"""Where data sets come from: scikit-learn's digits, an .npz file, a folder of images, or a TFDS directory."""
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from mlnotes.data.dataset import ArraySplit, DataError, DataSet, make_array_split
-from mlnotes.data.order import permute_index
+from mlnotes.data.dataset import ArraySplit, DataError, DataSet, make_array_split, name_classes
+from mlnotes.data.image import resize_images
+from mlnotes.data.order import hold_out
 
-BUILT_IN = ("digits",)
 
-
-def load(dataset: str, data_dir: str | None = None, train_split: str = "train", test_split: str = "test") -> DataSet:
+def load(
+  dataset: str,
+  data_dir: str | None = None,
+  train_split: str = "train",
+  test_split: str = "test",
+  image_size: int = 0,
+) -> DataSet:
   """Reads the data set that `--dataset` names.
 
   "digits":     scikit-learn's 1797 handwritten digits, 8x8x1 with 17 grey levels; needs no file.
   "path.npz":   arrays `image` and `label`, and `image_test` and `label_test` (else a tenth is set aside).
+  a folder:     images in sub-folders called after their classes, these in `train_split` and `test_split` or not (then
+                a tenth is set aside); write ./name where a TFDS data set has the name too.
   other names:  a TFDS data set, prepared under `data_dir` ("mnist", "name/config", "name:1.0.0"). `train_split` and
                 `test_split` choose its splits, slices such as "train[:90%]" included.
 
-  Raises DataError, one sentence, if there is no such data set or it cannot be used.
+  Images are resized to `image_size` x `image_size` unless that is 0. Raises DataError, one sentence, if there is no
+  such data set or it cannot be used.
   """
-  if dataset == "digits":
-    return load_digits()
-  if dataset.endswith(".npz"):
-    return load_npz(dataset)
-  from mlnotes.data.tfds_source import load_tfds
+  kind = kind_of(dataset, data_dir)
+  if kind == "folder":
+    from mlnotes.data.folder_source import load_folder
 
-  return load_tfds(dataset, data_dir, train_split, test_split)
+    return load_folder(dataset, train_split, test_split, image_size)
+  if kind == "tfds":
+    from mlnotes.data.tfds_source import load_tfds
+
+    return load_tfds(dataset, data_dir, train_split, test_split, image_size)
+  data = load_digits() if kind == "digits" else load_npz(dataset)
+  return _resize(data, image_size) if image_size else data
+
+
+def kind_of(dataset: str, data_dir: str | None = None) -> Literal["digits", "npz", "folder", "tfds"]:
+  """What `--dataset` names, without reading it."""
+  if dataset == "digits":
+    return "digits"
+  if dataset.endswith(".npz"):
+    return "npz"
+  if dataset.startswith((".", "/", "~")):
+    return "folder"
+  prepared = tfds_directory(data_dir) / dataset.partition(":")[0]
+  return "folder" if dataset and Path(dataset).is_dir() and not prepared.is_dir() else "tfds"
+
+
+def tfds_directory(data_dir: str | None) -> Path:
+  """Where TFDS data sets are prepared: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+  return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def _resize(data: DataSet, image_size: int) -> DataSet:
+  resized = [ArraySplit(resize_images(split.image, image_size), split.label) for split in (data.train, data.test)]
+  return data._replace(train=resized[0], test=resized[1], image_shape=resized[0].image_shape)
 
 
 def load_digits() -> DataSet:
@@ -45,6 +80,8 @@ def load_digits() -> DataSet:
 def load_npz(path: str) -> DataSet:
   """The arrays of an .npz file: `image`, `label` and, optionally, `image_test`, `label_test`.
 
+  The distinct labels, of both splits together, are the classes, called by their values: see `name_classes`.
+
   Without test arrays a fixed pseudo-random tenth of the examples (at least one) is the test split.
   """
   flag = f"--dataset={path}"
@@ -57,16 +94,16 @@ def load_npz(path: str) -> DataSet:
     )
   if ("image_test" in arrays) != ("label_test" in arrays):
     raise DataError(f"{flag}: found only one of image_test and label_test, expected both or neither.")
-  train = make_array_split(flag, arrays["image"], arrays["label"])
-  if "image_test" in arrays:
-    test = make_array_split(f"{flag} (test)", arrays["image_test"], arrays["label_test"])
+  tested = "image_test" in arrays
+  labels, names = name_classes(flag, *(arrays[name] for name in ("label", "label_test")[: 1 + tested]))
+  train = make_array_split(flag, arrays["image"], labels[0])
+  if tested:
+    test = make_array_split(f"{flag} (test)", arrays["image_test"], labels[1])
     if test.image_shape != train.image_shape:
       raise DataError(f"{flag}: image_test has images of shape {test.image_shape}, expected {train.image_shape}.")
   else:
-    train, test = _hold_out(train, flag)
-  num_classes = int(max(train.label.max(), test.label.max())) + 1
-  names = tuple(map(str, range(num_classes)))
-  return DataSet(Path(path).stem, train, test, num_classes, names, 256, train.image_shape)
+    train, test = (ArraySplit(**train.read(part)) for part in hold_out(len(train), flag))
+  return DataSet(Path(path).stem, train, test, len(names), names, 256, train.image_shape)
 
 
 def _read_npz(path: str, flag: str) -> dict[str, Any]:
@@ -87,13 +124,3 @@ def _read_npz(path: str, flag: str) -> dict[str, Any]:
     raise
   except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
     raise DataError(f"{flag}: not readable ({error}), expected plain arrays written by np.savez.") from error
-
-
-def _hold_out(split: ArraySplit, flag: str) -> tuple[ArraySplit, ArraySplit]:
-  size = len(split)
-  if size < 2:
-    raise DataError(f"{flag}: found {size} example, expected at least 2 to set a test split aside.")
-  order = permute_index(np.arange(size), size, np.zeros(2, np.uint32))
-  num_test = max(1, size // 10)
-  test, train = (ArraySplit(**split.read(part)) for part in (order[:num_test], order[num_test:]))
-  return train, test

@@ -5,25 +5,17 @@ that is small enough is decoded once and then memory-mapped from the cache direc
 """
 
 import difflib
-import hashlib
-import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlnotes.cache import cache_directory
-from mlnotes.data.dataset import DataError, DataSet, RecordSplit, Split, make_array_split
+from mlnotes.data.dataset import DataError, DataSet, RecordSplit, Split
+from mlnotes.data.decoded import DECODE_LIMIT_BYTES, decode_once
+from mlnotes.data.source import tfds_directory
 
-# A split that takes more than this once decoded is read record by record instead.
-DECODE_LIMIT_BYTES = 4 * 2**30
-_CHUNK = 512
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -32,24 +24,27 @@ def load_tfds(
   data_dir: str | None = None,
   train_split: str = "train",
   test_split: str = "test",
+  image_size: int = 0,
   decode_limit_bytes: int = DECODE_LIMIT_BYTES,
 ) -> DataSet:
   """Two splits of the TFDS image data set `dataset` ("name", "name/config", "name:1.0.0") under `data_dir`.
 
   An empty `data_dir` means TFDS's own: $TFDS_DATA_DIR, else ~/tensorflow_datasets. Without a version the highest one
-  that is there is read. Raises DataError, one sentence, if the set is absent, has no random access, no such split,
-  or no features `image` (uint8, one fixed shape) and `label` (one class).
+  that is there is read. Images are resized to `image_size` unless it is 0. Raises DataError, one sentence, if the set
+  is absent, has no random access, no such split, or no features `image` (uint8, one fixed shape unless resized) and
+  `label` (one class).
   """
   flag = f"--dataset={dataset}"
-  root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  root = tfds_directory(data_dir)
   directory = find_prepared(dataset, root)
 
   import tensorflow_datasets as tfds
 
   builder = tfds.builder_from_directory(directory)
-  shape = _check_features(builder.info.features, flag)
+  shape = _check_features(builder.info.features, flag, image_size)
   splits = [
-    _open_split(builder, directory, split, shape, flag, decode_limit_bytes) for split in (train_split, test_split)
+    _open_split(builder, directory, split, shape, bool(image_size), flag, decode_limit_bytes)
+    for split in (train_split, test_split)
   ]
   names = tuple(builder.info.features["label"].names)
   return DataSet(builder.info.name, *splits, len(names), names, 256, shape)
@@ -90,12 +85,12 @@ def _absent(dataset: str, name: str, root: Path) -> str:
   return (
     f"--dataset={dataset}: looked for a prepared TFDS data set in {root / name} ({root}: {found})"
     f"{f', did you mean {near[0]!r}' if near else ''}; expected either --data_dir=DIR with a prepared one"
-    f" (pip install 'mlnotes[tf]', then tfds build {name or 'NAME'} --file_format=array_record --data_dir=DIR)"
-    " or --dataset=path.npz with the arrays image and label."
+    f" (pip install -e '.[tf]' here, then tfds build {name or 'NAME'} --file_format=array_record --data_dir=DIR)"
+    " or --dataset=path.npz with the arrays image and label, or --dataset=FOLDER of images in class folders."
   )
 
 
-def _check_features(features: Any, flag: str) -> tuple[int, int, int]:
+def _check_features(features: Any, flag: str, image_size: int) -> tuple[int, int, int]:
   import tensorflow_datasets as tfds
 
   wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
@@ -106,16 +101,24 @@ def _check_features(features: Any, flag: str) -> tuple[int, int, int]:
       raise DataError(f"{flag}: found the features {described}, expected image (Image) and label (ClassLabel).")
   image = features["image"]
   shape = tuple(image.shape)
+  if image_size and len(shape) == 3:
+    shape = (image_size, image_size, shape[-1])
   if image.np_dtype != np.uint8 or None in shape or len(shape) != 3 or shape[-1] not in (1, 3, 4):
     raise DataError(
       f"{flag}: found images of shape {shape} and dtype {np.dtype(image.np_dtype)},"
-      " expected one fixed shape H W C with 1, 3 or 4 channels of uint8."
+      " expected one fixed shape H W C (--image_size makes one) with 1, 3 or 4 channels of uint8."
     )
   return shape
 
 
 def _open_split(
-  builder: Any, directory: Path, split: str, shape: tuple[int, int, int], flag: str, decode_limit_bytes: int
+  builder: Any,
+  directory: Path,
+  split: str,
+  shape: tuple[int, int, int],
+  resize: bool,
+  flag: str,
+  decode_limit_bytes: int,
 ) -> Split:
   import tensorflow_datasets as tfds
 
@@ -136,20 +139,16 @@ def _open_split(
     ) from error
   except OSError as error:
     raise DataError(f"{flag}: {directory} cannot be read ({error}), expected the files of split {split!r}.") from error
-  records = RecordSplit(source, shape)
+  num_classes = info.features["label"].num_classes
+  records = RecordSplit(source, shape, f"{flag}: split {split!r}", num_classes, resize)
   if not len(records):
     raise DataError(f"{flag}: split {split!r} is empty, expected at least one example.")
-  if records.nbytes > decode_limit_bytes:
-    return records
-  num_classes = info.features["label"].num_classes
-  entry = _cache_entry(info, split, instructions, shape, flag)
-  if not entry.is_dir():
-    _decode_to(entry, records, flag)
-  return make_array_split(flag, *_open_arrays(entry), num_classes=num_classes)
+  content = [info.full_name, split, _stat_files(instructions, split, flag)]
+  return decode_once(records, flag, f"{info.full_name}-{split}", content, decode_limit_bytes)
 
 
-def _cache_entry(info: Any, split: str, instructions: Sequence[Any], shape: tuple[int, ...], flag: str) -> Path:
-  """The cache directory of one decoded split: other bytes on disk, or another slice, give another name."""
+def _stat_files(instructions: Sequence[Any], split: str, flag: str) -> list[list[Any]]:
+  """What the bytes of one split depend on: other files on disk, or another slice, give another list."""
   files = []
   for item in instructions:
     path = Path(item.filename)
@@ -158,49 +157,4 @@ def _cache_entry(info: Any, split: str, instructions: Sequence[Any], shape: tupl
     except OSError as error:
       raise DataError(f"{flag}: {path} is missing, expected the files of split {split!r}.") from error
     files.append([path.name, stat.st_size, stat.st_mtime_ns, item.skip, item.take])
-  content = json.dumps([info.full_name, split, files, shape])
-  digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-  stem = re.sub(r"[^\w.]+", "-", f"{info.full_name}-{split}").strip("-")
-  return cache_directory() / "data" / f"{stem}-{digest}"
-
-
-def _decode_to(entry: Path, records: RecordSplit, flag: str) -> None:
-  """Decodes all records into entry/image.npy and entry/label.npy; `entry` appears complete or not at all."""
-  try:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
-  except OSError as error:
-    raise DataError(
-      f"{flag}: cannot write the decoded images under {entry.parent} ({error.strerror}),"
-      " expected a writable directory in the environment variable MLNOTES_CACHE."
-    ) from error
-  try:
-    size = len(records)
-    # In memory first: writing to a memory map on a full disk kills the process, np.save raises.
-    image, label = np.empty((size, *records.image_shape), np.uint8), np.empty(size, np.int32)
-
-    def decode(start):
-      index = np.arange(start, min(start + _CHUNK, size))
-      batch = records.read(index)
-      image[index], label[index] = batch["image"], batch["label"]
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-      list(pool.map(decode, range(0, size, _CHUNK)))
-    np.save(partial / "image.npy", image)
-    np.save(partial / "label.npy", label)
-    try:
-      partial.rename(entry)
-    except OSError:
-      # Another process was first; its arrays hold the same.
-      if not entry.is_dir():
-        raise
-  except OSError as error:
-    raise DataError(
-      f"{flag}: decoding to {entry.parent} failed ({error}), expected a writable MLNOTES_CACHE."
-    ) from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _open_arrays(entry: Path) -> tuple[np.ndarray, np.ndarray]:
-  return np.load(entry / "image.npy", mmap_mode="r"), np.load(entry / "label.npy")
+  return files

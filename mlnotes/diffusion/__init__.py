@@ -26,6 +26,7 @@ from mlnotes.diffusion.process import (
   Prediction,
   V,
   add_noise,
+  check_data,
   check_range,
   clip_to_unit,
   compute_alpha_sigma,
@@ -51,6 +52,7 @@ from mlnotes.diffusion.schedule import (
   make_linear_schedule,
   make_schedule_from_log_snr,
   make_timesteps,
+  stratified_times,
 )
 from mlnotes.diffusion.unet import UNet
 
@@ -69,6 +71,7 @@ __all__ = [
   "V",
   "VariationalBound",
   "add_noise",
+  "check_data",
   "check_range",
   "clip_to_unit",
   "compute_alpha_sigma",
@@ -104,6 +107,7 @@ __all__ = [
   "sample",
   "sample_trajectory",
   "split_output",
+  "stratified_times",
   "to_bits_per_dim",
   "to_levels",
   "to_signed",

@@ -44,5 +44,10 @@ def guide(
 def drop_label(
   key: Key[Array, ""], label: Int[Array, " B"], null_label: int, rate: Float[Array, ""] | float
 ) -> Int[Array, " B"]:
-  """`label` with each entry replaced by `null_label` with probability `rate`. Ho & Salimans 2022, algorithm 1."""
+  """`label` with each entry replaced by `null_label` with probability `rate`. Ho & Salimans 2022, algorithm 1.
+
+  Raises ValueError for a number `rate` outside [0, 1].
+  """
+  if isinstance(rate, int | float) and not 0 <= rate <= 1:
+    raise ValueError(f"rate must lie in [0, 1], found {rate}.")
   return jnp.where(jax.random.bernoulli(key, rate, label.shape), null_label, label)

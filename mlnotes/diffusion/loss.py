@@ -16,6 +16,7 @@ from mlnotes.diffusion.process import (
   Prediction,
   Variance,
   add_noise,
+  check_data,
   compute_alpha_sigma,
   compute_posterior,
   fixed_small,
@@ -25,6 +26,8 @@ from mlnotes.diffusion.process import (
 )
 from mlnotes.diffusion.schedule import Schedule, compute_log_snr
 
+# Data that are no levels need not lie within [-1, 1], but nothing standardised goes as far as this.
+_DENSITY_LIMIT = 20.0
 # From log-SNRs to the weights of the squared errors of the network's output.
 Weight: TypeAlias = Callable[[Float[Array, " B"]], Float[Array, " B"]]
 
@@ -39,8 +42,10 @@ def make_min_snr_weight(parameterization: Parameterization, gamma: float = 5.0) 
 
     epsilon: min(SNR, gamma) / SNR    x0: min(SNR, gamma)    v: min(SNR, gamma) / (SNR + 1)
 
-  Source: Hang et al. 2023, section 3.4.
+  Source: Hang et al. 2023, section 3.4. Raises ValueError for a `gamma` that is not positive.
   """
+  if not gamma > 0:
+    raise ValueError(f"gamma must be positive, found {gamma}.")
 
   def weight(log_snr: Float[Array, "*times"]) -> Float[Array, "*times"]:
     return jnp.exp(jnp.minimum(log_snr, math.log(gamma))) * parameterization.error_scale(log_snr)
@@ -62,7 +67,11 @@ def compute_denoising_loss(
     w(log-SNR_t) mean (target - network(x_t, t))^2                              Ho et al. 2020, eq. 14
 
   `x0` lies on [-1, 1], `noise` is standard normal, `t` uniform on 0..T-1. A variance half of the output is ignored.
+
+  Raises:
+    ValueError: `x0` that is not floating-point, or, outside `jit`, far from [-1, 1].
   """
+  check_data(x0, _DENSITY_LIMIT)
   log_snr = compute_log_snr(schedule, t)
   output = network(jax.vmap(add_noise)(x0, noise, log_snr), t)
   return _weighted_error(output, x0, noise, log_snr, parameterization, weight)
@@ -86,10 +95,11 @@ def compute_hybrid_loss(
   with D dimensions per example. See `compute_denoising_loss` for the arguments and `compute_vlb_term` for L_t.
 
   Raises:
-    ValueError: the network's output has no variance half.
+    ValueError: the network's output has no variance half; or `x0` as in `compute_vlb`.
 
   Differences from the paper: L_t in nats per dimension; its published code counts bits.
   """
+  check_data(x0, 1.0 if num_levels else _DENSITY_LIMIT)
   log_snr = compute_log_snr(schedule, t)
   x_t = jax.vmap(add_noise)(x0, noise, log_snr)
   output = network(x_t, t)
@@ -135,7 +145,11 @@ def compute_vlb(
 
   T network evaluations of the batch, `chunk` of them at a time. One key per example: an example's bound is the same in
   whatever batch it stands. For `num_levels` and `variance` see `compute_vlb_term`.
+
+  Raises:
+    ValueError: `x0` that is not floating-point, or, outside `jit`, not on [-1, 1].
   """
+  check_data(x0, 1.0 if num_levels else _DENSITY_LIMIT)
 
   def terms_at(t: Int[Array, ""]) -> Float[Array, " B"]:
     noise = jax.vmap(lambda key, x: jax.random.normal(jax.random.fold_in(key, t), x.shape))(keys, x0)
@@ -157,8 +171,9 @@ def estimate_vlb(
 ) -> Float[Array, " B"]:
   """An estimate of the variational bound from one of its terms, unbiased if `t` is uniform on 0..T-1.
 
-  One network evaluation of the batch, nats per example: L_T + T L_t. See `compute_vlb`.
+  One network evaluation of the batch, nats per example: L_T + T L_t. See `compute_vlb`, also for what it raises.
   """
+  check_data(x0, 1.0 if num_levels else _DENSITY_LIMIT)
   terms = _vlb_terms(denoise, schedule, x0, noise, t, num_levels, variance)
   return jax.vmap(compute_prior_kl, (None, 0))(schedule, x0) + schedule.num_steps * terms
 
@@ -232,7 +247,12 @@ def discretized_gaussian_log_prob(
 
   with the lowest and the highest level open to the outside, so that all levels together have probability 1. `x` must
   be a level, -1 + 2 k h. 256 levels for 8-bit images, 17 for scikit-learn's digits. Ho et al. 2020, eq. 13.
+
+  Raises:
+    ValueError: fewer than 2 levels.
   """
+  if num_levels < 2:
+    raise ValueError(f"num_levels must be at least 2, found {num_levels}.")
   half = 1 / (num_levels - 1)
   scale = jnp.exp(-0.5 * log_variance)
   # log(1 - Phi(z)) is exact only as log Phi(-z): mirror so that the middle of the bin lies in the left tail.
@@ -249,7 +269,9 @@ def discretized_gaussian_log_prob(
 
 
 def to_bits_per_dim(nats: Float[Array, "*batch"], num_dims: int) -> Float[Array, "*batch"]:
-  """Nats per example as bits per dimension."""
+  """Nats per example as bits per dimension. Raises ValueError for fewer than one dimension."""
+  if num_dims < 1:
+    raise ValueError(f"num_dims must be at least 1, found {num_dims}.")
   return nats / (num_dims * math.log(2))
 
 

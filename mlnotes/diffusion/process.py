@@ -227,13 +227,47 @@ def clip_to_unit(x0: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
 
 
 def to_signed(levels: Num[Array, "*dims"], num_levels: int) -> Float[Array, "*dims"]:
-  """Levels 0..num_levels-1 as numbers in [-1, 1], evenly spaced with both ends reached. 256 levels for 8-bit images."""
+  """Levels 0..num_levels-1 as numbers in [-1, 1], evenly spaced with both ends reached. 256 levels for 8-bit images.
+
+  Raises:
+    ValueError: fewer than 2 levels, or levels that are not integers.
+  """
+  _check_num_levels(num_levels)
+  if not jnp.issubdtype(levels.dtype, jnp.integer):
+    raise ValueError(f"levels must be integers from 0 to {num_levels - 1}, found dtype {levels.dtype}.")
   return levels.astype(jnp.float32) * (2 / (num_levels - 1)) - 1
 
 
 def to_levels(x: Float[Array, "*dims"], num_levels: int) -> Int[Array, "*dims"]:
-  """The nearest level 0..num_levels-1 of numbers in [-1, 1]; what lies outside goes to the nearest end."""
+  """The nearest level 0..num_levels-1 of numbers in [-1, 1]; what lies outside goes to the nearest end.
+
+  Raises:
+    ValueError: fewer than 2 levels.
+  """
+  _check_num_levels(num_levels)
   return jnp.clip(jnp.round((x + 1) * ((num_levels - 1) / 2)), 0, num_levels - 1).astype(jnp.int32)
+
+
+def _check_num_levels(num_levels: int) -> None:
+  if num_levels < 2:
+    raise ValueError(f"num_levels must be at least 2, found {num_levels}.")
+
+
+def check_data(x0: Shaped[Array, "..."] | Shaped[np.ndarray, "..."], limit: float = 1.0) -> None:
+  """Refuses clean data that cannot be meant: integers, and, where the values are known, any beyond `limit`.
+
+  Losses and bounds call it; inside `jit` only the dtype can be seen. See `check_range` for a whole data set.
+
+  Raises:
+    ValueError: as said.
+  """
+  if not jnp.issubdtype(x0.dtype, jnp.floating):
+    raise ValueError(f"x0 must be floating-point in [-1, 1] (see to_signed), found dtype {x0.dtype}.")
+  if isinstance(x0, jax.core.Tracer) or not x0.size or not getattr(x0, "is_fully_addressable", True):
+    return
+  largest = float(np.max(np.abs(np.asarray(x0))))  # NumPy: under `jit` even a constant would become a tracer
+  if largest > limit * (1 + 1e-6):
+    raise ValueError(f"x0 must lie in [-1, 1] (see to_signed), found values as large as {largest:g}.")
 
 
 def check_range(x: Shaped[Array, "..."] | Shaped[np.ndarray, "..."], name: str = "x") -> None:

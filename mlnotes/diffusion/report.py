@@ -12,18 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from mlnotes.data import DataSet, Split
+from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import add_noise, to_levels
 from mlnotes.diffusion.sample import ddim_step, ddpm_step
 from mlnotes.diffusion.schedule import compute_log_snr, make_timesteps
+from mlnotes.errors import InputError
 from mlnotes.experiment import example_keys, stream_key
 from mlnotes.plot import new_figure, save_figure, show_images
+from mlnotes.progress import report_step
 
 # Most images that go through the network at a time.
 _CHUNK = 512
 # Most samples per figure of quality, and most test images for the bound, where no number is asked for.
 _AUTO_LIMIT = 1000
+# Fewer of them say nothing.
+_AUTO_LEAST = 100
+# Precision and recall look at the third neighbour of each sample.
+MIN_SAMPLES = 4
+# Fewest images, training and test together, that leave as many for the distance between two sets of real ones.
+_MIN_IMAGES = 2 * MIN_SAMPLES
+# An update passes its batch through the network forwards and backwards, which takes about three times as long as
+# sampling, forwards alone.
+_PASSES_PER_UPDATE = 3
+_DDIM_STEPS = (5, 10, 20, 50)
+# Training images among which the nearest is searched, and that the judge learns from; test images beside them.
+_SEARCHED, _HELD_OUT = 60_000, 10_000
 _REAL_SPLITS = 10
 
 
@@ -81,8 +95,12 @@ class Studio:
   def sample(self, key: Key[Array, ""], label: Int[np.ndarray, " N"], sampler: Sampler) -> Float[np.ndarray, "N H W C"]:
     """Images on [-1, 1] of the given classes."""
 
-    def one(i, chunk):
-      *_, (_, _, x) = self.iterate(jax.random.fold_in(key, i), chunk["label"], sampler)
+    total = min(sampler.num_steps, self.model.schedule.num_steps)
+
+    def one(i, count, chunk):
+      for done, (_, _, x) in enumerate(self.iterate(jax.random.fold_in(key, i), chunk["label"], sampler)):
+        jax.block_until_ready(x)  # or the clock would run ahead of the device
+        report_step(f"{len(label)} samples, {sampler.label} steps", i * total + done, count * total)
       return x
 
     return _by_chunk(one, {"label": label})
@@ -99,11 +117,16 @@ class Studio:
     """The variational bound of each image with all T terms, in bits per dimension."""
     term = jax.jit(lambda output, x0, noise, t: self.model.estimate_bits_per_dim(lambda *_: output, x0, noise, t))
 
-    def one(_, chunk):
+    num_images, total = len(split["label"]), self.model.schedule.num_steps
+
+    def one(i, count, chunk):
       terms = []
-      for t in range(self.model.schedule.num_steps):
+      for t in range(total):
+        report_step(f"bits per dimension of {num_images} test images", i * total + t, count * total)
         x0, noise, times, x_t = self._bound(chunk["image"], chunk["index"], key, t)
-        terms.append(term(self._plain(self.params, x_t, times, chunk["label"]), x0, noise, times))
+        terms.append(
+          jax.block_until_ready(term(self._plain(self.params, x_t, times, chunk["label"]), x0, noise, times))
+        )
       return jnp.mean(jnp.stack(terms), axis=0)
 
     index = np.arange(len(split["label"]), dtype=np.int32)
@@ -111,13 +134,14 @@ class Studio:
 
 
 def _by_chunk(function: Any, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-  """`function(i, chunk)` over chunks of one size, the last one filled up, and the results joined."""
+  """`function(i, number of chunks, chunk)` over chunks of one size, the last one filled up, and the results joined."""
   total = len(next(iter(arrays.values())))
-  size = -(-total // -(-total // _CHUNK))  # chunks of one size, with little to fill up
+  count = -(-total // _CHUNK)
+  size = -(-total // count)  # chunks of one size, with little to fill up
   results = []
   for i, start in enumerate(range(0, total, size)):
     index = np.minimum(np.arange(start, start + size), total - 1)
-    results.append(np.asarray(function(i, {name: value[index] for name, value in arrays.items()})))
+    results.append(np.asarray(function(i, count, {name: value[index] for name, value in arrays.items()})))
   return np.concatenate(results)[:total]
 
 
@@ -137,6 +161,14 @@ class Reference(NamedTuple):
   real_distance: float
   num_samples: int
 
+  def real_features(self) -> np.ndarray:
+    """Of `num_samples` real images: held out ones, which the judge has not seen, and training images where they end."""
+    num_train = len(self.features) - len(self.test["label"])
+    index = num_train + fixed_subset(len(self.test["label"]), self.num_samples)
+    if missing := self.num_samples - len(index):
+      index = np.concatenate([index, fixed_subset(num_train, missing)])
+    return self.features[index]
+
   def distance(self, features: np.ndarray) -> float:
     """Frechet distance of samples to as many real images, a mean over random choices of these."""
     from mlnotes.generative import feature_frechet_distance
@@ -147,10 +179,43 @@ class Reference(NamedTuple):
 
 
 def _read(split: Split, limit: int) -> Mapping[str, np.ndarray]:
-  index = np.arange(len(split))
-  if len(split) > limit:
-    index = np.sort(np.random.default_rng(0).choice(index, limit, replace=False))
-  return split.read(index)
+  return split.read(fixed_subset(len(split), limit))
+
+
+def check_report(data: DataSet) -> None:
+  """Raises InputError for a data set too small to measure samples against, before the run that is to be measured."""
+  found = len(data.train) + len(data.test)
+  if found < _MIN_IMAGES:
+    raise InputError(
+      f"--dataset: found {found} images in {data.name}, expected at least {_MIN_IMAGES} for the figures of the report, "
+      "or --report_seeds=0 for none."
+    )
+
+
+def choose_num_samples(data: DataSet, config: Any) -> int:
+  """Samples per figure of quality: `config.quality_samples`, or as many as take about as long as the training.
+
+  See `count_affordable`.
+  """
+  return config.quality_samples or count_affordable(data, config)
+
+
+def count_affordable(data: DataSet, config: Any) -> int:
+  """How many images can be sampled by every sampler, and as many bounded, in about the time of the training.
+
+  Counted in passes through the network, of which an update makes three for each example of its batch, a sampler one
+  for each step, the bound T. At least 100, at most 1000, and no more than there are test images.
+  """
+  sampler_steps = sum(sampler.num_steps for sampler in _samplers(config))
+  affordable = _PASSES_PER_UPDATE * config.steps * config.batch_size // (sampler_steps + config.timesteps)
+  return min(len(data.test), _AUTO_LIMIT, max(affordable, _AUTO_LEAST))
+
+
+def _samplers(config: Any) -> list[Sampler]:
+  """The chosen one, the ancestral one with all steps, and DDIM with few."""
+  total = config.timesteps
+  chosen = Sampler(config.sampler, min(config.sample_steps, total))
+  return sorted({chosen, Sampler("ddpm", total), *(Sampler("ddim", n) for n in _DDIM_STEPS if n <= total)})
 
 
 def make_reference(data: DataSet, num_samples: int) -> Reference:
@@ -160,9 +225,9 @@ def make_reference(data: DataSet, num_samples: int) -> Reference:
   """
   from mlnotes.generative import class_agreement, compute_real_distance, load_or_train_judge
 
-  train = _read(data.train, 60_000)
+  train, test = _read(data.train, _SEARCHED), _read(data.test, _HELD_OUT)
+  report_step(f"a judge from {len(train['label'])} training images, unless it is in the cache")
   judge = load_or_train_judge(train["image"], train["label"], data.num_classes, data.levels)
-  test = _read(data.test, 10_000)
   subset = _read(data.train, 10 * num_samples)
   features = judge.features(np.concatenate([subset["image"], test["image"]]))
   num_samples = min(num_samples, len(features) // 2)
@@ -182,21 +247,20 @@ def write_report(
 ) -> dict[str, float]:
   """Writes samples.png, trajectory.png, real_and_generated.png, quality.png and quality.csv; returns the figures.
 
-  `config` has `sampler`, `sample_steps`, `guidance` and `quality_samples`. Distances are in the features of a judge
-  trained on the same data, so they are not FID.
+  `config` has `sampler`, `sample_steps`, `timesteps`, `guidance`, `quality_samples`, `steps` and `batch_size`.
+  Distances are in the features of a judge trained on the same data, so they are not FID. Parts of splits are fixed
+  pseudo-random ones; how large they were is among the figures. Says on standard error what it is doing.
   """
   from mlnotes.generative import class_agreement, compute_novelty, precision_recall
 
-  num_samples = config.quality_samples or min(len(data.test), _AUTO_LIMIT)
-  reference = make_reference(data, num_samples)
+  reference = make_reference(data, max(choose_num_samples(data, config), MIN_SAMPLES))
   studio = Studio(model, params, config.guidance)
   # Drawn at random, not in the exact proportions: two real samples differ in these too.
   label = np.random.default_rng(0).choice(reference.train["label"], reference.num_samples).astype(np.int32)
   total = model.schedule.num_steps
   chosen = Sampler(config.sampler, min(config.sample_steps, total))
-  samplers = {chosen, Sampler("ddpm", total), *(Sampler("ddim", n) for n in (5, 10, 20, 50) if n <= total)}
   images, rows = {}, []
-  for sampler in sorted(samplers):
+  for sampler in _samplers(config):
     images[sampler] = to_levels(
       jnp.asarray(studio.sample(stream_key(key, "quality"), label, sampler)), model.num_levels
     )
@@ -207,15 +271,16 @@ def write_report(
                  "real_distance": reference.real_distance, "class_agreement": agreement})  # fmt: skip
   figures = dict(next(row for row in rows if (row["sampler"], row["steps"]) == chosen))
   ancestral = next(row for row in rows if (row["sampler"], row["steps"]) == ("ddpm", total))
-  held_out = _subset(reference.test, _AUTO_LIMIT)
-  precision, recall = precision_recall(
-    reference.features[: reference.num_samples], reference.judge.features(images[chosen])
-  )
+  precision, recall = precision_recall(reference.real_features(), reference.judge.features(images[chosen]))
+  bounded = _read(data.test, count_affordable(data, config))
+  searched = len(reference.train["label"])
+  report_step(f"the nearest of {searched} training images (of {len(data.train)} in all) to each sample and test image")
   novelty = compute_novelty(images[chosen], reference.test["image"], reference.train["image"])
   with (directory / "quality.csv").open("w", newline="") as file:
     writer = csv.DictWriter(file, rows[0].keys())
     writer.writeheader()
     writer.writerows(rows)
+  report_step("pictures")
   _draw_quality(rows, directory / "quality.png")
   _draw_samples(studio, key, data, chosen, directory / "samples.png")
   _draw_trajectory(studio, key, data, chosen, directory / "trajectory.png")
@@ -224,7 +289,7 @@ def write_report(
   if not model.num_classes:
     del figures["class_agreement"]
   return {
-    "bits_per_dim": float(np.mean(studio.bits_per_dim(stream_key(key, "bound"), held_out))),
+    "bits_per_dim": float(np.mean(studio.bits_per_dim(stream_key(key, "bound"), bounded))),
     **figures,
     "frechet_distance_ancestral": ancestral["frechet_distance"],
     "judge_accuracy": reference.judge_accuracy,
@@ -233,11 +298,12 @@ def write_report(
     "nearest_train_distance": novelty.generated,
     "nearest_train_distance_real": novelty.held_out,
     "closer_than_real": novelty.closer,
+    "copies": novelty.copies,
+    "copies_real": novelty.copies_held_out,
+    "bounded_test_images": len(bounded["label"]),
+    "searched_training_images": searched,
+    "quality_samples": reference.num_samples,
   }
-
-
-def _subset(split: Mapping[str, np.ndarray], limit: int) -> Mapping[str, np.ndarray]:
-  return {name: value[:limit] for name, value in split.items()}
 
 
 def _rows_of_labels(model: DiffusionModel, data: DataSet, columns: int) -> np.ndarray:
@@ -253,10 +319,12 @@ def _draw_samples(studio: Studio, key, data: DataSet, sampler: Sampler, path: Pa
   if studio.model.num_classes:
     height = data.image_shape[0] + 1
     rows = len(label) // 10
-    axes[0, 0].set_yticks([height * i + height / 2 - 1 for i in range(rows)], data.class_names[:rows])
+    ticks = [height * i + height / 2 - 1 for i in range(rows)]
+    axes[0, 0].set_yticks(ticks, data.class_names[:rows], parse_math=False)  # a class may be called $$
   axes[0, 0].tick_params(length=0)
   axes[0, 0].set_title(
-    f"Samples of {data.name}{' by class' if studio.model.num_classes else ''} ({sampler.label} steps)"
+    f"Samples of {data.name}{' by class' if studio.model.num_classes else ''} ({sampler.label} steps)",
+    parse_math=False,
   )
   save_figure(figure, path)
 
@@ -280,17 +348,15 @@ def _draw_trajectory(studio: Studio, key, data: DataSet, sampler: Sampler, path:
 
 
 def _draw_real_and_generated(reference: Reference, images: np.ndarray, num_levels: int, path: Path) -> None:
-  from sklearn.neighbors import NearestNeighbors
+  from mlnotes.generative import find_nearest
 
   rng = np.random.default_rng(0)
   pick = lambda count: rng.choice(count, min(50, count), replace=False)
   generated = images[pick(len(images))]
-  flat = lambda x: x.reshape(len(x), -1).astype(np.float64)
-  neighbours = NearestNeighbors(n_neighbors=1).fit(flat(reference.train["image"]))
-  nearest = reference.train["image"][neighbours.kneighbors(flat(generated))[1][:, 0]]
+  nearest = reference.train["image"][find_nearest(generated, reference.train["image"]).index]
   real = reference.test["image"][pick(len(reference.test["image"]))]
   figure, axes = new_figure(1, 3, width=12.0, height=2.3)
-  titles = ("real, held out", "generated", "nearest training image of each generated one")
+  titles = ("real, held out", "generated", f"nearest of {len(reference.train['label'])} training images to each")
   for axis, sheet, title in zip(axes[0], (real, generated, nearest), titles):
     show_images(axis, sheet / (num_levels - 1), columns=10)
     axis.set_title(title, fontsize=9)

@@ -73,7 +73,12 @@ def ddim_step(
 
   with x_0 and eps from the prediction: they agree with each other even where x_0 was clipped. `eta`, in [0, 1],
   is 0 for a deterministic step, 1 for the ancestral sampler with `fixed_small`. Song et al. 2021 (DDIM), eq. 12 and 16.
+
+  Raises:
+    ValueError: a number `eta` outside [0, 1].
   """
+  if isinstance(eta, int | float) and not 0 <= eta <= 1:
+    raise ValueError(f"eta must lie in [0, 1], found {eta}.")
   log_snr_t, log_snr_s = compute_log_snr(schedule, t), compute_log_snr(schedule, s)
   alpha_s, sigma_s = compute_alpha_sigma(log_snr_s)
   # d^2 = eta^2 share sigma_s^2, so that the difference under the root is taken between numbers of order one.

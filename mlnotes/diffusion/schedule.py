@@ -11,7 +11,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
+
+# Most times that `stratified_times` tells apart.
+MAX_STRATA = 2**16
 
 
 class Schedule(NamedTuple):
@@ -56,13 +59,14 @@ def make_linear_schedule(
   rescaled line would pass 1.
 
   Raises:
-    ValueError: fewer than 2 steps, or not 0 < beta_start <= beta_end.
+    ValueError: fewer than 2 steps, not 0 < beta_start <= beta_end < 1, or `max_beta` not in (0, 1).
 
   Differences from the paper: the factor 1000 / T (as Nichol & Dhariwal 2021 do for other T), and the cap.
   """
   _check_num_steps(num_steps)
-  if not 0 < beta_start <= beta_end:
-    raise ValueError(f"beta_start and beta_end must satisfy 0 < start <= end, found {beta_start} and {beta_end}.")
+  if not 0 < beta_start <= beta_end < 1:
+    raise ValueError(f"beta_start and beta_end must satisfy 0 < start <= end < 1, found {beta_start} and {beta_end}.")
+  _check_max_beta(max_beta)
   beta = np.linspace(beta_start, beta_end, num_steps) * (1000 / num_steps)
   return _from_beta(np.minimum(beta, max_beta))
 
@@ -74,9 +78,12 @@ def make_cosine_schedule(num_steps: int, offset: float = 0.008, max_beta: float 
     beta_t = min(1 - f(t + 1) / f(t), max_beta)                               Nichol & Dhariwal 2021, eq. 17
 
   Raises:
-    ValueError: fewer than 2 steps.
+    ValueError: fewer than 2 steps, a negative `offset`, or `max_beta` not in (0, 1).
   """
   _check_num_steps(num_steps)
+  _check_max_beta(max_beta)
+  if not offset >= 0:
+    raise ValueError(f"offset must not be negative, found {offset}.")
   u = np.arange(num_steps + 1) / num_steps
   f = np.cos((u + offset) / (1 + offset) * (np.pi / 2)) ** 2
   return _from_beta(np.minimum(1 - f[1:] / f[:-1], max_beta))
@@ -87,7 +94,10 @@ def make_schedule_from_log_snr(
   num_steps: int,
   bounds: tuple[float, float] = (-20.0, 20.0),
 ) -> Schedule:
-  """The discrete schedule that visits a continuous one at T evenly spaced times u, the last of them 1.
+  """The discrete schedule that visits a continuous one at T evenly spaced times u, the last of them 1 or earlier.
+
+  The last time is 1 unless the one before it would already be at the lower bound: then it is where the log-SNR meets
+  that bound (as for the cosine with many steps), so that no two times are equally noisy.
 
   The first time is 1/T, or later: where the log-SNR has come down to the upper bound. Grey levels that lie 2h apart
   are told apart by a network without error at noise far below h, yet every step spent there costs the variational
@@ -99,12 +109,15 @@ def make_schedule_from_log_snr(
     bounds: (lowest, highest) log-SNR. The lowest replaces what is below it, such as an infinite end.
 
   Raises:
-    ValueError: fewer than 2 steps, or the log-SNR within the bounds does not fall strictly.
+    ValueError: fewer than 2 steps, or the log-SNR within the bounds does not fall strictly: too many steps for float32.
   """
   _check_num_steps(num_steps)
   lowest, highest = bounds
   first = _find_time(log_snr, highest, 1 / num_steps)
-  values = jnp.maximum(log_snr(jnp.linspace(first, 1.0, num_steps)), lowest)
+  last = 1.0
+  if float(log_snr(jnp.linspace(first, 1.0, num_steps))[-2]) <= lowest:
+    last = _find_time(log_snr, lowest, first)
+  values = jnp.maximum(log_snr(jnp.linspace(first, last, num_steps)), lowest)
   if not bool(jnp.all(jnp.diff(values) < 0)):
     raise ValueError(f"log_snr must fall strictly over {num_steps} steps within {bounds}; it does not.")
   return Schedule(values)
@@ -174,6 +187,28 @@ def make_timesteps(
     case _:
       raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace', found {spacing!r}.")
   return times.astype(np.int32)
+
+
+def stratified_times(index: UInt32[Array, " B"] | Int[Array, " B"], num_steps: int) -> Int[Array, " B"]:
+  """A time of 0..T-1 for each example by its position in the data set: evenly spread over any run of positions.
+
+    t = floor(T frac(phi index)),  phi = 0.618..., the golden ratio, as a fraction of 2^32
+
+  Integer arithmetic, exact for every index below 2^32: a float32 product has no fraction left from a few million on.
+  How often two times occur among consecutive positions differs by a few, whatever their number (Weyl's sequence;
+  Knuth 1998, section 6.4). Raises ValueError if `num_steps` is not in 1..65536.
+  """
+  if not 1 <= num_steps <= MAX_STRATA:
+    raise ValueError(f"num_steps must lie in 1..{MAX_STRATA}, found {num_steps}.")
+  fraction = index.astype(jnp.uint32) * np.uint32(2654435769)  # modulo 2^32, as it should be
+  # The high word of a 32 by 17 bit product, in parts that fit into 32 bits each.
+  low = ((fraction & np.uint32(0xFFFF)) * np.uint32(num_steps)) >> np.uint32(16)
+  return (((fraction >> np.uint32(16)) * np.uint32(num_steps) + low) >> np.uint32(16)).astype(jnp.int32)
+
+
+def _check_max_beta(max_beta: float) -> None:
+  if not 0 < max_beta < 1:
+    raise ValueError(f"max_beta must lie between 0 and 1, found {max_beta}.")
 
 
 def _check_num_steps(num_steps: int) -> None:

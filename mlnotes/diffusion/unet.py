@@ -192,7 +192,7 @@ class UNet(nn.Module):
     if x.shape[1] % factor or x.shape[2] % factor:
       raise ValueError(
         f"a U-Net with {len(self.multipliers)} levels needs a height and width that are multiples of {factor}, "
-        f"found {x.shape[1]} x {x.shape[2]}"
+        f"found {x.shape[1]} x {x.shape[2]} (images are B H W C)"
       )
     if label is not None and self.num_classes is None:
       raise ValueError("label was given to a U-Net without classes, expected label=None or num_classes set")

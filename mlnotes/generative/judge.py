@@ -4,13 +4,14 @@ It stands where papers put Inception v3: trained in seconds, with no download, a
 in its features compare generators under the same judge; they are not FID scores and compare with none.
 """
 
+import dataclasses
 import functools
 import hashlib
 import os
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
 from mlnotes.cache import cache_directory
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import root_key, stream_key
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.norm import GroupNorm
 
@@ -33,12 +34,15 @@ _VERSION = 1
 _CHUNK = 512
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
   """How a judge is made.
 
   width:    channels of the first convolution, doubled at each halving of the image up to 64.
   features: dimension of the features.
+  batch_size: examples per update, or all there are where they are fewer.
+
+  Raises ValueError where one of them is out of range.
   """
 
   width: int = 16
@@ -48,6 +52,11 @@ class JudgeConfig:
   learning_rate: float = 3e-3
   weight_decay: float = 1e-2
   seed: int = 0
+
+  def __post_init__(self):
+    for name in ("width", "features", "steps", "batch_size"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} must be 1 or more, found {getattr(self, name)}.")
 
 
 class JudgeNetwork(nn.Module):
@@ -109,19 +118,20 @@ def train_judge(
   Cross-entropy, AdamW with a warmed-up cosine, images shifted by up to a pixel in each direction; every epoch sees
   each image once. The whole run is one compiled scan. The same arguments give the same judge on the same machine.
 
-  Raises ValueError for images that leave 0 .. levels - 1, labels that leave 0 .. num_classes - 1, and fewer images
-  than a batch.
+  Raises ValueError for images that leave 0 .. levels - 1, labels that leave 0 .. num_classes - 1, no image at all, and
+  another number of labels than of images.
   """
   _check_range("images", images, levels)
   _check_range("labels", labels, num_classes)
-  if len(images) < config.batch_size:
-    raise ValueError(f"a judge needs at least batch_size={config.batch_size} images, found {len(images)}")
+  if not len(images) or labels.shape != (len(images),):
+    raise ValueError(f"a judge needs images and a label for each, found {len(images)} images, labels {labels.shape}.")
+  config = dataclasses.replace(config, batch_size=min(config.batch_size, len(images)))
   rng = np.random.default_rng(config.seed)
   drawn = config.steps * config.batch_size
   order = np.concatenate([rng.permutation(len(images)) for _ in range(-(-drawn // len(images)))])
   order = order[:drawn].reshape(config.steps, config.batch_size)
   network = JudgeNetwork(num_classes, config.width, config.features)
-  params = _train(network, levels, config, jax.random.key(config.seed), images, labels, order)
+  params = _train(network, levels, config, root_key(config.seed), images, labels, order)
   return Judge(network, levels, params)
 
 
@@ -136,6 +146,7 @@ def load_or_train_judge(
   """`train_judge`, kept in `cache_dir` under a hash of the data and the config; default: the cache's `judge`.
 
   A file is written whole or not at all, so several processes may ask at once; one that cannot be read is replaced.
+  Where none can be written the judge is made all the same, with a warning that names the directory.
   """
   cache_dir = cache_directory() / "judge" if cache_dir is None else cache_dir
   path = cache_dir / f"{_fingerprint(images, labels, num_classes, levels, config)}.npz"
@@ -145,11 +156,26 @@ def load_or_train_judge(
       return Judge(network, levels, unflatten_dict(dict(file), sep="/"))
   except (OSError, ValueError, EOFError, zipfile.BadZipFile):
     judge = train_judge(images, labels, num_classes, levels, config)
-  cache_dir.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
-    np.savez(file, **flatten_dict(jax.device_get(judge.params), sep="/"))
-  os.replace(file.name, path)
+  try:
+    _keep(judge, path)
+  except OSError as error:
+    warnings.warn(
+      f"the judge is not kept: {cache_dir} cannot be written ({error.strerror or error}), expected a writable "
+      "directory in the environment variable MLNOTES_CACHE.",
+      stacklevel=2,
+    )
   return judge
+
+
+def _keep(judge: Judge, path: Path) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+    try:
+      np.savez(file, **flatten_dict(jax.device_get(judge.params), sep="/"))
+      os.replace(file.name, path)
+    except OSError:
+      os.unlink(file.name)
+      raise
 
 
 def _scale(images: Num[Array, "B H W C"], levels: int) -> Float[Array, "B H W C"]:

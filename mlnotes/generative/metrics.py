@@ -13,13 +13,17 @@ class Novelty(NamedTuple):
   """Distances to the nearest training image, beside those of real images that were held out.
 
   generated, held_out: medians, in the images' units.
-  closer:              share of the generated images that lie closer to a training image than all but `quantile` of
-                       the held-out ones. About `quantile` for samples as new as real data; 1 for copies.
+  closer:              share of the generated images that lie no farther from a training image than the nearest
+                       `quantile` of the held-out ones. About `quantile` for samples as new as real data; 1 for copies.
+  copies:              share of the generated images that are training images, value for value.
+  copies_held_out:     the same of the held-out images. Above `quantile`, `closer` counts copies alone.
   """
 
   generated: float
   held_out: float
   closer: float
+  copies: float
+  copies_held_out: float
 
 
 def frechet_distance(
@@ -33,9 +37,15 @@ def frechet_distance(
     |mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2))           Dowson & Landau 1982, eq. 4
 
   The last trace is the sum of the square roots of the eigenvalues of cov1^(1/2) cov2 cov1^(1/2), which is symmetric,
-  so the result is real for singular covariances too.
+  so the result is real for singular covariances too. Raises ValueError where the four do not fit together.
   """
   mean1, cov1, mean2, cov2 = (np.asarray(a, np.float64) for a in (mean1, cov1, mean2, cov2))
+  width = mean1.size
+  if not (mean1.shape == mean2.shape == (width,) and cov1.shape == cov2.shape == (width, width)):
+    raise ValueError(
+      "expected means of one shape (D,) and covariances (D, D), found "
+      f"{mean1.shape}, {cov1.shape}, {mean2.shape} and {cov2.shape}."
+    )
   values, vectors = np.linalg.eigh(cov1)
   root1 = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
   product = np.maximum(np.linalg.eigvalsh(root1 @ cov2 @ root1), 0)
@@ -47,7 +57,7 @@ def feature_frechet_distance(real: Num[np.ndarray, "N D"], fake: Num[np.ndarray,
   """`frechet_distance` between the Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
 
   Biased upwards by the finite samples, the more the smaller they are: report `compute_real_distance` for the same
-  sizes beside it. Raises ValueError for features that are not finite and for fewer than two rows.
+  sizes beside it. Raises ValueError for features that are not finite or of two widths, and for fewer than two rows.
 
   Differences from the paper: the features are whatever the caller gives, not those of Inception v3, so the number
   compares with others from the same judge only.
@@ -55,6 +65,8 @@ def feature_frechet_distance(real: Num[np.ndarray, "N D"], fake: Num[np.ndarray,
   moments = []
   for name, features in (("real", real), ("fake", fake)):
     features = _check_features(name, features, minimum=2)
+    if moments and features.shape[1] != moments[0].size:
+      raise ValueError(f"real and fake features must have one width, found {moments[0].size} and {features.shape[1]}.")
     moments += [features.mean(0), np.atleast_2d(np.cov(features, rowvar=False))]
   return frechet_distance(*moments)
 
@@ -83,23 +95,52 @@ def precision_recall(real: Num[np.ndarray, "N D"], fake: Num[np.ndarray, "M D"],
 
   A set's manifold is the union of balls around its points, each reaching to its k-th nearest neighbour in the set.
   Precision counts generated points inside the real manifold, recall real points inside the generated one; both
-  are in [0, 1] and need sets of equal size to compare. Kynkäänniemi et al. 2019, eq. 1 and 2.
+  are in [0, 1] and need sets of equal size to compare. A point that stands in the other set is inside it, whatever
+  rounding does to its distance of 0. Kynkäänniemi et al. 2019, eq. 1 and 2.
 
-  Raises ValueError where a set has no more than `k` rows and for features that are not finite.
+  Raises ValueError where a set has no more than `k` rows, for features that are not finite or of two widths, and for
+  `k` below 1.
   """
+  if k < 1:
+    raise ValueError(f"k must be 1 or more, found {k}.")
   real = _check_features("real", real, minimum=k + 1)
   fake = _check_features("fake", fake, minimum=k + 1)
+  if real.shape[1] != fake.shape[1]:
+    raise ValueError(f"real and fake features must have one width, found {real.shape[1]} and {fake.shape[1]}.")
   return _share_inside(fake, real, k), _share_inside(real, fake, k)
+
+
+class Nearest(NamedTuple):
+  """The nearest training image of each image: its position, and its Euclidean distance, exactly 0 for a copy."""
+
+  index: Int[np.ndarray, " N"]
+  distance: Float[np.ndarray, " N"]
+
+
+def find_nearest(images: Num[np.ndarray, "N *shape"], training: Num[np.ndarray, "M *shape"]) -> Nearest:
+  """Searches all of `training` for each of `images`; distances in the images' units.
+
+  Raises ValueError for images of two shapes, and where there is no training image.
+  """
+  from sklearn.neighbors import NearestNeighbors
+
+  if images.shape[1:] != training.shape[1:]:
+    raise ValueError(f"images must have one shape, found {images.shape[1:]} and {training.shape[1:]} (training).")
+  if not len(training):
+    raise ValueError("found no training image, expected one or more.")
+  if not len(images):
+    return Nearest(np.zeros(0, np.int64), np.zeros(0))
+  neighbors = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_flatten(training, np.float32))
+  index = neighbors.kneighbors(_flatten(images, np.float32), return_distance=False)[:, 0]
+  # Anew, because the search finds distances from inner products, which leave a copy at the root of a rounding error.
+  return Nearest(index, np.linalg.norm(_flatten(images) - _flatten(training[index]), axis=1))
 
 
 def nearest_training_distance(
   images: Num[np.ndarray, "N *shape"], training: Num[np.ndarray, "M *shape"]
 ) -> Float[np.ndarray, " N"]:
   """Euclidean distance of each image to the nearest training image, in the images' units; 0 for a copy."""
-  from sklearn.neighbors import NearestNeighbors
-
-  neighbors = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_flatten(training))
-  return neighbors.kneighbors(_flatten(images))[0][:, 0]
+  return find_nearest(images, training).distance
 
 
 def compute_novelty(
@@ -108,23 +149,39 @@ def compute_novelty(
   training: Num[np.ndarray, "M *shape"],
   quantile: float = 0.05,
 ) -> Novelty:
-  """Whether a generator copies its training images: see `Novelty`. All images in the same units."""
-  distance = nearest_training_distance(generated, training)
-  reference = nearest_training_distance(held_out, training)
-  closer = np.mean(distance < np.quantile(reference, quantile))
-  return Novelty(float(np.median(distance)), float(np.median(reference)), float(closer))
+  """Whether a generator copies its training images: see `Novelty`. All images in the same units.
+
+  Raises ValueError where there are no generated or no held-out images, for images of several shapes, and for a
+  `quantile` outside [0, 1].
+  """
+  if not 0 <= quantile <= 1:
+    raise ValueError(f"quantile must lie in [0, 1], found {quantile}.")
+  if not (len(generated) and len(held_out)):
+    raise ValueError(f"found {len(generated)} generated and {len(held_out)} held-out images, expected some of each.")
+  distance, reference = (find_nearest(images, training).distance for images in (generated, held_out))
+  # The element itself, not a value between two, and "no farther": held-out images that are copies make it 0.
+  closer = np.mean(distance <= np.quantile(reference, quantile, method="lower"))
+  medians = float(np.median(distance)), float(np.median(reference))
+  return Novelty(*medians, float(closer), float(np.mean(distance == 0)), float(np.mean(reference == 0)))
 
 
 def class_agreement(predicted: Int[np.ndarray, " N"], label: Int[np.ndarray, " N"]) -> float:
-  """Share of examples whose predicted class is the label: of generated images, those of the class asked for."""
+  """Share of examples whose predicted class is the label: of generated images, those of the class asked for.
+
+  Raises ValueError unless both have one shape (N,) with N of 1 or more.
+  """
+  if predicted.shape != label.shape or predicted.ndim != 1 or not predicted.size:
+    raise ValueError(f"expected two arrays of one shape (N,), found {predicted.shape} and {label.shape}.")
   return float(np.mean(predicted == label))
 
 
-def _flatten(images: np.ndarray) -> np.ndarray:
-  return images.reshape(len(images), -1).astype(np.float64)
+def _flatten(images: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+  return images.reshape(len(images), -1).astype(dtype)
 
 
 def _check_features(name: str, features: np.ndarray, minimum: int) -> np.ndarray:
+  if features.ndim != 2:
+    raise ValueError(f"{name} features must have the shape (N, D), found {features.shape}")
   if len(features) < minimum:
     raise ValueError(f"{name} features need at least {minimum} rows, found {len(features)}")
   features = features.astype(np.float64)
@@ -143,4 +200,7 @@ def _share_inside(points: np.ndarray, centres: np.ndarray, k: int) -> float:
   chunks = pairwise_distances_chunked(
     points, centres, reduce_func=lambda distance, _: np.any(distance <= radius, axis=1)
   )
-  return float(np.mean(np.concatenate(list(chunks))))
+  # Distances come from inner products, which leave equal rows apart by the root of a rounding error.
+  rows = np.unique(np.concatenate([points, centres]), axis=0, return_inverse=True)[1].reshape(-1)
+  same = np.isin(rows[: len(points)], rows[len(points) :])
+  return float(np.mean(np.concatenate(list(chunks)) | same))

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int32, UInt8
 
 from mlnotes.data import ArraySplit, DataSet, Split
+from mlnotes.data.image import resize_images
 from mlnotes.data.order import permute_index
 from mlnotes.errors import InputError
 
@@ -130,20 +131,6 @@ def prepare_images(image: UInt8[np.ndarray, "N H W C"], levels: int, bright_ink:
   image = image[..., :1]
   border = np.concatenate([image[:, [0, -1]].ravel(), image[:, :, [0, -1]].ravel()])
   return levels - 1 - image if bright_ink and np.median(border) > (levels - 1) / 2 else image
-
-
-def resize_images(image: UInt8[np.ndarray, "N H W C"], size: int) -> UInt8[np.ndarray, "N {size} {size} C"]:
-  """To `size` x `size` pixels on the host, whatever the shape was.
-
-  By PIL's Hamming filter: antialiased, sharper than bilinear, and without overshoot, so that no value leaves the
-  range of the old ones.
-  """
-  from PIL import Image
-
-  resize = lambda channel: np.asarray(Image.fromarray(channel).resize((size, size), Image.Resampling.HAMMING))
-  channels = np.moveaxis(image, -1, 1).reshape(-1, *image.shape[1:3])
-  resized = np.stack([resize(np.ascontiguousarray(channel)) for channel in channels])
-  return np.moveaxis(resized.reshape(len(image), -1, size, size), 1, -1)
 
 
 def _read_labels(split: Split) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from mlnotes.experiment import set_hparams, stream_key
+from mlnotes.experiment import root_key, set_hparams, stream_key
 from mlnotes.meta.learned_optimizer import CoordinateLSTM, learned_optimizer, start, unroll
 from mlnotes.meta.optimizee import Optimizee
 from mlnotes.optim import OptimConfig, make_optimizer
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 
 def frozen_problems(split: str, count: int) -> Key[Array, " P"]:
   """The keys of the problems of a split: "validation" or "test"."""
-  return jax.random.split(stream_key(jax.random.key(PROBLEM_SEED), split), count)
+  return jax.random.split(stream_key(root_key(PROBLEM_SEED), split), count)
 
 
 def follow(
@@ -133,7 +133,8 @@ def write_table(trained: dict[str, Outcome], families: Mapping[str, tuple[Family
     if found.settings:
       setting, other = (f"{chosen.learning_rate:.2g}, {chosen.momentum:g}" for chosen in found.settings)
       setting += " (at the edge of the sweep)" if found.at_edge else ""
-      wins, other = f"{np.mean(learned < found.final[:, -1]):.0%}", f" ({other})"
+      theirs = np.nan_to_num(found.final[:, -1], nan=np.inf)  # what diverged ends above all else
+      wins, other = f"{np.mean(learned < theirs):.0%}", f" ({other})"
     last = found.final[:, -1]
     rows.append(
       f"| {name} | {setting} | {brief(last)} | {np.median(last):.2g} | {wins} | {brief(found.mean.mean(1))}{other} |"
@@ -151,9 +152,9 @@ def write_table(trained: dict[str, Outcome], families: Mapping[str, tuple[Family
 
 
 def brief(values: np.ndarray) -> str:
-  """Mean and its standard error over problems."""
-  if not np.all(np.isfinite(values)):
-    return "diverged"
+  """Mean and its standard error over problems; on how many it diverged where it did."""
+  if diverged := np.sum(~np.isfinite(values)):
+    return f"diverged on {diverged} of {len(values)}"
   return f"{values.mean():.3g} ± {values.std(ddof=1) / np.sqrt(len(values)):.1g}"
 
 
@@ -168,8 +169,8 @@ def _plot(axis: Any, losses: np.ndarray, lines: dict[str, Any], statistic: str =
   step = np.arange(1, losses.shape[1] + 1)
   losses = np.nan_to_num(losses, nan=np.inf).clip(None, 1e100)
   if statistic == "mean":
-    middle, half = losses.mean(0), 1.96 * losses.std(0) / np.sqrt(len(losses))
-    low, high = np.maximum(middle - half, 0.2 * middle), middle + half
+    middle, half = losses.mean(0), 1.96 * losses.std(0, ddof=1) / np.sqrt(len(losses))
+    low, high = middle - half, middle + half
   else:
     low, middle, high = np.quantile(losses, (0.25, 0.5, 0.75), axis=0)
   axis.plot(step, middle, **lines)
@@ -183,7 +184,10 @@ def _panel(axis: Any, outcomes: dict[str, Outcome], statistic: str = "mean", car
     if carried and name == "adam":
       lines = {**_style(name, position), "linestyle": "--", "label": "adam, not tuned again"}
       _plot(axis, found.carried, lines)
-  axis.set_yscale("log")
+  # A band whose lower end is 0 or less goes down to the axis, whose range is that of the curves.
+  axis.set_yscale("log", nonpositive="clip")
+  curves = np.concatenate([line.get_ydata() for line in axis.get_lines()])
+  axis.set_ylim(0.5 * np.min(curves[curves > 0], initial=1e100))
   axis.set_ylim(top=min(axis.get_ylim()[1], 5 * np.nanmax(outcomes[LEARNED].final.mean(0))))
 
 

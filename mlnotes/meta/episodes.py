@@ -49,7 +49,7 @@ class EpisodeConfig(DataConfig):
   test_fraction: float = field(0.2, "share that test gets, unless the test split has classes of its own")
   class_seed: int = field(0, "which classes go where, >= 0")
   eval_seed: int = field(0, "of the frozen validation and test tasks, >= 0")
-  test_tasks: int = field(1000, "frozen test tasks of the report", free=True)
+  test_tasks: int = field(1000, "frozen test tasks of the report", free="report")
 
   def __post_init__(self):
     super().__post_init__()
@@ -178,7 +178,9 @@ def make_episode_feeds(sets: EpisodeSets, config: EpisodeConfig) -> Feeds:
   evaluate = frozen_episodes(
     sets.valid, config.eval_seed, config.eval_examples, *size, config.eval_queries, config.batch_size
   )
-  return Feeds(make_task_feed(make_sampler(*size, config.queries), sets.train, config.batch_size), evaluate)
+  return Feeds(
+    make_task_feed(make_sampler(*size, config.queries), sets.train, config.batch_size), evaluate, split="validation"
+  )
 
 
 # ---- What stands beside a result -----------------------------------------------------------------------------------

@@ -24,7 +24,12 @@ from mlnotes.meta.adapt import adapt
 from mlnotes.meta.episodes import EpisodeConfig
 from mlnotes.meta.family import Family, make_family
 from mlnotes.meta.task import Task
-from mlnotes.optim import OptimConfig, make_optimizer
+from mlnotes.optim import OptimConfig, eval_params, make_optimizer
+
+_OF_IMAGES = (
+  "dataset", "data_dir", "train_split", "test_split", "data_placement", "ways", "eval_queries", "image_size",
+  "bright_ink", "rotations", "valid_fraction", "test_fraction", "class_seed", "network", "width", "batch_norm",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class MetaConfig(EpisodeConfig, OptimConfig, LoopConfig):
   )
   inner_learning_rate: float = field(0.01, "of the inner loop, > 0; where rates are learned, what they start from")
   inner_steps: int = field(1, "updates on a task in training")
-  eval_inner_steps: int = field(10, "updates on a task in evaluation", free=True)
+  eval_inner_steps: int = field(10, "updates on a task in evaluation", free="report")
   network: Literal["conv4", "fully_connected"] = field("conv4", "for images; sinusoids have a perceptron of --widths")
   width: int = field(64, "channels of conv4's layers")
   widths: tuple[int, ...] = field((40, 40), "units of the hidden layers for sinusoids")
@@ -77,6 +82,14 @@ class MetaConfig(EpisodeConfig, OptimConfig, LoopConfig):
       self.side_by_side >= 0 and (self.side_by_side == 0 or self.batch_size % self.side_by_side == 0),
       "side_by_side", self.side_by_side, f"0 or a divisor of --batch_size={self.batch_size}",
     )  # fmt: skip
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if self.tasks == "sinusoid":
+      return idle | dict.fromkeys(_OF_IMAGES, "--tasks=sinusoid has no images")
+    if self.network == "fully_connected":
+      idle["width"] = "it is that of --network=conv4"
+    return idle | {"widths": "they are those of --tasks=sinusoid"}
 
   @classmethod
   def tuned(cls, **given: Any) -> "MetaConfig":
@@ -185,7 +198,8 @@ def make_meta_learning(method: Method, family: Family, config: MetaConfig) -> Ex
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   def evaluate(state: State, batch) -> dict[str, Mean]:
-    one = lambda task: judge(state.params, task, state.hparams)
+    params = eval_params(state.opt_state, state.params)
+    one = lambda task: judge(params, task, state.hparams)
     figures = {}
     for name, values in map_tasks(one, batch["task"]).items():
       figures[name] = masked_mean(values[:, -1], batch["mask"])
@@ -213,7 +227,9 @@ def make_meta_learning(method: Method, family: Family, config: MetaConfig) -> Ex
 
     task = jax.tree.map(lambda x: x[0], family.test.draw(family.test.arrays, 0)["task"])
     untrained = init_params(state.key, task)
-    return write_report(tools(), state.params, untrained, state.hparams, config, directory)
+    return write_report(
+      tools(), eval_params(state.opt_state, state.params), untrained, state.hparams, config, directory
+    )
 
   return Experiment(init, step, evaluate, report)
 
@@ -226,4 +242,4 @@ def make_feeds(config: MetaConfig) -> Feeds:
 def meta_train(name: str, experiment: Experiment, config: MetaConfig) -> int:
   """`mlnotes.loop.train` with the best checkpoint by accuracy, or loss where there is none."""
   best = ("accuracy", "max") if config.tasks == "images" else ("loss", "min")
-  return train(name, experiment, make_feeds(config), config, best_metric=best[0], best_mode=best[1])
+  return train(experiment, make_feeds(config), config, name=name, best_metric=best[0], best_mode=best[1])

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlnotes.data import EvalBatches, Feeds
+from mlnotes.data import EvalBatches, Feeds, load_data
+from mlnotes.data.fingerprint import fingerprint
 from mlnotes.experiment import stream
 from mlnotes.meta.episodes import frozen_episodes, load_episode_sets, make_episode_feeds
 from mlnotes.meta.feeds import make_frozen_tasks, make_task_feed
@@ -36,7 +37,7 @@ def make_family(config: Any) -> Family:
     validation = lambda key, arrays: judged(jax.random.fold_in(key, stream("validation")), arrays)
     frozen = lambda sample, seed, count: make_frozen_tasks(sample, (), seed, count, config.batch_size)
     evaluate = frozen(validation, config.eval_seed, config.eval_examples)
-    feeds = Feeds(make_task_feed(sample(config.queries), (), config.batch_size), evaluate)
+    feeds = Feeds(make_task_feed(sample(config.queries), (), config.batch_size), evaluate, split="validation")
     learner = make_regressor(Regressor(config.widths, dtype=dtype))
     return Family(learner, feeds, frozen(judged, config.eval_seed + _TEST_SEED, config.test_tasks))
   sets = load_episode_sets(config)
@@ -49,4 +50,5 @@ def make_family(config: Any) -> Family:
     sets.test, config.eval_seed + _TEST_SEED, config.test_tasks, *size, batch_size=config.batch_size
   )
   learner = make_classifier(network, config.batch_norm, sets.levels)
-  return Family(learner, make_episode_feeds(sets, config), test)
+  feeds = make_episode_feeds(sets, config)._replace(fingerprint=fingerprint(load_data(config)))
+  return Family(learner, feeds, test)

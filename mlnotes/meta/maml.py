@@ -38,6 +38,10 @@ class MAMLConfig(MetaConfig):
     super().__post_init__()
     require(self.multi_step_updates >= 0, "multi_step_updates", self.multi_step_updates, "0 or more")
 
+  def idle_flags(self):
+    alone = {"multi_step_updates": "with --inner_steps=1 the last step is the only one"}
+    return super().idle_flags() | (alone if self.inner_steps == 1 else {})
+
 
 def make_maml(learner: Learner, config: MAMLConfig, learn: Literal["nothing", "step_rates", "rates"]) -> Method:
   """Gradient descent on the query loss after adaptation (Finn et al. 2017, algorithms 1 and 2), averaged over tasks.

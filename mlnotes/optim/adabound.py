@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from mlnotes.optim.checks import require_non_negative, require_positive
-from mlnotes.optim.precision import init_moment, to_accumulator
+from mlnotes.optim.precision import accumulate_in_float32, init_moment
 
 Scalar = Float[Array, ""] | float
 
@@ -40,7 +40,7 @@ def scale_by_adabound(
   eps: Scalar = 1e-8,
   gamma: Scalar = 1e-3,
   amsbound: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """The first moment times each parameter's own clipped rate: it starts as Adam and ends as SGD with momentum.
 
     rate = clip(learning_rate sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(nu_t) + eps), lower_t, upper_t);  u_t = rate mu_t
@@ -67,7 +67,6 @@ def scale_by_adabound(
   def update(updates, state, params=None):
     del params
     count = optax.safe_increment(state.count)
-    updates = jax.tree.map(to_accumulator, updates)
     mu = optax.tree.update_moment(updates, state.mu, b1, 1)
     nu = optax.tree.update_moment(updates, state.nu, b2, 2)
     nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsbound else ()
@@ -76,7 +75,7 @@ def scale_by_adabound(
     scaled = lambda m, v: jnp.clip(rate.astype(m.dtype) / (jnp.sqrt(v) + eps), lower, upper) * m
     return jax.tree.map(scaled, mu, nu_max if amsbound else nu), ScaleByAdaBoundState(count, mu, nu, nu_max)
 
-  return optax.GradientTransformation(init, update)
+  return accumulate_in_float32(optax.GradientTransformation(init, update))
 
 
 def adabound(
@@ -87,7 +86,7 @@ def adabound(
   eps: Scalar = 1e-8,
   gamma: Scalar = 1e-3,
   amsbound: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """`scale_by_adabound` as an optimizer: AdaBound, or AMSBound (Luo et al. 2019, algorithms 2 and 3)."""
   scaled = scale_by_adabound(learning_rate, final_learning_rate, b1, b2, eps, gamma, amsbound)
-  return optax.chain(scaled, optax.scale(-1.0))
+  return accumulate_in_float32(optax.chain(scaled, optax.scale(-1.0)))

@@ -4,16 +4,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
-import jax
 import optax
 
 from mlnotes.flags import BaseConfig, field, require
 from mlnotes.optim.adabound import scale_by_adabound
+from mlnotes.optim.decay import is_decayed
 from mlnotes.optim.gradient import add_gradient_noise, add_l1
 from mlnotes.optim.lookahead import lookahead
 from mlnotes.optim.precision import accumulate_in_float32
 from mlnotes.optim.rules import scale_by_amsgrad, scale_by_centred_rms
-from mlnotes.optim.schedules import inverse_square_root, triangular, warm_restarts, warm_up
+from mlnotes.optim.schedules import inverse_square_root, triangular, two_drops, warm_restarts, warm_up
 from mlnotes.optim.swats import scale_by_swats
 
 OptimizerName: TypeAlias = Literal[
@@ -26,6 +26,14 @@ ScheduleName: TypeAlias = Literal[
 ]  # fmt: skip
 DECOUPLED = ("adamw", "sgdw")
 BOUNDED = ("adabound", "amsbound")  # their learning rate is within the rule
+_ADAMS = ("adam", "adamw", "nadam", "amsgrad", "radam", "adabound", "amsbound", "swats")
+# The optimizers that each of the flags about a rule changes.
+USERS = {
+  "momentum": ("sgd", "nesterov", "sgdw", "lars", *_ADAMS),
+  "beta2": _ADAMS,
+  "adam_eps": ("adagrad", "rmsprop", "rmsprop_centred", *_ADAMS),
+  "final_learning_rate": BOUNDED,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,9 @@ class OptimConfig(BaseConfig):
     "0; cosine (warmup_cosine is its other name) and linear: to 0; triangular: 4 periods from a tenth; one_cycle: up "
     "over 30 %, then to 0; warm_restarts: cosines of 1/7, 2/7 and 4/7; inverse_sqrt: from the warm-up's end",
   )
-  warmup_steps: int = field(0, "updates of linear warm-up from 0 before the schedule, at most half of --steps")
+  warmup_steps: int = field(
+    0, "updates of linear warm-up from 0 before the schedule, at most half of --steps; the default gives way to that"
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -68,6 +78,29 @@ class OptimConfig(BaseConfig):
       require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
     for name in ("weight_decay", "l1", "clip_norm", "clip_value", "gradient_noise", "lookahead", "warmup_steps"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+    if getattr(self, "steps", 0) > 0:
+      count_warmup(self, self.steps)
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    for name, users in USERS.items():
+      if self.optimizer not in users:
+        idle[name] = f"--optimizer={self.optimizer} has none"
+    steps = getattr(self, "steps", 0)
+    if 0 < steps < 2 * self.warmup_steps:
+      idle["warmup_steps"] = f"the warm-up is half of --steps={steps}"
+    return idle
+
+
+def count_warmup(config: OptimConfig, total_steps: int) -> int:
+  """Updates of warm-up in a run of `total_steps`. The config's default, which nobody asked for, is cut to half of them.
+
+  Raises InputError for another number of more than half: the rate would not be what the flags say.
+  """
+  most = total_steps // 2
+  fits = config.warmup_steps <= most or config.warmup_steps == type(config).warmup_steps
+  require(fits, "warmup_steps", config.warmup_steps, f"at most {most}, half of --steps={total_steps}")
+  return min(config.warmup_steps, most)
 
 
 def make_schedule(name: ScheduleName, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
@@ -81,7 +114,7 @@ def make_schedule(name: ScheduleName, total_steps: int, warmup_steps: int = 0) -
     raise ValueError(f"warmup_steps={warmup_steps} leaves nothing of total_steps={total_steps}: expected fewer.")
   schedules = {
     "constant": lambda: optax.constant_schedule(1.0),
-    "step": lambda: optax.piecewise_constant_schedule(1.0, {rest // 2: 0.1, 3 * rest // 4: 0.1}),
+    "step": lambda: two_drops(rest),
     "exponential": lambda: optax.exponential_decay(1.0, rest, 0.01),
     "polynomial": lambda: optax.polynomial_schedule(1.0, 0.0, 2, rest),
     "linear": lambda: optax.linear_schedule(1.0, 0.0, rest),
@@ -95,11 +128,6 @@ def make_schedule(name: ScheduleName, total_steps: int, warmup_steps: int = 0) -
   if name not in schedules:
     raise ValueError(f"found the schedule {name!r}, expected one of {', '.join(schedules)}.")
   return warm_up(schedules[name](), warmup_steps)
-
-
-def is_decayed(params: Any) -> Any:
-  """Which leaves are decayed and penalised: biases and the scales of normalisation layers, being vectors, are not."""
-  return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def _rules(config: OptimConfig, learning_rate: Any, momentum: Any, final_learning_rate: Any) -> dict[str, Callable]:
@@ -132,7 +160,8 @@ def make_optimizer(config: OptimConfig, total_steps: int, per_step: int = 1) -> 
   Where one update of the loop takes `per_step` gradient steps, the schedule advances once per update.
 
   Order: noise, clip by value, by norm, L1 and L2, the rule, decoupled decay (adamw, sgdw: times the learning rate),
-  schedule, learning rate, Lookahead around it all; state in float32. The rules' conventions:
+  schedule, learning rate, Lookahead around it all; state in float32. Decayed, penalised and scaled by LARS is what
+  `is_decayed` says. Raises InputError as `count_warmup` does. The rules' conventions:
 
     sgd, nesterov   v <- momentum v + g, p <- p - rate v (or rate (g + momentum v)), as torch; Sutskever et al. 2013
     adagrad         starts at 0; Duchi et al. 2011
@@ -143,7 +172,7 @@ def make_optimizer(config: OptimConfig, total_steps: int, per_step: int = 1) -> 
     radam           as torch: Adam's momentum alone for the first updates; Liu et al. 2020
     lars            the update of a matrix or kernel is 0.001 of the norm of its weights; You et al. 2017, eq. 6
   """
-  over_updates = make_schedule(config.schedule, total_steps, min(config.warmup_steps, total_steps // 2))
+  over_updates = make_schedule(config.schedule, total_steps, count_warmup(config, total_steps))
   schedule = lambda count: over_updates(count // per_step)
 
   def chain(learning_rate, weight_decay, momentum, final_learning_rate=None, l1=None, gradient_noise=None):

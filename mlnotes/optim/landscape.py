@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
+from mlnotes.optim.decay import is_decayed
+
 Loss = Callable[[Any], Float[Array, ""]]
 
 
@@ -27,14 +29,14 @@ def normalize_filters(direction: Any, params: Any) -> Any:
   against layer, without changing what it computes, looks flatter or sharper.
   """
 
-  def scale(d, p):
-    if p.ndim < 2:
+  def scale(d, p, is_kernel):
+    if not is_kernel:
       return jnp.zeros_like(d)
     norm = lambda x: jnp.linalg.norm(x.reshape(-1, x.shape[-1]), axis=0)
     ratio = norm(p) / jnp.maximum(norm(d), jnp.finfo(d.dtype).tiny)
     return d * jnp.expand_dims(ratio, range(d.ndim - 1))
 
-  return jax.tree.map(scale, direction, params)
+  return jax.tree.map(scale, direction, params, is_decayed(params))
 
 
 class Plane(NamedTuple):

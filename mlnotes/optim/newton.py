@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from mlnotes.optim.checks import require_non_negative, require_positive
 from mlnotes.optim.curvature import hessian_vector_product
+from mlnotes.optim.precision import accumulate_in_float32
 
 Vector = Float[Array, " N"]
 Scalar = Float[Array, ""] | float
@@ -71,7 +72,7 @@ def _second_order(
   (require_positive if adapt else require_non_negative)("damping", damping)
 
   def init(params):
-    return NewtonState(jnp.asarray(damping, jax.tree.leaves(params)[0].dtype))
+    return NewtonState(jnp.asarray(damping, jnp.result_type(jnp.float32, *jax.tree.leaves(params))))
 
   def solve(updates, state, params, fn):
     gradient, unravel = ravel_pytree(updates)
@@ -96,7 +97,7 @@ def _second_order(
       )
     return solve(updates, state, params, extra[argument])
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return accumulate_in_float32(optax.GradientTransformationExtraArgs(init, update))
 
 
 def newton(

@@ -6,32 +6,53 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from mlnotes.optim.precision import init_moment, to_accumulator
+from mlnotes.optim.precision import accumulate_in_float32, init_moment
 
 Scalar = Float[Array, ""] | float
 
 
-def scale_by_amsgrad(b1: Scalar = 0.9, b2: float = 0.999, eps: Scalar = 1e-8) -> optax.GradientTransformation:
+class ScaleByAmsgradState(NamedTuple):
+  """`mu`, `nu`: Adam's moments without bias correction; `nu_max`: the largest `nu` so far."""
+
+  count: Int[Array, ""]
+  mu: chex.ArrayTree
+  nu: chex.ArrayTree
+  nu_max: chex.ArrayTree
+
+
+def scale_by_amsgrad(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> optax.GradientTransformationExtraArgs:
   """Adam divided by the root of the largest second moment so far (Reddi et al. 2018, algorithm 2).
 
-    u_t = mu_t / (1 - b1^t) sqrt(1 - b2^t) / (sqrt(max_s<=t nu_s) + eps)
+    u_t = mu_t / (1 - b1^t) / (sqrt(max_s<=t nu_s / (1 - b2^t)) + eps)
 
-  With Adam's bias corrections, which the paper leaves out, applied after the maximum as torch and Keras do;
-  `optax.amsgrad` corrects before it, so that its first, noisiest estimates count in full and for ever.
+  With Adam's bias corrections, which the paper leaves out, applied after the maximum and before eps is added, as torch
+  does; `optax.amsgrad` corrects before the maximum, so that its first, noisiest estimates count in full and for ever.
   """
-  return optax.chain(
-    optax.scale_by_amsgrad(b1, b2, eps, bias_correction_nu=False),
-    optax.scale_by_schedule(lambda count: jnp.sqrt(1 - b2 ** (count + 1.0))),
-  )
+
+  def init(params):
+    return ScaleByAmsgradState(jnp.zeros([], jnp.int32), init_moment(params), init_moment(params), init_moment(params))
+
+  def update(updates, state, params=None):
+    del params
+    count = optax.safe_increment(state.count)
+    mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+    nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+    nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu)
+    root = jnp.sqrt(1 - b2**count)
+    scaled = lambda m, v: m / (jnp.sqrt(v) / root.astype(v.dtype) + eps)
+    updates = jax.tree.map(scaled, optax.tree.bias_correction(mu, b1, count), nu_max)
+    return updates, ScaleByAmsgradState(count, mu, nu, nu_max)
+
+  return accumulate_in_float32(optax.GradientTransformation(init, update))
 
 
 def amsgrad(
-  learning_rate: optax.ScalarOrSchedule, b1: Scalar = 0.9, b2: float = 0.999, eps: Scalar = 1e-8
-) -> optax.GradientTransformation:
+  learning_rate: optax.ScalarOrSchedule, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
+) -> optax.GradientTransformationExtraArgs:
   """`scale_by_amsgrad` as an optimizer."""
-  return optax.chain(scale_by_amsgrad(b1, b2, eps), optax.scale_by_learning_rate(learning_rate))
+  return accumulate_in_float32(optax.chain(scale_by_amsgrad(b1, b2, eps), optax.scale_by_learning_rate(learning_rate)))
 
 
 class ScaleByCentredRmsState(NamedTuple):
@@ -41,7 +62,7 @@ class ScaleByCentredRmsState(NamedTuple):
   variance: chex.ArrayTree
 
 
-def scale_by_centred_rms(decay: Scalar = 0.99, eps: Scalar = 1e-8) -> optax.GradientTransformation:
+def scale_by_centred_rms(decay: Scalar = 0.99, eps: Scalar = 1e-8) -> optax.GradientTransformationExtraArgs:
   """Divides by the running standard deviation of the gradient (Graves 2013, section 2.1 and equations 38 to 40).
 
     u_t = g_t / (sqrt(variance_t) + eps);  variance = E[g^2] - E[g]^2, both from 0 with the same decay > 0
@@ -55,7 +76,6 @@ def scale_by_centred_rms(decay: Scalar = 0.99, eps: Scalar = 1e-8) -> optax.Grad
 
   def update(updates, state, params=None):
     del params
-    updates = jax.tree.map(to_accumulator, updates)
     mean = optax.tree.update_moment(updates, state.mean, decay, 1)
     # From the new mean, so that both moments are updated in place: (g - new mean) = decay (g - old mean).
     spread = lambda g, m, v: decay * v + (1 - decay) / decay * (g - m) ** 2
@@ -63,7 +83,7 @@ def scale_by_centred_rms(decay: Scalar = 0.99, eps: Scalar = 1e-8) -> optax.Grad
     updates = jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + eps), updates, variance)
     return updates, ScaleByCentredRmsState(mean, variance)
 
-  return optax.GradientTransformation(init, update)
+  return accumulate_in_float32(optax.GradientTransformation(init, update))
 
 
 def sgdw(
@@ -71,14 +91,15 @@ def sgdw(
   momentum: Scalar = 0.9,
   weight_decay: Scalar = 1e-2,
   mask: chex.ArrayTree = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """SGD with momentum and decoupled weight decay: p <- p - learning_rate (v + weight_decay p), v free of the decay.
 
   Loshchilov & Hutter 2019, algorithm 1, with the decay times the learning rate, as torch and optax have it for AdamW;
   in the paper the schedule alone scales it. `optax.add_decayed_weights` before `optax.sgd` is L2 in the gradient.
   """
-  return optax.chain(
+  rule = optax.chain(
     optax.trace(momentum),
     optax.add_decayed_weights(weight_decay, mask),
     optax.scale_by_learning_rate(learning_rate),
   )
+  return accumulate_in_float32(rule)

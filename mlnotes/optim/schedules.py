@@ -21,6 +21,11 @@ def triangular(low: float, peak: float, half_period: int) -> optax.Schedule:
   return lambda count: low + (peak - low) * (1 - jnp.abs((count % (2 * half_period)) / half_period - 1))
 
 
+def two_drops(total_steps: int) -> optax.Schedule:
+  """1, a tenth from half of `total_steps` updates on, and a hundredth from three quarters on."""
+  return lambda count: jnp.where(4 * count >= 3 * total_steps, 0.01, jnp.where(2 * count >= total_steps, 0.1, 1.0))
+
+
 def warm_restarts(peak: float, first_period: int, factor: int, total_steps: int, low: float = 0.0) -> optax.Schedule:
   """SGDR: cosines from `peak` to `low`, each period `factor` times as long as the last.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from mlnotes.optim.precision import init_moment, to_accumulator
+from mlnotes.optim.precision import accumulate_in_float32, init_moment
 
 Scalar = Float[Array, ""] | float
 
@@ -31,7 +31,7 @@ class ScaleBySwatsState(NamedTuple):
 
 def scale_by_swats(
   b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8, tolerance: Scalar = 1e-3
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Adam until the estimated rate of an equivalent SGD settles, from then on SGD with momentum b1 and that rate.
 
     p_t = Adam's update;  gamma_t = p.p / p.g;  l_t = b2 l_{t-1} + (1 - b2) gamma_t
@@ -50,15 +50,14 @@ def scale_by_swats(
   def init(params):
     scalar = lambda dtype: jnp.zeros([], dtype)
     mu = init_moment(params)
-    real = jax.tree.leaves(mu)[0].dtype
+    real = jnp.result_type(jnp.float32, *jax.tree.leaves(mu))
     return ScaleBySwatsState(
       scalar(jnp.int32), scalar(bool), scalar(bool), scalar(real), scalar(real), mu, init_moment(params)
     )
 
-  def update(updates, state, params=None):
+  def update(grads, state, params=None):
     del params
     count = optax.safe_increment(state.count)
-    grads = jax.tree.map(to_accumulator, updates)
     # SGD's momentum starts at 0. Forgetting Adam's one update after the switch saves writing it twice in one.
     keep = jnp.where(state.fresh, 0, b1)
     mu = jax.tree.map(lambda m, g: keep.astype(m.dtype) * m + (1 - b1) * g, state.mu, grads)
@@ -76,7 +75,7 @@ def scale_by_swats(
     sgd_rate = jnp.where(fresh, rate, state.sgd_rate)
     return updates, ScaleBySwatsState(count, state.switched | fresh, fresh, estimate, sgd_rate, mu, nu)
 
-  return optax.GradientTransformation(init, update)
+  return accumulate_in_float32(optax.GradientTransformation(init, update))
 
 
 def swats(
@@ -85,6 +84,7 @@ def swats(
   b2: Scalar = 0.999,
   eps: Scalar = 1e-8,
   tolerance: Scalar = 1e-3,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """`scale_by_swats` as an optimizer (Keskar & Socher 2017)."""
-  return optax.chain(scale_by_swats(b1, b2, eps, tolerance), optax.scale_by_learning_rate(learning_rate))
+  rule = optax.chain(scale_by_swats(b1, b2, eps, tolerance), optax.scale_by_learning_rate(learning_rate))
+  return accumulate_in_float32(rule)

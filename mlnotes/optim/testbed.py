@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
 from mlnotes.data import ArraySplit, DataSet, make_resident_feed
+from mlnotes.data.order import permute_index
 from mlnotes.errors import InputError
 from mlnotes.experiment import set_hparams, stream_key
+from mlnotes.optim.lookahead import eval_params
 
 
 class MLP(nn.Module):
@@ -31,7 +34,8 @@ class MLP(nn.Module):
 class Classifier(NamedTuple):
   """`init`: key -> params; `loss`, `accuracy`: (params, {"image": uint8, "label"}) -> mean over the batch.
 
-  `draw`: (key, step) -> training batch, without replacement within an epoch; `train`, `test`: whole splits as batches.
+  `draw`: (key, step) -> training batch, without replacement within an epoch; `train`, `test`: what figures are of, as
+  batches.
   """
 
   init: Callable[[Key[Array, ""]], Any]
@@ -42,6 +46,12 @@ class Classifier(NamedTuple):
   test: Any
 
 
+def choose_examples(size: int, limit: int) -> np.ndarray:
+  """The indices, rising, of `limit` of `size` examples, pseudo-random and always the same; of all where limit is 0."""
+  index = np.arange(size, dtype=np.int32)
+  return index if limit == 0 or limit >= size else np.sort(permute_index(index[:limit], size, np.zeros(2, np.uint32)))
+
+
 def make_classifier(
   data: DataSet,
   widths: Sequence[int],
@@ -49,7 +59,9 @@ def make_classifier(
   most_examples: int = 4096,
   activation: Callable[[Array], Array] = nn.relu,
 ) -> Classifier:
-  """An MLP on `data`. `train` and `test` hold at most the first `most_examples`: they are looked at often.
+  """An MLP on `data`. `train` and `test` are looked at often: of a larger split they hold `most_examples`; 0: all.
+
+  Those are a fixed pseudo-random subset, the same that `make_eval_batches` takes: a split may be sorted by class.
 
   Raises InputError where the data set is too large to hold as arrays or smaller than a batch.
   """
@@ -62,7 +74,10 @@ def make_classifier(
   network = MLP(tuple(widths), data.num_classes, activation)
   pixels = lambda image: (image.reshape(len(image), -1) / (data.levels - 1)).astype(jnp.float32)
   feed = make_resident_feed(data.train, batch_size)
-  whole = lambda split: {"image": split.image[:most_examples], "label": split.label[:most_examples]}
+
+  def at_most(split: ArraySplit):
+    index = choose_examples(len(split), most_examples)
+    return {"image": split.image[index], "label": split.label[index]}
 
   def loss(params, batch):
     logits = network.apply(params, pixels(batch["image"]))
@@ -76,13 +91,13 @@ def make_classifier(
     loss=loss,
     accuracy=accuracy,
     draw=lambda key, step: feed.draw(feed.arrays, key, step),
-    train=whole(data.train),
-    test=whole(data.test),
+    train=at_most(data.train),
+    test=at_most(data.test),
   )
 
 
 class Curves(NamedTuple):
-  """Figures after every `every` updates of one run, and its parameters at the end."""
+  """Figures after every `every` updates of one run, and its parameters at the end: those that `eval_params` takes."""
 
   train_loss: Float[Array, " R"]
   test_accuracy: Float[Array, " R"]
@@ -113,7 +128,8 @@ def train_once(
 
   def window(carry, start):
     carry = jax.lax.fori_loop(start, start + every, update, carry)
-    return carry, (classifier.loss(carry[0], classifier.train), classifier.accuracy(carry[0], classifier.test))
+    returned = eval_params(carry[1], carry[0])
+    return carry, (classifier.loss(returned, classifier.train), classifier.accuracy(returned, classifier.test))
 
-  (params, _), (losses, accuracies) = jax.lax.scan(window, (params, state), jnp.arange(0, steps, every))
-  return Curves(losses, accuracies, params)
+  (params, state), (losses, accuracies) = jax.lax.scan(window, (params, state), jnp.arange(0, steps, every))
+  return Curves(losses, accuracies, eval_params(state, params))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -103,36 +104,77 @@ class Exploration(NamedTuple):
   action: Int[Array, "*B"]
 
 
-def sample_exploration(
-  key: Key[Array, ""], shape: tuple[int, int], num_actions: int, epsilon: Scalar, repeat: bool = False
-) -> Exploration:
-  """The random part of epsilon-greedy behaviour for T steps of N environments, `shape` = (T, N).
-
-  With probability epsilon an action is uniformly random. With `repeat` it is then held for n steps, P(n) =
-  1 / (n (n + 1)): epsilon-z-greedy (Dabney et al. 2021, "Temporally-extended epsilon-greedy exploration"), which
-  reaches states that independent random actions do not.
-
-  Differences from the paper: their zeta distribution has P(n) proportional to 1 / n^2, the same tail; an action is not
-  held beyond the T steps.
-  """
-  start_key, action_key, length_key = jax.random.split(key, 3)
+def sample_exploration(key: Key[Array, ""], shape: tuple[int, int], num_actions: int, epsilon: Scalar) -> Exploration:
+  """The random part of epsilon-greedy behaviour for T steps of N environments, `shape` = (T, N)."""
+  start_key, action_key = jax.random.split(key)
   active = jax.random.uniform(start_key, shape) < epsilon
+  return Exploration(active, jax.random.randint(action_key, shape, 0, num_actions, jnp.int32))
+
+
+class Repeats(NamedTuple):
+  """Random numbers of one step for `hold_actions`; any leading axes.
+
+  Attributes:
+    starts: whether a stretch of one repeated random action starts here, should none be under way.
+    length: its steps.
+    action: the repeated action.
+    left: steps of a stretch that is under way where everything starts anew; 0: none is.
+    anew: whether it does so here in any case.
+  """
+
+  starts: Bool[Array, "*B"]
+  length: Int[Array, "*B"]
+  action: Int[Array, "*B"]
+  left: Int[Array, "*B"]
+  anew: Bool[Array, "*B"]
+
+
+class Held(NamedTuple):
+  """The random action that is being repeated, and for how many steps more; (N,) each."""
+
+  left: Int[Array, " N"]
+  action: Int[Array, " N"]
+
+
+def sample_repeats(key: Key[Array, ""], shape: tuple[int, int], num_actions: int, epsilon: Scalar) -> Repeats:
+  """epsilon-z-greedy behaviour for T steps of N environments, `shape` = (T, N): random actions that are repeated.
+
+  A random action is held for n or more steps with probability 1 / n, n <= T, which reaches states that independent
+  random actions do not (Dabney et al. 2021, "Temporally-extended epsilon-greedy exploration").
+
+  Differences from the paper: epsilon is the share of steps with a random action, as without repetition, not the
+  probability to start repeating one. A stretch lasts m = 1 + 1/2 + ... + 1/T steps on average, so one starts with
+  probability epsilon / (epsilon + (1 - epsilon) m); where an episode or the T steps begin, one is under way with
+  probability epsilon, its remaining steps being r with probability 1 / (r m). Their zeta distribution has P(n)
+  proportional to 1 / n^2, the same tail.
+  """
+  start_key, length_key, action_key, anew_key, left_key = jax.random.split(key, 5)
+  at_least = 1 / np.arange(1, shape[0] + 1)
+  mean = at_least.sum()
+  starts = jax.random.uniform(start_key, shape) < epsilon / (epsilon + (1 - epsilon) * mean)
+  # 1 / u is at least n with probability 1 / n.
+  uniform = jax.random.uniform(length_key, shape, minval=1e-6)
+  length = jnp.minimum(jnp.floor(1 / uniform), shape[0]).astype(jnp.int32)
   action = jax.random.randint(action_key, shape, 0, num_actions, jnp.int32)
-  if not repeat:
-    return Exploration(active, action)
-  # 1 / u is at least n with probability 1 / n. Nothing is held for longer than the T steps.
-  uniform = jax.random.uniform(length_key, shape, minval=1 / (shape[0] + 1))
-  length = jnp.floor(1 / uniform).astype(jnp.int32)
+  bounds = jnp.asarray(np.cumsum(at_least)[:-1] / mean, jnp.float32)
+  left = 1 + jnp.searchsorted(bounds, jax.random.uniform(left_key, shape), side="right").astype(jnp.int32)
+  left = jnp.where(jax.random.uniform(anew_key, shape) < epsilon, left, 0)
+  anew = jnp.broadcast_to(jnp.arange(shape[0])[:, None] == 0, shape)
+  return Repeats(starts, length, action, left, anew)
 
-  def hold(carry, new):
-    left, held = carry
-    starts, action, length = new
-    starts &= left == 0
-    left, held = jnp.where(starts, length, left), jnp.where(starts, action, held)
-    return (jnp.maximum(left - 1, 0), held), Exploration(left > 0, held)
 
-  nothing = jnp.zeros(shape[1:], jnp.int32)
-  return jax.lax.scan(hold, (nothing, nothing), (active, action, length))[1]
+def init_held(num_envs: int) -> Held:
+  return Held(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
+
+
+def hold_actions(noise: Repeats, first: Bool[Array, " N"], held: Held) -> tuple[Exploration, Held]:
+  """One step of `sample_repeats`; nothing is held beyond the end of an episode, after which `first` is true."""
+  anew = noise.anew | first
+  left = jnp.where(anew, noise.left, held.left)
+  starts = ~anew & (left == 0) & noise.starts
+  left = jnp.where(starts, noise.length, left)
+  action = jnp.where(anew | starts, noise.action, held.action)
+  return Exploration(left > 0, action), Held(jnp.maximum(left - 1, 0), action)
 
 
 def act_greedily(q: Float[Array, "*B A"]) -> Int[Array, "*B"]:

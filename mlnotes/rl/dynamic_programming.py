@@ -17,10 +17,18 @@ from mlnotes.rl.table import Dynamics
 
 
 class Solution(NamedTuple):
-  """Optimal values and how many sweeps (value iteration) or improvements (policy iteration) they took."""
+  """Values and how many sweeps they took."""
 
   values: Float[Array, " S"]
   iterations: Int[Array, ""]
+
+
+class PolicySolution(NamedTuple):
+  """Optimal values, how many improvements they took, and a policy that has them."""
+
+  values: Float[Array, " S"]
+  iterations: Int[Array, ""]
+  policy: Float[Array, "S A"]
 
 
 def compute_action_values(
@@ -36,7 +44,11 @@ def compute_action_values(
 
 
 def greedy_policy(action_values: Float[Array, "S A"]) -> Float[Array, "S A"]:
-  """Probability 1 for the best action of each state, the first of equals."""
+  """Probability 1 for the best action of each state, the first of equals.
+
+  With `discount` 1 the first of equals may go round in circles for ever and never earn what the values promise: an
+  optimal policy is that of `policy_iteration`.
+  """
   return jax.nn.one_hot(jnp.argmax(action_values, axis=-1), action_values.shape[-1])
 
 
@@ -114,18 +126,36 @@ def _iterate(sweep, num_states: int, tolerance, max_iterations: int) -> Solution
   return Solution(values, count)
 
 
+def choose_shortest_way(dynamics: Dynamics) -> Int[Array, " S"]:
+  """In each state the action that may end the episode in the fewest steps, with luck and whatever it earns.
+
+  Followed for long enough it ends every episode, if an end can be reached from every state.
+  """
+  possible = jnp.asarray(dynamics.probability) > 0
+  next_state, terminated = jnp.asarray(dynamics.next_state), jnp.asarray(dynamics.terminated)
+
+  def count_steps(steps):
+    return 1 + jnp.min(jnp.where(possible, jnp.where(terminated, 0, steps[next_state]), jnp.inf), axis=-1)
+
+  shorten = lambda _, steps: jnp.min(count_steps(steps), axis=-1)
+  num_states = next_state.shape[0]
+  steps = jax.lax.fori_loop(0, num_states, shorten, jnp.full(num_states, jnp.inf))
+  return jnp.argmin(count_steps(steps), axis=-1).astype(jnp.int32)
+
+
 def policy_iteration(
   dynamics: Dynamics,
   discount: Float[Array, ""] | float,
   tolerance: Float[Array, ""] | float = 1e-5,
   max_iterations: int = 1_000,
-) -> Solution:
+) -> PolicySolution:
   """Optimal values by exact evaluation and greedy improvement until the policy stays (Sutton & Barto, section 4.3).
 
   An action is given up only for one that is better by more than `tolerance`, or equals would be exchanged for ever.
-  `discount` must be below 1: the first policy, always the first action, ends no episode in most worlds.
+  It starts from `choose_shortest_way`. So with `discount` 1 every policy on the way ends every episode, provided that
+  an end can be reached from every state and that no circle earns more than it costs.
   """
-  num_states, num_actions, _ = dynamics.next_state.shape
+  num_actions = dynamics.next_state.shape[1]
 
   def changing(carry):
     _, _, changed, count = carry
@@ -140,10 +170,10 @@ def policy_iteration(
     action = jnp.where(better, jnp.argmax(action_values, axis=-1), action)
     return action, values, jnp.any(better), count + 1
 
-  action = jnp.zeros(num_states, jnp.int32)
-  start = (action, jnp.zeros(num_states), jnp.array(True), jnp.zeros([], jnp.int32))
-  _, values, _, count = jax.lax.while_loop(changing, one, start)
-  return Solution(values, count)
+  action = choose_shortest_way(dynamics)
+  start = (action, jnp.zeros(action.shape), jnp.array(True), jnp.zeros([], jnp.int32))
+  action, values, _, count = jax.lax.while_loop(changing, one, start)
+  return PolicySolution(values, count, jax.nn.one_hot(action, num_actions))
 
 
 def evaluate_horizon(
@@ -158,6 +188,21 @@ def evaluate_horizon(
   transitions, reward = compute_policy_model(dynamics, policy)
   advance = lambda values, _: (reward + discount * (transitions @ values), None)
   return jax.lax.scan(advance, jnp.zeros_like(reward), length=horizon)[0]
+
+
+def evaluate_doubling(dynamics: Dynamics, policy: Float[Array, "S A"], doublings: int = 13) -> Float[Array, " S"]:
+  """The undiscounted value of a policy when an episode is cut off after 2^doublings steps (8,192).
+
+      v_{2h} = v_h + P^h v_h
+
+  In place of `evaluate_policy` where the policy may never end an episode, which makes the linear system singular.
+  """
+
+  def double(carry, _):
+    transitions, values = carry
+    return (transitions @ transitions, values + transitions @ values), None
+
+  return jax.lax.scan(double, compute_policy_model(dynamics, policy), length=doublings)[0][1]
 
 
 def start_value(dynamics: Dynamics, values: Float[Array, " S"]) -> Float[Array, ""]:

@@ -97,10 +97,33 @@ def _space(space: Any) -> Discrete | Box:
   return Box(tuple(space.shape), low, high)
 
 
+def step_continuous_mountain_car(key: Key[Array, ""], state: EnvState, action: Any, params: Any):
+  """One step of Gymnasium's MountainCarContinuous-v0, on the state and the parameters of gymnax's.
+
+  gymnax's own keeps the velocity of a car that hits the left wall, and sets a negative one at the goal to 0, which ends
+  an episode that Gymnasium lets go on.
+  """
+  (action,) = action
+  force = jnp.clip(action, params.min_action, params.max_action)
+  velocity = state.velocity + force * params.power - params.gravity * jnp.cos(3 * state.position)
+  velocity = jnp.clip(velocity, -params.max_speed, params.max_speed)
+  position = jnp.clip(state.position + velocity, params.min_position, params.max_position)
+  velocity = jnp.where((position == params.min_position) & (velocity < 0), 0.0, velocity)
+  terminated = (position >= params.goal_position) & (velocity >= params.goal_velocity)
+  reward = jnp.where(terminated, 100.0, 0.0) - 0.1 * action**2
+  state = state.replace(position=position, velocity=velocity, time=state.time + 1)
+  return jnp.stack([position, velocity]), state, reward, terminated, {}
+
+
+# Steps that take the place of gymnax's, where those are not what the name says.
+_STEPS = {"MountainCarContinuous-v0": step_continuous_mountain_car}
+
+
 def make_gymnax_env(name: str, **params: Any) -> Environment:
   """An environment of gymnax, with `params` in place of its own parameters (`max_steps_in_episode=5000`).
 
-  The time limit truncates as in Gymnasium: after the step with that number. Raises InputError for an unknown name.
+  Those of a name that Gymnasium has too step as Gymnasium's do, and the time limit truncates as there: after the step
+  with that number. Raises InputError for an unknown name.
   """
   import gymnax
 
@@ -112,6 +135,7 @@ def make_gymnax_env(name: str, **params: Any) -> Environment:
   except OSError as error:  # one that downloads its data
     raise InputError(f"--env={name} needs data that cannot be loaded ({error}): expected another one.") from error
   settings = defaults.replace(**params)
+  step_env = _STEPS.get(name, env.step_env)
   observations, actions = _space(env.observation_space(settings)), _space(env.action_space(settings))
   # gymnax counts in Python numbers after a reset and in arrays after a step: one (strong) type for both.
   settle = lambda state: jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
@@ -121,7 +145,7 @@ def make_gymnax_env(name: str, **params: Any) -> Environment:
     return settle(state), jnp.asarray(observation, jnp.float32)
 
   def step(key, state, action):
-    observation, new, reward, terminated, _ = env.step_env(key, state, action, settings)
+    observation, new, reward, terminated, _ = step_env(key, state, action, settings)
     new = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype).reshape(like.shape), new, state)
     terminated = jnp.asarray(terminated, bool)
     truncated = jnp.asarray(env.is_truncated(new, settings), bool)
@@ -184,6 +208,7 @@ def rollout(
   noise: Any,
   key: Key[Array, ""],
   actors: Actors,
+  memory: Any = None,
 ) -> tuple[Actors, Trajectory]:
   """Acts in N environments for T steps; episodes follow one another.
 
@@ -192,6 +217,8 @@ def rollout(
   Args:
     act: (noise of one step, observations (N, ...)) -> actions (N, ...).
     noise: a pytree with leading axes (T, N): what `act` uses to explore.
+    memory: what `act` starts from where it remembers something from step to step. It is then
+      (noise, observations, whether they begin an episode, memory) -> (actions, memory).
   """
   num_steps, num_envs = jax.tree.leaves(noise)[0].shape[:2]
   step_key, reset_key = jax.random.split(key)
@@ -199,9 +226,13 @@ def rollout(
   fresh = jax.vmap(jax.vmap(env.reset))(jax.random.split(reset_key, (num_steps, num_envs)))
   advance = jax.vmap(step_with_reset, in_axes=(None, 0, 0, 0, 0))
 
-  def one(actors, inputs):
+  def one(carry, inputs):
+    actors, memory = carry
     noise, keys, fresh = inputs
-    action = act(noise, actors.observation)
+    if memory is None:
+      action = act(noise, actors.observation)
+    else:
+      action, memory = act(noise, actors.observation, actors.episode_length == 0, memory)
     state, timestep = advance(env, keys, actors.state, action, fresh)
     returned = actors.episode_return + timestep.reward
     length = actors.episode_length + 1
@@ -216,9 +247,11 @@ def rollout(
       episode_length=length,
     )
     goes_on = 1 - timestep.last
-    return Actors(state, timestep.observation, returned * goes_on, length * goes_on), transition
+    actors = Actors(state, timestep.observation, returned * goes_on, length * goes_on)
+    return (actors, memory), transition
 
-  return jax.lax.scan(one, actors, (noise, step_keys, fresh))
+  (actors, _), trajectory = jax.lax.scan(one, (actors, memory), (noise, step_keys, fresh))
+  return actors, trajectory
 
 
 def clip_actions(env: Environment) -> Environment:

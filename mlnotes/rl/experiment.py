@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mlnotes.data import Feeds
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, State, stream_key
+from mlnotes.experiment import Experiment, Mean, State, root_key, stream_key
 from mlnotes.flags import field, require
 from mlnotes.loop import LoopConfig, train
 from mlnotes.rl.env import Box, Discrete, Environment
@@ -39,11 +39,13 @@ class RLConfig(LoopConfig):
     "in place of the defaults, see config.json",
   )
   discount: float = field(0.99, "gamma, in [0, 1]")
-  eval_episodes: int = field(20, "episodes of the greedy policy per evaluation on the device", free=True)
+  eval_episodes: int = field(20, "episodes of the greedy policy per evaluation on the device", free="report")
   gym_episodes: int = field(
-    20, "episodes of the final greedy policy in the real Gymnasium environment, where there is one; 0: none", free=True
+    20,
+    "episodes of the final greedy policy in the real Gymnasium environment, where there is one; 0: none",
+    free="report",
   )
-  gif: bool = field(True, "draw an animation of the final policy", free=True)
+  gif: bool = field(True, "draw an animation of the final policy", free="report")
 
   def __post_init__(self):
     super().__post_init__()
@@ -74,7 +76,7 @@ def make_feeds(config: RLConfig) -> Feeds:
 
 def train_agent(name: str, experiment: Experiment, config: RLConfig, best_metric: str = "episode_return") -> int:
   """`mlnotes.loop.train` with the best checkpoint by the highest `best_metric`."""
-  return train(name, experiment, make_feeds(config), config, best_metric=best_metric, best_mode="max")
+  return train(experiment, make_feeds(config), config, name=name, best_metric=best_metric, best_mode="max")
 
 
 def require_discrete(env: Environment) -> int:
@@ -101,7 +103,7 @@ def observation_vector(env: Environment, observation: Any) -> Float[Array, "*B D
 
 def observation_size(env: Environment) -> int:
   """The length of `observation_vector`."""
-  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), jax.random.key(0))
+  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), root_key(0))
   return spec.shape[-1]
 
 

@@ -4,7 +4,7 @@ Grid worlds are drawn cell by cell; the taxi's four hundred states with a passen
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,12 +26,23 @@ def write_comparison(table: Table, q: Any, discount: float, path: Path) -> None:
   """Draws the learned action values beside those of dynamic programming, (S, A) each."""
   from mlnotes.rl.tabular_experiment import optimal_action_values
 
-  optimal = np.asarray(optimal_action_values(table, discount))
-  write_action_values(table, {"learned": np.asarray(q), "dynamic programming": optimal}, path)
+  learned, (optimal, actions) = np.asarray(q), optimal_action_values(table, discount)
+  panels = {
+    "learned": Panel(learned, learned.argmax(-1)),
+    "dynamic programming": Panel(np.asarray(optimal), np.asarray(actions)),
+  }
+  write_action_values(table, panels, path)
 
 
-def write_action_values(table: Table, panels: dict[str, np.ndarray], path: Path) -> None:
-  """One row of pictures per entry of `panels`, {title: action values (S, A)}, on one scale of colours."""
+class Panel(NamedTuple):
+  """Action values (S, A), and the action that is drawn in each state (S,): of equal ones not any will do."""
+
+  values: np.ndarray
+  actions: np.ndarray
+
+
+def write_action_values(table: Table, panels: dict[str, Panel], path: Path) -> None:
+  """One row of pictures per entry of `panels`, by their titles, on one scale of colours."""
   if table.cells:
     figure = _draw_grids(table, panels)
   elif table.name.startswith("Taxi"):
@@ -41,7 +52,7 @@ def write_action_values(table: Table, panels: dict[str, np.ndarray], path: Path)
   save_figure(figure, path)
 
 
-def _draw_grids(table: Table, panels: dict[str, np.ndarray]) -> Any:
+def _draw_grids(table: Table, panels: dict[str, Panel]) -> Any:
   height, width = len(table.cells), len(table.cells[0])
   beside = width <= 8
   rows, columns = (1, len(panels)) if beside else (len(panels), 1)
@@ -50,10 +61,10 @@ def _draw_grids(table: Table, panels: dict[str, np.ndarray]) -> Any:
     rows, columns, width=columns * (scale * width + 0.5) + 0.9, height=rows * (scale * height + 0.6) + 0.4
   )
   shown = _reachable(table)
-  values = {title: np.max(q, axis=-1) for title, q in panels.items()}
+  values = {title: np.max(panel.values, axis=-1) for title, panel in panels.items()}
   seen = np.concatenate([v[shown] for v in values.values()])
   bounds = float(seen.min()), float(seen.max())
-  for axis, (title, q) in zip(axes.flat, panels.items()):
+  for axis, (title, panel) in zip(axes.flat, panels.items()):
     image = _draw_values(axis, np.where(shown, values[title], np.nan).reshape(height, width), bounds)
     axis.set_title(title)
     for s in range(height * width):
@@ -61,7 +72,7 @@ def _draw_grids(table: Table, panels: dict[str, np.ndarray]) -> Any:
       letter = table.cells[row][column]
       _draw_cell(axis, row, column, letter)
       if shown[s]:
-        _draw_action(axis, row, column, table.actions[int(np.argmax(q[s]))], values[title][s], bounds)
+        _draw_action(axis, row, column, table.actions[panel.actions[s]], values[title][s], bounds)
   figure.colorbar(image, ax=axes, label="value of the best action", shrink=0.85, fraction=0.05)
   letters = [letter for letter in "SGHC#" if any(letter in row for row in table.cells)]
   legend = ", ".join(f"{letter} {_NAMES.get(letter, 'wall')}" for letter in letters if letter != "#")
@@ -122,21 +133,21 @@ def _draw_action(
     axis.text(column, row + 0.33, text, ha="center", va="center", color=colour, fontsize=7)
 
 
-def _draw_taxi(table: Table, panels: dict[str, np.ndarray]) -> Any:
+def _draw_taxi(table: Table, panels: dict[str, Panel]) -> Any:
   figure, axes = new_figure(
     len(panels), len(_TAXI_ERRANDS), width=3.1 * len(_TAXI_ERRANDS) + 0.9, height=3.3 * len(panels) + 0.5
   )
   names = list(_TAXI_STOPS)
   states = lambda wait, to: (np.arange(25) * 5 + ([*names, "taxi"].index(wait))) * 4 + names.index(to)
   errands = np.concatenate([states(*errand) for errand in _TAXI_ERRANDS])
-  seen = np.concatenate([np.max(q, axis=-1)[errands] for q in panels.values()])
+  seen = np.concatenate([np.max(panel.values, axis=-1)[errands] for panel in panels.values()])
   bounds = float(seen.min()), float(seen.max())
-  for line, (title, q) in zip(axes, panels.items()):
+  for line, (title, panel) in zip(axes, panels.items()):
     for axis, (wait, to) in zip(line, _TAXI_ERRANDS):
-      rows = q[states(wait, to)]
-      image = _draw_values(axis, np.max(rows, axis=-1).reshape(5, 5), bounds)
-      for i, row in enumerate(rows):
-        _draw_action(axis, *divmod(i, 5), table.actions[int(np.argmax(row))], float(row.max()), bounds)
+      best = np.max(panel.values, axis=-1)[states(wait, to)]
+      image = _draw_values(axis, best.reshape(5, 5), bounds)
+      for i, (value, action) in enumerate(zip(best, panel.actions[states(wait, to)])):
+        _draw_action(axis, *divmod(i, 5), table.actions[action], float(value), bounds)
       _draw_city(axis)
       errand = f"passenger in the taxi, to {to}" if wait == "taxi" else f"passenger waits at {wait}, to {to}"
       axis.set_title(errand, fontsize=9)

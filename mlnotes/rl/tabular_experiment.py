@@ -18,11 +18,12 @@ from mlnotes.experiment import Experiment, Mean, stream_key
 from mlnotes.flags import field, require
 from mlnotes.rl.dynamic_programming import (
   compute_action_values,
+  evaluate_doubling,
   evaluate_horizon,
   evaluate_policy,
   greedy_policy,
+  policy_iteration,
   start_value,
-  value_iteration,
 )
 from mlnotes.rl.experiment import RLConfig, make_report
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
@@ -241,24 +242,23 @@ def make_tabular_experiment(rule: Rule, config: TabularConfig) -> Experiment:
 def make_exact_evaluation(table: Table, config: TabularConfig):
   """q -> {name: number}: what the greedy policy is worth, computed from the table and not sampled.
 
-  start_value is its discounted value in the first states (with `--discount=1`: over the time limit, or 1000 steps),
-  optimal_gap how far that is below the optimum as a share of the optimum, solved whether that is within
-  `--tolerance`, episode_return its mean undiscounted return under the time limit (or 1000 steps).
+  start_value is its discounted value in the first states without a time limit (with `--discount=1`: over 8,192 steps,
+  since a policy may never end an episode), optimal_gap how far that is below the optimum as a share of the optimum, at
+  least 0, solved whether that is within `--tolerance`, episode_return its mean undiscounted return under the time limit
+  (or 1000 steps).
   """
-  dynamics, horizon = table.dynamics, table.time_limit or LONGEST_EPISODE
+  dynamics, horizon, discount = table.dynamics, table.time_limit or LONGEST_EPISODE, config.discount
 
-  def value_of_greedy(q: Float[Array, "S A"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    policy = greedy_policy(q)
-    returned = start_value(dynamics, evaluate_horizon(dynamics, policy, 1.0, horizon))
-    if config.discount == 1:
-      return returned, returned
-    return start_value(dynamics, evaluate_policy(dynamics, policy, config.discount)), returned
-
-  optimum = float(jax.jit(value_of_greedy)(optimal_action_values(table, config.discount))[0])
+  optimum = float(jax.jit(lambda: start_value(dynamics, policy_iteration(dynamics, discount).values))())
 
   def evaluate(q: Float[Array, "S A"]) -> dict[str, Float[Array, ""]]:
-    value, returned = value_of_greedy(q)
-    gap = (optimum - value) / max(abs(optimum), 1e-6)
+    policy = greedy_policy(q)
+    returned = start_value(dynamics, evaluate_horizon(dynamics, policy, 1.0, horizon))
+    endless = discount == 1
+    values = evaluate_doubling(dynamics, policy) if endless else evaluate_policy(dynamics, policy, discount)
+    value = start_value(dynamics, values)
+    # Below 0 by rounding alone.
+    gap = jnp.maximum(optimum - value, 0.0) / max(abs(optimum), 1e-6)
     solved = (gap <= config.tolerance).astype(jnp.float32)
     return {"start_value": value, "optimal_gap": gap, "solved": solved, "episode_return": returned}
 
@@ -296,7 +296,7 @@ def learn_episodes(
   return rewards, steps
 
 
-def optimal_action_values(table: Table, discount: float) -> Float[Array, "S A"]:
-  """Dynamic programming's action values, to set beside learned ones."""
-  solution = jax.jit(value_iteration)(table.dynamics, discount)
-  return compute_action_values(table.dynamics, solution.values, discount)
+def optimal_action_values(table: Table, discount: float) -> tuple[Float[Array, "S A"], Int[Array, " S"]]:
+  """(action values, actions of an optimal policy) of dynamic programming, to set beside learned ones."""
+  solution = jax.jit(policy_iteration)(table.dynamics, discount)
+  return compute_action_values(table.dynamics, solution.values, discount), jnp.argmax(solution.policy, axis=-1)

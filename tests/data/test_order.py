@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mlnotes.data.order import epoch_positions, order_bits, permute_index
+from mlnotes.data.order import epoch_positions, fixed_subset, order_bits, permute_index
 
 
 def bits(seed):
@@ -102,3 +102,23 @@ def test_sizes_beyond_the_index_type_are_refused():
     permute_index(np.arange(1), 0, bits(0))
   with pytest.raises(ValueError, match="size=2147483648"):
     permute_index(np.arange(1), 2**31, bits(0))
+
+
+def test_a_fixed_subset_is_spread_over_the_split_whatever_its_order():
+  subset = fixed_subset(60_000, 1000)
+  np.testing.assert_array_equal(subset, fixed_subset(60_000, 1000))
+  assert np.all(np.diff(subset) > 0) and subset.min() >= 0 and subset.max() < 60_000
+  # As many from each tenth of the split as from independent draws, at three sizes and two shares.
+  for size, count in ((60_000, 1000), (10_000, 500), (1_281_167, 10_000), (60_000, 30_000)):
+    tenths = np.bincount(fixed_subset(size, count) * 10 // size, minlength=10)
+    assert scipy.stats.chisquare(tenths).pvalue > 1e-3, (size, count, tenths)
+  assert np.isin(fixed_subset(60_000, 100), subset).all()
+  np.testing.assert_array_equal(fixed_subset(5, 5), np.arange(5))
+  np.testing.assert_array_equal(fixed_subset(5, 500), np.arange(5))
+
+
+def test_a_subset_of_nothing_is_refused():
+  with pytest.raises(ValueError, match="count=0"):
+    fixed_subset(10, 0)
+  with pytest.raises(ValueError, match="size=0"):
+    fixed_subset(0, 3)

@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mlnotes.data import ArraySplit, DataError, RecordSplit, load
+from mlnotes.data.decoded import decode_once
 from mlnotes.data.tfds_source import load_tfds
 
 SHAPE = (6, 5, 3)
@@ -58,6 +59,12 @@ def write_tfds(root, sizes, name="pets", version="1.0.0", image_shape=SHAPE, fil
   content["pythonClassName"] = f"{features}features_dict.FeaturesDict"
   (directory / "features.json").write_text(json.dumps(content))
   return written
+
+
+def encode(pixels):
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "PNG")
+  return file.getvalue()
 
 
 def test_digits_are_split_once_for_all():
@@ -111,9 +118,19 @@ def test_npz_sets_a_tenth_aside(tmp_path):
     ({"image": np.zeros((20, 4, 3), np.float32)}, r"dtype float32, expected uint8 \(floats .*astype"),
     ({"image": np.zeros((20, 4), np.uint8)}, r"shape \(20, 4\), expected N H W or N H W C"),
     ({"image": np.zeros((0, 4, 4), np.uint8), "label": np.zeros(0, int)}, "empty"),
-    ({"label": np.zeros(20)}, "dtype float64, expected integers"),
+    ({"label": np.zeros(20)}, r"dtype float64, expected integers or words, .* \(label.astype\(int\) makes them\)"),
+    ({"label": np.full(20, 0.5)}, "dtype float64, expected integers or words, one for each image.$"),
+    ({"label": np.array([np.nan] * 3 + [1.0] * 17)}, "dtype float64, .* 3 of them are not finite"),
+    ({"label": np.zeros((20, 1), int)}, r"label has shape \(20, 1\), expected integers or words, one for each image"),
+    ({"label": np.full(20, 2**64 - 1, np.uint64)}, "value 18446744073709551615, expected classes from 0 to"),
+    ({"image": np.zeros((20, 3, 8, 8), np.uint8)}, r"\(20, 3, 8, 8\), expected N H W C .*channels first .*moveaxis"),
+    ({"image": np.zeros((20, 8, 8, 5), np.uint8)}, r"\(20, 8, 8, 5\), expected N H W C with C of 1, 3 or 4.$"),
+    (
+      {"image": np.zeros((4000, 1, 1), np.uint8), "label": 19_000_000 + np.arange(4000)},
+      r"found 4000 distinct labels \(up to 19003999\) of 4000 images, expected classes",
+    ),
     ({"label": np.zeros(19, int)}, r"shape \(19,\), expected \(20,\)"),
-    ({"label": np.full(20, -1)}, "value -1, expected classes counted from 0"),
+    ({"label": np.full(20, -1)}, "value -1, expected classes from 0"),
     ({"label": None}, "found the arrays image, expected image and label"),
     ({"label_test": np.zeros(3, int)}, "only one of image_test and label_test"),
     ({"image_test": np.zeros((3, 5, 5), np.uint8), "label_test": np.zeros(3, int)}, r"shape \(5, 5, 1\), expected"),
@@ -126,6 +143,42 @@ def test_unusable_npz_is_one_sentence(tmp_path, arrays, message):
   with pytest.raises(DataError, match=message) as error:
     load(path)
   assert str(error.value).startswith(f"--dataset={path}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("label", "names"),
+  [
+    (np.repeat([1, 2, 3], 10), ("1", "2", "3")),
+    (np.repeat([7, 19_000_000, 2**40], 10), ("7", "19000000", "1099511627776")),
+    (np.repeat(np.array([5, 250], np.uint8), 15), ("5", "250")),
+    (np.repeat(["eel", "cat", "dog"], 10), ("cat", "dog", "eel")),
+    (np.repeat([0, 1, 2], 10), ("0", "1", "2")),
+  ],
+)
+def test_classes_are_the_labels_that_are_there_under_their_names(tmp_path, label, names):
+  image = np.arange(30, dtype=np.uint8).reshape(30, 1, 1)  # tells where each example has gone
+  data = load(write_npz(tmp_path / "a.npz", image=image, label=label))
+  assert data.num_classes == len(names) and data.class_names == names
+  for split in (data.train, data.test):
+    assert [names[i] for i in split.label] == [str(label[i]) for i in split.image.reshape(-1)]
+
+
+def test_classes_of_both_splits_are_counted_together(tmp_path):
+  image, label = np.zeros((4, 4, 3), np.uint8), np.array([9, 2, 2, 30], np.uint64)
+  data = load(write_npz(tmp_path / "a.npz", label=np.arange(20) % 2 * 2 + 1, image_test=image, label_test=label))
+  assert data.class_names == ("1", "2", "3", "9", "30")
+  np.testing.assert_array_equal(data.train.label, np.arange(20) % 2 * 2)
+  np.testing.assert_array_equal(data.test.label, [3, 1, 1, 4])
+
+
+def test_arrays_are_resized(tmp_path):
+  image = np.random.default_rng(0).integers(0, 256, (20, 8, 4, 3), dtype=np.uint8)
+  data = load(write_npz(tmp_path / "a.npz", image=image), image_size=4)
+  whole = load(write_npz(tmp_path / "a.npz", image=image))
+  assert data.image_shape == data.train.image.shape[1:] == (4, 4, 3)
+  expected = Image.fromarray(whole.train.image[3]).resize((4, 4), Image.Resampling.HAMMING)
+  np.testing.assert_array_equal(data.train.image[3], expected)
+  assert load("digits", image_size=16).image_shape == (16, 16, 1)
 
 
 def test_npz_that_is_no_archive(tmp_path):
@@ -235,6 +288,7 @@ def test_sets_that_cannot_be_used(tmp_path):
   write_tfds(tmp_path / "c", {"train": 4, "test": 2}, label="breed")
   with pytest.raises(DataError, match=r"found the features breed \(ClassLabel\), image \(Image\), expected image"):
     load("pets", str(tmp_path / "c"))
+  assert load("pets", str(tmp_path / "b"), image_size=4).train.image.shape == (4, 4, 4, 3)
   write_tfds(tmp_path / "d", {"train": 4, "test": 2}, image_shape=(7, 5, 3))
   with pytest.raises(DataError, match=r"shape \(6, 5, 3\), expected \(7, 5, 3\)"):
     load("pets", str(tmp_path / "d"))
@@ -242,6 +296,39 @@ def test_sets_that_cannot_be_used(tmp_path):
   (tmp_path / "e/pets/1.0.0/pets-test.array_record-00000-of-00001").unlink()
   with pytest.raises(DataError, match="expected the files of split 'test'"):
     load("pets", str(tmp_path / "e"))
+
+
+class BrokenRecords:
+  def __init__(self, image=b"", label=0):
+    self.record = {"image": image, "label": label}
+
+  def __len__(self):
+    return 9
+
+  def __getitems__(self, positions):
+    if self.record["image"] is None:
+      raise RuntimeError("checksum of block 3")
+    return [self.record for _ in positions]
+
+
+def test_a_damaged_record_is_named_and_the_cache_not_blamed(tmp_path):
+  write_tfds(tmp_path, {"train": 4, "test": 2})
+  whole = encode(np.zeros((6, 5, 3), np.uint8))
+  for source, message in (
+    (BrokenRecords(b"no image"), "record 7: found an image that cannot be decoded \\(no image file\\)"),
+    (BrokenRecords(whole[: len(whole) // 2]), "record 7: found an image that cannot be decoded"),
+    (BrokenRecords(None), "records 7 to 7: not readable \\(checksum of block 3\\)"),
+    (BrokenRecords(whole, -1), "record 7: label has the value -1, expected 0 to 2"),
+    (BrokenRecords(whole, 3), "record 7: label has the value 3, expected 0 to 2"),
+  ):
+    records = RecordSplit(source, SHAPE, "--dataset=pets: split 'train'", 3)
+    with pytest.raises(DataError, match=f"--dataset=pets: split 'train', {message}") as error:
+      records.read(np.array([7]))
+    assert "CACHE" not in str(error.value)
+    if source.record["label"] == 0:
+      with pytest.raises(DataError, match="split 'train', record") as error:
+        decode_once(records, "--dataset=pets", "pets", [])
+      assert "CACHE" not in str(error.value)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):

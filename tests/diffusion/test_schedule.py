@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mlnotes.diffusion import (
   make_linear_schedule,
   make_schedule_from_log_snr,
   make_timesteps,
+  stratified_times,
 )
 
 SCHEDULES = {"linear": make_linear_schedule, "cosine": make_cosine_schedule}
@@ -105,6 +107,11 @@ def test_timesteps_of_the_table_in_the_paper():
     (lambda: make_linear_schedule(1), "num_steps must be at least 2, found 1"),
     (lambda: make_cosine_schedule(0), "num_steps must be at least 2, found 0"),
     (lambda: make_linear_schedule(10, 0.02, 0.01), "beta_start and beta_end"),
+    (lambda: make_linear_schedule(1000, beta_end=5.0), "0 < start <= end < 1, found 0.0001 and 5.0"),
+    (lambda: make_linear_schedule(10, max_beta=1.0), "max_beta must lie between 0 and 1, found 1.0"),
+    (lambda: make_cosine_schedule(10, max_beta=2.0), "max_beta must lie between 0 and 1, found 2.0"),
+    (lambda: make_cosine_schedule(10, offset=-0.1), "offset must not be negative, found -0.1"),
+    (lambda: make_schedule_from_log_snr(cosine_log_snr, 1), "num_steps must be at least 2, found 1"),
     (lambda: make_timesteps(10, 11), "num_samples must lie in 1..10"),
     (lambda: make_timesteps(10, 0), "num_samples must lie in 1..10"),
   ],
@@ -119,3 +126,52 @@ def test_schedule_from_log_snr_starts_at_the_upper_bound(num_steps):
   """4 - 16 u crosses 3 at u = 1/16, and from there to u = 1 the times are evenly spaced."""
   schedule = make_schedule_from_log_snr(lambda u: 4 - 16 * u, num_steps, (-20.0, 3.0))
   np.testing.assert_allclose(schedule.log_snr, np.linspace(3, -12, num_steps), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_steps", [2, 10, 619, 620, 1000, 4000, 65_536])
+@pytest.mark.parametrize(("name", "log_snr"), [("linear", linear_log_snr), ("cosine", cosine_log_snr)])
+def test_a_schedule_within_bounds_falls_strictly_between_its_ends(name, log_snr, num_steps):
+  for lowest, highest in ((-12.0, 6.0), (-12.0, -1.0), (-6.0, 11.0), (-20.0, 20.0)):
+    values = np.asarray(make_schedule_from_log_snr(log_snr, num_steps, (lowest, highest)).log_snr)
+    assert values.shape == (num_steps,) and np.all(np.diff(values) < 0)
+    assert np.all((values >= lowest) & (values <= highest + 2e-3))
+    # The first time is where the log-SNR meets the upper bound, or 1 / T.
+    first = float(log_snr(jnp.full(1, 1 / num_steps))[0])
+    np.testing.assert_allclose(values[0], min(first, highest), atol=2e-3)
+    # The last is what the schedule ends with at u = 1, but not below the lower bound.
+    end = {"linear": -10.05, "cosine": -np.inf}[name]
+    np.testing.assert_allclose(values[-1], max(end, lowest), atol=2e-2)
+
+
+@pytest.mark.parametrize("num_steps", [2, 10, 128, 600])
+def test_bounds_that_one_time_reaches_leave_the_others_evenly_spaced_up_to_one(num_steps):
+  """What a cosine schedule was for few steps, and what it must stay: only its infinite end is replaced."""
+  values = np.asarray(make_schedule_from_log_snr(cosine_log_snr, num_steps, (-12.0, 6.0)).log_snr)
+  a = lambda u: (u + 0.008) / 1.008 * np.pi / 2
+  alpha_bar = lambda u: (np.cos(a(u)) / np.cos(a(0))) ** 2
+  first = max(1 / num_steps, 2 / np.pi * np.arccos(np.cos(a(0)) / np.sqrt(1 + np.exp(-6))) * 1.008 - 0.008)
+  u = np.linspace(first, 1, num_steps)[:-1]
+  np.testing.assert_allclose(values[:-1], np.log(alpha_bar(u) / (1 - alpha_bar(u))), rtol=1e-3, atol=1e-3)
+
+
+def test_stratified_times_are_those_of_exact_integers():
+  rng = np.random.default_rng(0)
+  index = np.concatenate([np.arange(1000), 1_281_167 - np.arange(9), rng.integers(0, 2**31, 3000), [2**31 - 1]])
+  for num_steps in (1, 2, 128, 1000, 4000, 65_535, 65_536):
+    expected = [(int(i) * 2654435769 % 2**32) * num_steps >> 32 for i in index]
+    found = jax.jit(stratified_times, static_argnums=1)(jnp.asarray(index, jnp.int32), num_steps)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("size", "num_steps"), [(360, 128), (50_000, 1000), (1_281_167, 1000), (20_000_000, 1000)])
+def test_every_stratified_time_comes_equally_often(size, num_steps):
+  times = stratified_times(jnp.arange(size), num_steps)
+  counts = np.bincount(times, minlength=num_steps)
+  assert len(counts) == num_steps and np.abs(counts - size / num_steps).max() < 5
+
+
+def test_more_strata_than_can_be_told_apart_are_refused():
+  for num_steps in (0, 65_537):
+    with pytest.raises(ValueError, match=r"num_steps must lie in 1\.\.65536"):
+      stratified_times(jnp.arange(3), num_steps)

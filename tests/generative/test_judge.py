@@ -81,5 +81,23 @@ def test_refuses_what_is_out_of_range(digits):
     train_judge(train, label, 10, levels=16)
   with pytest.raises(ValueError, match=r"labels must be in 0 \.\. 8, found 0 \.\. 9"):
     train_judge(train, label, 9, levels=17)
-  with pytest.raises(ValueError, match="a judge needs at least batch_size=128 images, found 20"):
-    train_judge(train[:20], label[:20], 10, levels=17)
+  with pytest.raises(ValueError, match="a judge needs images and a label for each, found 0 images"):
+    train_judge(train[:0], label[:0], 10, levels=17)
+  with pytest.raises(ValueError, match="steps must be 1 or more, found 0"):
+    JudgeConfig(steps=0)
+
+
+def test_fewer_images_than_a_batch_are_enough(digits):
+  train, test, label, _ = digits
+  judge = train_judge(train[:20], label[:20], 10, 17, JudgeConfig(width=8, features=16, steps=200))
+  assert class_agreement(judge.predict(train[:20]), label[:20]) > 0.5
+  assert np.isfinite(judge.features(test)).all()
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_the_judge_made(digits, tmp_path, monkeypatch):
+  train, _, label, _ = digits
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("MLNOTES_CACHE", str(tmp_path / "file"))
+  with pytest.warns(UserWarning, match=r"judge is not kept: .*/file/judge cannot be written .*MLNOTES_CACHE"):
+    judge = load_or_train_judge(train, label, 10, 17, TINY)
+  assert judge.features(train[:3]).shape == (3, 5)

@@ -1,9 +1,18 @@
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.spatial
 
 from mlnotes.generative import metrics
+
+
+@pytest.fixture
+def unchecked_shapes():
+  """Without the annotations' checks, as users run the package."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture
@@ -98,6 +107,61 @@ def test_nearest_training_distance(rng):
   expected = scipy.spatial.KDTree(training.reshape(40, -1)).query(images.reshape(10, -1))[0]
   np.testing.assert_allclose(metrics.nearest_training_distance(images, training), expected, rtol=1e-9)
   np.testing.assert_allclose(metrics.nearest_training_distance(training[3:5], training), 0, atol=1e-6)
+
+
+def test_a_set_lies_inside_itself_however_often_its_rows_are_repeated(rng):
+  for scale in (1.0, 1e3):
+    rows = scale * (100 + rng.normal(size=(10, 64)))
+    repeated = np.repeat(rows, 6, axis=0)
+    assert metrics.precision_recall(repeated, repeated) == (1, 1)
+    assert metrics.precision_recall(repeated, np.repeat(rows[:5], 6, axis=0)) == (1, 0.5)
+  constant = np.full((8, 3), 0.1)
+  assert metrics.precision_recall(constant, constant) == (1, 1)
+
+
+def test_copies_are_seen_beside_held_out_images_that_are_copies_too(rng):
+  training = rng.integers(0, 256, (200, 4, 4, 1)).astype(np.uint8)
+  fresh = rng.integers(0, 256, (100, 4, 4, 1)).astype(np.uint8)
+  held_out = np.concatenate([training[:20], fresh[:80]])  # a fifth, as in sets with duplicates
+  copied = metrics.compute_novelty(training[100:], held_out, training)
+  assert copied.closer == 1 and copied.copies == 1 and copied.copies_held_out == 0.2
+  half = metrics.compute_novelty(np.concatenate([training[:50], fresh[50:]]), held_out, training)
+  assert half.closer == 0.5 and half.copies == 0.5
+  assert metrics.compute_novelty(fresh, held_out, training).closer == 0
+  # Floating-point copies too: their distance is 0, not the root of a rounding error.
+  real = 1e3 + rng.normal(size=(50, 300))
+  assert metrics.compute_novelty(real[:10], real[10:], real)[2:] == (1, 1, 1)
+
+
+def test_the_nearest_are_those_of_brute_force(rng):
+  images, training = rng.integers(0, 256, (10, 3, 3, 1)), rng.integers(0, 256, (30, 3, 3, 1))
+  found = metrics.find_nearest(images, training)
+  distances = np.linalg.norm((images[:, None] - training[None]).reshape(10, 30, -1), axis=-1)
+  np.testing.assert_array_equal(found.index, distances.argmin(1))
+  np.testing.assert_allclose(found.distance, distances.min(1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda x: metrics.feature_frechet_distance(x, x[:, :3]), "must have one width, found 4 and 3"),
+    (lambda x: metrics.precision_recall(x, x[:, :3]), "must have one width, found 4 and 3"),
+    (lambda x: metrics.precision_recall(x, x, k=0), "k must be 1 or more, found 0"),
+    (lambda x: metrics.precision_recall(x[:, 0], x[:, 0]), r"must have the shape \(N, D\), found \(6,\)"),
+    (lambda x: metrics.frechet_distance(x[0], np.eye(4), x[0, :3], np.eye(3)), r"found \(4,\), \(4, 4\), \(3,\)"),
+    (lambda x: metrics.frechet_distance(x[0], np.eye(3), x[0], np.eye(3)), r"covariances \(D, D\), found"),
+    (lambda x: metrics.nearest_training_distance(x, x[:, :3]), r"one shape, found \(4,\) and \(3,\)"),
+    (lambda x: metrics.nearest_training_distance(x, x[:0]), "found no training image"),
+    (lambda x: metrics.compute_novelty(x[:0], x, x), "found 0 generated and 6 held-out images"),
+    (lambda x: metrics.compute_novelty(x, x, x, quantile=5), r"quantile must lie in \[0, 1\], found 5"),
+    (lambda x: metrics.class_agreement(np.ones(3, int), np.ones((3, 1), int)), r"found \(3,\) and \(3, 1\)"),
+    (lambda x: metrics.class_agreement(np.ones(0, int), np.ones(0, int)), r"found \(0,\) and \(0,\)"),
+  ],
+)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_arrays_that_do_not_fit_together_are_refused(call, message):
+  with pytest.raises(ValueError, match=message):
+    call(np.arange(24.0).reshape(6, 4))
 
 
 def test_novelty_shows_copies(rng):

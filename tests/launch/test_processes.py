@@ -1,5 +1,6 @@
 """Real processes on this machine that train as one: same numbers, clear ends, exact resume."""
 
+import contextlib
 import json
 import os
 import signal
@@ -123,6 +124,79 @@ def test_a_signal_to_one_stops_all_at_one_step_and_one_process_goes_on(environme
   assert done.returncode == 0, done.stderr
   assert "resumed from step" in done.stderr
   np.testing.assert_allclose(losses(tmp_path), losses(undisturbed), rtol=2e-5)
+
+
+CHILD = """
+import os, signal, sys, time
+from pathlib import Path
+place = Path(sys.argv[1]) / os.environ["JAX_PROCESS_ID"]
+def note(number, frame):
+  place.with_suffix(".signal").write_text(str(number))
+  sys.exit(128 + number)
+for name in sys.argv[2:]:
+  signal.signal(getattr(signal, name), note)
+place.write_text(str(os.getpid()))
+time.sleep(60)
+"""
+ENDING = ["SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR2", "SIGTERM"]
+
+
+@contextlib.contextmanager
+def watched_children(environment, directory, *handled, launcher=(), child=CHILD):
+  """(launcher, pids) of two children that handle some signals and otherwise sleep."""
+  layout = ["-m", "launch.processes", "--processes=2", "--seconds_to_end=1", "--"]
+  command = [*launcher, sys.executable, *layout, sys.executable, "-c", child, str(directory), *handled]
+  process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  places = [directory / "0", directory / "1"]
+  try:
+    wait_for(lambda: all(place.exists() and place.read_text() for place in places))
+    yield process, [int(place.read_text()) for place in places]
+  finally:
+    process.kill()
+    process.communicate(timeout=60)
+
+
+def wait_for(what, seconds=60):
+  deadline = time.monotonic() + seconds
+  while not what():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def is_gone(pid):
+  try:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+  except FileNotFoundError:
+    return True
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_every_signal_that_ends_the_launcher_reaches_the_children(name, environment, tmp_path):
+  with watched_children(environment, tmp_path, *ENDING) as (launcher, pids):
+    number = getattr(signal, name)
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=30) == 128 + number
+    assert all(is_gone(pid) for pid in pids)
+    assert [(tmp_path / f"{i}.signal").read_text() for i in range(2)] == [str(int(number))] * 2
+
+
+def test_a_killed_launcher_takes_its_children_along(environment, tmp_path):
+  """They get SIGTERM, and where they do not end by it SIGKILL."""
+  deaf = CHILD.replace("sys.exit(128 + number)", "pass")
+  with watched_children(environment, tmp_path, "SIGTERM", child=deaf) as (launcher, pids):
+    launcher.kill()
+    wait_for(lambda: (tmp_path / "0.signal").exists() and all(is_gone(pid) for pid in pids), 20)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(environment, tmp_path):
+  ignore = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+  ignoring = [sys.executable, "-c", ignore]
+  with watched_children(environment, tmp_path, "SIGTERM", launcher=ignoring) as (launcher, pids):
+    launcher.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert launcher.poll() is None and not any(is_gone(pid) for pid in pids)
+    launcher.terminate()
+    assert launcher.wait(timeout=30) == 128 + signal.SIGTERM
 
 
 def test_the_launcher_says_what_is_wrong(environment):

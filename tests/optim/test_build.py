@@ -1,5 +1,8 @@
 """The flags' optimizers against torch-free references: optax's own composites and closed forms."""
 
+import dataclasses
+import typing
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -9,8 +12,10 @@ import pytest
 
 from mlnotes.errors import InputError
 from mlnotes.experiment import set_hparams
+from mlnotes.flags import field
 from mlnotes.optim import (
   OptimConfig,
+  OptimizerName,
   adabound,
   add_l1,
   amsgrad,
@@ -143,6 +148,95 @@ def test_schedule_peaks_at_one_and_rejects_endless_warmup():
     make_schedule("constant", 10, 10)
 
 
+@pytest.mark.parametrize("name", ["amsgrad", "adam"])
+def test_eps_is_added_to_the_corrected_root(name):
+  """The first update of a gradient g is -rate g / (|g| + eps), as in torch: half the rate where g = eps."""
+  config = OptimConfig(optimizer=name, adam_eps=1e-3, learning_rate=1.0)
+  params = {"w": jnp.array([0.0, 0.0])}
+  grads = {"w": jnp.array([1e-3, -3e-3])}
+  optimizer = make_optimizer(config, 10)
+  updates, state = optimizer.update(grads, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["w"], [-0.5, 0.75], rtol=1e-4)
+  # Then a zero gradient: the largest second moment stays where Adam's falls, and both are corrected.
+  updates, _ = optimizer.update({"w": jnp.zeros(2)}, state, params)
+  nu = 0.001 if name == "amsgrad" else 0.001 * 0.999
+  mean, root = 0.09 / 0.19, np.sqrt(nu / (1 - 0.999**2))
+  np.testing.assert_allclose(updates["w"], [-mean / (root + 1), 3 * mean / (3 * root + 1)], rtol=1e-4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(OptimConfig):
+  steps: int = field(1000, "updates")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmConfig(RunConfig):
+  warmup_steps: int = 100
+
+
+@pytest.mark.parametrize(
+  "build, most",
+  [
+    (lambda: RunConfig(warmup_steps=1000), 500),
+    (lambda: RunConfig(warmup_steps=501), 500),
+    (lambda: WarmConfig(steps=100, warmup_steps=80), 50),
+    (lambda: WarmConfig(steps=100, warmup_steps=120), 50),
+    (lambda: make_optimizer(OptimConfig(warmup_steps=6), 10), 5),
+  ],
+)
+def test_more_warm_up_than_half_the_run_is_refused(build, most):
+  with pytest.raises(InputError, match=rf"--warmup_steps=.* at most {most}, half of --steps="):
+    build()
+
+
+def rates_of(config, steps):
+  """The learning rate of each update: what a gradient of 1 moves under plain SGD."""
+  optimizer = make_optimizer(config, steps)
+  state, rates = optimizer.init(jnp.zeros(1)), []
+  for _ in range(steps):
+    updates, state = optimizer.update(jnp.ones(1), state, jnp.zeros(1))
+    rates.append(-float(updates[0]))
+  return rates
+
+
+def test_a_default_warm_up_gives_way_to_a_short_run_and_says_so():
+  plain = dict(optimizer="sgd", momentum=0.0, learning_rate=2.0)
+  config = WarmConfig(steps=4, **plain)
+  np.testing.assert_allclose(rates_of(config, 4), [0, 1, 2, 2])
+  assert "half of --steps=4" in config.idle_flags()["warmup_steps"]
+  assert "warmup_steps" not in WarmConfig(steps=200).idle_flags()
+  np.testing.assert_allclose(rates_of(RunConfig(steps=4, warmup_steps=1, **plain), 4), [0, 2, 2, 2])
+
+
+@pytest.mark.parametrize("steps, expected", [(1, [1]), (2, [1, 0.1]), (3, [1, 1, 0.1]), (4, [1, 1, 0.1, 0.01])])
+def test_a_step_schedule_holds_the_peak_for_the_first_half(steps, expected):
+  schedule = make_schedule("step", steps)
+  np.testing.assert_allclose([schedule(count) for count in range(steps)], expected, rtol=1e-6)
+
+
+OTHER = dict(momentum=0.5, beta2=0.9, adam_eps=0.1, final_learning_rate=1e-4)
+
+
+@pytest.mark.parametrize("name", typing.get_args(OptimizerName))
+def test_flags_that_change_nothing_are_named_and_no_others(name):
+  """Eight updates, as RAdam's first five know no second moment; small gradients, which AdaBound's bounds hold."""
+  grads = {"kernel": jnp.array([[1e-4, 2.0]])}
+
+  def total(**flags):
+    config = OptimConfig(optimizer=name, learning_rate=1e-2, **flags)
+    optimizer = make_optimizer(config, 10)
+    update = jax.jit(optimizer.update)
+    params, state = {"kernel": jnp.ones((1, 2))}, optimizer.init(grads)
+    for i in range(8):
+      updates, state = update(optax.tree.scale(1.0 + i, grads), state, params)
+      params = optax.apply_updates(params, updates)
+    return np.asarray(params["kernel"])
+
+  before = total()
+  idle = {flag for flag, value in OTHER.items() if (total(**{flag: value}) == before).all()}
+  assert idle == set(OptimConfig(optimizer=name).idle_flags())
+
+
 @pytest.fixture
 def untyped():
   """As outside the tests, where annotations are not checked."""
@@ -170,6 +264,8 @@ def test_a_schedule_takes_python_integers():
     (lambda: newton(damping=-5.0), "damping=-5"),
     (lambda: newton(adapt=True), "damping=0.0"),
     (lambda: adabound(-1.0), "learning_rate=-1.0"),
+    (lambda: lookahead(optax.sgd(0.1), 0), "sync_period=0"),
+    (lambda: lookahead(optax.sgd(0.1), 5, 1.5), "slow_step_size=1.5"),
   ],
 )
 def test_arguments_out_of_range_are_named(build, message, untyped):

@@ -93,6 +93,8 @@ def test_batch_size_measures_and_draws(tmp_path):
   assert batch_size.main(config) == 0
   found = figures(tmp_path)
   assert found["batch_64/train_loss"]["mean"] < found["batch_256/train_loss"]["mean"]
+  for size in (64, 256):  # of digits' 1437 training examples, twice
+    assert abs(found[f"batch_{size}/examples"]["mean"] - 2 * 1437) <= size / 2
   assert found["batch_256/epoch_milliseconds"]["mean"] > 0
   assert np.isfinite(found["with_warmup/rate_0.1/train_loss"]["mean"])
   for name in ("batch_size.png", "warmup.png"):

@@ -8,6 +8,8 @@ from jax.test_util import check_grads
 from scipy import stats
 
 from mlnotes.rl import dqn
+from mlnotes.rl.env import init_actors, rollout
+from mlnotes.rl.probe import constant_reward_env
 from mlnotes.rl.replay import Transition
 
 # Two states, two actions: Q-values of the online and of the target network, one row per state.
@@ -103,32 +105,77 @@ def test_random_actions_have_the_right_share_and_are_uniform(key):
   assert not np.array_equal(active[:, 0], active[:, 1])
 
 
-def test_repeated_exploration_holds_actions_for_heavy_tailed_times(key):
-  """P(a run of exploration lasts n or more steps) = 1 / n, as far as the end of the stretch does not cut it."""
-  steps, envs = 64, 4000
-  noise = dqn.sample_exploration(key, (steps, envs), 1_000_000, 0.02, True)
-  active, action = np.asarray(noise.active), np.asarray(noise.action)
+def act_repeatedly(key, steps, envs, epsilon, ends=lambda t, active: np.zeros(len(active), bool)):
+  """(active, action), (T, N) each, of `hold_actions` step by step; `ends(t, active)` says whose episode that ends."""
+  noise = dqn.sample_repeats(key, (steps, envs), 1_000_000, epsilon)
+  hold, held, first = jax.jit(dqn.hold_actions), dqn.init_held(envs), np.zeros(envs, bool)
+  rows = []
+  for t in range(steps):
+    exploration, held = hold(jax.tree.map(lambda x, t=t: x[t], noise), first, held)
+    rows.append(jax.device_get(exploration))
+    first = ends(t, rows[-1].active)
+  return tuple(np.stack(values) for values in zip(*rows))
+
+
+def test_repeated_actions_are_held_for_heavy_tailed_times(key):
+  """P(a stretch of one random action lasts n or more steps) = 1 / n, as far as the last step does not cut it."""
+  steps, envs = 64, 8000
+  active, action = act_repeatedly(key, steps, envs, 0.05)
+  begins = active & np.concatenate([np.zeros((1, envs), bool), ~active[:-1] | (action[1:] != action[:-1])])
   lengths = []
-  for env in range(envs):
-    t = 0
-    while t < steps // 2:
-      if not active[t, env]:
-        t += 1
-        continue
-      end = t
-      while end < steps and active[end, env] and action[end, env] == action[t, env]:
-        end += 1
-      lengths.append(min(end - t, steps // 2))
-      t = end
+  for t, env in zip(*np.nonzero(begins[: steps // 2])):
+    same = active[t:, env] & (action[t:, env] == action[t, env])
+    lengths.append(min(np.argmin(same) if not same.all() else len(same), steps // 2))
   lengths = np.array(lengths)
   for n in (2, 4, 8, 16):
-    # The shortest uniform is 1 / 65, not 0.
-    expected = (1 / n - 1 / 65) / (1 - 1 / 65)
-    assert stats.binomtest(int((lengths >= n).sum()), lengths.size, expected).pvalue > 1e-3
+    assert stats.binomtest(int((lengths >= n).sum()), lengths.size, 1 / n).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("repeat", [False, True])
-def test_nothing_is_random_at_epsilon_zero_and_everything_at_one(repeat, key):
-  never, always = jax.random.split(key)
-  assert not np.any(dqn.sample_exploration(never, (8, 3), 2, 0.0, repeat).active)
-  assert np.all(dqn.sample_exploration(always, (8, 3), 2, 1.0, repeat).active)
+@pytest.mark.parametrize("steps", [1, 8, 32])
+@pytest.mark.parametrize("epsilon", [0.05, 0.5])
+def test_repetition_leaves_the_share_of_random_actions_what_it_is(steps, epsilon, key):
+  """At every single step, however many there are, and from the first step of an episode on wherever one ends."""
+  envs = 6000
+  # Episodes end as early as they can after a random action: what was held before would show in the next one.
+  since = np.zeros(envs, int)
+  ages = []
+
+  def ends(t, active):
+    ages.append(since.copy())
+    over = active & (since >= 2)
+    since[:] = np.where(over, 0, since + 1)
+    return over
+
+  active, action = act_repeatedly(key, steps, envs, epsilon, ends)
+  undisturbed, _ = act_repeatedly(jax.random.key(1), steps, envs, epsilon)
+  for share in undisturbed:
+    assert stats.binomtest(int(share.sum()), envs, epsilon).pvalue > 1e-4
+  ages = np.stack(ages)
+  for age in range(3):
+    at = (ages == age) & (np.arange(steps)[:, None] > age)
+    if at.any():
+      assert stats.binomtest(int(active[at].sum()), int(at.sum()), epsilon).pvalue > 1e-4
+  begins = (ages[1:] == 0) & active[1:]
+  assert not np.any(action[1:][begins] == action[:-1][begins])
+
+
+def test_the_experiment_repeats_actions_within_episodes_alone():
+  """`rollout` tells where an episode begins: every third step here, and the one action seen is never held across."""
+  env = constant_reward_env(time_limit=3, terminates=True)
+  noise = dqn.sample_repeats(jax.random.key(0), (32, 200), 1_000_000, 0.9)
+
+  def act(noise, observation, first, held):
+    exploration, held = dqn.hold_actions(noise, first, held)
+    return jnp.where(exploration.active, exploration.action, -1), held
+
+  run = jax.jit(lambda actors: rollout(env, act, noise, jax.random.key(1), actors, dqn.init_held(200)))
+  action, last = (np.asarray(getattr(run(init_actors(env, jax.random.key(2), 200))[1], n)) for n in ("action", "last"))
+  same = (action[1:] == action[:-1]) & (action[1:] >= 0)
+  assert same[~last[:-1]].mean() > 0.4 and not same[last[:-1]].any()
+  assert stats.binomtest(int((action >= 0)[0].sum()), 200, 0.9).pvalue > 1e-3
+
+
+def test_nothing_is_random_at_epsilon_zero_and_everything_at_one(key):
+  for epsilon in (0.0, 1.0):
+    assert np.all(dqn.sample_exploration(jax.random.clone(key), (8, 3), 2, epsilon).active == epsilon)
+    assert np.all(act_repeatedly(jax.random.clone(key), 8, 3, epsilon)[0] == epsilon)

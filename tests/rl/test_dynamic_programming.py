@@ -117,6 +117,47 @@ def test_the_maze_is_worth_one_reward_after_14_steps():
   assert float(dp.start_value(dynamics, values)) == pytest.approx(0.95**13, rel=1e-5)
 
 
+def total_rewards_by_plain_sweeps(name, action, sweeps):
+  """Undiscounted, over Gymnasium's own table, without an end but the world's."""
+  d = read_table(name).dynamics
+  where, earned = np.array(d.initial, np.float64), 0.0
+  for _ in range(sweeps):
+    after = np.zeros_like(where)
+    for s in np.flatnonzero(where > 1e-15):
+      at = (s, action[s])
+      for p, n, r, ended in zip(d.probability[at], d.next_state[at], d.reward[at], d.terminated[at]):
+        earned += where[s] * p * r
+        after[n] += 0 if ended else where[s] * p
+    where = after
+  return earned
+
+
+# The chance of reaching the goal with time without end: 14 in 17, and certainty where one can keep away from all holes.
+UNDISCOUNTED = {"FrozenLake-v1": 14 / 17, "FrozenLake8x8-v1": 1, "CliffWalking-v1": -13, "Taxi-v4": 7.93, "DynaMaze": 1}
+
+
+@pytest.mark.parametrize("name", UNDISCOUNTED)
+def test_policy_iteration_without_a_discount_finds_policies_that_end(name):
+  """Where nothing is lost by waiting, equals are no optimum: the policy must earn what the values promise."""
+  dynamics = read_table(name).dynamics
+  found = policy_iteration(dynamics, 1.0)
+  assert np.all(np.isfinite(found.values))
+  assert float(dp.start_value(dynamics, found.values)) == pytest.approx(UNDISCOUNTED[name], abs=1e-4)
+  action = np.asarray(found.policy).argmax(-1)
+  assert total_rewards_by_plain_sweeps(name, action, 3000) == pytest.approx(UNDISCOUNTED[name], abs=1e-3)
+  doubled = jax.jit(dp.evaluate_doubling)(dynamics, found.policy)
+  assert float(dp.start_value(dynamics, doubled)) == pytest.approx(UNDISCOUNTED[name], abs=1e-3)
+
+
+def test_doubling_is_a_horizon_of_a_power_of_two():
+  dynamics = read_table("CliffWalking-v1").dynamics
+  policy = np.random.default_rng(0).dirichlet(np.ones(4), 48).astype(np.float32)
+  expected = evaluate_horizon(dynamics, policy, 1.0, 64)
+  np.testing.assert_allclose(jax.jit(dp.evaluate_doubling, static_argnums=2)(dynamics, policy, 6), expected, rtol=1e-4)
+  never = jax.nn.one_hot(jnp.zeros(48, jnp.int32), 4)  # always up
+  assert float(dp.start_value(dynamics, jax.jit(dp.evaluate_doubling)(dynamics, never))) == -8192
+
+
 def test_greedy_policy_takes_the_first_of_equals():
   policy = dp.greedy_policy(jnp.array([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0]]))
   np.testing.assert_array_equal(policy, [[0, 1, 0], [1, 0, 0]])

@@ -206,10 +206,10 @@ def test_the_learning_rate_reaches_its_end_with_the_run(method):
 @pytest.mark.parametrize("starts", [0, 1, 8, 9, 100, 400])
 def test_the_schedule_is_as_long_as_learning(steps, starts):
   """Counted update by update, also where the run ends before learning starts: then flags that do nothing say so."""
-  _, config = build("dqn", make_clock(True, jnp.mean), steps=steps, learning_starts=starts, warmup_steps=0)
+  _, config = build("dqn", make_clock(True, jnp.mean), steps=steps, learning_starts=starts)
   sizes = [min(8 * (k + 1), config.replay_capacity) for k in range(steps)]
   ready = [bool(can_learn(Replay((), jnp.int32(0), jnp.int32(size)), starts)) for size in sizes]
-  assert sum(ready) == max(steps - config.waiting_updates, 0)
+  assert sum(ready) == config.learning_updates
   assert ("learning_rate" in config.idle_flags()) is not any(ready)
   if not any(ready):
     assert f"--learning_starts={starts}" in config.idle_flags()["learning_rate"]

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlnotes.rl.dynamic_programming import policy_iteration
+from mlnotes.rl.env import TABLE_ENVS
 from mlnotes.rl.table import Dynamics, Table, TableState, read_table
 from mlnotes.rl.tabular import RULES, Learner, Settings, Transition, epsilon_greedy, epsilon_greedy_value, init_learner
 from mlnotes.rl.tabular_experiment import (
@@ -261,6 +263,20 @@ def test_exact_evaluation_agrees_with_the_optimum_and_with_a_policy_that_goes_no
   found = evaluate(way)
   assert float(found["episode_return"]) == -13 and float(found["solved"]) == 1
   assert float(found["start_value"]) == pytest.approx(-(1 - 0.99**13) / 0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [*TABLE_ENVS, "DynaMaze"])
+def test_without_a_discount_what_never_arrives_is_not_solved_and_the_best_policy_is(name):
+  table = read_table(name)
+  evaluate = jax.jit(make_exact_evaluation(table, TabularConfig(env=name, discount=1.0, tolerance=0.001)))
+  untrained = evaluate(jnp.zeros((table.num_states, table.num_actions)))
+  assert float(untrained["solved"]) == 0 and float(untrained["optimal_gap"]) > 0.5
+  best = evaluate(jax.jit(policy_iteration)(table.dynamics, 1.0).policy)
+  assert float(best["solved"]) == 1 and 0 <= float(best["optimal_gap"]) < 1e-3
+  # The value is that of no other policy: no gap is negative, so none of these may be worth more.
+  random = jax.vmap(evaluate)(jax.random.normal(jax.random.key(0), (20, table.num_states, table.num_actions)))
+  assert np.all(random["start_value"] <= best["start_value"] * (1 + 1e-5 * np.sign(best["start_value"])))
+  assert np.all(random["optimal_gap"] >= 0)
 
 
 @pytest.mark.parametrize(
