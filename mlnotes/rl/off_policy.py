@@ -29,7 +29,9 @@ class OffPolicyConfig(OptimConfig, RLConfig):
   gradient_steps: int = field(16, "gradient steps per update")
   batch_size: int = field(64, "transitions per gradient step")
   replay_capacity: int = field(100_000, "transitions that the replay holds")
-  learning_starts: int = field(1000, "transitions in the replay before the first gradient step")
+  learning_starts: int = field(
+    1000, "transitions in the replay before the first gradient step, at which --schedule begins"
+  )
   tau: float = field(
     0.005, "share of the trained parameters that the target takes over at a time, in (0, 1]; 1: a copy"
   )

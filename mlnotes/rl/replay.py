@@ -82,8 +82,13 @@ def init_replay(example: PyTree, capacity: int) -> Replay:
 
 
 def init_env_replay(env: Environment, capacity: int) -> Replay:
-  """An empty buffer for the transitions of `env`."""
+  """An empty buffer for the transitions of `env`.
+
+  MinAtar's pictures, whose entries are 0 or 1, are held as bool: a quarter of the memory.
+  """
   observation = jax.eval_shape(lambda key: env.reset(key)[1], root_key(0))
+  if env.name.endswith("-MinAtar"):
+    observation = jax.ShapeDtypeStruct(observation.shape, jnp.bool_)
   discrete = isinstance(env.actions, Discrete)
   action = jax.ShapeDtypeStruct((), jnp.int32) if discrete else jax.ShapeDtypeStruct(env.actions.shape, jnp.float32)
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
@@ -122,7 +127,16 @@ def sample_batches(replay: Replay, key: Key[Array, ""], num_batches: int, batch_
   return jax.tree.map(lambda x: x.reshape(num_batches, batch_size, *x.shape[1:]), entries)
 
 
-def as_transitions(trajectory: Trajectory) -> Transition:
-  """The transitions of a trajectory (T, N, ...) as one batch (T N, ...), oldest first."""
+def as_transitions(trajectory: Trajectory, replay: Replay | None = None) -> Transition:
+  """The transitions of a trajectory (T, N, ...) as one batch (T N, ...), oldest first.
+
+  With `replay`, one of `init_env_replay`, observations have the dtype in which it holds them.
+  """
   transition = Transition(*(getattr(trajectory, name) for name in Transition._fields))
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
+  transition = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
+  if replay is None:
+    return transition
+  held = replay.data.observation.dtype
+  return transition._replace(
+    observation=transition.observation.astype(held), next_observation=transition.next_observation.astype(held)
+  )
