@@ -64,6 +64,9 @@ class Config(RLConfig):
     for name in ("learning_rate", "critic_learning_rate"):
       require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
 
+  def idle_flags(self):
+    return super().idle_flags() | {"precision": "features and weights are float32"}
+
 
 class State(NamedTuple):
   step: Int[Array, ""]
@@ -123,8 +126,8 @@ def make(config: Config) -> Experiment:
       params.critic + hparams["critic_learning_rate"] * left * critic_scale * mean.critic,
     )
     returned, length = actors.episode_return + timestep.reward, actors.episode_length + 1
-    goes_on = 1 - timestep.last
-    actors = Actors(state, timestep.observation, returned * goes_on, length * goes_on)
+    from_zero = lambda x: jnp.where(timestep.last, 0, x)
+    actors = Actors(state, timestep.observation, from_zero(returned), from_zero(length))
     return (params, traces, actors, extract(timestep.observation)), (timestep.last, returned, length, error)
 
   def step(state: State, batch):

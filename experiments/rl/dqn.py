@@ -81,6 +81,14 @@ class Config(OffPolicyConfig):
     for name in ("first_epsilon", "final_epsilon", "exploration"):
       require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
 
+  def idle_flags(self):
+    idle = {}
+    if self.first_epsilon == self.final_epsilon:
+      idle["exploration"] = "--first_epsilon and --final_epsilon are the same"
+    if self.tau == self.target_period == 1:
+      idle["double"] = "with --tau=1 and --target_period=1 the target network is the online network"
+    return super().idle_flags() | idle
+
 
 class State(NamedTuple):
   step: Int[Array, ""]
@@ -103,7 +111,8 @@ def make(config: Config) -> Experiment:
   names = ("discount", "huber_delta", "tau", "first_epsilon", "final_epsilon", "exploration")
 
   def apply(moments, params, observation):
-    vector = observation_vector(env, observation)
+    # Out of the replay pictures of zeros and ones are bool.
+    vector = observation_vector(env, observation.astype(jnp.float32) if observation.dtype == bool else observation)
     return network.apply(params, normalize(moments, vector) if config.normalize_observations else vector)
 
   def init(key, batch) -> State:
@@ -137,11 +146,10 @@ def make(config: Config) -> Experiment:
       noise = dqn.sample_exploration(stream("explore"), size, num_actions, epsilon)
       act, held = explore, None
     actors, trajectory = rollout(env, act, noise, stream("rollout"), state.actors, held)
-    transitions = as_transitions(trajectory)
-    replay = add(state.replay, transitions)
+    replay = add(state.replay, as_transitions(trajectory, state.replay))
     moments = state.moments
     if config.normalize_observations:
-      moments = update_moments(moments, observation_vector(env, transitions.observation))
+      moments = update_moments(moments, observation_vector(env, as_transitions(trajectory).observation))
     loss = functools.partial(dqn.compute_dqn_loss, functools.partial(apply, moments), double=config.double)
 
     def gradient_step(learner, inputs):

@@ -62,12 +62,22 @@ class Config(OnPolicyConfig):
   clip_value_loss: bool = field(True, "keep the new value within --clip of the old one in the loss")
 
   def __post_init__(self):
-    super().__post_init__()
     for name in ("epochs", "minibatches"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    super().__post_init__()
     whole = self.env_steps_per_update % self.minibatches == 0
     require(whole, "minibatches", self.minibatches, f"a divisor of the {self.env_steps_per_update} steps of a rollout")
     require(self.clip > 0, "clip", self.clip, "a number above 0")
+
+  @property
+  def rows_per_loss(self) -> int:
+    return self.env_steps_per_update // self.minibatches
+
+  def idle_flags(self):
+    if self.epochs * self.minibatches > 1:
+      return super().idle_flags()
+    why = "at the only gradient step of an update nothing has moved yet that could be clipped"
+    return super().idle_flags() | {"clip": why, "clip_value_loss": why}
 
 
 def make(config: Config) -> Experiment:

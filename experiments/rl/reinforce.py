@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from mlnotes.experiment import Experiment, Mean, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
-from mlnotes.rl.actor_critic import make_actor_critic, make_greedy
+from mlnotes.rl.actor_critic import idle_for_discrete_actions, make_actor_critic, make_greedy
 from mlnotes.rl.env import clip_actions, make_env
 from mlnotes.rl.experiment import RLConfig, as_policy, make_evaluate, make_report, train_agent
 from mlnotes.rl.experiment import make_feeds as make_feeds
@@ -57,10 +57,15 @@ class Config(OptimConfig, RLConfig):
     require(self.num_envs >= 1, "num_envs", self.num_envs, "1 or more")
     require(min(self.hidden, default=0) >= 1, "hidden", self.hidden, "one or more widths of 1 or more")
     require(self.initial_std > 0, "initial_std", self.initial_std, "a number above 0")
+    require(self.value_weight >= 0, "value_weight", self.value_weight, "0 or more")
 
   @property
   def units_per_update(self) -> int:
     return self.num_envs
+
+  def idle_flags(self):
+    idle = {} if self.baseline else {"value_weight": "with --nobaseline nothing learns values"}
+    return super().idle_flags() | idle | idle_for_discrete_actions(self.env)
 
 
 class State(NamedTuple):

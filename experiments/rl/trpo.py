@@ -65,6 +65,9 @@ class Config(OnPolicyConfig):
     require(shortest >= 1, "curvature_stride", self.curvature_stride, f"at most {self.env_steps_per_update}")
     require(self.max_backtracks >= 0, "max_backtracks", self.max_backtracks, "0 or more")
 
+  def idle_flags(self):
+    return super().idle_flags() | {"value_weight": "the value function is fitted by itself, with a loss of its own"}
+
 
 def make(config: Config) -> Experiment:
   def improve_policy(networks, state, data: OnPolicyBatch, key):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mlnotes.nn import Conv
 from mlnotes.rl.distributions import Categorical, DiagonalGaussian
-from mlnotes.rl.env import Box, Discrete, Environment
+from mlnotes.rl.env import Box, Discrete, Environment, make_env
 from mlnotes.rl.networks import MLP
 
 
@@ -85,6 +85,13 @@ def make_actor_critic(
     return draw(key, (*shape, num_outputs))
 
   return ActorCritic(init, policy, value, sample_noise)
+
+
+def idle_for_discrete_actions(name: str) -> dict[str, str]:
+  """What `idle_flags` says of the Gaussian policy's flag where the environment of that name has discrete actions."""
+  if isinstance(make_env(name).actions, Box):
+    return {}
+  return {"initial_std": f"the actions of {name} are discrete, and their policy has no standard deviation"}
 
 
 def make_greedy(

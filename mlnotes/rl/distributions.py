@@ -24,14 +24,17 @@ class Categorical(NamedTuple):
     return jnp.argmax(self.logits + gumbel, axis=-1).astype(jnp.int32)
 
   def mode(self) -> Int[Array, "*B"]:
+    """The most probable action."""
     return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
   def log_prob(self, action: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """log pi(action); -inf for a masked one."""
     # A selection by one-hot rows: its gradient is elementwise, where that of a gather is a scatter.
     chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool)
     return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0.0), axis=-1)
 
   def entropy(self) -> Float[Array, "*B"]:
+    """In nats, from 0 to log A."""
     log_p = jax.nn.log_softmax(self.logits)
     return -_mean_where_possible(log_p, log_p)
 
@@ -54,16 +57,20 @@ class DiagonalGaussian(NamedTuple):
   log_std: Float[Array, "*B A"]
 
   def sample(self, normal: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
+    """mean + std times standard normal noise."""
     return self.mean + jnp.exp(self.log_std) * normal
 
   def mode(self) -> Float[Array, "*B A"]:
+    """The mean."""
     return self.mean
 
   def log_prob(self, action: Float[Array, "*B A"]) -> Float[Array, "*B"]:
+    """log density, summed over the components."""
     z = (action - self.mean) * jnp.exp(-self.log_std)
     return -0.5 * jnp.sum(z**2 + 2 * self.log_std + _LOG_2PI, axis=-1)
 
   def entropy(self) -> Float[Array, "*B"]:
+    """The differential entropy, summed over the components: negative for small spreads."""
     return jnp.sum(self.log_std + 0.5 * (1 + _LOG_2PI), axis=-1)
 
   def kl(self, other: "DiagonalGaussian") -> Float[Array, "*B"]:

@@ -178,6 +178,7 @@ def hold_actions(noise: Repeats, first: Bool[Array, " N"], held: Held) -> tuple[
 
 
 def act_greedily(q: Float[Array, "*B A"]) -> Int[Array, "*B"]:
+  """The action of the largest value, the first of equals."""
   return jnp.argmax(q, axis=-1).astype(jnp.int32)
 
 

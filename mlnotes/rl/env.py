@@ -246,8 +246,9 @@ def rollout(
       episode_return=returned,
       episode_length=length,
     )
-    goes_on = 1 - timestep.last
-    actors = Actors(state, timestep.observation, returned * goes_on, length * goes_on)
+    # A selection: times 0, a return that is not finite would never end.
+    from_zero = lambda x: jnp.where(timestep.last, 0, x)
+    actors = Actors(state, timestep.observation, from_zero(returned), from_zero(length))
     return (actors, memory), transition
 
   (actors, _), trajectory = jax.lax.scan(one, (actors, memory), (noise, step_keys, fresh))

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from mlnotes.errors import InputError
+
 
 class Moments(NamedTuple):
   """Mean and variance (population) of all samples so far, per component, and how many there were."""
@@ -64,8 +66,13 @@ def discounted_sums(
 ) -> tuple[Float[Array, " N"], Float[Array, "T N"]]:
   """(the sum after the last step, the sums) of past rewards, discounted by age, from zero in each episode.
 
-  Their standard deviation is the scale by which rewards are divided (Engstrom et al. 2020, reward scaling).
+  Their standard deviation is the scale by which rewards are divided (Engstrom et al. 2020, reward scaling). Raises
+  InputError where the N environments are not the last axis of all three.
   """
+  shapes = {"start": jnp.shape(start), "reward": jnp.shape(reward), "last": jnp.shape(last)}
+  if len(shapes["reward"]) != 2 or shapes["start"] != shapes["reward"][1:] or shapes["last"] != shapes["reward"]:
+    found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise InputError(f"discounted_sums got {found}: expected start (N,), reward and last (T, N).")
 
   def one(carry, step):
     reward, last = step

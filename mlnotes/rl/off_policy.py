@@ -29,7 +29,9 @@ class OffPolicyConfig(OptimConfig, RLConfig):
   gradient_steps: int = field(16, "gradient steps per update")
   batch_size: int = field(64, "transitions per gradient step")
   replay_capacity: int = field(100_000, "transitions that the replay holds")
-  learning_starts: int = field(1000, "transitions in the replay before the first gradient step")
+  learning_starts: int = field(
+    1000, "transitions in the replay before the first gradient step, at which --schedule begins"
+  )
   tau: float = field(
     0.005, "share of the trained parameters that the target takes over at a time, in (0, 1]; 1: a copy"
   )
@@ -45,6 +47,9 @@ class OffPolicyConfig(OptimConfig, RLConfig):
     require(0 <= self.learning_starts <= self.replay_capacity, "learning_starts", self.learning_starts, known)
     require(0 < self.tau <= 1, "tau", self.tau, "a number in (0, 1]")
     require(min(self.hidden, default=0) >= 1, "hidden", self.hidden, "one or more widths of 1 or more")
+    most = self.learning_updates // 2
+    why = f"at most {most}, half of the {self.learning_updates} updates that take gradient steps"
+    require(self.warmup_steps <= most, "warmup_steps", self.warmup_steps, why)
 
   @property
   def env_steps_per_update(self) -> int:
@@ -55,12 +60,17 @@ class OffPolicyConfig(OptimConfig, RLConfig):
     """Updates before the first that takes gradient steps, as `can_learn` says after each."""
     return -(-max(self.learning_starts, 1) // self.env_steps_per_update) - 1
 
+  @property
+  def learning_updates(self) -> int:
+    """Updates that take gradient steps."""
+    return max(self.steps - self.waiting_updates, 0)
+
   def make_optimizer(self) -> optax.GradientTransformation:
     """The optimizer, whose schedule runs over the updates that take gradient steps: it ends with the run."""
-    return make_optimizer(self, max(self.steps - self.waiting_updates, 1), self.gradient_steps)
+    return make_optimizer(self, max(self.learning_updates, 1), self.gradient_steps)
 
   def idle_flags(self):
-    if self.waiting_updates < self.steps:
+    if self.learning_updates:
       return super().idle_flags()
     collected = self.steps * self.env_steps_per_update
     why = f"the {collected} transitions of {self.steps} updates are fewer than --learning_starts={self.learning_starts}"

@@ -18,7 +18,7 @@ from mlnotes.data.order import permute_index
 from mlnotes.experiment import Experiment, Mean, stream_key
 from mlnotes.flags import field, require
 from mlnotes.optim import OptimConfig, make_optimizer
-from mlnotes.rl.actor_critic import ActorCritic, make_actor_critic, make_greedy
+from mlnotes.rl.actor_critic import ActorCritic, idle_for_discrete_actions, make_actor_critic, make_greedy
 from mlnotes.rl.env import Actors, Box, Discrete, Environment, Trajectory, clip_actions, init_actors, make_env, rollout
 from mlnotes.rl.experiment import RLConfig, as_policy, finished_episodes, make_evaluate, make_report
 from mlnotes.rl.normalize import Moments, compute_scale, discounted_sums, init_moments, normalize, update_moments
@@ -48,12 +48,25 @@ class OnPolicyConfig(OptimConfig, RLConfig):
     for name in ("num_envs", "rollout_length"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "a number in [0, 1]")
+    require(self.value_weight >= 0, "value_weight", self.value_weight, "0 or more")
     require(min(self.hidden, default=0) >= 1, "hidden", self.hidden, "one or more widths of 1 or more")
     require(self.initial_std > 0, "initial_std", self.initial_std, "a number above 0")
+
+    if self.rows_per_loss < 2:
+      why = "2 or more steps in each loss, whose advantages have a standard deviation, or --nonormalize_advantages"
+      require(not self.normalize_advantages, "rollout_length", self.rollout_length, why)
 
   @property
   def env_steps_per_update(self) -> int:
     return self.num_envs * self.rollout_length
+
+  @property
+  def rows_per_loss(self) -> int:
+    """Steps over which one loss of the policy is averaged."""
+    return self.env_steps_per_update
+
+  def idle_flags(self):
+    return super().idle_flags() | idle_for_discrete_actions(self.env)
 
 
 # A first reward among thousands of zeros is hundreds of standard deviations of their sums.
@@ -108,8 +121,9 @@ def make_on_policy_batch(
 ) -> OnPolicyBatch:
   """Values and advantages of a rollout.
 
-  Both values of a step come from one pass over (observation, next_observation): where the time limit cut an episode,
-  the second is the value of the state it was cut in, not of the next episode's first.
+  `gamma` is the method's discount factor, which the trajectory's own `discount` multiplies, 0 at a termination. Both
+  values of a step come from one pass over (observation, next_observation): where the time limit cut an episode, the
+  second is the value of the state it was cut in, not of the next episode's first.
   """
   both = jnp.stack([trajectory.observation, trajectory.next_observation])
   value, next_value = networks.value(params, both)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from mlnotes.errors import InputError
 from mlnotes.experiment import root_key
 from mlnotes.rl.env import Discrete, Environment, Trajectory
 
@@ -53,20 +54,41 @@ def _rows(tree: PyTree) -> int:
   return jax.tree.leaves(tree)[0].shape[0]
 
 
+def _check_entries(data: PyTree, batch: PyTree) -> None:
+  """A write would broadcast or truncate what does not fit: refuse it."""
+  held, given = jax.tree.structure(data), jax.tree.structure(batch)
+  if held != given:
+    raise InputError(f"entries are {given}: expected {held}, as in the replay.")
+  count = jnp.shape(jax.tree.leaves(batch)[0])[:1]
+  for (path, buffer), new in zip(jax.tree_util.tree_leaves_with_path(data), jax.tree.leaves(batch)):
+    if jnp.shape(new) != (*count, *buffer.shape[1:]) or jnp.result_type(new) != buffer.dtype:
+      name = jax.tree_util.keystr(path) or "entries"
+      raise InputError(
+        f"{name} has shape {jnp.shape(new)} and dtype {jnp.result_type(new)}: expected "
+        f"({', '.join(map(str, ('N', *buffer.shape[1:])))}{'' if buffer.ndim > 1 else ','}) and {buffer.dtype}, with "
+        "one N for all."
+      )
+
+
 def init_replay(example: PyTree, capacity: int) -> Replay:
   """An empty buffer for entries of the shapes and dtypes of `example` (arrays or ShapeDtypeStructs).
 
-  Raises ValueError for a capacity below 1.
+  Raises InputError for a capacity below 1.
   """
   if capacity < 1:
-    raise ValueError(f"capacity={capacity} is out of range: expected 1 or more.")
+    raise InputError(f"capacity={capacity} is out of range: expected 1 or more.")
   data = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
   return Replay(data, jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
 
 
 def init_env_replay(env: Environment, capacity: int) -> Replay:
-  """An empty buffer for the transitions of `env`."""
+  """An empty buffer for the transitions of `env`.
+
+  MinAtar's pictures, whose entries are 0 or 1, are held as bool: a quarter of the memory.
+  """
   observation = jax.eval_shape(lambda key: env.reset(key)[1], root_key(0))
+  if env.name.endswith("-MinAtar"):
+    observation = jax.ShapeDtypeStruct(observation.shape, jnp.bool_)
   discrete = isinstance(env.actions, Discrete)
   action = jax.ShapeDtypeStruct((), jnp.int32) if discrete else jax.ShapeDtypeStruct(env.actions.shape, jnp.float32)
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
@@ -76,11 +98,12 @@ def init_env_replay(env: Environment, capacity: int) -> Replay:
 def add(replay: Replay, batch: PyTree) -> Replay:
   """Appends the N entries of `batch`, (N, ...), in order; the oldest make way once the buffer is full.
 
-  Raises ValueError where N exceeds the capacity.
+  Raises InputError where N exceeds the capacity, and for entries of other names, shapes or dtypes than the buffer's.
   """
+  _check_entries(replay.data, batch)
   capacity, count = _rows(replay.data), _rows(batch)
   if count > capacity:
-    raise ValueError(f"{count} entries do not fit into a replay of {capacity}: expected at most that many.")
+    raise InputError(f"{count} entries do not fit into a replay of {capacity}: expected at most that many.")
   rows = (replay.position + jnp.arange(count)) % capacity
   write = lambda buffer, new: buffer.at[rows].set(new, unique_indices=True, mode="promise_in_bounds")
   data = jax.tree.map(write, replay.data, batch)
@@ -88,10 +111,12 @@ def add(replay: Replay, batch: PyTree) -> Replay:
 
 
 def sample(replay: Replay, key: Key[Array, ""], batch_size: int) -> PyTree:
-  """`batch_size` valid entries, uniformly and with replacement: (batch_size, ...).
+  """`batch_size` valid entries, uniformly and with replacement: (batch_size, ...). Raises InputError for none.
 
   An empty buffer has none: what it gives is zeros, which the caller must not learn from.
   """
+  if batch_size < 1:
+    raise InputError(f"batch_size={batch_size} is out of range: expected 1 or more.")
   rows = jax.random.randint(key, (batch_size,), 0, jnp.maximum(replay.size, 1))
   return jax.tree.map(lambda buffer: buffer.at[rows].get(mode="promise_in_bounds"), replay.data)
 
@@ -102,7 +127,16 @@ def sample_batches(replay: Replay, key: Key[Array, ""], num_batches: int, batch_
   return jax.tree.map(lambda x: x.reshape(num_batches, batch_size, *x.shape[1:]), entries)
 
 
-def as_transitions(trajectory: Trajectory) -> Transition:
-  """The transitions of a trajectory (T, N, ...) as one batch (T N, ...), oldest first."""
+def as_transitions(trajectory: Trajectory, replay: Replay | None = None) -> Transition:
+  """The transitions of a trajectory (T, N, ...) as one batch (T N, ...), oldest first.
+
+  With `replay`, one of `init_env_replay`, observations have the dtype in which it holds them.
+  """
   transition = Transition(*(getattr(trajectory, name) for name in Transition._fields))
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
+  transition = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
+  if replay is None:
+    return transition
+  held = replay.data.observation.dtype
+  return transition._replace(
+    observation=transition.observation.astype(held), next_observation=transition.next_observation.astype(held)
+  )

@@ -3,12 +3,17 @@
 Every function reads what happened from three arrays of length T:
 
     reward[t]    R_{t+1}, of the action at t
-    discount[t]  gamma, or 0 where the episode terminated with this action
-    last[t]      whether the episode ended with this action, by termination or by a time limit
+    discount[t]  gamma times 1 - terminated[t]: gamma, or 0 where the episode terminated with this action
+    last[t]      bool: whether the episode ended with this action, by termination or by a time limit
 
 and bootstraps from `next_value[t]`, the value of the observation that the action led to *before* any reset. Where a
 time limit ends an episode the future still counts (`discount` stays gamma), and it is `next_value[t]` that says how
 much; nothing from step t + 1, which belongs to another episode, is used. The end of the trajectory is treated alike.
+
+Other conventions: CleanRL's `dones[t]` says that observation t *begins* an episode, which is `last[t - 1]` here, and
+`gamma` is a number that goes with it. Passed as they are they would be bootstrapped through terminations; shapes and
+types are checked, so that a number for `discount` or floats for `last` raise InputError, as do arrays of two axes and
+lambda outside [0, 1].
 
 Gradients flow through everything: put `jax.lax.stop_gradient` around what is to be a target.
 """
@@ -18,6 +23,31 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from mlnotes.errors import InputError
+
+
+def _check(function: str, last, *lambdas, **arrays) -> None:
+  """Raises InputError unless all are arrays of one trajectory and every lambda that is a plain number is in [0, 1]."""
+  length = jnp.shape(last)
+  for name, array in {"last": last, **arrays}.items():
+    shape = jnp.shape(array)
+    if len(shape) == 1 and shape[0] and shape == length:
+      continue
+    if len(length) != 1 or not length[0] or name == "last":
+      expected = "(T,) with T >= 1, one trajectory; jax.vmap over the other axes makes it many"
+    else:
+      expected = f"{length}, as last has"
+    meaning = ", gamma times 1 - terminated of each step" if name == "discount" else ""
+    raise InputError(f"{function} got {name} of shape {shape}: expected {expected}{meaning}.")
+  if jnp.result_type(last) != jnp.bool_:
+    raise InputError(
+      f"{function} got last of dtype {jnp.result_type(last)}: expected bool, true where the action at t ended the "
+      "episode (a `done` that says that observation t begins one is a step late)."
+    )
+  for lambda_ in lambdas:
+    if isinstance(lambda_, int | float) and not 0 <= lambda_ <= 1:
+      raise InputError(f"{function} got lambda_={lambda_}: expected a number in [0, 1].")
 
 
 def _backward(base: Float[Array, " T"], factor: Float[Array, " T"]) -> Float[Array, " T"]:
@@ -55,6 +85,7 @@ def discounted_returns(
   Sutton & Barto, eq. 3.9. `bootstrap` is the value of each next observation; it counts at truncations and at the end
   of the trajectory only. Zeros there: the sum of the rewards that were seen, as REINFORCE takes it.
   """
+  _check("discounted_returns", last, reward=reward, discount=discount, bootstrap=bootstrap)
   goes_on = _goes_on(last)
   return _backward(reward + discount * (1 - goes_on) * bootstrap, discount * goes_on)
 
@@ -70,10 +101,11 @@ def n_step_returns(
 
       G_{t:t+n} = R_{t+1} + gamma R_{t+2} + ... + gamma^{n-1} R_{t+n} + gamma^n V(S_{t+n})
 
-  Sutton & Barto, eq. 7.1. Raises ValueError for n < 1.
+  Sutton & Barto, eq. 7.1. Raises InputError for n < 1.
   """
+  _check("n_step_returns", last, reward=reward, discount=discount, next_value=next_value)
   if n < 1:
-    raise ValueError(f"n_step_returns got n = {n}: expected 1 or more.")
+    raise InputError(f"n_step_returns got n = {n}: expected 1 or more.")
   goes_on = _goes_on(last)
   one_step = reward + discount * next_value
 
@@ -96,6 +128,7 @@ def lambda_returns(
 
   Sutton & Barto, eq. 12.18. lambda in [0, 1]: 0 is the one-step target, 1 the full return.
   """
+  _check("lambda_returns", last, lambda_, reward=reward, discount=discount, next_value=next_value)
   mix = lambda_ * _goes_on(last)
   return _backward(reward + discount * (1 - mix) * next_value, discount * mix)
 
@@ -113,14 +146,18 @@ def compute_gae(
       delta_t = R_{t+1} + discount_t V(S_{t+1}) - V(S_t)
       A_t = delta_t + discount_t lambda A_{t+1}
 
-  Schulman et al. 2016, eq. 16. `value` is that of the observation acted on, lambda in [0, 1].
+  Schulman et al. 2016, eq. 16. `value` is that of the observation acted on, `discount` gamma times 1 - terminated,
+  lambda in [0, 1]. Everything is (T,), one trajectory; for arrays (T, N) of N environments
+
+      jax.vmap(compute_gae, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)
   """
+  _check("compute_gae", last, lambda_, reward=reward, discount=discount, value=value, next_value=next_value)
   delta = reward + discount * next_value - value
   return _backward(delta, discount * lambda_ * _goes_on(last))
 
 
 class VTrace(NamedTuple):
-  """Targets of the value function and advantages of the behaviour's actions under the target policy."""
+  """Targets of the value function and advantages of the behaviour's actions under the target policy, (T,) each."""
 
   target: Float[Array, " T"]
   advantage: Float[Array, " T"]
@@ -151,6 +188,8 @@ def vtrace(
   Differences from the paper: the advantage is not yet multiplied by rho_t; the policy gradient is
   min(rho_clip, ratio_t) * advantage_t * grad log pi(A_t|S_t).
   """
+  arrays = dict(reward=reward, discount=discount, value=value, next_value=next_value, ratio=ratio)
+  _check("vtrace", last, lambda_, **arrays)
   goes_on = _goes_on(last)
   rho = jnp.minimum(rho_clip, ratio)
   c = lambda_ * jnp.minimum(c_clip, ratio)
@@ -180,6 +219,8 @@ def retrace(
   Munos et al. 2016, eq. 3 and 4. `q` is of the action taken, `expected_next_q` the mean under the target policy of the
   values of the next observation; the first ratio has no part in it, as the first action is given.
   """
+  arrays = dict(reward=reward, discount=discount, q=q, expected_next_q=expected_next_q, ratio=ratio)
+  _check("retrace", last, lambda_, **arrays)
   c = lambda_ * jnp.minimum(1.0, ratio)
   delta = reward + discount * expected_next_q - q
   return q + _backward(delta, discount * _shift(c) * _goes_on(last))

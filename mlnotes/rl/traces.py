@@ -54,6 +54,7 @@ def init_parameters(features: Features, num_actions: int) -> Parameters:
 
 
 def compute_logits(actor: Float[Array, "F A"], features: Float[Array, " F"]) -> Float[Array, " A"]:
+  """theta^T x(s): the preferences of the actions, whose softmax is the policy."""
   return features @ actor
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from experiments.rl import actor_critic
 from mlnotes.errors import InputError
+from mlnotes.experiment import stream_key
 from mlnotes.rl import traces
+from mlnotes.rl.env import make_env, step_with_reset
 
 GAMMA, ACTOR_DECAY, CRITIC_DECAY = 0.9, 0.6, 0.8
 ACTOR_STEP, CRITIC_STEP = 0.2, 0.1
@@ -111,6 +113,73 @@ def test_cartpole_is_balanced_within_40_000_steps():
 
   # 500 is the most there is; before the first update it is below 10.
   assert np.asarray(jax.vmap(train)(jax.random.split(jax.random.key(0), 2))).min() >= 475
+
+
+def test_updates_of_the_experiment_are_the_box_averaged_over_environments():
+  """Two updates of 15 steps in three environments, stepped one by one: traces, falling step sizes, ends, counts."""
+  config = actor_critic.Config(
+    num_envs=3, steps_per_update=15, steps=2, learning_rate=0.2, critic_learning_rate=0.1, actor_decay=ACTOR_DECAY,
+    critic_decay=CRITIC_DECAY, discount=GAMMA, order=1,
+  )  # fmt: skip
+  experiment, env = actor_critic.make(config), make_env("CartPole-v1")
+  features, _, scale = actor_critic.make_features(config)
+  look = jax.jit(features)
+  take = jax.jit(jax.vmap(lambda *args: step_with_reset(env, *args)))
+  state, step = jax.jit(experiment.init)(jax.random.key(0), ()), jax.jit(experiment.step)
+  theta, w, scale = np.zeros((5, 2)), np.zeros(16), np.asarray(scale)
+  z_theta, z_w = np.zeros((3, 5, 2)), np.zeros((3, 16))
+  ended, squares = [], []
+  for number in range(2):
+    stream = lambda name, number=number, state=state: stream_key(state.key, name, number)
+    noise = np.asarray(jax.random.gumbel(stream("act"), (15, 3, 2)))
+    fresh = jax.jit(jax.vmap(jax.vmap(env.reset)))(jax.random.split(stream("fresh"), (15, 3)))
+    keys = jax.random.split(stream("step"), (15, 3))
+    place, observation = state.actors.state, state.actors.observation
+    length = np.asarray(state.actors.episode_length)
+    state, metrics = step(state, ())
+    ended, squares = [], []
+    for t in range(15):
+      x, y = zip(*(map(np.asarray, look(o)) for o in observation))
+      pi = [np.exp(a @ theta) / np.exp(a @ theta).sum() for a in x]
+      action = [int(np.argmax(a @ theta + noise[t, n])) for n, a in enumerate(x)]
+      place, timestep = take(keys[t], place, jnp.array(action), jax.tree.map(lambda z, t=t: z[t], fresh))
+      moves = []
+      for n in range(3):
+        following = np.asarray(look(timestep.next_observation[n]).critic)
+        delta = float(timestep.reward[n]) + GAMMA * float(timestep.discount[n]) * (w @ following) - w @ y[n]
+        score = x[n][:, None] * (np.eye(2)[action[n]] - pi[n])[None]
+        z_theta[n], z_w[n] = GAMMA * ACTOR_DECAY * z_theta[n] + score, GAMMA * CRITIC_DECAY * z_w[n] + y[n]
+        moves.append((delta * z_theta[n], delta * z_w[n]))
+        squares.append(delta**2)
+      length = length + 1
+      for n in range(3):
+        if timestep.last[n]:
+          z_theta[n], z_w[n] = 0, 0
+          ended.append(length[n])
+          length[n] = 0
+      left = 1 - number / 2
+      theta = theta + 0.2 * left * np.mean([m[0] for m in moves], axis=0)
+      w = w + 0.1 * left * scale * np.mean([m[1] for m in moves], axis=0)
+      observation = timestep.observation
+    np.testing.assert_allclose(state.params.actor, theta, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(state.params.critic, w, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(metrics["squared_td_error"], np.mean(squares), rtol=1e-3)
+    lengths = metrics["episode_length"]
+    assert float(lengths.count) == len(ended) and float(lengths.total) == sum(ended)
+  assert ended
+
+
+def test_the_greedy_policy_is_evaluated():
+  """A policy by hand that pushes against the pole's lean; its opposite drops the pole at once."""
+  config = actor_critic.Config(eval_episodes=3)
+  experiment = actor_critic.make(config)
+  state, evaluate = jax.jit(experiment.init)(jax.random.key(0), ()), jax.jit(experiment.evaluate)
+  lean = jnp.zeros((5, 2)).at[2:4].set(jnp.array([[-1.0, 1.0], [-6.0, 6.0]]))
+  returned = [
+    float(evaluate(state._replace(params=state.params._replace(actor=sign * lean)), ())["episode_return"].total) / 3
+    for sign in (1, -1)
+  ]
+  assert returned[0] > 150 and returned[1] < 15
 
 
 def test_the_actor_sees_the_observation_or_what_the_critic_sees():

@@ -31,6 +31,28 @@ def test_categorical_samples_with_its_probabilities():
   assert stats.chisquare(np.bincount(drawn, minlength=3), expected * 20000 / expected.sum()).pvalue > 0.01
 
 
+def test_masked_logits_are_actions_without_probability():
+  """-inf: as if the action were not there, in values and gradients; a KL to what lacks an action is infinite."""
+  masked, whole = jnp.array([0.3, -jnp.inf, 2.0, -1.0]), jnp.array([0.3, 2.0, -1.0])
+  other, other_whole = jnp.array([1.0, -jnp.inf, 0.5, 0.0]), jnp.array([1.0, 0.5, 0.0])
+  functions = {
+    "log_prob": lambda logits, other: Categorical(logits).log_prob(jnp.argmax(logits)),
+    "entropy": lambda logits, other: Categorical(logits).entropy(),
+    "kl": lambda logits, other: Categorical(logits).kl(Categorical(other)),
+    "kl_to": lambda logits, other: Categorical(other).kl(Categorical(logits)),
+  }
+  for name, function in functions.items():
+    value, grads = jax.value_and_grad(function, argnums=(0, 1))(masked, other)
+    expected, expected_grads = jax.value_and_grad(function, argnums=(0, 1))(whole, other_whole)
+    np.testing.assert_allclose(value, expected, rtol=1e-6, err_msg=name)
+    for found, exact in zip(grads, expected_grads):
+      np.testing.assert_allclose(found, np.insert(exact, 1, 0.0), rtol=1e-5, atol=1e-6, err_msg=name)
+  policy, uniform = Categorical(masked), Categorical(jnp.zeros(4))
+  assert policy.log_prob(jnp.int32(1)) == -np.inf and np.isfinite(policy.kl(uniform)) and uniform.kl(policy) == np.inf
+  noise = jax.random.gumbel(jax.random.key(3), (500, 4))
+  assert not np.any(Categorical(jnp.broadcast_to(masked, (500, 4))).sample(noise) == 1)
+
+
 def test_gaussian_against_scipy():
   policy = DiagonalGaussian(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
   action = MEAN + np.exp(LOG_STD) * np.array([[1.0, -2.0], [0.3, 0.0]], np.float32)

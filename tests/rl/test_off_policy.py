@@ -1,4 +1,4 @@
-"""DQN, DDPG and SAC whole, on probes whose values are known in closed form."""
+"""DQN, DDPG and SAC whole: on probes whose values are known in closed form, and update by update beside formulas."""
 
 import functools
 import importlib
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.experiment import Mean
+from mlnotes.experiment import Mean, stream_key
 from mlnotes.flags import InputError
 from mlnotes.rl import ddpg, dqn, sac
 from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
-from mlnotes.rl.off_policy import learn
+from mlnotes.rl.off_policy import can_learn, learn
+from mlnotes.rl.replay import Replay, sample_batches
 
 LENGTH = 4  # steps of an episode
 GAMMA = 0.8
@@ -98,16 +99,27 @@ def test_a_time_limit_bootstraps_and_a_termination_does_not(method, key):
 
 
 STARTS = 24
+RATE = 0.02
+SETTINGS = {
+  "dqn": dict(target_period=2, huber_delta=0.4, first_epsilon=1.0, final_epsilon=0.0, exploration=0.5),
+  "single": dict(target_period=2, double=False, dueling=True, normalize_observations=True, huber_delta=50.0),
+  "ddpg": dict(exploration_noise=0.3),
+  "sac": dict(initial_temperature=0.3, target_entropy=-0.7),
+}
 
 
 @functools.cache
 def first_updates(method):
   """(experiment, states before and after each of four updates, their metrics); learning starts with the third.
 
-  Each update acts 4 times in 2 environments. The reward is the mean of the action.
+  Each update acts 4 times in 2 environments, then takes 2 steps of plain gradient descent. The reward is the mean of
+  the action. "single" is DQN with its flags the other way round.
   """
-  env = make_clock(method == "dqn", jnp.mean, action_size=3)
-  experiment, _ = build(method, env, learning_starts=STARTS, gradient_steps=2)
+  env = make_clock(method in ("dqn", "single"), jnp.mean, action_size=3)
+  experiment, _ = build(
+    method.replace("single", "dqn"), env, learning_starts=STARTS, gradient_steps=2, steps=4, optimizer="sgd",
+    momentum=0.0, learning_rate=RATE, **SETTINGS[method],
+  )  # fmt: skip
   init, step = quick_jit(experiment.init), quick_jit(experiment.step)
   states, metrics = [init(jax.random.key(0), ())], []
   for _ in range(4):
@@ -147,6 +159,197 @@ def test_evaluation_acts_within_the_bounds(method):
   experiment, states, _ = first_updates(method)
   returned = quick_jit(experiment.evaluate)(states[0], ())["episode_return"]
   assert float(returned.total / returned.count) / LENGTH == pytest.approx((LOW + HIGH) / 2, abs=0.1)
+
+
+def policy_of(method, params):
+  """The greedy action of an observation (2 + 3,), in [-1, 1] or as a number, by matrix products."""
+  if method == "dqn":
+    return lambda x: np.argmax(mlp(params["params"]["MLP_0"], x))
+  hidden = lambda x: np.asarray(mlp(params["actor"]["params"]["MLP_0"], x))
+  return lambda x: np.tanh(hidden(x)[:3])
+
+
+@each_method
+def test_evaluation_is_the_policy_without_noise(method):
+  """The return of two episodes, each of one of the two kinds, walked through in NumPy."""
+  experiment, states, _ = first_updates(method)
+  policy = policy_of(method, states[-1].params)
+
+  def walk(terminates):
+    action, total = np.zeros(3), 0.0
+    for time in range(LENGTH):
+      chosen = policy(jnp.float32([terminates * time / LENGTH, terminates, *action]))
+      action = np.full(3, chosen) if method == "dqn" else LOW + (chosen + 1) / 2 * (HIGH - LOW)
+      total += action.mean()
+    return total
+
+  found = quick_jit(experiment.evaluate)(states[-1], ())["episode_return"].total
+  possible = [n * walk(1.0) + (2 - n) * walk(0.0) for n in range(3)]
+  assert min(abs(float(found) - value) for value in possible) < 1e-4
+
+
+@pytest.mark.parametrize("method", [*METHODS, "single"])
+def test_the_learning_rate_reaches_its_end_with_the_run(method):
+  """Two of the four updates learn: at the full rate, then at half of it; what would come next is at 0."""
+  settings = dict(learning_starts=STARTS, gradient_steps=2, steps=4, optimizer="sgd", momentum=0.0, learning_rate=RATE)
+  env = make_clock(method in ("dqn", "single"), jnp.mean, action_size=3)
+  optimizer = build(method.replace("single", "dqn"), env, **settings)[1].make_optimizer()
+  rates = []
+  for state in first_updates(method)[1]:
+    ones = jax.tree.map(jnp.ones_like, state.params)
+    updates = jax.tree.leaves(optimizer.update(ones, state.opt_state, state.params)[0])
+    rates.append(-float(updates[0].ravel()[0]) / RATE)
+  np.testing.assert_allclose(rates, [1, 1, 1, 0.5, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 300])
+@pytest.mark.parametrize("starts", [0, 1, 8, 9, 100, 400])
+def test_the_schedule_is_as_long_as_learning(steps, starts):
+  """Counted update by update, also where the run ends before learning starts: then flags that do nothing say so."""
+  _, config = build("dqn", make_clock(True, jnp.mean), steps=steps, learning_starts=starts)
+  sizes = [min(8 * (k + 1), config.replay_capacity) for k in range(steps)]
+  ready = [bool(can_learn(Replay((), jnp.int32(0), jnp.int32(size)), starts)) for size in sizes]
+  assert sum(ready) == config.learning_updates
+  assert ("learning_rate" in config.idle_flags()) is not any(ready)
+  if not any(ready):
+    assert f"--learning_starts={starts}" in config.idle_flags()["learning_rate"]
+
+
+def mlp(params, x, activation=jax.nn.relu):
+  for i in range(len(params)):
+    layer = params[f"Dense_{i}"]
+    x = x @ layer["kernel"] + layer["bias"]
+    x = activation(x) if i + 1 < len(params) else x
+  return x
+
+
+def q_values(params, x):
+  return mlp(params["params"]["MLP_0"], x)
+
+
+def dueling_values(params, x):
+  parts = params["params"]
+  hidden = jax.nn.relu(mlp(parts["MLP_0"], x))
+  value, advantage = mlp(parts["value"], hidden), mlp(parts["advantage"], hidden)
+  return value + advantage - jnp.mean(advantage, axis=1, keepdims=True)
+
+
+def dqn_loss(network, double, huber_delta, see=lambda x: x):
+  def loss(params, target, t, normal):
+    rows = jnp.arange(len(t.reward))
+    following = network(target, see(t.next_observation))
+    best = jnp.argmax(network(params, see(t.next_observation)) if double else following, axis=1)
+    y = t.reward + GAMMA * t.discount * following[rows, best]
+    error = jnp.abs(jax.lax.stop_gradient(y) - network(params, see(t.observation))[rows, t.action])
+    return jnp.mean(jnp.where(error <= huber_delta, error**2 / 2, huber_delta * (error - huber_delta / 2)))
+
+  return loss
+
+
+def state_action(params, observation, action):
+  return mlp(params["params"]["MLP_0"], jnp.concatenate([observation, action], axis=1))[:, 0]
+
+
+def ddpg_loss(params, target, t, normal):
+  act = lambda p, x: jnp.tanh(mlp(p["actor"]["params"]["MLP_0"], x))
+  y = t.reward + GAMMA * t.discount * state_action(
+    target["critic"], t.next_observation, act(target, t.next_observation)
+  )
+  critic = jnp.mean((jax.lax.stop_gradient(y) - state_action(params["critic"], t.observation, t.action)) ** 2) / 2
+  fixed = jax.lax.stop_gradient(params["critic"])
+  return critic - jnp.mean(state_action(fixed, t.observation, act(params, t.observation)))
+
+
+def sac_loss(params, target, t, normal):
+  """The density of tanh(u) by the change of variables as it stands in the appendix; the temperature's own loss."""
+
+  def sample(x, normal):
+    mean, log_std = jnp.split(mlp(params["actor"]["params"]["MLP_0"], x), 2, axis=1)
+    u = mean + jnp.exp(log_std) * normal
+    density = -(normal**2) / 2 - log_std - jnp.log(2 * jnp.pi) / 2 - jnp.log(1 - jnp.tanh(u) ** 2)
+    return jnp.tanh(u), jnp.sum(density, axis=1)
+
+  one = lambda critics, i: jax.tree.map(lambda p: p[i], critics)
+  lower = lambda critics, x, a: jnp.minimum(*(state_action(one(critics, i), x, a) for i in range(2)))
+  alpha = jax.lax.stop_gradient(jnp.exp(params["log_alpha"]))
+  action, log_prob = sample(t.next_observation, normal[:, 0])
+  y = t.reward + GAMMA * t.discount * (lower(target, t.next_observation, action) - alpha * log_prob)
+  y = jax.lax.stop_gradient(y)
+  critics = sum(jnp.mean((y - state_action(one(params["critics"], i), t.observation, t.action)) ** 2) for i in range(2))
+  action, log_prob = sample(t.observation, normal[:, 1])
+  actor = jnp.mean(alpha * log_prob - lower(jax.lax.stop_gradient(params["critics"]), t.observation, action))
+  entropy_gap = jax.lax.stop_gradient(-log_prob) - 3 * -0.7
+  return critics / 2 + actor + params["log_alpha"] * jnp.mean(entropy_gap)
+
+
+def descend(method, before, after, rate):
+  """(params, target) after two steps of gradient descent from `before`, on the batches that the update drew."""
+  see = lambda x: x
+  if method == "single":
+    seen = np.asarray(after.replay.data.observation[: int(after.replay.size)])
+    mean, std = seen.mean(0), np.where(np.ptp(seen, axis=0) > 0, seen.std(0), 1)
+    see = lambda x: jnp.clip((x - mean) / std, -10, 10)
+  loss = {
+    "dqn": dqn_loss(q_values, True, 0.4),
+    "single": dqn_loss(dueling_values, False, 50.0, see),
+    "ddpg": ddpg_loss,
+    "sac": sac_loss,
+  }[method]
+  batches = sample_batches(after.replay, stream_key(before.key, "replay", before.step), 2, 32)
+  normal = jax.random.normal(stream_key(before.key, "actions", before.step), (2, 32, 2, 3))
+  pick = lambda i: jax.tree.map(lambda x: x[i], batches)
+  params, target = before.params, before.target
+  gradient = quick_jit(jax.grad(loss))
+  for i in range(2):
+    grads = gradient(params, target, pick(i), normal[i])
+    params = jax.tree.map(lambda p, g: p - rate * g, params, grads)
+    if method in ("ddpg", "sac") or i == 1:  # DQN's period is 2
+      online = params["critics"] if method == "sac" else params
+      target = jax.tree.map(lambda old, new: 0.95 * old + 0.05 * new, target, online)
+  return params, target
+
+
+@pytest.mark.parametrize("method", [*METHODS, "single"])
+def test_an_update_is_descent_on_the_formulas(method):
+  """The third update and the fourth: two steps each on the written-out loss, at the rates of the schedule."""
+  _, states, _ = first_updates(method)
+  for before, after, rate in zip(states[2:], states[3:], (RATE, RATE / 2)):
+    with jax.numpy_rank_promotion("allow"):
+      params, target = descend(method, before, after, rate)
+    for found, expected in ((after.params, params), (after.target, target)):
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), found, expected)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)
+    assert min(jax.tree.leaves(moved)) > 1e-6
+
+
+def test_dqn_explores_by_its_schedule():
+  """All at random, half, none, none: --exploration is half of the run. Without chance it is the greedy action."""
+  _, states, metrics = first_updates("dqn")
+  np.testing.assert_allclose([float(m["epsilon"]) for m in metrics], [1, 0.5, 0, 0])
+  data = states[-1].replay.data
+  for k in (2, 3):
+    rows = slice(8 * k, 8 * k + 8)
+    greedy = [int(policy_of("dqn", states[k].params)(x)) for x in data.observation[rows]]
+    np.testing.assert_array_equal(data.action[rows], greedy)
+  assert len(set(np.asarray(data.action[:8]).tolist())) == 2
+
+
+def test_ddpg_explores_around_its_action():
+  _, states, _ = first_updates("ddpg")
+  before, data = states[3], states[4].replay.data
+  normal = ddpg.sample_action_noise(stream_key(before.key, "explore", before.step), (4, 2, 3)).normal.reshape(8, 3)
+  policy = policy_of("ddpg", before.params)
+  expected = np.stack([policy(x) for x in data.observation[24:32]]) + 0.3 * np.asarray(normal)
+  np.testing.assert_allclose(data.action[24:32], np.clip(expected, -1, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_decay_is_of_kernels_also_where_two_critics_are_stacked():
+  """Weight decay alone: with zero gradients kernels shrink, biases and the temperature stay."""
+  _, config = build("sac", make_clock(False, jnp.mean, action_size=3), optimizer="sgdw", weight_decay=0.5)
+  optimizer, params = config.make_optimizer(), first_updates("sac")[1][-1].params
+  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+  for path, update in jax.tree_util.tree_leaves_with_path(updates):
+    assert bool(np.any(update)) is ("kernel" in jax.tree_util.keystr(path)), jax.tree_util.keystr(path)
 
 
 def test_learn_counts_its_steps():

@@ -9,7 +9,7 @@ from experiments.rl import a2c, reinforce
 from mlnotes.program import Program, make_mesh, window_means
 from mlnotes.rl import on_policy
 from mlnotes.rl.actor_critic import make_actor_critic
-from mlnotes.rl.env import Box, Discrete, make_env
+from mlnotes.rl.env import Box, Discrete, Environment, TimeStep, make_env
 from mlnotes.rl.networks import orthogonal
 from mlnotes.rl.policy_gradient import masked_mean, masked_standardize, run_whole_episodes
 from mlnotes.rl.probe import constant_reward_env
@@ -35,6 +35,41 @@ def test_masked_statistics_ignore_the_padding():
   scaled = np.asarray(masked_standardize(jnp.asarray(x), jnp.asarray(real)))
   np.testing.assert_allclose(scaled[real], (kept - kept.mean()) / kept.std(), rtol=1e-5)
   np.testing.assert_array_equal(scaled[~real], 0)
+
+
+def test_padding_that_is_not_finite_reaches_neither_values_nor_gradients():
+  x = jnp.array([[1.0, 5.0], [2.0, jnp.nan], [6.0, jnp.inf]])
+  real = jnp.array([[True, True], [True, False], [True, False]])
+  kept = np.array([1.0, 5.0, 2.0, 6.0])
+  assert masked_mean(x, real) == kept.mean()
+  np.testing.assert_array_equal(jax.grad(masked_mean)(x, real), real / 4)
+  weights = jnp.arange(6.0).reshape(3, 2)
+  found = jax.grad(lambda x: jnp.sum(weights * masked_standardize(x, real)))(x)
+  scaled = lambda x: (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
+  exact = jax.grad(lambda x: jnp.sum(weights[real] * scaled(x)))(jnp.asarray(kept, jnp.float32))
+  np.testing.assert_allclose(np.asarray(found)[real], exact, rtol=1e-4, atol=1e-6)
+  assert not np.any(np.asarray(found)[~real])
+  # Nothing to divide by: 0, with a gradient.
+  same = jnp.full((3, 2), 2.0)
+  assert np.all(np.isfinite(jax.grad(lambda x: jnp.sum(weights * masked_standardize(x, real)))(same)))
+
+
+def test_after_its_end_an_episode_holds_nothing_new():
+  """An environment whose numbers overflow when it is acted on beyond its end."""
+  base = constant_reward_env(time_limit=3, terminates=True)
+
+  def step(key, time, action):
+    time, timestep = base.step(key, time, action)
+    poison = jnp.where(time > 3, jnp.nan, 0.0)
+    seen = timestep.next_observation + poison
+    return time, timestep._replace(reward=timestep.reward + poison, observation=seen, next_observation=seen)
+
+  act = lambda noise, observation: jnp.zeros(2, jnp.int32)
+  run = jax.jit(lambda key: run_whole_episodes(base._replace(step=step), act, jnp.zeros((6, 2)), key))
+  episodes = run(jax.random.key(0))
+  assert np.all(np.isfinite(episodes.observation)) and np.all(np.isfinite(episodes.next_observation))
+  np.testing.assert_array_equal(episodes.reward, 1)
+  np.testing.assert_array_equal(np.sum(episodes.real, 0), 3)
 
 
 def test_orthogonal_initialisation():
@@ -115,20 +150,104 @@ def test_reinforce_learns_cartpole_and_counts_real_steps():
   assert np.all(program.evaluate(state)["episode_return"] > 150)
 
 
-def test_rewards_are_scaled_by_the_rollouts_before(monkeypatch):
-  """Rewards a thousand times larger: after scaling the value function sees the same numbers."""
-  losses = []
-  for scale in (1.0, 1000.0):
-    base = make_env("Pendulum-v1")
+# -- one update of REINFORCE beside its formulas ----------------------------------------------------------------------
 
-    def step(key, state, action, base=base, scale=scale):
-      state, timestep = base.step(key, state, action)
-      return state, timestep._replace(reward=scale * timestep.reward)
 
-    monkeypatch.setattr(on_policy, "make_env", lambda name, base=base, step=step: base._replace(step=step))
-    experiment = a2c.make(a2c.Config(env="Pendulum-v1", normalize_rewards=True, steps=5))
-    state = jax.jit(experiment.init)(jax.random.key(0), ())
-    state, first = jax.jit(experiment.step)(state, ())
-    _, second = jax.jit(experiment.step)(state, ())
-    losses.append((first["value_loss"], second["value_loss"]))
-  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+def steps_env(size=5, limit=4):
+  """A walk over numbered states that ends by falling off (termination) or at the limit (truncation); rewards vary."""
+
+  def reset(key):
+    place = jax.random.randint(key, (), 0, size)
+    return (place, jnp.zeros([], jnp.int32)), place
+
+  def step(key, state, action):
+    place, time = state[0] + 1 + action, state[1] + 1
+    fell, late = place >= size, time >= limit
+    seen = jnp.minimum(place, size - 1)
+    reward = 1.0 + 0.5 * action - 0.2 * state[0]
+    return (place, time), TimeStep(seen, reward, 1.0 - fell, fell | late, seen)
+
+  return Environment("steps", reset, step, Discrete(size), Discrete(2), limit)
+
+
+REINFORCE = {
+  "baseline": dict(normalize_returns=True, baseline=True),
+  "plain": dict(normalize_returns=False, baseline=False),
+  "both": dict(normalize_returns=False, baseline=True),
+}
+
+
+@pytest.mark.parametrize("variant", REINFORCE)
+def test_a_reinforce_update_is_descent_on_the_formulas(variant, monkeypatch):
+  """Returns by loops over each episode; a truncated one goes on with the baseline, an ended one with nothing."""
+  env, flags = steps_env(), REINFORCE[variant]
+  config = reinforce.Config(
+    num_envs=12, discount=0.8, hidden=(4,), steps=4, optimizer="sgd", momentum=0.0, learning_rate=0.3,
+    entropy_weight=0.1, value_weight=0.7, **flags,
+  )  # fmt: skip
+  monkeypatch.setattr(reinforce, "make_env", lambda name: env)
+  run_episodes, recorded = reinforce.run_whole_episodes, []
+
+  def spy(*args):
+    recorded.append(run_episodes(*args))
+    return recorded[-1]
+
+  monkeypatch.setattr(reinforce, "run_whole_episodes", spy)
+  experiment = reinforce.make(config)
+
+  @jax.jit
+  def step(state):
+    state, metrics = experiment.step(state, ())
+    return state, metrics, recorded[-1]
+
+  before = jax.jit(experiment.init)(jax.random.key(0), ())
+  steps_so_far = 0
+  for number in range(2):
+    after, metrics, episodes = step(before)
+    with jax.numpy_rank_promotion("allow"):
+      expected, lengths = reinforce_update(
+        config, before.params, jax.tree.map(np.asarray, episodes), 0.3 - 0.075 * number
+      )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=5e-6), after.params, expected)
+    assert float(metrics["episode_length"]) == pytest.approx(np.mean(lengths))
+    # Steps so far are a count: they stand with the evaluation, and nowhere among what is averaged over updates.
+    steps_so_far += sum(lengths)
+    counted = jax.jit(experiment.evaluate)(after, ())["env_steps"]
+    assert float(counted.total / counted.count) == steps_so_far and "env_steps" not in metrics
+    before = after
+
+
+def reinforce_update(config, params, episodes, rate):
+  """(parameters, lengths): one step on every (observation, action, weight) of the real steps."""
+
+  def network(which, params, x):
+    layers = params[which]["params"]
+    hidden = jnp.tanh(x @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"])
+    return hidden @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"]
+
+  value = lambda params, x: network("critic", params, jax.nn.one_hot(x, 5))[..., 0]
+  rows, lengths, ends = [], [], set()
+  for n in range(config.num_envs):
+    length = int(np.argmax(episodes.last[:, n])) + 1
+    lengths.append(length)
+    terminated = episodes.discount[length - 1, n] == 0
+    ends.add(bool(terminated))
+    future = 0.0
+    if config.baseline and not terminated:
+      future = float(value(params, episodes.next_observation[length - 1, n]))
+    for t in reversed(range(length)):
+      future = episodes.reward[t, n] + config.discount * future
+      rows.append((episodes.observation[t, n], episodes.action[t, n], future))
+  assert ends == {True, False}
+  x, action, returns = (jnp.asarray(column) for column in zip(*rows))
+  weight = returns - value(params, x) if config.baseline else returns
+  if config.normalize_returns:
+    weight = (weight - jnp.mean(weight)) / jnp.std(weight)
+
+  def loss(params):
+    log_p = jax.nn.log_softmax(network("actor", params, jax.nn.one_hot(x, 5)))
+    total = -jnp.mean(log_p[jnp.arange(len(x)), action] * weight)
+    total += 0.1 * jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=1))
+    return total + (0.7 * jnp.mean((value(params, x) - returns) ** 2) / 2 if config.baseline else 0)
+
+  return jax.tree.map(lambda p, g: p - rate * g, params, jax.jit(jax.grad(loss))(params)), lengths

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mlnotes.rl.env import Trajectory, make_env
+from mlnotes.errors import InputError
+from mlnotes.rl.env import Trajectory, init_actors, make_env, rollout
 from mlnotes.rl.off_policy import update_target
 from mlnotes.rl.replay import add, as_transitions, init_env_replay, init_replay, sample, sample_batches
 
@@ -92,6 +93,24 @@ def test_errors():
     init_replay(EXAMPLE, 0)
   with pytest.raises(ValueError, match="8 entries do not fit into a replay of 7"):
     add(init_replay(EXAMPLE, 7), entries(range(8)))
+  with pytest.raises(ValueError, match="batch_size=0"):
+    sample(init_replay(EXAMPLE, 7), jax.random.key(0), 0)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"vector": jnp.ones((4, 1))}, r"\['vector'\] has shape \(4, 1\) .* expected \(N, 3\)"),
+    ({"vector": jnp.ones((1, 3))}, r"\['vector'\] has shape \(1, 3\) .* one N for all"),
+    ({"number": jnp.ones(4)}, r"\['number'\] has shape \(4,\) and dtype float32: expected \(N,\) and int32"),
+    ({"number": jnp.ones((4, 1), jnp.int32)}, r"\['number'\] has shape \(4, 1\)"),
+    ({"more": jnp.ones(4)}, "expected .* as in the replay"),
+  ],
+)
+def test_entries_that_do_not_fit_are_refused(change, message):
+  """A write would repeat them, or cut them off to whole numbers."""
+  with pytest.raises(InputError, match=message):
+    add(init_replay(EXAMPLE, 7), {**entries(range(4)), **change})
 
 
 def test_transitions_keep_the_final_observation_and_the_discount():
@@ -120,6 +139,22 @@ def test_replay_of_an_environment(name, action):
   data = init_env_replay(env, 10).data
   observation = jax.eval_shape(lambda key: env.reset(key)[1], jax.random.key(0))
   assert data.action.dtype == action and data.observation.shape == (10, *observation.shape)
+
+
+def test_pictures_of_zeros_and_ones_are_held_in_bytes_and_come_back_as_they_were(key):
+  env = make_env("Breakout-MinAtar")
+  actors = init_actors(env, key, 3)
+  noise = jax.random.randint(jax.random.key(1), (12, 3), 0, env.actions.n, jnp.int32)
+  act = lambda noise, observation: noise
+  trajectory = jax.jit(lambda actors: rollout(env, act, noise, jax.random.key(2), actors))(actors)[1]
+  replay = init_env_replay(env, 50)
+  replay = add(replay, as_transitions(trajectory, replay))
+  plain = as_transitions(trajectory)
+  assert replay.data.observation.dtype == bool and plain.observation.dtype == jnp.float32
+  for name in ("observation", "next_observation"):
+    held = np.asarray(getattr(replay.data, name))[:36]
+    np.testing.assert_array_equal(held.astype(np.float32), getattr(plain, name))
+  assert np.any(plain.observation)
 
 
 def test_targets_copy_at_the_period_and_move_by_tau():

@@ -1,11 +1,14 @@
 """Returns against their definitions, summed term by term in NumPy, and against what must hold between them."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from mlnotes.errors import InputError
 from mlnotes.rl import returns
 
 GAMMA = 0.9
@@ -100,6 +103,40 @@ def test_the_whole_length_is_lambda_one_is_the_discounted_return():
 def test_fewer_than_one_step_is_refused():
   with pytest.raises(ValueError, match="n = 0"):
     returns.n_step_returns(**without_value(arrays(trajectory(0))), n=0)
+
+
+RETURNS = {
+  "discounted_returns": ("bootstrap",),
+  "n_step_returns": ("next_value", "n"),
+  "lambda_returns": ("next_value", "lambda_"),
+  "compute_gae": ("value", "next_value", "lambda_"),
+  "vtrace": ("value", "next_value", "ratio", "lambda_"),
+  "retrace": ("q", "expected_next_q", "ratio", "lambda_"),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+def test_what_is_no_trajectory_is_refused_in_one_sentence(name):
+  """By the function itself: the annotations are checked here alone, not where it is used."""
+  function = inspect.unwrap(getattr(returns, name))
+  numbers = {"n": 3, "lambda_": 0.9}
+  good = {argument: numbers.get(argument, jnp.ones(5)) for argument in ("reward", "discount", *RETURNS[name])}
+  good["last"] = jnp.zeros(5, bool)
+  function(**good)
+  arrays = [argument for argument in good if argument not in numbers]
+  spread = lambda shape: {argument: jnp.ones(shape, good[argument].dtype) for argument in arrays}
+  bad = [
+    (spread(0), r"last of shape \(0,\): expected \(T,\) with T >= 1"),
+    (spread((5, 2)), r"last of shape \(5, 2\): expected \(T,\) .* jax.vmap"),
+    (dict(reward=jnp.ones((5, 1))), r"reward of shape \(5, 1\): expected \(5,\)"),
+    (dict(discount=0.99), r"discount of shape \(\): expected \(5,\), as last has, gamma times 1 - terminated"),
+    (dict(last=jnp.zeros(5)), "last of dtype float32: expected bool, true where the action at t ended the episode"),
+    *((({argument: jnp.ones(4)}), rf"{argument} of shape \(4,\): expected \(5,\)") for argument in arrays[:-1]),
+    *([({"lambda_": value}, f"lambda_={value}: expected a number in") for value in (1.5, -0.1) if "lambda_" in good]),
+  ]
+  for change, message in bad:
+    with pytest.raises(InputError, match=f"{name} got {message}"):
+      function(**{**good, **change})
 
 
 def changed_after(data, t):

@@ -1,0 +1,65 @@
+"""What the agents' experiments have in common: the checkpoint that they keep, and flags that change nothing."""
+
+import importlib
+
+import pytest
+
+from mlnotes.errors import InputError
+from mlnotes.rl import experiment
+
+AGENTS = ("a2c", "actor_critic", "ddpg", "dqn", "ppo", "reinforce", "sac", "trpo")
+
+
+def load(name):
+  return importlib.import_module(f"experiments.rl.{name}")
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_best_checkpoint_is_that_of_the_highest_return(name, monkeypatch):
+  given = {}
+  monkeypatch.setattr(experiment, "train", lambda *args, **settings: given.update(settings) or 0)
+  assert load(name).main(load(name).Config(steps=400)) == 0
+  assert given["name"] == f"rl.{name}" and (given["best_metric"], given["best_mode"]) == ("episode_return", "max")
+
+
+@pytest.mark.parametrize(
+  "name, flags, idle",
+  [
+    ("ppo", {}, {"initial_std"}),
+    ("ppo", dict(env="Pendulum-v1"), set()),
+    ("ppo", dict(env="Pendulum-v1", epochs=1, minibatches=1), {"clip", "clip_value_loss"}),
+    ("a2c", {}, {"initial_std"}),
+    ("trpo", {}, {"initial_std", "value_weight"}),
+    ("reinforce", dict(baseline=False), {"initial_std", "value_weight"}),
+    ("reinforce", dict(env="Pendulum-v1"), set()),
+    ("dqn", {}, set()),
+    ("dqn", dict(target_period=1, first_epsilon=0.1, final_epsilon=0.1), {"double", "exploration"}),
+    ("dqn", dict(target_period=1, tau=0.1), set()),
+    ("sac", dict(steps=10), {"learning_rate", "schedule", "gradient_steps", "batch_size", "tau", "optimizer", "steps"}),
+    ("ddpg", {}, set()),
+    ("actor_critic", {}, {"precision"}),
+  ],
+)
+def test_flags_that_change_nothing_beside_the_others_are_named(name, flags, idle):
+  config = load(name).Config(**flags)
+  optimizers = {"final_learning_rate", "beta2", "adam_eps", "momentum", "warmup_steps"}
+  assert set(config.idle_flags()) - optimizers == idle
+
+
+@pytest.mark.parametrize(
+  "name, flags, message",
+  [
+    ("ppo", dict(rollout_length=1, num_envs=4, minibatches=4), "--rollout_length=1 .* 2 or more steps in each loss"),
+    ("trpo", dict(rollout_length=1, num_envs=1, minibatches=1, curvature_stride=1), "--rollout_length=1 is out of"),
+    ("a2c", dict(value_weight=-1.0), "--value_weight=-1.0 is out of range: expected 0 or more"),
+    ("dqn", dict(steps=20, warmup_steps=5), "--warmup_steps=5 .* at most 2, half of the 5 updates that take"),
+  ],
+)
+def test_settings_that_cannot_learn_are_refused(name, flags, message):
+  with pytest.raises(InputError, match=message):
+    load(name).Config(**flags)
+
+
+def test_a_loss_of_one_step_needs_no_standard_deviation():
+  load("ppo").Config(rollout_length=1, num_envs=4, minibatches=4, normalize_advantages=False)
+  load("a2c").Config(rollout_length=1, num_envs=1)
