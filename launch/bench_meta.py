@@ -54,6 +54,10 @@ class Config(BaseConfig):
     fits = chunk == 0 or (chunk > 0 and self.tasks % chunk == 0)
     require(fits, "side_by_side", chunk, f"0 or a divisor of --tasks={self.tasks}")
 
+  def idle_flags(self):
+    memory = dict.fromkeys(("peer", "repeats"), "--memory times nothing")
+    return super().idle_flags() | (memory if self.memory else {"inner_steps": "timings take one step"})
+
 
 def random_tasks(config: Config, queries: int) -> Task:
   """Numbered images of each class are its prototype with noise, so that there is something to learn."""
