@@ -91,6 +91,20 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@contextlib.contextmanager
+def usual_jax(*, quiet: bool = False) -> Iterator[None]:
+  """Within it programs are compiled and dtypes promoted as usual, whatever the environment asks for; says so."""
+  strict = jax.config.jax_numpy_dtype_promotion != "standard"
+  if jax.config.jax_disable_jit and not quiet:
+    print(
+      "note: JAX_DISABLE_JIT has no effect: updates are compiled; call make(config).step to debug.", file=sys.stderr
+    )
+  if strict and not quiet:
+    print("note: JAX_NUMPY_DTYPE_PROMOTION=strict has no effect: optax counts on promotion.", file=sys.stderr)
+  with jax.disable_jit(False), jax.numpy_dtype_promotion("standard"):
+    yield
+
+
 def default_workdir(experiment: str, config: LoopConfig) -> Path:
   """runs/<experiment>-<hash>: the same settings find the same directory again."""
   digest = hashlib.sha256(json.dumps(config_dict(config), sort_keys=True).encode()).hexdigest()
@@ -344,17 +358,13 @@ def train(
   options = {"writes": writes, "tensorboard": config.tensorboard}
   record = RowsRecord(name, config, **options) if config.rows else Record(workdir, name, config, **options)
   directory = record.directory
-  if jax.config.jax_disable_jit and writes:
-    print(
-      "note: JAX_DISABLE_JIT has no effect: updates are compiled; call make(config).step to debug.", file=sys.stderr
-    )
   try:
     if _is_finished(record):
       return 0
     _hold(record)
     if _is_finished(record):  # another process has been at it meanwhile
       return 0
-    with jax.disable_jit(False):
+    with usual_jax(quiet=not writes):
       return _train(record, experiment, feeds, config, best_metric, best_mode)
   except InputError:
     record.forget()

@@ -503,10 +503,15 @@ def test_a_loss_beyond_all_bounds_does_not_look_finished(tmp_path, capsys):
   assert "finished, with warnings" in said.out
 
 
-def test_a_run_is_compiled_in_any_case(tmp_path, capsys):
-  with jax.disable_jit():
-    assert run(tmp_path) == 0
-  assert "JAX_DISABLE_JIT has no effect" in capsys.readouterr().err
+def test_a_run_is_compiled_and_promotes_dtypes_in_any_case(tmp_path, capsys):
+  def step(state, batch):
+    mixed = state.params["w"] * state.step  # as optax does
+    return make(Config()).step(state, batch)[0], {"loss": mixed.sum()}
+
+  with jax.disable_jit(), jax.numpy_dtype_promotion("strict"):
+    assert train("toy", make(Config())._replace(step=step), Feeds(), Config(workdir=str(tmp_path))) == 0
+  said = capsys.readouterr().err
+  assert "JAX_DISABLE_JIT has no effect" in said and "JAX_NUMPY_DTYPE_PROMOTION=strict has no effect" in said
 
 
 def test_a_run_in_a_thread(tmp_path):
