@@ -22,6 +22,7 @@ from mlnotes.flags import field
 from mlnotes.hold import Hold
 from mlnotes.loop import LoopConfig, train
 from mlnotes.record import Record, read_metrics
+from mlnotes.rows import RowsRecord
 from mlnotes.trained import load_config, restore_states
 
 
@@ -174,6 +175,26 @@ def test_a_study_holds_its_directory(tmp_path):
 
   config = Config(workdir=str(tmp_path))
   assert run_study("toy", config, study) == 0
+
+
+def test_runs_side_by_side_hold_every_directory(tmp_path):
+  runs = [{"workdir": str(tmp_path / name), "settings": {"seed": i}, "state": {}} for i, name in enumerate("ab")]
+  (tmp_path / "rows.json").write_text(json.dumps({"experiment": "toy", "runs": runs}))
+  config = Config(rows=str(tmp_path / "rows.json"))
+  (tmp_path / "b").mkdir()
+  hold = Hold(tmp_path / "b")
+  with pytest.raises(InputError, match=r"/b is in use"):
+    train("toy", make(config), Feeds(), config)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "rows.json"]
+  hold.release()
+  record = RowsRecord("toy", config)
+  record.hold()
+  for name in (".", "a", "b"):
+    with pytest.raises(InputError, match="is in use"):
+      Hold(tmp_path / name)
+  record.close()
+  for name in (".", "a", "b"):
+    Hold(tmp_path / name).release()
 
 
 def test_readers_change_nothing(copy):
