@@ -199,11 +199,28 @@ def idle_notes(config: BaseConfig, flag_values: absl_flags.FlagValues = absl_fla
 
 
 def from_dict(config_class: type[ConfigT], values: typing.Mapping[str, Any]) -> ConfigT:
-  """The config whose fields were saved as JSON. Raises InputError for a name that is not a field."""
-  names = {item.name for item, _, _ in config_fields(config_class)}
-  if unknown := sorted(values.keys() - names):
-    raise InputError(f"found the setting {unknown[0]!r}, expected one of {', '.join(sorted(names))}.")
-  return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+  """The config whose fields were saved as JSON. Raises InputError for what is not a field, or not of its type."""
+  if not isinstance(values, typing.Mapping):
+    raise InputError(f"found {type(values).__name__} in place of the settings: expected an object of them.")
+  kinds = {item.name: kind for item, kind, _ in config_fields(config_class)}
+  if unknown := sorted(values.keys() - kinds.keys()):
+    raise InputError(f"found the setting {unknown[0]!r}, expected one of {', '.join(sorted(kinds))}.")
+  try:
+    return config_class(**{name: _as_kind(name, kinds[name], value) for name, value in values.items()})
+  except ValueError as error:
+    raise InputError(str(error)) from error
+
+
+def _as_kind(name: str, kind: Any, value: Any) -> Any:
+  """A value from JSON as a field of this type has it. Raises InputError for any other."""
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if origin is tuple and isinstance(value, (list, tuple)):
+    return tuple(_as_kind(name, arguments[0], part) for part in value)
+  if kind is float and type(value) is int:
+    return float(value)
+  if value in arguments if origin is Literal else type(value) is kind:
+    return value
+  raise InputError(f"the setting {name} is {value!r}: expected {_spell(kind)}.")
 
 
 def require(condition: bool, flag: str, found: Any, expected: str) -> None:

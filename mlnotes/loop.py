@@ -66,6 +66,7 @@ class LoopConfig(BaseConfig):
   fsdp: int = field(1, "spread the large arrays of the state over groups of this many devices; 1: not", free=True)
   report_seeds: int = field(3, "how many of the seeds get pictures and final figures of their own", free=True)
   tensorboard: bool = field(True, "write TensorBoard events beside metrics.jsonl", free=True)
+  wandb: str = field("", "project of Weights & Biases to send the metrics to as well; empty: none", free=True)
 
   def __post_init__(self):
     super().__post_init__()

@@ -87,6 +87,7 @@ class Record:
     self._tensorboard = tensorboard
     self._metrics_file = None
     self._events = None
+    self._wandb = None
     self._check_config()
     if writes:
       try:
@@ -162,6 +163,10 @@ class Record:
     kept = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
     write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
     self._metrics_file = self.metrics_path.open("a")
+    if project := getattr(self.config, "wandb", ""):
+      from mlnotes.wandb_sink import WandbSink
+
+      self._wandb = WandbSink(project, self.experiment, self.directory, config_dict(self.config))
     if self._tensorboard:
       from tensorboardX import SummaryWriter
 
@@ -188,7 +193,9 @@ class Record:
     self.log_events(step, {k: v for k, v in line.items() if k != "step" and not k.endswith("/seeds")})
 
   def log_events(self, step: int, values: Mapping[str, float]) -> None:
-    """TensorBoard alone: figures that differ from run to run, such as throughput."""
+    """TensorBoard and the like alone: figures that differ from run to run, such as throughput."""
+    if self._wandb is not None:
+      self._wandb.log(step, values)
     if self._events is not None:
       for name, value in values.items():
         self._events.add_scalar(name, value, step)
@@ -198,6 +205,9 @@ class Record:
       self._metrics_file.close()
     if self._events is not None:
       self._events.close()
+    if self._wandb is not None:
+      self._wandb.close()
+    self._wandb = None
 
   # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -114,13 +114,13 @@ class BestRows:
 
   def __init__(self, runs: int):
     self.tree: Any = None
-    self.found: list[list[float] | None] = [None] * runs
+    self.found: list[Any] = [None] * runs
 
   def start(self, tree: Any) -> None:
     # Buffers of its own: those of the state are donated to the next update.
     self.tree = jax.tree.map(jnp.copy, tree)
 
-  def resume(self, tree: Any, found: Sequence[Sequence[float] | None]) -> None:
+  def resume(self, tree: Any, found: Sequence[Any]) -> None:
     self.tree, self.found = tree, [row and list(row) for row in found]
 
   def update(self, step: int, tree: Any, scores: Sequence[Score | None]) -> None:
