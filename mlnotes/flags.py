@@ -198,7 +198,7 @@ def idle_notes(config: BaseConfig, flag_values: absl_flags.FlagValues = absl_fla
   ]
 
 
-def from_dict(config_class: type[ConfigT], values: typing.Mapping[str, Any]) -> ConfigT:
+def from_dict(config_class: type[ConfigT], values: Any) -> ConfigT:
   """The config whose fields were saved as JSON. Raises InputError for what is not a field, or not of its type."""
   if not isinstance(values, typing.Mapping):
     raise InputError(f"found {type(values).__name__} in place of the settings: expected an object of them.")
@@ -300,6 +300,21 @@ def no_flag(program: str, name: str, values: absl_flags.FlagValues, hint: str = 
   return InputError(f"{program} has no flag --{name}: {hint}")
 
 
+def _missing_platform() -> str:
+  """The sentence about a JAX_PLATFORMS that JAX cannot serve; "" where that is not what is wrong."""
+  names = os.environ.get("JAX_PLATFORMS", "")
+  if not names:
+    return ""
+  import jax
+
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError):
+    way = "pip install -e '.[cuda]'" if "cuda" in names or "gpu" in names else "its plugin"
+    return f"JAX_PLATFORMS={names}: JAX finds no such device here; expected cpu, or {way} and a device."
+  return ""
+
+
 def _require_no_more(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"found the argument {argv[1]!r}: every setting is a flag, expected --name=value.")
@@ -352,6 +367,11 @@ def run(
         return main(*given)
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
+      return 2
+    except (AssertionError, RuntimeError):  # what JAX raises differs from platform to platform
+      if not (reason := _missing_platform()):
+        raise
+      print(f"error: {reason}", file=sys.stderr)
       return 2
     except KeyboardInterrupt:
       print("stopped by Ctrl-C", file=sys.stderr)
