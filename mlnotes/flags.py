@@ -279,7 +279,7 @@ _ALIASES = {
   "lr": "learning_rate", "alpha": "learning_rate", "step_size": "learning_rate", "bs": "batch_size",
   "batch": "batch_size", "minibatch_size": "batch_size", "epochs": "steps", "max_steps": "steps",
   "num_steps": "steps", "iterations": "steps", "updates": "steps", "total_timesteps": "steps", "wd": "weight_decay",
-  "gamma": "discount", "tau": "target_decay", "temp": "temperature", "env_id": "env", "env_name": "env",
+  "gamma": "discount", "polyak": "tau", "temp": "temperature", "env_id": "env", "env_name": "env",
   "environment": "env", "n_envs": "num_envs", "num_environments": "num_envs", "data": "dataset",
   "data_path": "dataset", "output_dir": "workdir", "logdir": "workdir", "log_dir": "workdir", "out_dir": "workdir",
   "save_dir": "workdir", "num_seeds": "seeds", "random_seed": "seed", "dtype": "precision", "gpus": "devices",

@@ -199,27 +199,21 @@ def test_the_words_of_other_codes_are_known(experiment, flag, sentence):
   assert str(caught.value) == sentence
 
 
-def test_every_other_word_leads_to_a_flag_that_some_experiment_has():
+def test_the_flags_of_all_experiments_go_together():
+  """The benchmark's beside each experiment's, and each word of other codes with a flag that some experiment has.
+
+  That a class cannot change what it inherits is checked when it is made.
+  """
+  from launch.bench import settings_class
   from mlnotes.flags import _ALIASES
 
   known = set()
   for name, _ in catalogue():
-    known |= {item.name for item in dataclasses.fields(import_experiment(name).Config)}
-  assert set(_ALIASES.values()) <= known
-  assert not set(_ALIASES) & known - {"k"}
-
-
-def test_no_two_experiments_mean_different_things_by_one_flag():
-  """The same word has the same type and meaning in the loop, in data, in the optimizer, wherever parts are combined.
-
-  That a class cannot change what it inherits is checked when it is made; here, what stands side by side in a config.
-  """
-  from launch.bench import settings_class
-
-  for name, _ in catalogue():
     module = import_experiment(name)
+    known |= {item.name for item in dataclasses.fields(module.Config)}
     if hasattr(module, "make"):
-      settings_class(name)  # the benchmark's flags beside the experiment's
+      settings_class(name)
+  assert set(_ALIASES.values()) <= known and not set(_ALIASES) & known
 
 
 def test_nearest_takes_no_offence_at_capitals():
