@@ -25,6 +25,7 @@ import numpy as np
 from mlnotes.checkpoint import data_to_keys, keys_to_data
 from mlnotes.errors import InputError
 from mlnotes.experiment import State
+from mlnotes.flags import from_dict
 from mlnotes.record import Record
 from mlnotes.summary import Score, is_better
 
@@ -37,7 +38,8 @@ class RowsRecord:
     try:
       found = json.loads(path.read_text())
       belongs_to, self._runs = found["experiment"], found["runs"]
-      configs = [dataclasses.replace(config, rows="", workdir=r["workdir"], **r["settings"]) for r in self._runs]
+      common = dataclasses.asdict(config) | {"rows": ""}
+      configs = [from_dict(type(config), {**common, "workdir": r["workdir"], **r["settings"]}) for r in self._runs]
       self._values = [dict(r["state"]) for r in self._runs]
       commands = [str(r.get("command", "")) for r in self._runs]
     except (OSError, ValueError, KeyError, TypeError) as error:
