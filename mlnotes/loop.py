@@ -150,7 +150,7 @@ class _Run:
     self.evaluation: Mapping[str, np.ndarray] = {}
     self.best: tuple[int, Score] | None = None
     # Several runs keep the best state of each; they have the last one of all in common.
-    self.best_rows = BestRows(len(self.parts)) if record.config.rows and record.config.checkpoint_every else None
+    self.best_rows = BestRows(len(self.parts)) if record.config.rows else None
 
   def start(self) -> None:
     """Restores the last checkpoint, or makes the first state."""
@@ -194,12 +194,13 @@ class _Run:
     score, is_best = None, False
     if _due(self.step, self.config.eval_every, self.config):
       self.evaluate()
-      if self.best_rows:
+      keeps_best = self.config.checkpoint_every > 0 or self.step == self.config.steps
+      if self.best_rows and keeps_best:
         scores = [self.score(rows) for _, rows in self.parts]
         self.best_rows.update(self.step, {"state": self.state, "window": self.window}, scores)
-      else:
+      elif not self.best_rows:
         score = self.score()
-        is_best = self.config.checkpoint_every > 0 and is_better(score, self.best and self.best[1])
+        is_best = keeps_best and is_better(score, self.best and self.best[1])
     if is_best or _due(self.step, self.config.checkpoint_every, self.config):
       self.save(score)
 
