@@ -4,6 +4,7 @@
   python -m launch.bench --experiment=contrastive.simclr --width=16 --batch_size=64 --json=before.json
   python -m launch.bench --experiment=contrastive.simclr --width=16 --batch_size=64 --compare=before.json
   python -m launch.bench --experiment=rl.ppo,rl.a2c --seeds=8
+  python -m launch.bench --experiment=softmax_regression.py
   python -m launch.bench --experiment=all
 
 The flags of the experiment follow those of the benchmark; what is not given has the experiment's own default. Several
@@ -39,7 +40,9 @@ from mlnotes.record import check_writable, config_dict, to_json, write_atomicall
 class BenchConfig(BaseConfig):
   """The benchmark's own flags."""
 
-  experiment: tuple[str, ...] = field((), "<chapter>.<method>, several with commas, or all")
+  experiment: tuple[str, ...] = field(
+    (), "<chapter>.<method>, or a module or a .py file of one's own; several with commas, or all"
+  )
   measurements: int = field(20, "how many times are taken, for the median and the percentiles")
   seconds: float = field(0.2, "least duration of a measurement, > 0: short updates are timed many at a time")
   json: str = field("", "file for the figures")
@@ -69,13 +72,18 @@ def import_method(name: str) -> ModuleType:
   module = import_experiment(name)
   if not hasattr(module, "make"):
     raise InputError(f"--experiment={name} is a study, one computation without a training loop: expected a method.")
+  if not hasattr(module, "make_feeds"):
+    raise InputError(f"--experiment={name} has no make_feeds(config): expected it beside make(config).")
   return module
 
 
 def settings_class(name: str) -> type:
   """The flags of the benchmark and of the experiment as one config. Raises InputError as `import_method` does."""
   module = import_method(name)
-  merged = type("Settings", (BenchConfig, module.Config), {"__module__": __name__})
+  try:
+    merged = type("Settings", (BenchConfig, module.Config), {"__module__": __name__})
+  except TypeError as error:  # one's own flag with the name of one of the benchmark's
+    raise InputError(f"--experiment={name} cannot be measured: {error}") from error
   return dataclasses.dataclass(frozen=True, kw_only=True)(merged)
 
 

@@ -50,7 +50,7 @@ class Job:
 
   @property
   def command(self) -> list[str]:
-    return [sys.executable, "-m", f"experiments.{self.runs[0].experiment}", *self.flags]
+    return [sys.executable, *self.runs[0].program, *self.flags]
 
   @property
   def directories(self) -> list[Path]:

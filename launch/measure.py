@@ -61,7 +61,7 @@ def describe_machine() -> dict[str, Any]:
     "devices": jax.device_count(),
     "processor": _processor(),
     "cores": os.cpu_count(),
-    "versions": versions("jax", "jaxlib", "mlnotes"),
+    "versions": versions("jax", "jaxlib"),
   }
 
 

@@ -4,6 +4,7 @@ The page itself is `page.html`; this module gives it its data, thinned so that h
 """
 
 import base64
+import colorsys
 import html
 import io
 import itertools
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -25,7 +27,7 @@ _BYTES_PER_POINT = 21
 _POINTS = (24, 300)
 # A larger picture is made smaller, and of a large animation the first frame is shown.
 _LARGE_PICTURE = 300_000
-_PICTURE_SIDE = 900
+_PICTURE_SIDE = 1600
 _PICTURES_PER_GROUP = 8
 _TYPES = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
@@ -53,6 +55,12 @@ def embed_json(data: Any) -> str:
   return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+def colors(count: int) -> list[str]:
+  """#rrggbb of each row: neighbours far apart, readable on light and on dark."""
+  shades = (colorsys.hls_to_rgb((i * 137.508 + 210) % 360 / 360, (0.46, 0.36, 0.58)[i % 3], 0.7) for i in range(count))
+  return ["#" + "".join(f"{round(255 * part):02x}" for part in shade) for shade in shades]
+
+
 def page_data(
   groups: Sequence[Group], problems: Sequence[str], metric: str, mode: str, directory: Path, picture_bytes: int
 ) -> dict[str, Any]:
@@ -73,6 +81,9 @@ def page_data(
     "groups": [
       {
         "experiment": group.experiment,
+        "task": group.task,
+        "split": group.split,
+        "color": shade,
         "settings": to_json({n: group.settings[n] for n in settings[group.experiment][1] if n in group.settings}),
         "seeds": group.seeds,
         "steps": max(run.step for run in group.runs),
@@ -80,7 +91,7 @@ def page_data(
         "state": group.state,
         "wall": group.wall_seconds,
         "device": group.devices,
-        "final": {name: _digits(summary) for name, summary in group.final.items()},
+        "final": {name: [*_digits(figure[:2]), *figure[2:]] for name, figure in group.final.items()},
         "curves": {name: _thinned(curve, points) for name, curve in group.curves.items()},
         "runs": [
           {"path": str(run.directory), "link": _link(run.directory, directory), "command": run.command}
@@ -88,14 +99,15 @@ def page_data(
         ],
         "pictures": pictures[i],
       }
-      for i, group in enumerate(groups)
+      for i, (group, shade) in enumerate(zip(groups, colors(len(groups))))
     ],
   }
 
 
 def _link(target: Path, directory: Path) -> str:
-  """Relative, so that both can move together."""
-  return Path(os.path.relpath(target.resolve(), directory.resolve())).as_posix()
+  """Relative, so that both can move together. Whatever the names are, it is a path: never a scheme or a query."""
+  parts = Path(os.path.relpath(target.resolve(), directory.resolve())).parts
+  return "/".join([".", *(quote(os.fsencode(part), safe="") for part in parts)]) + "/"
 
 
 def _digits(values: Sequence[float]) -> list[float | None]:

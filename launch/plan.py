@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import import_experiment
+from experiments import command_of, import_experiment
 from mlnotes.data import DataError
 from mlnotes.errors import InputError
-from mlnotes.flags import config_fields, no_flag, parse, read
+from mlnotes.flags import config_fields, experiment_name, no_flag, parse, read
 from mlnotes.record import Record
 
 # A longer name is cut and ends in a hash; file systems allow 255 bytes.
@@ -33,13 +33,26 @@ Settings = Mapping[str, str]
 
 
 class Run(NamedTuple):
-  """`settings` are the flags that tell the run from the others, `fixed` those that all have."""
+  """`settings` are the flags that tell the run from the others, `fixed` those that all have.
+
+  `experiment` is what the run calls itself, `source` what --experiment called it where that is a file or a module.
+  """
 
   experiment: str
   settings: Settings
   fixed: tuple[str, ...]
   directory: Path
   config: Any
+  source: str = ""
+
+  @property
+  def module(self) -> ModuleType:
+    return import_experiment(self.source or self.experiment)
+
+  @property
+  def program(self) -> list[str]:
+    """What follows `python` on its command line, before the flags."""
+    return command_of(self.source or self.experiment)
 
   @property
   def flags(self) -> list[str]:
@@ -213,7 +226,7 @@ def make_runs(experiments: Sequence[str], fixed: str, settings: Sequence[Setting
   for experiment in experiments:
     config_class = load_experiment(experiment).Config
     try:
-      given = read(config_class, fixed_flags, f"experiments.{experiment}")
+      given = read(config_class, fixed_flags, experiment)
     except InputError as error:
       raise InputError(f"--fixed={fixed!r}: {error}") from error
     reserved = [name for name in RESERVED if name in given and given[name].present]
@@ -222,7 +235,7 @@ def make_runs(experiments: Sequence[str], fixed: str, settings: Sequence[Setting
         if name in RESERVED:
           raise InputError(f"--{name} is set by the sweep for every run: expected it to be left out.")
         if name not in given:
-          raise no_flag(f"experiments.{experiment}", name, given)
+          raise no_flag(experiment, name, given, command=" ".join(["python", *command_of(experiment)]))
         if given[name].present:
           raise InputError(f"--{name} is in --fixed and varied as well: expected one of the two.")
       run = _make_run(experiment, config_class, fixed_flags, point, workdir)
@@ -230,17 +243,18 @@ def make_runs(experiments: Sequence[str], fixed: str, settings: Sequence[Setting
   return list(runs.values())
 
 
-def _make_run(experiment, config_class, fixed_flags, point: Settings, workdir: Path) -> Run:
+def _make_run(source, config_class, fixed_flags, point: Settings, workdir: Path) -> Run:
+  experiment = experiment_name(config_class)
   arguments = [*fixed_flags, *(f"--{name}={text}" for name, text in point.items())]
-  values = read(config_class, arguments, f"experiments.{experiment}")
+  values = read(config_class, arguments, source)
   directory = workdir / experiment
   if point:
     directory /= name_run({name: values[name].value for name in point})
   values["workdir"].value, values["workdir"].using_default_value = str(directory), False
   try:
-    return Run(experiment, dict(point), fixed_flags, directory, parse(config_class, values))
+    return Run(experiment, dict(point), fixed_flags, directory, parse(config_class, values), source)
   except InputError as error:
-    raise InputError(f"{experiment}: {error}") from error
+    raise InputError(f"{source}: {error}") from error
 
 
 def check_makes(runs: Sequence[Run], data_is_here: bool = True) -> None:
@@ -258,10 +272,9 @@ def check_makes(runs: Sequence[Run], data_is_here: bool = True) -> None:
     if key in tried:
       continue
     tried.add(key)
-    module = load_experiment(run.experiment)
     try:
-      if hasattr(module, "make"):
-        module.make(run.config)
+      if hasattr(run.module, "make"):
+        run.module.make(run.config)
     except InputError as error:
       if isinstance(error, DataError) and not data_is_here:
         continue

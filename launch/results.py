@@ -5,7 +5,8 @@
 
 Work directories are found at any depth, finished or not. Runs that differ only in the seed make one row, with mean and
 sample standard deviation. Leaves in --out: index.html, which opens without a server or network, results.csv with every
-metric, results.md, comparison.png. The best row is that of the lowest or highest --metric.
+metric, results.md, comparison.png. The best row of a task (an environment, a data set) is that of the lowest or highest
+--metric among those that lost no seed.
 """
 
 import csv
@@ -18,12 +19,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launch.page import write_page
-from launch.runs import Curve, Group, choose_metric, find_mode, find_runs, group_runs, rank, split_settings
+from launch.page import colors, write_page
+from launch.runs import (
+  Curve,
+  Group,
+  by_task,
+  choose_best,
+  choose_metric,
+  find_mode,
+  find_runs,
+  group_runs,
+  rank,
+  split_settings,
+)
 from mlnotes.errors import InputError, nearest
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.plot import new_figure, save_figure
 from mlnotes.record import write_atomically
+from mlnotes.summary import format_summary
 
 # Beyond these a table or picture is no longer read.
 _METRICS_IN_MARKDOWN = 6
@@ -50,16 +63,18 @@ def by_experiment(groups: Iterable[Group]) -> dict[str, list[Group]]:
   return dict(sorted(found.items()))
 
 
+def sections(groups: Iterable[Group]) -> dict[str, list[Group]]:
+  """{heading: groups} of each experiment and task: rows that can be compared with one another."""
+  found = {}
+  for experiment, own in by_experiment(groups).items():
+    tasks = by_task(own)
+    for task, rows in tasks.items():
+      found[experiment if len(tasks) == 1 else f"{experiment} {task.partition(' ')[2]}"] = rows
+  return found
+
+
 def format_setting(value: Any) -> str:
   return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def format_mean(summary: tuple[float, float, int] | None) -> str:
-  """4 digits, and the spread where there are several seeds: 0.9123 ± 0.012."""
-  if summary is None:
-    return ""
-  mean, std, count = summary
-  return f"{mean:.4g} ± {std:.2g}" if count > 1 else f"{mean:.4g}"
 
 
 def describe_seeds(seeds: Sequence[int]) -> str:
@@ -80,11 +95,13 @@ def label(group: Group, differ: Iterable[str]) -> str:
 def to_csv(groups: Sequence[Group]) -> str:
   """One line per group: every differing setting and every metric."""
   settings = list(dict.fromkeys(n for own in by_experiment(groups).values() for n in split_settings(own)[1]))
+  if any("revision" in group.settings for group in groups):
+    settings = [*(name for name in settings if name != "revision"), "revision"]
   metrics = sorted({name for group in groups for name in group.final}, key=lambda n: (n.startswith("train/"), n))
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
-  figures = [f"{name} {what}" for name in metrics for what in ("mean", "std", "seeds")]
-  fixed = ["seeds", "steps", "state", "wall_seconds", "device"]
+  figures = [f"{name} {what}" for name in metrics for what in ("mean", "std", "finite seeds", "seeds")]
+  fixed = ["seeds", "steps", "state", "wall_seconds", "device", "judged on"]
   writer.writerow(["experiment", *settings, *fixed, *figures, "directories"])
   for group in groups:
     wall = group.wall_seconds
@@ -92,17 +109,22 @@ def to_csv(groups: Sequence[Group]) -> str:
       group.experiment,
       *(format_setting(group.settings[n]) if n in group.settings else "" for n in settings),
       describe_seeds(group.seeds), max(run.step for run in group.runs), group.state,
-      "" if wall is None else f"{wall:.1f}", group.devices,
-      *(value for name in metrics for value in group.final.get(name, ("", "", ""))),
+      "" if wall is None else f"{wall:.1f}", group.devices, group.split,
+      *(value for name in metrics for value in group.final.get(name, ("", "", "", ""))),
       "; ".join(str(run.directory) for run in group.runs),
     ])  # fmt: skip
-  return out.getvalue()
+  return printable(out.getvalue())
+
+
+def printable(text: str) -> str:
+  """`text` as UTF-8 can hold it: bytes in the name of a file that are none are written out."""
+  return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def to_markdown(groups: Sequence[Group], metric: str) -> str:
-  """A section for each experiment: what all of its runs share, then a row per group, best first."""
+  """A section for each experiment and task: a row per group, best first, then what all of them share."""
   parts = []
-  for experiment, own in by_experiment(groups).items():
+  for heading, own in sections(groups).items():
     sort_by = metric if any(metric in group.final for group in own) else choose_metric(own)[0]
     own = rank(own, sort_by, find_mode(own, sort_by)) if sort_by != metric else own
     shared, differ = split_settings(own)
@@ -112,15 +134,23 @@ def to_markdown(groups: Sequence[Group], metric: str) -> str:
     rows = [
       [
         *(format_setting(group.settings[n]) if n in group.settings else "" for n in differ),
-        *(format_mean(group.final.get(name)) for name in metrics),
+        *(format_summary(group.final[name]) if name in group.final else "" for name in metrics),
         describe_seeds(group.seeds), str(max(run.step for run in group.runs)),
         "" if group.wall_seconds is None else f"{group.wall_seconds:.0f}", group.devices, group.state,
       ]
       for group in own
     ]  # fmt: skip
     common = ", ".join(f"{name}={format_setting(value)}" for name, value in shared.items())
-    parts.append(f"## {_escape(experiment)}\n\n{_markdown_table(header, rows)}\n\nAll with {_escape(common)}.\n")
-  return "\n".join(parts)
+    chosen = f"Rows are ordered by {sort_by}{chosen_on(own)}. " if len(own) > 1 else ""
+    end = f"{_escape(chosen)}All with {_escape(common)}."
+    parts.append(f"## {_escape(heading)}\n\n{_markdown_table(header, rows)}\n\n{end}\n")
+  return printable("\n".join(parts))
+
+
+def chosen_on(groups: Sequence[Group]) -> str:
+  """`, chosen on the test split` where one of several rows is picked by figures that were measured there."""
+  splits = sorted({group.split for group in groups if group.split})
+  return f", chosen on the {' and '.join(splits)} split" if splits and len(groups) > 1 else ""
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -147,25 +177,29 @@ def find_curve(group: Group, metric: str) -> Curve | None:
 
 
 def draw_comparison(groups: Sequence[Group], metric: str, path: Path) -> None:
-  """A panel for each experiment: mean and band over the seeds against updates, a line for each of the best groups."""
-  panels = []
-  for experiment, own in by_experiment(groups).items():
+  """A panel for each experiment and task: mean and band over the seeds against updates, a line for each of the best.
+
+  A group has the colour that it has in the page.
+  """
+  panels, color = [], dict(zip(map(id, groups), colors(len(groups))))
+  for heading, own in sections(groups).items():
     name = metric if any(metric in group.final for group in own) else choose_metric(own)[0]
     best = rank(own, name, find_mode(own, name))
-    lines = [(label(group, split_settings(own)[1]) or experiment, find_curve(group, name)) for group in best]
-    lines = [(text, curve) for text, curve in lines if curve is not None and np.isfinite(curve.mean).any()]
+    differ = split_settings(own)[1]
+    lines = [(label(group, differ) or heading, find_curve(group, name), color[id(group)]) for group in best]
+    lines = [line for line in lines if line[1] is not None and np.isfinite(line[1].mean).any()]
     if lines:
-      panels.append((f"{experiment}: {name}", lines))
+      panels.append((f"{heading}: {name}", lines))
   if not panels:
     return
   columns = min(2, len(panels))
   rows = -(-len(panels) // columns)
   figure, axes = new_figure(rows, columns, width=7.0 * columns, height=4.2 * rows)
   for axis, (title, lines) in zip(axes.flat, panels):
-    for text, curve in lines[:_LINES_PER_PANEL]:
-      _draw_line(axis, curve, text)
+    for text, curve, shade in lines[:_LINES_PER_PANEL]:
+      _draw_line(axis, curve, text, shade)
     rest = len(lines) - _LINES_PER_PANEL
-    axis.set_title(title + (f" (best {_LINES_PER_PANEL} of {len(lines)})" if rest > 0 else ""))
+    axis.set_title(_no_mathematics(title) + (f" (best {_LINES_PER_PANEL} of {len(lines)})" if rest > 0 else ""))
     axis.set_xlabel("update")
     axis.legend(frameon=False, fontsize="small")
   for axis in axes.flat[len(panels) :]:
@@ -173,12 +207,16 @@ def draw_comparison(groups: Sequence[Group], metric: str, path: Path) -> None:
   save_figure(figure, path)
 
 
-def _draw_line(axis: Any, curve: Curve, text: str) -> None:
+def _no_mathematics(text: str) -> str:
+  return printable(text).replace("$", r"\$")
+
+
+def _draw_line(axis: Any, curve: Curve, text: str, color: str) -> None:
   steps, mean, std = curve.steps, curve.mean, curve.std
-  text = text.replace("$", r"\$")  # no mathematics
-  text = text if len(text) <= 60 else text[:57] + "..."
-  (line,) = axis.plot(steps, mean, "o-" if len(steps) < 3 else "-", markersize=3, linewidth=1.3, label=f" {text}")
-  axis.fill_between(steps, mean - std, mean + std, alpha=0.2, color=line.get_color(), linewidth=0)
+  text = _no_mathematics(text if len(text) <= 60 else text[:57] + "...")
+  style = "o-" if len(steps) < 3 else "-"
+  axis.plot(steps, mean, style, markersize=3, linewidth=1.3, color=color, label=f" {text}")
+  axis.fill_between(steps, mean - std, mean + std, alpha=0.2, color=color, linewidth=0)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -216,13 +254,16 @@ def main(config: Config, directories: Sequence[str]) -> int:
   found = write_results(directories, config)
   groups, metric = found["groups"], found["metric"]
   for problem in found["problems"]:
-    print(f"warning: {problem}", file=sys.stderr)
+    print(printable(f"warning: {problem}"), file=sys.stderr)
   print(to_markdown(groups, metric))
-  best = groups[0]
-  differ = split_settings([group for group in groups if group.experiment == best.experiment])[1]
-  if metric in best.final:
-    kind = {"min": "lowest", "max": "highest"}[found["mode"]]
-    print(f"{kind} {metric}: {format_mean(best.final[metric])}, {best.experiment} {label(best, differ)}")
+  best, tasks = choose_best(groups, metric, found["mode"]), by_task(groups)
+  for task, (group, name) in best.items():
+    mode = found["mode"] if name == metric else find_mode(tasks[task], name)
+    kind = {"min": "lowest", "max": "highest"}[mode]
+    differ = split_settings([g for g in tasks[task] if g.experiment == group.experiment])[1]
+    where = f" of {task}" if len(tasks) > 1 else ""
+    text = f"{group.experiment} {label(group, differ)}".strip()
+    print(printable(f"{kind} {name}{where}: {format_summary(group.final[name])}, {text}{chosen_on(tasks[task])}"))
   out = Path(config.out).expanduser()
   print(f"{sum(len(g.runs) for g in groups)} runs in {len(groups)} groups: open {out / 'index.html'}")
   return 0

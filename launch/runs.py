@@ -1,5 +1,6 @@
 """What many runs have left in their work directories; those that differ only in their seed are one group."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -10,14 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import import_experiment
+from mlnotes.data import DataConfig
 from mlnotes.errors import InputError
 from mlnotes.flags import config_fields
 from mlnotes.loop import LoopConfig
 from mlnotes.record import read_metrics
+from mlnotes.summary import Summary, order_key, over_seeds
 
 PICTURES = (".png", ".gif", ".jpg", ".jpeg")
 # Metrics that are better the lower they are, for experiments whose result card does not say.
 _LOWER_IS_BETTER = ("loss", "error", "bits_per_dim", "distance", "divergence", "perplexity", "regret", "gap")
+
+# Settings that say what is to be learned: figures for different values of one of them are not compared.
+_TASK = ("env", "tasks", "dataset", "train_split", "test_split", "ways", "shots")
+_MOST_SEEDS = 2**16  # as many as a run can have
 
 
 class Curve(NamedTuple):
@@ -49,7 +57,8 @@ class Run:
   """One work directory.
 
   `final` holds per metric one value per seed: of the result card, or the last that was logged; training metrics are
-  called train/<name>. `best` is (metric, "min" or "max") where the card says it.
+  called train/<name>. `best` is (metric, "min" or "max") where the card says it, `split` the part of the data that it
+  was measured on, `revision` the commit of the code, with a + where files had been changed; "" where these are unknown.
   """
 
   directory: Path
@@ -64,6 +73,8 @@ class Run:
   command: str
   pictures: Sequence[Path]
   best: tuple[str, str] | None
+  split: str = ""
+  revision: str = ""
 
   @property
   def seeds(self) -> list[int]:
@@ -72,9 +83,13 @@ class Run:
 
 
 @functools.cache
-def free_settings() -> frozenset[str]:
-  """Settings that change no number of a run, and those that say which seeds it has."""
-  return frozenset(item.name for item, _, info in config_fields(LoopConfig) if info.get("free")) | {"seed", "seeds"}
+def free_settings(experiment: str) -> frozenset[str]:
+  """Settings of an experiment that change no number of a run, and those that say which seeds it has."""
+  classes = [LoopConfig, DataConfig]
+  with contextlib.suppress(InputError):  # of one that is not here: what all have in common must do
+    classes.append(import_experiment(experiment).Config)
+  free = {item.name for known in classes for item, _, info in config_fields(known) if info.get("free") is True}
+  return frozenset(free | {"seed", "seeds"})
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -126,29 +141,49 @@ def read_run(directory: Path, problems: list[str]) -> Run:
     experiment, config = saved["experiment"], saved["config"]
     if not isinstance(experiment, str) or not isinstance(config, dict):
       raise ValueError("other types than expected")
-    if not all(isinstance(config.get(name, 1), int) for name in ("seed", "seeds")):
+    if not all(type(config.get(name, 1)) is int for name in ("seed", "seeds")):
       raise ValueError("seeds that are no numbers")
+    if not 1 <= config.get("seeds", 1) <= _MOST_SEEDS:
+      raise ValueError(f"{config['seeds']} seeds")
   except (OSError, ValueError, KeyError) as error:
     raise InputError(f"{directory / 'config.json'} is not that of a run ({_reason(error)}): skipped.") from error
   curves, step = _read_curves(directory, problems)
   card = _read_card(directory, problems)
-  timing = card.get("timing")
-  best = (card["best_metric"], card["best_mode"]) if "best_metric" in card and "best_mode" in card else None
-  folders = [directory, *sorted(d for d in directory.glob("seed_*") if d.is_dir())]
+  best = (_text(card, "best_metric"), _text(card, "best_mode"))
+  revision = _text(card, "revision")[:10]
   return Run(
     directory=directory,
     experiment=experiment,
     config=config,
     finished=bool(card.get("finished")),
-    step=int(card.get("steps") or step),
+    step=int(_number(card.get("steps")) or step),
     final=_final_values(curves, card, directory, problems),
     curves=curves,
-    wall_seconds=timing.get("wall_seconds") if isinstance(timing, dict) else None,
-    device=str(card.get("device", "")),
-    command=str(card.get("command", "")),
-    pictures=[p for d in folders for p in sorted(d.iterdir()) if p.suffix.lower() in PICTURES and p.is_file()],
-    best=best,
+    wall_seconds=_number(card["timing"].get("wall_seconds")) if isinstance(card.get("timing"), dict) else None,
+    device=_text(card, "device"),
+    command=_text(card, "command"),
+    pictures=_find_pictures(directory),
+    best=best if best[0] and best[1] in ("min", "max") else None,
+    split=_text(card, "best_split"),
+    revision=revision + ("+" if revision and card.get("clean") is False else ""),
   )
+
+
+def _text(card: Mapping[str, Any], name: str) -> str:
+  return card[name] if isinstance(card.get(name), str) else ""
+
+
+def _number(value: Any) -> float | None:
+  real = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return float(value) if real and abs(value) < 1e300 else None
+
+
+def _find_pictures(directory: Path) -> list[Path]:
+  folders = [directory, *sorted(d for d in directory.glob("seed_*") if d.is_dir())]
+  try:
+    return [p for d in folders for p in sorted(d.iterdir()) if p.suffix.lower() in PICTURES and p.is_file()]
+  except OSError:
+    return []
 
 
 def _reason(error: Exception) -> str:
@@ -169,14 +204,17 @@ def _read_card(directory: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _final_values(curves, card, directory, problems) -> dict[str, list[float]]:
+  """One value per seed, NaN for one that diverged."""
   final = {}
   for name, curve in curves.items():
     split, _, metric = name.partition("/")
-    final[metric if split == "eval" else name] = [row[np.isfinite(row)][-1:].tolist() for row in curve.values]
-  final = {name: [value for seed in rows for value in seed] for name, rows in final.items()}
+    if split == "eval":
+      final[metric] = curve.values[:, -1].tolist()
+    else:  # not every update has one, such as the return of the episodes that ended in it
+      final[name] = [next(iter(row[np.isfinite(row)][::-1].tolist()), np.nan) for row in curve.values]
   try:
-    for name, summary in (card.get("metrics") or {}).items():
-      final[name] = [float(v) for v in summary["seeds"] if v is not None]
+    for name, figure in (card.get("metrics") or {}).items():
+      final[name] = [np.nan if v is None else float(v) for v in figure["seeds"]]
   except (AttributeError, KeyError, TypeError, ValueError):
     problems.append(f"{directory / 'result.json'} holds no figures that can be read: those of metrics.jsonl count.")
   return {name: values for name, values in final.items() if values}
@@ -190,7 +228,7 @@ def _read_curves(directory: Path, problems: list[str]) -> tuple[dict[str, Curve]
     points: dict[str, list[tuple[int, list[float]]]] = {}
     for line in lines:
       for name, value in line.items():
-        if name.startswith(("train/", "eval/")) and name.count("/") == 1 and value is not None:
+        if name.startswith(("train/", "eval/")) and name.count("/") == 1:
           values = line.get(f"{name}/seeds") or [value]
           points.setdefault(name, []).append((int(line["step"]), [np.nan if v is None else float(v) for v in values]))
     curves = {
@@ -225,16 +263,25 @@ class Group:
     return sorted(seed for run in self.runs for seed in run.seeds)
 
   @functools.cached_property
-  def final(self) -> dict[str, tuple[float, float, int]]:
-    """{metric: (mean, sample standard deviation, number of seeds)}, of the finished runs where there are any."""
+  def final(self) -> dict[str, Summary]:
+    """Of the finished runs where there are any."""
     counted = [run for run in self.runs if run.finished] or self.runs
     values: dict[str, list[float]] = {}
     for run in counted:
       for name, found in run.final.items():
         values.setdefault(name, []).extend(found)
-    # Of equal numbers the computed deviation need not be 0.
-    spread = lambda v: float(np.std(v, ddof=1)) if len(set(v)) > 1 else 0.0
-    return {name: (float(np.mean(v)), spread(v), len(v)) for name, v in values.items()}
+    return {name: over_seeds(found) for name, found in values.items()}
+
+  @property
+  def task(self) -> str:
+    """What was to be learned: figures of different tasks are not compared."""
+    chapter = self.experiment.partition(".")[0]
+    return " ".join([chapter, *(f"{name}={self.settings[name]}" for name in _TASK if name in self.settings)])
+
+  @property
+  def split(self) -> str:
+    """The part of the data that the runs were judged on; "" where it is unknown or not the same."""
+    return self.runs[0].split if len({run.split for run in self.runs}) == 1 else ""
 
   @functools.cached_property
   def curves(self) -> dict[str, Curve]:
@@ -275,23 +322,41 @@ def join_curves(curves: Sequence[Curve]) -> Curve:
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
-  """(groups, one sentence about each run that repeats the seeds of another). Of two such runs the longer one counts."""
+  """(groups, one sentence about each run that repeats the seeds of another). Of two such runs the longer one counts.
+
+  Runs of different revisions of the code are different groups. Where a revision is known, it is among the settings.
+  """
   found: dict[str, list[Run]] = {}
   for run in runs:
-    settings = {name: value for name, value in run.config.items() if name not in free_settings()}
+    free = free_settings(run.experiment)
+    settings = {name: value for name, value in run.config.items() if name not in free}
     found.setdefault(json.dumps([run.experiment, settings], sort_keys=True), []).append(run)
   groups, problems = [], []
-  for key, members in found.items():
+  for key, alike in found.items():
     experiment, settings = json.loads(key)
-    kept: list[Run] = []
-    for run in sorted(members, key=lambda run: (not run.finished, -run.step)):
-      twice = [other for other in kept if set(other.seeds) & set(run.seeds)]
-      if twice:
-        problems.append(f"{run.directory} repeats seeds of {twice[0].directory}: left out.")
-      else:
-        kept.append(run)
-    groups.append(Group(experiment, settings, sorted(kept, key=lambda run: run.seeds)))
+    revisions = sorted({run.revision for run in alike if run.revision})
+    # A run on its way has no card yet: it belongs to the others where these are of one revision.
+    own = lambda run: run.revision or (revisions[0] if len(revisions) == 1 else "")  # noqa: B023
+    for revision in sorted({own(run) for run in alike}):
+      members = [run for run in alike if own(run) == revision]
+      kept: list[Run] = []
+      for run in sorted(members, key=lambda run: (not run.finished, -run.step)):
+        twice = [other for other in kept if set(other.seeds) & set(run.seeds)]
+        if twice:
+          problems.append(f"{run.directory} repeats seeds of {twice[0].directory}: left out.")
+        else:
+          kept.append(run)
+      named = {**settings, "revision": revision} if revision else settings
+      groups.append(Group(experiment, named, sorted(kept, key=lambda run: run.seeds)))
   return groups, problems
+
+
+def by_task(groups: Iterable[Group]) -> dict[str, list[Group]]:
+  """The groups of each task, in their order."""
+  found: dict[str, list[Group]] = {}
+  for group in groups:
+    found.setdefault(group.task, []).append(group)
+  return found
 
 
 def split_settings(groups: Sequence[Group]) -> tuple[dict[str, Any], list[str]]:
@@ -329,12 +394,19 @@ def find_mode(groups: Sequence[Group], metric: str) -> str:
 
 
 def rank(groups: Iterable[Group], metric: str, mode: str) -> list[Group]:
-  """Best first, of equals the finished and the one with more seeds; without the metric, or with NaN, last."""
-  sign = 1 if mode == "min" else -1
+  """Best first, of equals the finished and the one with more seeds; what lost seeds after all that have lost none.
 
-  def key(group: Group):
-    mean = group.final.get(metric, (np.nan,))[0]
-    known = bool(np.isfinite(mean))
-    return (not known, sign * mean if known else 0.0, not group.finished, -len(group.seeds))
+  Without the metric, or where no seed is finite: last.
+  """
+  return sorted(groups, key=lambda g: (*order_key(g.final.get(metric), mode), not g.finished, -len(g.seeds)))
 
-  return sorted(groups, key=key)
+
+def choose_best(groups: Iterable[Group], metric: str, mode: str) -> dict[str, tuple[Group, str]]:
+  """{task: (its best group, the metric that says so)}: `metric`, or what that task's runs were judged by."""
+  found = {}
+  for task, own in by_task(groups).items():
+    name = metric if any(metric in group.final for group in own) else choose_metric(own)[0]
+    first = rank(own, name, mode if name == metric else find_mode(own, name))[0]
+    if name in first.final and first.final[name].finite:
+      found[task] = (first, name)
+  return found

@@ -8,7 +8,6 @@ of the program, is told from one of 0.1. The report of such runs is that of the 
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 
 from launch.plan import Run, fields_of
 from mlnotes.data import StreamFeed
-from mlnotes.experiment import is_hparam
+from mlnotes.experiment import is_hparam, root_key
 from mlnotes.loop import LoopConfig
 from mlnotes.program import Program, make_mesh
 
@@ -42,7 +41,7 @@ class _Facts(NamedTuple):
 
 def _examine(run: Run, config: Any) -> _Facts | None:
   """The program of a config, its first state without the hyper-parameters, and those; None where data is streamed."""
-  module = importlib.import_module(f"experiments.{run.experiment}")
+  module = run.module
   feeds = module.make_feeds(config)
   if isinstance(feeds.train, StreamFeed):
     return None
@@ -53,7 +52,7 @@ def _examine(run: Run, config: Any) -> _Facts | None:
     found, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in found if is_hparam(path) == hparams}
 
-  key = jax.random.key(config.seed)
+  key = root_key(config.seed)
   start = jax.jit(leaves, static_argnums=1).lower(key, False).as_text()
   held = jax.jit(leaves, static_argnums=1)(key, True)
   digest = lambda text: hashlib.sha256(text.encode()).hexdigest()
@@ -97,7 +96,7 @@ def _find_held(runs: Sequence[Run], fields: Sequence[str]) -> dict[str, list[str
 
 def _shape(run: Run) -> str:
   """The same text for runs whose programs may be the same: all settings but seeds and real numbers."""
-  module = importlib.import_module(f"experiments.{run.experiment}")
+  module = run.module
   if not (isinstance(run.config, LoopConfig) and hasattr(module, "make") and hasattr(module, "make_feeds")):
     return str(run.directory)
   fixed = {name: v for name, v in fields_of(run).items() if name != "seed" and not isinstance(v, float)}
@@ -149,9 +148,7 @@ def rows_text(group: Group) -> tuple[str, str]:
       "workdir": str(run.directory.absolute()),
       "settings": {name: getattr(run.config, name) for name in names},
       "state": state,
-      "command": shlex.join(
-        ["python", "-m", f"experiments.{run.experiment}", *run.flags, f"--workdir={run.directory}"]
-      ),
+      "command": shlex.join(["python", *run.program, *run.flags, f"--workdir={run.directory}"]),
     }
     for run, state in zip(group.runs, group.state)
   ]

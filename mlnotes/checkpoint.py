@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.errors import InputError
+from mlnotes.summary import Score
 
 
 def _is_key(leaf) -> bool:
@@ -26,7 +27,15 @@ def keys_to_data(tree: Any) -> Any:
 
 def data_to_keys(tree: Any, like: Any) -> Any:
   """The inverse of `keys_to_data`; `like` tells where the keys were."""
-  return jax.tree.map(lambda x, leaf: jax.random.wrap_key_data(x) if _is_key(leaf) else x, tree, like)
+  wrap = lambda x, leaf: jax.random.wrap_key_data(x, impl=_generator(leaf)) if _is_key(leaf) else x
+  return jax.tree.map(wrap, tree, like)
+
+
+def _generator(leaf: Any) -> Any:
+  """The generator of a key, or of a ShapeDtypeStruct of one."""
+  found = []
+  jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+  return found[0]
 
 
 @jax.jit
@@ -35,12 +44,18 @@ def _copy(tree: Any) -> Any:
 
 
 # A number, because Orbax warns at every checkpoint without a metric.
-_NO_SCORE = sys.float_info.max
+_NO_SCORE, _MANY = sys.float_info.max, 2**31
 
 
-def _rank(metrics: Mapping[str, float]) -> float:
+def _rank(metrics: Mapping[str, Any]) -> tuple[int, float]:
   """Orbax keeps what ranks highest."""
-  return -metrics["score"]
+  return (-metrics.get("lost", 0), -metrics["score"])
+
+
+def _as_metrics(score: Score | None) -> dict[str, Any]:
+  if score is None or not np.isfinite(score.value):
+    return {"score": _NO_SCORE, "lost": _MANY}
+  return {"score": float(score.value), "lost": int(score.lost)}
 
 
 class Checkpoints:
@@ -84,7 +99,14 @@ class Checkpoints:
     """The checkpoint with the lowest score; the last one where none has a score."""
     return self._manager.best_step()
 
-  def save(self, step: int, state: Any, metadata: Mapping[str, Any], score: float | None) -> None:
+  def best_score(self) -> Score | None:
+    """Of the best checkpoint; None where none has a score."""
+    step = self.best_step()
+    found = (None if step is None else self._manager.metrics(step)) or {}
+    scored = found.get("score", _NO_SCORE) != _NO_SCORE
+    return Score(int(found.get("lost", 0)), found["score"]) if scored else None
+
+  def save(self, step: int, state: Any, metadata: Mapping[str, Any], score: Score | None) -> None:
     """Starts saving; the caller may donate `state` as soon as this returns. No `score`: kept only while it is last."""
     # A copy on the device: the next update overwrites the buffers of a donated state while they are being written.
     state = _copy(state)
@@ -95,7 +117,7 @@ class Checkpoints:
     self._manager.save(
       step,
       args=self._args.Composite(state=self._args.StandardSave(state), metadata=self._args.JsonSave(dict(metadata))),
-      metrics={"score": float(score) if score is not None and np.isfinite(score) else _NO_SCORE},
+      metrics=_as_metrics(score),
       force=True,
     )
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from jaxtyping import Array, Int, Key, Num
 
 # A NamedTuple of arrays with at least `step` (int32 scalar: updates done) and `key` (typed key: the constant root).
@@ -42,6 +42,8 @@ class Experiment(NamedTuple):
   embed:    (State, batch) -> arrays with a leading batch axis; None where examples are judged alone. For what is judged
             against other examples, such as by nearest neighbours: before each evaluation it runs over the batches of
             `feeds.reference`, and `evaluate` gets the results joined along that axis as `reference`.
+  model:    (State) -> what was trained, as a function of its inputs with the parameters that are evaluated (averaged
+            ones where these are); what `mlnotes.load_run` gives. None: the state is all there is.
   """
 
   init: Callable[[Key[Array, ""], Batch], State]
@@ -49,6 +51,17 @@ class Experiment(NamedTuple):
   evaluate: Callable[..., Mapping[str, Mean]]
   report: Callable[[State, Path], Mapping[str, float] | None]
   embed: Callable[[State, Batch], Any] | None = None
+  model: Callable[[State], Any] | None = None
+
+
+# Named, for the numbers of a seed must not hang on JAX_DEFAULT_PRNG_IMPL. Of this one, alone among JAX's, the numbers
+# of a key are the same under vmap.
+PRNG_IMPL = "threefry2x32"
+
+
+def root_key(seed: int | np.integer | Int[Array, ""]) -> Key[Array, ""]:
+  """The key of a seed, by the generator of every experiment."""
+  return jax.random.key(seed, impl=PRNG_IMPL)
 
 
 def stream(name: str) -> int:
@@ -76,16 +89,35 @@ def is_hparam(path: tuple, _: Any = None) -> bool:
   return any(getattr(entry, "name", None) in ("hparams", "hyperparams") for entry in path)
 
 
-def set_hparams(state: State, **values: Num[Array, "..."] | float) -> State:
+def set_hparams(
+  state: State, values: Mapping[str, Num[Array, "..."] | float] = {}, /, **more: Num[Array, "..."] | float
+) -> State:
   """`state` with other values of its numeric hyper-parameters (`state.hparams`, injected optimizer settings).
 
-  Shapes and dtypes stay, so nothing recompiles. Raises KeyError for a name that the state does not hold.
+  Each is named by its last word (`learning_rate`) where the state has one of that name alone, or by its path as
+  `hparam_paths` spells it: `set_hparams(state, {".hparams['momentum']": 0.9}, learning_rate=0.1)`.
+
+  Shapes and dtypes stay, so nothing recompiles. Raises KeyError for a name that the state does not hold, and for one
+  that it holds in several places, with their paths.
   """
-  for name, value in values.items():
-    found = optax.tree.get_all_with_path(state, name, filtering=is_hparam)
-    if not found:
-      raise KeyError(f"hyper-parameter {name!r} is not in this state")
-    like = found[0][1]
-    new = jnp.broadcast_to(jnp.asarray(value, like.dtype), like.shape)
-    state = optax.tree.set(state, is_hparam, **{name: new})
-  return state
+  paths = hparam_paths(state)
+  wanted = {}
+  for name, value in {**values, **more}.items():
+    places = [path for path, last in paths.items() if name in (path, last)]
+    if len(places) != 1:
+      known = f"several have that name ({', '.join(places)})" if places else f"expected one of {', '.join(paths)}"
+      raise KeyError(f"hyper-parameter {name!r} is {'ambiguous' if places else 'not in this state'}: {known}")
+    wanted[places[0]] = value
+
+  def replace(path, leaf):
+    name = jax.tree_util.keystr(path)
+    return jnp.broadcast_to(jnp.asarray(wanted[name], leaf.dtype), leaf.shape) if name in wanted else leaf
+
+  return jax.tree_util.tree_map_with_path(replace, state)
+
+
+def hparam_paths(state: State) -> dict[str, str]:
+  """{path: last word of it} of the numeric hyper-parameters of a state: {".hparams['discount']": "discount", ..}."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+  last = lambda entry: str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+  return {jax.tree_util.keystr(path): last(path[-1]) for path, _ in leaves if is_hparam(path)}

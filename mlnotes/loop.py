@@ -1,7 +1,7 @@
 """The one training loop: logging, evaluation, checkpoints, exact resume, clean stops, the result card.
 
     def main(config: Config) -> int:
-      return train("diffusion.ddpm", make(config), make_feeds(config), config)
+      return train(make(config), make_feeds(config), config)
 
 Run the same command again and it goes on where it stopped, or says that it is finished.
 """
@@ -30,13 +30,14 @@ from mlnotes.cache import cache_directory
 from mlnotes.checkpoint import Checkpoints
 from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment
-from mlnotes.flags import BaseConfig, field, require
+from mlnotes.flags import BaseConfig, experiment_name, field, require
 from mlnotes.plot import plain_style, plot_curves
-from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_means
+from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_finite, window_means
 from mlnotes.progress import Progress, take_warnings, warn
 from mlnotes.record import Record, config_dict, print_metrics, read_metrics, summarize
-from mlnotes.rows import RowsRecord
+from mlnotes.rows import BestRows, RowsRecord
 from mlnotes.start_from import learned_state
+from mlnotes.summary import Score, format_summary, is_better, make_score, over_seeds
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.EIO)
 # A dispatch runs as many updates as fit into about this many seconds, so that a signal is answered soon.
@@ -63,11 +64,14 @@ class LoopConfig(BaseConfig):
   precision: Literal["float32", "bfloat16"] = field("float32", "arithmetic of the network; parameters are float32")
   log_every: int = field(50, "updates between two lines of metrics, which are means over them")
   eval_every: int = field(500, "updates between two evaluations; 0: only at the end")
-  checkpoint_every: int = field(500, "updates between two checkpoints; 0: only at the end", free=True)
+  checkpoint_every: int = field(
+    500, "updates between two checkpoints, beside those of a new best; 0: only at the end", free=True
+  )
   devices: int = field(0, "how many of the local devices to use; 0: all", free=True)
   fsdp: int = field(1, "spread the large arrays of the state over groups of this many devices; 1: not", free=True)
   report_seeds: int = field(3, "how many of the seeds get pictures and final figures of their own", free="report")
   tensorboard: bool = field(True, "write TensorBoard events beside metrics.jsonl", free=True)
+  wandb: str = field("", "project of Weights & Biases to send the metrics to as well; empty: none", free=True)
 
   def __post_init__(self):
     super().__post_init__()
@@ -171,6 +175,9 @@ class _Run:
     self.step_seconds: list[float] = []
     self.evaluation: Mapping[str, np.ndarray] = {}
     self.started_from: Mapping[str, Any] | None = None
+    self.best: tuple[int, Score] | None = None
+    # Several runs keep the best state of each; they have the last one of all in common.
+    self.best_rows = BestRows(len(self.parts)) if record.config.rows else None
 
   @contextlib.contextmanager
   def compiling(self, what: str) -> Iterator[None]:
@@ -193,13 +200,19 @@ class _Run:
         self.state, self.window = self.record.place(self.program.init()), self.program.empty_window()
       if self.config.start_from:
         self._start_from()
+      if self.best_rows:
+        self.best_rows.start({"state": self.state, "window": self.window})
     else:
       like = {"state": self.program.abstract_state, "window": self.program.abstract_window}
-      restored, metadata = self.checkpoints.restore(latest, like)
+      restored, metadata = self.checkpoints.restore(latest, like | ({"best": like} if self.best_rows else {}))
       self.step, self.state, self.window = latest, restored["state"], restored["window"]
       self.saved_step = latest
       self.started_from = metadata.get("started_from")
       self._check_data(metadata.get("data"))
+      if self.best_rows:
+        self.best_rows.resume(restored["best"], metadata["best"])
+      elif (score := self.checkpoints.best_score()) is not None:
+        self.best = (self.checkpoints.best_step(), score)
       self.progress.say(f"resumed from step {latest}")
     if self.program.streamed:
       self.program.feeds.train.seek(self.step)  # as in resident data, the step is the position
@@ -229,34 +242,40 @@ class _Run:
     """`count` updates; then what is due after them."""
     start = time.perf_counter()
     self.state, self.window = jax.block_until_ready(self.program.update(self.state, self.window, count))
-    self.checkpoints.check()
     self.step_seconds.append((time.perf_counter() - start) / count)
+    self.checkpoints.check()
     self.step += count
     if _due(self.step, self.config.log_every, self.config):
       self._log()
     else:
-      self._check_finite(window_means(self.window))
+      self._check_finite(window_finite(self.window))
       self.progress.update(self.step, {}, self.step_seconds[-1])
-    score = None
+    score, is_best = None, False
     if _due(self.step, self.config.eval_every, self.config):
       self.evaluate()
-      score = self.score()
-    if _due(self.step, self.config.checkpoint_every, self.config):
+      keeps_best = self.config.checkpoint_every > 0 or self.step == self.config.steps
+      if self.best_rows and keeps_best:
+        scores = [self.score(rows) for _, rows in self.parts]
+        self.best_rows.update(self.step, {"state": self.state, "window": self.window}, scores)
+      elif not self.best_rows:
+        score = self.score()
+        is_best = keeps_best and is_better(score, self.best and self.best[1])
+    if is_best or _due(self.step, self.config.checkpoint_every, self.config):
       self.save(score)
 
   def _log(self) -> None:
     means = window_means(self.window)
-    self._check_finite(means)
+    self._check_finite(window_finite(self.window))
     for record, rows in self.parts:
       record.log(self.step, "train", window_means(self.window, rows))
     self.window = self.program.empty_window()
     self.progress.update(self.step, means, self.step_seconds[-1])
     self.record.log_events(self.step, {"timing/step_seconds": self.step_seconds[-1]})
 
-  def _check_finite(self, means: Mapping[str, np.ndarray]) -> None:
-    finite = np.logical_and.reduce([np.isfinite(v) for v in means.values()]) if means else np.array(True)
-    if not np.any(finite):
-      bad = sorted(name for name, value in means.items() if not np.any(np.isfinite(value)))
+  def _check_finite(self, finite: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError where every seed has something that is not finite."""
+    if finite and not np.any(np.logical_and.reduce(list(finite.values()))):
+      bad = sorted(name for name, seeds in finite.items() if not np.all(seeds))
       self.checkpoints.wait()
       where = f"in {self.record.directory}"
       kept = f"the state of step {self.saved_step} is {where}" if self.saved_step else f"no state is saved {where}"
@@ -265,11 +284,17 @@ class _Run:
         "--learning_rate or --clip_norm=1."
       )
 
-  def score(self) -> float | None:
-    """The best metric of the last evaluation, mean over the seeds, with the sign that makes lower better."""
-    return (
-      self.sign * float(np.mean(self.evaluation[self.best_metric])) if self.best_metric in self.evaluation else None
-    )
+  def score(self, rows: Any = ...) -> Score | None:
+    """What the last evaluation says of the seeds, or of some of them; None where none is finite."""
+    return make_score(self.evaluation[self.best_metric][rows], "min" if self.sign > 0 else "max")
+
+  def best_of(self, record: Record) -> dict[str, Any] | None:
+    """The best checkpoint of a run for its result card."""
+    if self.best_rows:
+      (found,) = [found for found, (own, _) in zip(self.best_rows.found, self.parts) if own is record]
+    else:
+      found = self.best and [self.best[0], *self.best[1]]
+    return found and {"step": found[0], "value": self.sign * found[2], "lost_seeds": found[1]}
 
   def measure(self) -> None:
     """Evaluates the state."""
@@ -284,16 +309,21 @@ class _Run:
       record.log(self.step, "eval", {name: np.asarray(value[rows]) for name, value in self.evaluation.items()})
     self.progress.say(f"step {self.step}: evaluation {_brief(self.evaluation)}")
 
-  def save(self, score: float | None = None) -> None:
+  def save(self, score: Score | None = None) -> None:
     """Saves the state unless no seed's parameters are finite."""
     if self.saved_step == self.step:
       return
     if not np.any(self.finite()):
-      self._check_finite({"params": np.array(np.nan)})
+      self._check_finite({"params": np.array(False)})
     for record, _ in self.parts:
       record.sync()
-    self.checkpoints.save(self.step, {"state": self.state, "window": self.window}, self._metadata(self.config), score)
+    tree, metadata = {"state": self.state, "window": self.window}, self._metadata(self.config)
+    if self.best_rows:
+      tree, metadata = tree | {"best": self.best_rows.tree}, metadata | {"best": self.best_rows.found}
+    self.checkpoints.save(self.step, tree, metadata, score)
     self.saved_step = self.step
+    if is_better(score, self.best and self.best[1]):
+      self.best = (self.step, score)
 
   def _metadata(self, config: LoopConfig) -> dict[str, Any]:
     return {"config": config_dict(config), "data": self.program.feeds.fingerprint, "started_from": self.started_from}
@@ -304,24 +334,28 @@ class _Run:
     return all_finite(params, self.program.num_seeds > 1) if jax.tree.leaves(params) else np.array(True)
 
   def hand_over(self) -> list[tuple[Record, Any]]:
-    """Saves the last state of each of several runs in its own work directory; returns those whose state is finite."""
+    """Saves the last state of each of several runs in its own work directory, and its best.
+
+    Returns those whose last state is finite.
+    """
     finite = self.finite()
     parts = [(record, rows) for record, rows in self.parts if np.any(finite[rows] if finite.ndim else finite)]
     for record, rows in parts:
       checkpoints = Checkpoints(record.directory / "checkpoints")
+      metadata, there = self._metadata(record.config), checkpoints.latest_step()  # of an earlier report
+      best = self.best_rows.found[self.parts.index((record, rows))] if self.best_rows else None
+      if best and best[0] < self.step and there is None:
+        checkpoints.save(best[0], take_rows(self.best_rows.tree, rows), metadata, Score(*best[1:]))
       own = {"state": take_rows(self.state, rows), "window": take_rows(self.window, rows)}
-      checkpoints.save(self.step, own, self._metadata(record.config), None)
+      if there != self.step:
+        checkpoints.save(self.step, own, metadata, self.score(rows) if self.evaluation else None)
       checkpoints.wait()
       checkpoints.close()
     return parts
 
 
 def _brief(values: Mapping[str, Any]) -> str:
-  def one(value):
-    s = summarize(value)
-    return f"{s['mean']:.4g}" + (f" ± {s['std']:.2g}" if np.ndim(value) else "")
-
-  return "  ".join(f"{name} {one(value)}" for name, value in values.items())
+  return "  ".join(f"{name} {format_summary(over_seeds(value))}" for name, value in values.items())
 
 
 def peak_memory_bytes(device: jax.Device) -> int:
@@ -332,19 +366,20 @@ def peak_memory_bytes(device: jax.Device) -> int:
 
 
 def train(
-  name: str,
   experiment: Experiment,
   feeds: Feeds,
   config: LoopConfig,
   *,
+  name: str = "",
   best_metric: str = "loss",
   best_mode: Literal["min", "max"] = "min",
 ) -> int:
   """Trains to `config.steps` updates in the work directory, resuming what is there; returns the exit code.
 
   Args:
-    name: "<chapter>.<method>".
-    best_metric: the evaluation metric whose best checkpoint is kept beside the last one.
+    name: "<chapter>.<method>"; empty: that of the module that defines the config.
+    best_metric: the evaluation metric whose best checkpoint is kept beside the last one. An evaluation that is better
+      than all before it saves its state, whether a checkpoint is due or not.
 
   Returns:
     0 when finished, 128 + n when stopped by signal n (the state is saved).
@@ -353,7 +388,9 @@ def train(
     InputError: a work directory of another run, one that cannot be written, a corrupt checkpoint, a loss that is
       not finite. What was saved before stays.
   """
+  name = name or experiment_name(type(config))
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
+  make_mesh(config.devices, config.fsdp)  # before there is a directory, what the machine lacks is said
   writes = jax.process_index() == 0
   options = {"writes": writes, "tensorboard": config.tensorboard}
   record = RowsRecord(name, config, **options) if config.rows else Record(workdir, name, config, **options)
@@ -415,6 +452,9 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   enable_compilation_cache()
   directory = record.directory
   program = Program(experiment, feeds, record.seeds, make_mesh(config.devices, config.fsdp))
+  if best_metric not in program.evaluation_names:
+    found = ", ".join(program.evaluation_names) or "none"
+    raise InputError(f"{record.experiment}: best_metric is {best_metric!r}: expected one that is evaluated ({found}).")
   require(not (config.rows and program.streamed), "rows", config.rows, "data that stays on the device")
   require(not config.rows or jax.process_count() == 1, "rows", config.rows, "a single process")
   examples = config.units_per_update * config.seeds
@@ -468,7 +508,7 @@ def _finish(run: _Run, parts: Sequence[tuple[Record, Any]], experiment: Experime
     return
   cards = []
   for record, rows in parts:
-    cards.append(_training_card(run, record, rows, finite[rows] if finite.ndim else finite, started))
+    cards.append(_training_card(run, record, rows, np.asarray(finite[rows] if finite.ndim else finite), started))
     record.write_result(**cards[-1], reported=False)
   for (record, _), state, card in zip(parts, states, cards):
     start = time.perf_counter()
@@ -481,6 +521,9 @@ def _finish(run: _Run, parts: Sequence[tuple[Record, Any]], experiment: Experime
     seconds = "  ".join(f"{k} {v:.4g}" for k, v in card["timing"].items() if v is not None)
     print(f"{seconds}  peak_memory {card['memory']['peak_bytes'] / 2**20:.0f} MiB", file=sys.stderr)
     print_metrics(card["metrics"])
+    if best := card["best_checkpoint"]:
+      chosen = f", chosen on the {card['best_split']} split" if card["best_split"] else ""
+      print(f"best checkpoint: step {best['step']}, {run.best_metric} {best['value']:.4g}{chosen}")
     print(f"finished{', with warnings' if card['warnings'] else ''}: {record.result_path}")
 
 
@@ -506,6 +549,7 @@ def _training_card(run: _Run, record: Record, rows: Any, finite: np.ndarray, sta
     "finished": True, "steps": config.steps,
     "metrics": {name: summarize(value[rows]) for name, value in run.evaluation.items()},
     "best_metric": run.best_metric, "best_mode": "min" if run.sign > 0 else "max",
+    "best_split": program.feeds.split, "best_checkpoint": run.best_of(record),
     "timing": timing, "memory": memory, "device": _describe(program), "data": program.feeds.fingerprint,
     "started_from": run.started_from, "warnings": take_warnings(),
   }  # fmt: skip

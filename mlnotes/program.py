@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from mlnotes.data import EvalBatches, Feeds, StreamFeed
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, State
+from mlnotes.experiment import Experiment, Mean, State, root_key
 from mlnotes.nn.conv import contains_slow_convolution
 from mlnotes.sharding import fetch, fsdp_spec, place, shares_seeds
 from mlnotes.sharding import make_mesh as make_mesh
@@ -95,7 +95,7 @@ class Program:
   # -- the state ---------------------------------------------------------------------------------------------------
 
   def _root_keys(self):
-    keys = [jax.random.key(seed) for seed in self._seeds]
+    keys = [root_key(seed) for seed in self._seeds]
     return jnp.stack(keys) if self.num_seeds > 1 else keys[0]
 
   def _first_state(self, keys, data):
@@ -240,13 +240,21 @@ class Program:
     body = lambda i, sums: jax.tree.map(jnp.add, sums, one(i))
     return jax.lax.fori_loop(0, self.feeds.evaluate.num_batches, body, zero)
 
+  @functools.cached_property
+  def _traced_evaluation(self):
+    jitted = jax.jit(self._evaluate_batches, out_shardings=self._replicated)
+    return jitted.trace(self.abstract_state, self._eval_arrays)
+
+  @property
+  def evaluation_names(self) -> list[str]:
+    """What `evaluate` measures, without running it."""
+    return sorted(self._traced_evaluation.out_info)
+
   def evaluate(self, state: State) -> dict[str, Any]:
     """The mean of each evaluation metric over all evaluation batches: () or (seeds,)."""
     if self._evaluate is None:
       start = time.perf_counter()
-      jitted = jax.jit(self._evaluate_batches, out_shardings=self._replicated)
-      lowered = jitted.lower(self.abstract_state, self._eval_arrays)
-      self._evaluate = lowered.compile(quick_compilation(self.mesh.devices.flat[0], 1))
+      self._evaluate = self._traced_evaluation.lower().compile(quick_compilation(self.mesh.devices.flat[0], 1))
       self.compile_seconds += time.perf_counter() - start
     means = self._evaluate(state, self._eval_arrays)
     is_mean = lambda x: isinstance(x, Mean)
@@ -275,9 +283,19 @@ def seed_state(state: State, i: int, num_seeds: int) -> State:
 
 
 def window_means(window: Window, rows: Any = ...) -> dict[str, Any]:
-  """The training metrics of a window, or of some of its `rows`: () or (seeds,). One without a count is left out."""
+  """The training metrics of a window, or of some of its `rows`: () or (seeds,).
+
+  NaN for a seed without a count in it; a metric that no seed has a count of is left out.
+  """
   total, count = jax.tree.map(lambda x: np.asarray(x)[rows], jax.device_get(window))
-  return {name: np.asarray(np.float64(total[name]) / count[name]) for name in total if np.all(count[name] > 0)}
+  means = {name: np.float64(total[name]) / np.where(count[name] > 0, count[name], np.nan) for name in total}
+  return {name: np.asarray(mean) for name, mean in means.items() if np.any(count[name] > 0)}
+
+
+def window_finite(window: Window) -> dict[str, np.ndarray]:
+  """Which seeds have nothing in a window that is not finite, metric by metric: () or (seeds,)."""
+  total, count = jax.tree.map(np.asarray, jax.device_get(window))
+  return {name: np.asarray(np.isfinite(total[name]) | (count[name] == 0)) for name in total}
 
 
 def all_finite(tree: Any, seeds: bool) -> np.ndarray:

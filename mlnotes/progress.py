@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mlnotes.summary import over_seeds
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -34,7 +36,7 @@ class Progress:
       return
     if metrics:
       names = sorted(metrics, key=lambda name: name != "loss")[:4]  # the loss first, the others as they come
-      self._metrics = "  ".join(f"{name} {np.mean(metrics[name]):.4g}" for name in names)
+      self._metrics = "  ".join(f"{name} {over_seeds(metrics[name]).mean:.4g}" for name in names)
     rate = f"{self._examples / step_seconds:,.0f} {self._unit}/s"
     if self._terminal:
       if self._bar is None:

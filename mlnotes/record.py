@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 
+import mlnotes
 from mlnotes.errors import InputError
+from mlnotes.experiment import PRNG_IMPL
 from mlnotes.flags import config_fields
 from mlnotes.hold import Hold
+from mlnotes.revision import Revision, find_revision
+from mlnotes.summary import format_summary, over_seeds
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -48,17 +52,16 @@ def to_json(value: Any) -> Any:
 
 
 def summarize(values: Any) -> dict[str, Any]:
-  """{"mean", "std", "seeds"} of one value per seed; the spread is the sample standard deviation."""
-  values = np.atleast_1d(np.asarray(values, np.float64))
-  std = values.std(ddof=1) if values.size > 1 else 0.0
-  return {"mean": values.mean(), "std": std, "seeds": values}
+  """A figure as the result card has it: {"mean", "std", "finite", "seeds"}; see `mlnotes.summary` for the rule."""
+  figure, seeds = over_seeds(values), np.atleast_1d(np.asarray(values, np.float64))
+  return {"mean": figure.mean, "std": figure.std, "finite": figure.finite, "seeds": seeds}
 
 
-def print_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-  """One line per figure of `summarize`: mean, and the spread where there are several seeds."""
+def print_metrics(metrics: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str] = {}) -> None:
+  """One line per figure of `summarize`: mean, the spread where there are several seeds, and what `notes` say of it."""
   for name, value in metrics.items():
-    spread = f" ± {value['std']:.2g}" if len(value["seeds"]) > 1 else ""
-    print(f"{name:>32} {value['mean']:.4g}{spread}")
+    note = f"  {notes[name]}" if name in notes else ""
+    print(f"{name:>32} {format_summary(over_seeds(value['seeds']))}{note}")
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -124,11 +127,13 @@ class Record:
     self.experiment = experiment
     self.config = config
     self.writes = writes
+    self._revision = find_revision() if writes else Revision("", None)  # now: the files may change while it trains
     self._tensorboard = tensorboard
     self._metrics_file = None
     self._events = None
     self._hold: Hold | None = None
     self._made: list[Path] = []
+    self._wandb = None
     self._notes = self._check_config()
 
   def hold(self) -> None:
@@ -249,26 +254,37 @@ class Record:
     kept = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
     write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
     self._metrics_file = self.metrics_path.open("a", encoding="utf-8")
+    if project := getattr(self.config, "wandb", ""):
+      from mlnotes.wandb_sink import WandbSink
+
+      self._wandb = WandbSink(project, self.experiment, self.directory, config_dict(self.config))
     if self._tensorboard:
       self._events = _Events(self.directory / "tensorboard", step + 1)
 
   def log(self, step: int, split: str, values: Mapping[str, np.ndarray]) -> None:
-    """Appends one line: {"step": .., "<split>/<name>": mean, and with several seeds ".../std" and ".../seeds"}."""
+    """Appends one line: {"step": .., "<split>/<name>": mean, and with several seeds ".../std" and ".../seeds"}.
+
+    A seed whose value is not finite, or that has none, is null among the seeds; ".../finite" then counts the others.
+    """
     if not self.writes:
       return
     line = {"step": step}
     for name, value in values.items():
-      summary = summarize(value)
-      line[f"{split}/{name}"] = summary["mean"]
+      figure = over_seeds(value)
+      line[f"{split}/{name}"] = figure.mean
       if np.ndim(value):
-        line[f"{split}/{name}/std"] = summary["std"]
-        line[f"{split}/{name}/seeds"] = summary["seeds"]
+        line[f"{split}/{name}/std"] = figure.std
+        if figure.lost:
+          line[f"{split}/{name}/finite"] = figure.finite
+        line[f"{split}/{name}/seeds"] = value
     self._metrics_file.write(json.dumps(to_json(line)) + "\n")
     self._metrics_file.flush()
     self.log_events(step, {k: v for k, v in line.items() if k != "step" and not k.endswith("/seeds")})
 
   def log_events(self, step: int, values: Mapping[str, float]) -> None:
-    """TensorBoard alone: figures that differ from run to run, such as throughput."""
+    """TensorBoard and the like alone: figures that differ from run to run, such as throughput."""
+    if self._wandb is not None:
+      self._wandb.log(step, values)
     if self._events is not None:
       self._events.write(step, values)
 
@@ -283,7 +299,9 @@ class Record:
       if file is not None:
         with contextlib.suppress(OSError):  # a full disk has been spoken of already
           file.close()
-    self._metrics_file = self._events = None
+    if self._wandb is not None:
+      self._wandb.close()
+    self._metrics_file = self._events = self._wandb = None
     if self._hold is not None:
       self._hold.release()
     self._hold = None
@@ -320,7 +338,9 @@ class Record:
       "experiment": self.experiment,
       "command": self.command,
       **fields,
-      "versions": versions("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mlnotes"),
+      **self._revision._asdict(),
+      "prng": PRNG_IMPL,
+      "versions": versions("jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
       "config": config_dict(self.config),
     }
     self.write_config()
@@ -367,7 +387,7 @@ def command_line() -> str:
 
 
 def versions(*names: str) -> dict[str, str]:
-  found = {"python": sys.version.split()[0]}
+  found = {"python": sys.version.split()[0], "mlnotes": mlnotes.__version__}
   for name in names:
     try:
       found[name] = metadata.version(name)

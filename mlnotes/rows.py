@@ -8,21 +8,26 @@
 
 `settings` are fields of the config; `state` says where the state holds those that are not seeds; `command` is that of
 the run alone. Each run leaves in its own work directory what it would leave alone; only the checkpoints on the way are
-common.
+common, which also hold the best state of each so far.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mlnotes.checkpoint import data_to_keys, keys_to_data
 from mlnotes.errors import InputError
 from mlnotes.experiment import State
+from mlnotes.flags import from_dict
 from mlnotes.hold import Hold
 from mlnotes.record import Record, read_json
+from mlnotes.summary import Score, is_better
 
 
 class RowsRecord:
@@ -33,7 +38,8 @@ class RowsRecord:
     try:
       found = read_json(path)
       belongs_to, self._runs = found["experiment"], found["runs"]
-      configs = [dataclasses.replace(config, rows="", workdir=r["workdir"], **r["settings"]) for r in self._runs]
+      common = dataclasses.asdict(config) | {"rows": ""}
+      configs = [from_dict(type(config), {**common, "workdir": r["workdir"], **r["settings"]}) for r in self._runs]
       self._values = [dict(r["state"]) for r in self._runs]
       commands = [str(r.get("command", "")) for r in self._runs]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -125,3 +131,41 @@ class RowsRecord:
     if self._hold is not None:
       self._hold.release()
     self._hold = None
+
+
+class BestRows:
+  """What each run of a program held at its best evaluation; saved with the program's state, and so resumed with it.
+
+  Attributes:
+    tree: arrays with the seed axis, the rows of a run from its own best update.
+    found: per run [update, seeds lost, value] of it, None where there is none yet.
+  """
+
+  def __init__(self, runs: int):
+    self.tree: Any = None
+    self.found: list[Any] = [None] * runs
+
+  def start(self, tree: Any) -> None:
+    # Buffers of its own: those of the state are donated to the next update.
+    self.tree = jax.tree.map(jnp.copy, tree)
+
+  def resume(self, tree: Any, found: Sequence[Any]) -> None:
+    self.tree, self.found = tree, [row and list(row) for row in found]
+
+  def update(self, step: int, tree: Any, scores: Sequence[Score | None]) -> None:
+    """Takes over the rows of the runs whose `scores` are better than before."""
+    better = np.array([is_better(s, f and Score(*f[1:])) for s, f in zip(scores, self.found)])
+    if better.any():
+      self.tree = _choose_rows(better, tree, self.tree)
+      self.found = [[step, *s] if b else f for b, s, f in zip(better, scores, self.found)]
+
+
+@functools.partial(jax.jit, donate_argnums=2)
+def _choose_rows(chosen: Any, tree: Any, other: Any) -> Any:
+  """The rows of `tree` where `chosen`, else those of `other`."""
+
+  def one(x, y):
+    rows = jnp.repeat(chosen, x.shape[0] // len(chosen)) if x.ndim else chosen[0]  # one run of one seed has no axis
+    return jnp.where(rows.reshape(rows.shape + (1,) * (x.ndim - rows.ndim)), x, y)
+
+  return data_to_keys(jax.tree.map(one, keys_to_data(tree), keys_to_data(other)), tree)

@@ -1,13 +1,15 @@
 """Softmax regression: the README's example of an experiment of one's own, and what the tests of the loop train."""
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mlnotes.data import DataConfig, load_data, make_feeds
+from mlnotes.data import DataConfig, load_data
+from mlnotes.data import make_feeds as make_data_feeds
 from mlnotes.experiment import Experiment, masked_mean
 from mlnotes.flags import run
 from mlnotes.loop import LoopConfig, train
@@ -26,12 +28,18 @@ class State(NamedTuple):
   opt_state: optax.OptState
 
 
-def make(config, data):
-  optimizer = make_optimizer(config, config.steps)
+def make_feeds(config):
+  return make_data_feeds(load_data(config), config)
+
+
+def make(config):
+  data, optimizer = load_data(config), make_optimizer(config, config.steps)
+
+  def predict(params, image):
+    return image.reshape(len(image), -1) / data.levels @ params
 
   def losses(params, batch):
-    pixels = batch["image"].reshape(len(batch["label"]), -1) / data.levels
-    return optax.softmax_cross_entropy_with_integer_labels(pixels @ params, batch["label"])
+    return optax.softmax_cross_entropy_with_integer_labels(predict(params, batch["image"]), batch["label"])
 
   def init(key, batch):
     params = jnp.zeros((batch["image"][0].size, data.num_classes))
@@ -44,12 +52,12 @@ def make(config, data):
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
 
   evaluate = lambda state, batch: {"loss": masked_mean(losses(state.params, batch), batch["mask"])}
-  return Experiment(init, step, evaluate, report=lambda state, directory: None)
+  model = lambda state: partial(predict, state.params)
+  return Experiment(init, step, evaluate, report=lambda state, directory: None, model=model)
 
 
 def main(config):
-  data = load_data(config)
-  return train("softmax", make(config, data), make_feeds(data, config), config)
+  return train(make(config), make_feeds(config), config)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from mlnotes.checkpoint import Checkpoints
 from mlnotes.errors import InputError
+from mlnotes.summary import Score
 
 
 class State(NamedTuple):
@@ -28,14 +29,14 @@ def abstract(state):
 
 def test_the_best_and_the_last_are_kept(tmp_path):
   checkpoints = Checkpoints(tmp_path)
-  scores = {1: 3.0, 2: 1.0, 3: 2.0, 4: float("nan"), 5: None}
+  scores = {1: Score(0, 3.0), 2: Score(0, 1.0), 3: Score(0, 2.0), 4: Score(1, 0.5), 5: Score(0, float("nan")), 6: None}
   for step, score in scores.items():
     checkpoints.save(step, make_state(step), {"step": step}, score)
   checkpoints.wait()
   checkpoints.close()
   again = Checkpoints(tmp_path)
-  assert again.latest_step() == 5 and again.best_step() == 2
-  assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 5]
+  assert again.latest_step() == 6 and again.best_step() == 2 and again.best_score() == scores[2]
+  assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 6]
   state, metadata = again.restore(2, abstract(make_state(0)))
   assert metadata == {"step": 2}
   np.testing.assert_array_equal(state.params["w"], 2.0)

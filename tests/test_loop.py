@@ -76,7 +76,7 @@ def assert_same_outcome(workdir, undisturbed):
 
 def test_a_run_leaves_everything_behind(undisturbed):
   card = result(undisturbed)
-  assert card["finished"] and card["steps"] == 300 and card["experiment"] == "softmax"
+  assert card["finished"] and card["steps"] == 300 and card["experiment"] == "softmax_regression"
   assert card["metrics"]["loss"]["mean"] < 0.5  # log(10) is 2.3
   assert card["metrics"]["loss"]["seeds"] == [card["metrics"]["loss"]["mean"]]
   assert card["timing"].keys() >= {"compile_seconds", "step_seconds", "examples_per_second", "data_wait_seconds"}
@@ -280,7 +280,7 @@ def test_a_run_that_does_not_fit_into_memory_gives_its_directory_back(tmp_path):
   )
   config = LoopConfig(workdir=str(tmp_path / "run"), devices=1)
   with pytest.raises(InputError, match=r"does not fit into memory .*56000006080 bytes.* fewer --seeds"):
-    train("nothing", experiment, Feeds(), config)
+    train(experiment, Feeds(), config, name="nothing")
   assert not (tmp_path / "run").exists()
 
 

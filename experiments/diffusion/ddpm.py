@@ -21,10 +21,10 @@ from jaxtyping import Array, Float, Int, Key
 from mlnotes import diffusion
 from mlnotes.data import DataConfig, DataSet, Feeds, load_data
 from mlnotes.data import make_feeds as make_data_feeds
-from mlnotes.diffusion.model import DiffusionModel
+from mlnotes.diffusion.model import DiffusionModel, TrainedModel
 from mlnotes.diffusion.unet import UNet
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
+from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.loop import LoopConfig, train
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer, update_ema
@@ -128,7 +128,7 @@ def make_model(config: Config, data: DataSet) -> DiffusionModel:
     image_shape=data.image_shape,
   )
   try:
-    jax.eval_shape(model.init, jax.random.key(0))
+    jax.eval_shape(model.init, root_key(0))
   except ValueError as error:  # sizes that do not go together
     raise InputError(f"--channels={config.channels} --multipliers={config.multipliers}: {error}.") from error
   return model
@@ -184,11 +184,11 @@ def make(config: Config) -> Experiment:
 
     return write_report(model, state.ema, stream_key(state.key, "report"), data, config, directory)
 
-  return Experiment(init, step, evaluate, report)
+  return Experiment(init, step, evaluate, report, model=lambda state: TrainedModel(model, state.ema))
 
 
 def main(config: Config) -> int:
-  return train("diffusion.ddpm", make(config), make_feeds(config), config, best_metric="bits_per_dim_estimate")
+  return train(make(config), make_feeds(config), config, best_metric="bits_per_dim_estimate")
 
 
 if __name__ == "__main__":

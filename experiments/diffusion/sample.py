@@ -16,7 +16,7 @@ from mlnotes.data import load_data
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import to_levels
 from mlnotes.errors import InputError
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import root_key, stream_key
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.loop import enable_compilation_cache
 from mlnotes.trained import load_config, restore_states
@@ -63,7 +63,7 @@ def draw(config: Config, model: DiffusionModel, params, label: np.ndarray) -> np
     )  # fmt: skip
     return to_levels(images, model.num_levels).astype(jnp.uint8)
 
-  key = jax.random.key(config.seed)
+  key = root_key(config.seed)
   batches = []
   for i, start in enumerate(range(0, len(label), size)):
     chunk = np.resize(label[start : start + size], size)

@@ -211,11 +211,12 @@ def make(config: Config) -> Experiment:
       figures |= {f"{prefix}{name}/final_loss": float(outcome.final[:, -1].mean()) for name, outcome in found.items()}
     return figures
 
-  return Experiment(init, step, evaluate, report)
+  # An optax optimizer like any other.
+  return Experiment(init, step, evaluate, report, model=lambda state: learned_optimizer(network, state.params))
 
 
 def main(config: Config) -> int:
-  return train("meta.learned_optimizer", make(config), make_feeds(config), config)
+  return train(make(config), make_feeds(config), config)
 
 
 if __name__ == "__main__":

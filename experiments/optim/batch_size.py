@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.data import DataConfig, DataSet, load_data
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import root_key, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, compute_extreme_eigenvalues, make_optimizer
 from mlnotes.optim.testbed import Classifier, Curves, make_classifier, train_once
@@ -56,7 +56,7 @@ class Config(DataConfig):
 
 
 def seed_keys(config: Config) -> Any:
-  return jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
+  return jax.vmap(root_key)(jnp.arange(config.seed, config.seed + config.seeds))
 
 
 def measure_batch_size(config: Config, data: DataSet, batch_size: int) -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ def measure_batch_size(config: Config, data: DataSet, batch_size: int) -> dict[s
 def time_updates(classifier: Any, optimizer: Any, config: Config, count: int = 200) -> float:
   """Seconds of one update of one run, the least of three."""
   run_some = jax.jit(lambda key: train_once(classifier, optimizer, key, jnp.float32(1e-3), count, count).params)
-  key = jax.random.key(config.seed)
+  key = root_key(config.seed)
   jax.block_until_ready(run_some(key))
   times = []
   for _ in range(3):

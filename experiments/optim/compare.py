@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.data import DataConfig, load_data
+from mlnotes.experiment import root_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.optim.testbed import make_classifier, train_once
 from mlnotes.study import run_study
+from mlnotes.summary import format_summary, order_key, over_seeds
 
 # Panels, and where the sweep of each rule begins: the learning rate in its middle.
 GROUPS = {
@@ -101,7 +103,8 @@ class Sweep(NamedTuple):
 
   @property
   def best(self) -> int:
-    return int(np.argmin(self.final_loss))
+    """Of the rates at which no seed diverged, where there is one, that of the lowest mean."""
+    return min(range(len(self.rates)), key=lambda i: order_key(over_seeds(self.train_loss[i, :, -1]), "min"))
 
   @property
   def at_edge(self) -> bool:
@@ -115,7 +118,7 @@ def sweep(config: Config, classifier: Any, name: str) -> Sweep:
   every = config.steps // config.points
   once = lambda key, rate: train_once(classifier, optimizer, key, rate, config.steps, every)[:2]
   over_both = jax.vmap(jax.vmap(once, in_axes=(0, None)), in_axes=(None, 0))
-  keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
+  keys = jax.vmap(root_key)(jnp.arange(config.seed, config.seed + config.seeds))
   centre = CENTRES[name if name in CENTRES else inner(name)]
   rate = lambda exponent: centre * 10 ** (0.5 * np.asarray(exponent))
   exponents = np.arange(config.rates) - config.rates // 2
@@ -153,12 +156,11 @@ def write_table(sweeps: dict[str, Sweep], path: Path) -> None:
     "| optimizer | best learning rate | training loss | test accuracy (%) | µs per update and run | compile (s) |",
     "|---|---|---|---|---|---|",
   ]
-  std = lambda x: x.std(ddof=1) if x.size > 1 else 0.0
   for name, found in sweeps.items():
     loss, accuracy = found.train_loss[found.best, :, -1], 100 * found.test_accuracy[found.best, :, -1]
+    figures = f"{format_summary(over_seeds(loss), 2)} | {format_summary(over_seeds(accuracy))}"
     rows.append(
-      f"| {name} | {best_rate(found)} | {loss.mean():.2g} ± {std(loss):.1g} | {accuracy.mean():.2f} ± "
-      f"{std(accuracy):.2f} | {1e6 * found.update_seconds:.0f} | {found.compile_seconds:.1f} |"
+      f"| {name} | {best_rate(found)} | {figures} | {1e6 * found.update_seconds:.0f} | {found.compile_seconds:.1f} |"
     )
   path.write_text("\n".join(rows) + "\n", encoding="utf-8")
   print("\n".join(rows))

@@ -17,7 +17,7 @@ import optax
 
 from mlnotes import optim
 from mlnotes.data import DataConfig, load_data
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import root_key, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.optim.surfaces import SURFACES, Surface
 from mlnotes.optim.testbed import Classifier, make_classifier
@@ -124,7 +124,7 @@ class Run(NamedTuple):
 def train_network(config: Config, classifier: Classifier, flags: dict[str, Any]) -> Run:
   """Saves SAVED parameters on the way; the start and the batches are the same for each optimizer."""
   optimizer = optim.make_optimizer(optim.OptimConfig(**flags), config.steps)
-  key = jax.random.key(config.seed)
+  key = root_key(config.seed)
   params = classifier.init(stream_key(key, "init"))
 
   def update(step, carry):
@@ -239,7 +239,7 @@ def main(config: Config) -> int:
     figures = draw_surfaces(directory / "surfaces.png")
     loss = lambda params: classifier.loss(params, classifier.train)
     runs = {name: train_network(config, classifier, flags) for name, flags in ON_NETWORK.items()}
-    key = jax.random.key(config.seed)
+    key = root_key(config.seed)
     figures |= draw_network(loss, runs, stream_key(key, "lines"), directory / "network.png")
     return figures | measure_curvature(config, loss, runs, stream_key(key, "probes"), directory / "curvature.png")
 

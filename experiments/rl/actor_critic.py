@@ -16,7 +16,15 @@ from jaxtyping import Array, Float, Int, Key
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.rl.env import Actors, init_actors, make_env, step_with_reset
-from mlnotes.rl.experiment import RLConfig, finished_episodes, make_evaluate, make_report, require_discrete, train_agent
+from mlnotes.rl.experiment import (
+  RLConfig,
+  as_policy,
+  finished_episodes,
+  make_evaluate,
+  make_report,
+  require_discrete,
+  train_agent,
+)
 from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.tiles import fourier_features, make_fourier_basis, observation_bounds
 from mlnotes.rl.traces import Features, Parameters, Traces, Transition, compute_logits, init_parameters, update_traces
@@ -138,7 +146,7 @@ def make(config: Config) -> Experiment:
   def act(state: State, observation):
     return jnp.argmax(compute_logits(state.params.actor, features(observation).actor))
 
-  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
+  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config), model=as_policy(act))
 
 
 def main(config: Config) -> int:

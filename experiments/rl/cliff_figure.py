@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mlnotes.experiment import root_key
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.rl.table import read_table
 from mlnotes.rl.tabular import RULES, Settings
@@ -45,7 +46,7 @@ def measure(config: Config) -> dict[str, np.ndarray]:
   """Sum of rewards (runs, episodes) of each method."""
   table = read_table("CliffWalking-v1")
   settings = Settings(config.learning_rate, 0.0, 1.0, config.epsilon, 0.0)
-  keys = jax.random.split(jax.random.key(config.seed), config.runs)
+  keys = jax.random.split(root_key(config.seed), config.runs)
 
   def rewards(name):
     learn = lambda key: learn_episodes(table, RULES[name](), settings, key, config.episodes)[0]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlnotes.experiment import root_key
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.rl.corridor import BEST_RIGHT, compute_start_value, init_parameters, make_corridor, run_reinforce
 from mlnotes.study import run_study
@@ -43,7 +44,7 @@ def measure(config: Config) -> np.ndarray:
   theta_step = jnp.array([2.0**theta for theta, _ in METHODS])
   w_step = jnp.array([0.0 if w is None else 2.0**w for _, w in METHODS])
   # Every method gets the same keys: what differs between the curves is the method.
-  keys = jax.random.split(jax.random.key(config.seed), config.runs)
+  keys = jax.random.split(root_key(config.seed), config.runs)
   one = lambda key, theta_step, w_step: run_reinforce(env, key, params, theta_step, w_step, config.episodes)[1]
   over_runs = jax.vmap(one, in_axes=(0, None, None))
   return np.asarray(jax.jit(jax.vmap(over_runs, in_axes=(None, 0, 0)))(keys, theta_step, w_step))

@@ -21,6 +21,7 @@ from mlnotes.optim import make_optimizer
 from mlnotes.rl import ddpg
 from mlnotes.rl.env import Actors, init_actors, make_env, rollout
 from mlnotes.rl.experiment import (
+  as_policy,
   finished_episodes,
   make_evaluate,
   make_report,
@@ -141,7 +142,9 @@ def make(config: Config) -> Experiment:
   def act(state: State, observation):
     return ddpg.scale_action(actor(state.params["actor"], observation), bounds.low, bounds.high)
 
-  return Experiment(init, step, make_evaluate(outer, act, config), make_report(outer, act, config))
+  return Experiment(
+    init, step, make_evaluate(outer, act, config), make_report(outer, act, config), model=as_policy(act)
+  )
 
 
 def main(config: Config) -> int:

@@ -23,6 +23,7 @@ from mlnotes.optim import make_optimizer
 from mlnotes.rl import dqn
 from mlnotes.rl.env import Actors, init_actors, make_env, rollout
 from mlnotes.rl.experiment import (
+  as_policy,
   finished_episodes,
   make_evaluate,
   make_report,
@@ -160,7 +161,7 @@ def make(config: Config) -> Experiment:
     }
 
   act = lambda state, observation: dqn.act_greedily(apply(state.moments, state.params, observation))
-  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
+  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config), model=as_policy(act))
 
 
 def main(config: Config) -> int:

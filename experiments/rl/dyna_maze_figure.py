@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mlnotes.experiment import root_key
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.rl.table import make_dyna_maze
 from mlnotes.rl.tabular import RULES, Settings
@@ -45,7 +46,7 @@ def measure(config: Config) -> dict[int, np.ndarray]:
   """Steps (runs, episodes) for each number of planning steps."""
   table = make_dyna_maze()
   settings = Settings(config.learning_rate, 0.0, config.discount, config.epsilon, 0.0)
-  keys = jax.random.split(jax.random.key(config.seed), config.runs)
+  keys = jax.random.split(root_key(config.seed), config.runs)
 
   def steps(n):
     learn = lambda key: learn_episodes(table, RULES["dyna_q"](n), settings, key, config.episodes)[1]

@@ -18,7 +18,15 @@ from jaxtyping import Array, Float, Int, Key
 from mlnotes.experiment import Experiment, stream_key
 from mlnotes.flags import field, require, run
 from mlnotes.rl.env import make_env
-from mlnotes.rl.experiment import RLConfig, finished_episodes, make_evaluate, make_report, require_discrete, train_agent
+from mlnotes.rl.experiment import (
+  RLConfig,
+  as_policy,
+  finished_episodes,
+  make_evaluate,
+  make_report,
+  require_discrete,
+  train_agent,
+)
 from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.linear import Agent, Learner, init_agent, learn, make_n_step_sarsa, make_sarsa_lambda
 from mlnotes.rl.tiles import Tiling, compute_linear_value, make_tiling, observation_bounds, tile_indices
@@ -130,7 +138,7 @@ def make(config: Config) -> Experiment:
       draw_cost_to_go(tiling, state.agent.memory.weights, directory / "cost_to_go.png")
     return make_report(env, act, config)(state, directory)
 
-  return Experiment(init, step, make_evaluate(env, act, config), report)
+  return Experiment(init, step, make_evaluate(env, act, config), report, model=as_policy(act))
 
 
 def main(config: Config) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import root_key, stream_key
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.rl.env import make_gymnax_env
 from mlnotes.rl.linear import Learner, init_agent, learn, make_n_step_sarsa, make_sarsa_lambda
@@ -57,7 +57,7 @@ def measure_episodes(
   """Steps of each episode (runs, num_episodes), one run per alpha; infinite for what `most_steps` did not suffice."""
   env = make_gymnax_env(NAME, max_steps_in_episode=config.longest)
   tiling = make_tiling_of(config)
-  root = jax.random.key(config.seed)
+  root = root_key(config.seed)
 
   def keys(name, chunk):
     return jax.random.split(stream_key(root, name, chunk), len(alpha))

@@ -22,7 +22,7 @@ from mlnotes.flags import field, require, run
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.rl.actor_critic import make_actor_critic, make_greedy
 from mlnotes.rl.env import clip_actions, make_env
-from mlnotes.rl.experiment import RLConfig, make_evaluate, make_report, train_agent
+from mlnotes.rl.experiment import RLConfig, as_policy, make_evaluate, make_report, train_agent
 from mlnotes.rl.experiment import make_feeds as make_feeds
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 from mlnotes.rl.policy_gradient import masked_mean, masked_standardize, run_whole_episodes
@@ -122,7 +122,7 @@ def make(config: Config) -> Experiment:
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state, env_steps=env_steps), metrics
 
   act = make_greedy(env, networks)
-  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
+  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config), model=as_policy(act))
 
 
 def main(config: Config) -> int:

@@ -22,6 +22,7 @@ from mlnotes.rl import sac
 from mlnotes.rl.ddpg import Critic, normalize_actions, sample_action_noise, scale_action
 from mlnotes.rl.env import Actors, init_actors, make_env, rollout
 from mlnotes.rl.experiment import (
+  as_policy,
   finished_episodes,
   make_evaluate,
   make_report,
@@ -149,7 +150,9 @@ def make(config: Config) -> Experiment:
   def act(state: State, observation):
     return scale_action(actor(state.params["actor"], observation).mode(), bounds.low, bounds.high)
 
-  return Experiment(init, step, make_evaluate(outer, act, config), make_report(outer, act, config))
+  return Experiment(
+    init, step, make_evaluate(outer, act, config), make_report(outer, act, config), model=as_policy(act)
+  )
 
 
 def main(config: Config) -> int:

@@ -23,7 +23,7 @@ from mlnotes.contrastive.metrics import alignment, embedding_spread, participati
 from mlnotes.data import DataConfig, DataSet, Feeds, load_data, make_eval_batches
 from mlnotes.data import make_feeds as make_data_feeds
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
+from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
 from mlnotes.flags import BaseConfig, field, require
 from mlnotes.loop import LoopConfig, train
 from mlnotes.nn import BatchNorm, ConvNet, ResNet18, ResNet34, ResNet50
@@ -141,7 +141,7 @@ def make_encoder(config: ContrastiveConfig, data: DataSet, norm: Callable[..., n
 def count_features(encoder: nn.Module, image_shape: tuple[int, ...]) -> int:
   """The length of the encoder's feature vector."""
   init = partial(encoder.init_with_output, train=False)
-  return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *image_shape)))[0].shape[-1]
+  return jax.eval_shape(init, root_key(0), jnp.zeros((1, *image_shape)))[0].shape[-1]
 
 
 def make_augmentation(config: ContrastiveConfig, data: DataSet) -> augment.Augmentation:
@@ -276,7 +276,11 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
 
     return write_report(compiled_embed, augment_batch, state, data, config, directory)
 
-  return Experiment(init, step, evaluate, report, embed)
+  # Images as they are stored, uint8, to features.
+  variables = lambda state: {"params": state.params, "batch_stats": state.batch_stats}
+  to_features = lambda state, images: method.embed(variables(state), to_network(to_unit(images, data.levels)))[0]
+  model = lambda state: jax.jit(partial(to_features, state))
+  return Experiment(init, step, evaluate, report, embed, model)
 
 
 def make_feeds(config: ContrastiveConfig) -> Feeds:
@@ -288,4 +292,4 @@ def make_feeds(config: ContrastiveConfig) -> Feeds:
 
 def pretrain(name: str, experiment: Experiment, config: ContrastiveConfig) -> int:
   """`mlnotes.loop.train` with the best checkpoint by kNN accuracy."""
-  return train(name, experiment, make_feeds(config), config, best_metric="knn_accuracy", best_mode="max")
+  return train(experiment, make_feeds(config), config, name=name, best_metric="knn_accuracy", best_mode="max")

@@ -15,7 +15,7 @@ from mlnotes.contrastive.knn import compute_knn_accuracy
 from mlnotes.contrastive.metrics import alignment, effective_rank, embedding_spread, participation_ratio, uniformity
 from mlnotes.contrastive.probe import compute_probe_accuracy
 from mlnotes.data import DataSet, Split
-from mlnotes.experiment import example_keys, stream_key
+from mlnotes.experiment import example_keys, root_key, stream_key
 from mlnotes.plot import new_figure, save_figure, show_images
 
 # A run counts as collapsed where its embeddings are one point, or lie on one line: below this spread (1 is even), or
@@ -108,7 +108,7 @@ def _make_test_views(
 ) -> UInt8[np.ndarray, "N H W C"]:
   """One view of each test image at `index`, back in grey levels."""
   image = data.test.read(index)["image"].astype(np.float32) / (data.levels - 1)
-  keys = example_keys(stream_key(jax.random.key(seed), "report"), jnp.asarray(index))
+  keys = example_keys(stream_key(root_key(seed), "report"), jnp.asarray(index))
   return np.asarray(np.round(augment_batch(keys, image) * (data.levels - 1)), np.uint8)
 
 

@@ -1,5 +1,6 @@
 """Data sets in, batches out."""
 
+from mlnotes.data.arrays import make_array_feeds
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit, Split
 from mlnotes.data.feed import (
   EMPTY_FEED,
@@ -29,6 +30,7 @@ __all__ = [
   "choose_placement",
   "load",
   "load_data",
+  "make_array_feeds",
   "make_eval_batches",
   "make_feeds",
   "make_resident_feed",

@@ -19,6 +19,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from mlnotes.data.dataset import ArraySplit, Split
 from mlnotes.data.order import epoch_positions, order_bits, permute_index, steps_per_epoch
+from mlnotes.experiment import root_key
 
 # Resident data may take this much where the device does not report its memory.
 RESIDENT_LIMIT_BYTES = 2 * 2**30
@@ -71,7 +72,7 @@ def _take(arrays: PyTree, index: Int[Array, " B"]) -> PyTree:
   return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), arrays)
 
 
-def make_eval_batches(split: Split, batch_size: int, limit: int | None = None) -> EvalBatches:
+def make_eval_batches(split: Any, batch_size: int, limit: int | None = None) -> EvalBatches:
   """Every example of `split` once, in order; with `limit`, a fixed pseudo-random subset of that size.
 
   Raises ValueError if `batch_size` or `limit` is not positive.
@@ -168,7 +169,7 @@ def _host_order_bits(seed: int, epoch: int) -> np.ndarray:
   except RuntimeError:  # JAX_PLATFORMS may leave the CPU out.
     cpu = None
   with jax.default_device(cpu):
-    return np.asarray(order_bits(jax.random.key(seed), epoch))
+    return np.asarray(order_bits(root_key(seed), epoch))
 
 
 def make_stream_feed(
@@ -180,7 +181,7 @@ def make_stream_feed(
   process_count: int = 1,
   num_threads: int | None = None,
 ) -> StreamFeed:
-  """Streams the batches that `make_resident_feed` draws for the root key `jax.random.key(seed)`.
+  """Streams the batches that `make_resident_feed` draws for the root key of `seed`.
 
   One seed (an int) gives batches of B examples; a sequence of S seeds gives S x B, one order for each seed. Process
   `process_index` of `process_count` reads only its rows of the global batch, B / process_count of them.

@@ -56,13 +56,15 @@ def load_data(config: Any) -> DataSet:
 class Feeds(NamedTuple):
   """Where batches come from. The defaults are for methods that make their own data.
 
-  `reference` holds the examples that an experiment with `embed` compares with, in its evaluations; `fingerprint` is
-  that of the data set where there is one.
+  `reference` holds the examples that an experiment with `embed` compares with, in its evaluations. `split` is what the
+  data of `evaluate` are called, which also choose the best checkpoint: test, validation; "" where they are made anew.
+  `fingerprint` is that of the data set where there is one.
   """
 
   train: ResidentFeed | StreamFeed = EMPTY_FEED
   evaluate: EvalBatches = EvalBatches((), lambda arrays, i: (), 1)
   reference: EvalBatches | None = None
+  split: str = ""
   fingerprint: str = ""
 
 
@@ -84,6 +86,5 @@ def make_feeds(data: DataSet, config: Any) -> Feeds:
       seeds, index, count = seeds[index * own : (index + 1) * own], 0, 1
     require(config.batch_size % count == 0, "batch_size", config.batch_size, f"a multiple of the {count} processes")
     train = make_stream_feed(data.train, config.batch_size, seeds, process_index=index, process_count=count)
-  return Feeds(
-    train, make_eval_batches(data.test, config.batch_size, config.eval_examples or None), fingerprint=fingerprint(data)
-  )
+  evaluate = make_eval_batches(data.test, config.batch_size, config.eval_examples or None)
+  return Feeds(train, evaluate, split="test", fingerprint=fingerprint(data))

@@ -90,7 +90,7 @@ def _absent(dataset: str, name: str, root: Path) -> str:
   return (
     f"--dataset={dataset}: looked for a prepared TFDS data set in {root / name} ({root}: {found})"
     f"{f', did you mean {near[0]!r}' if near else ''}; expected either --data_dir=DIR with a prepared one"
-    f" (pip install 'mlnotes[tf]', then tfds build {name or 'NAME'} --file_format=array_record --data_dir=DIR)"
+    f" (pip install -e '.[tf]', then tfds build {name or 'NAME'} --file_format=array_record --data_dir=DIR)"
     " or --dataset=path.npz with the arrays image and label."
   )
 

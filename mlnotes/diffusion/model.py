@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import chex
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
@@ -162,3 +163,29 @@ class DiffusionModel(NamedTuple):
     denoise = self.make_denoiser(self.make_network(params, self.as_condition(label), weight))
     run = sample_trajectory if trajectory else sample
     return run(key, denoise, self.schedule, (*label.shape, *self.image_shape), steps[sampler], times)
+
+
+class TrainedModel:
+  """A model with its parameters: `trained(x_t, t, label)` is the noise in x_t, `trained.sample(key, label)` images."""
+
+  def __init__(self, model: DiffusionModel, params: chex.ArrayTree):
+    self.model, self.params = model, params
+    self._predict = jax.jit(self._predict_noise)
+    self._sample = jax.jit(model.sample, static_argnames=("sampler", "num_steps", "eta", "weight"))
+
+  def _predict_noise(self, params, x_t, t, label):
+    network = self.model.make_network(params, None if label is None else self.model.as_condition(label))
+    return make_denoiser(network, self.model.schedule, self.model.parameterization)(x_t, t).noise
+
+  def __call__(
+    self, x_t: Float[Array, "B H W C"], t: Int[Array, " B"], label: Int[Array, " B"] | None = None
+  ) -> Float[Array, "B H W C"]:
+    """The noise in `x_t` at the times `t`, 0 .. T - 1. A conditional model needs the classes `label`."""
+    return self._predict(self.params, x_t, t, label)
+
+  def sample(self, key: Key[Array, ""], label: Int[Array, " B"], **options: Any) -> Float[Array, "B H W C"]:
+    """Images on [-1, 1] of the classes `label` (an unconditional model takes their number alone from it).
+
+    `options` are those of `DiffusionModel.sample`: sampler, num_steps, eta, weight.
+    """
+    return self._sample(self.params, key, label, **options)

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
 from mlnotes.cache import cache_directory
-from mlnotes.experiment import stream_key
+from mlnotes.experiment import root_key, stream_key
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.norm import GroupNorm
 
@@ -121,7 +121,7 @@ def train_judge(
   order = np.concatenate([rng.permutation(len(images)) for _ in range(-(-drawn // len(images)))])
   order = order[:drawn].reshape(config.steps, config.batch_size)
   network = JudgeNetwork(num_classes, config.width, config.features)
-  params = _train(network, levels, config, jax.random.key(config.seed), images, labels, order)
+  params = _train(network, levels, config, root_key(config.seed), images, labels, order)
   return Judge(network, levels, params)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from mlnotes.experiment import set_hparams, stream_key
+from mlnotes.experiment import root_key, set_hparams, stream_key
 from mlnotes.meta.learned_optimizer import CoordinateLSTM, learned_optimizer, start, unroll
 from mlnotes.meta.optimizee import Optimizee
 from mlnotes.optim import OptimConfig, make_optimizer
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 
 def frozen_problems(split: str, count: int) -> Key[Array, " P"]:
   """The keys of the problems of a split: "validation" or "test"."""
-  return jax.random.split(stream_key(jax.random.key(PROBLEM_SEED), split), count)
+  return jax.random.split(stream_key(root_key(PROBLEM_SEED), split), count)
 
 
 def follow(

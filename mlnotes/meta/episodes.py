@@ -178,7 +178,9 @@ def make_episode_feeds(sets: EpisodeSets, config: EpisodeConfig) -> Feeds:
   evaluate = frozen_episodes(
     sets.valid, config.eval_seed, config.eval_examples, *size, config.eval_queries, config.batch_size
   )
-  return Feeds(make_task_feed(make_sampler(*size, config.queries), sets.train, config.batch_size), evaluate)
+  return Feeds(
+    make_task_feed(make_sampler(*size, config.queries), sets.train, config.batch_size), evaluate, split="validation"
+  )
 
 
 # ---- What stands beside a result -----------------------------------------------------------------------------------

@@ -192,6 +192,13 @@ def make_meta_learning(method: Method, family: Family, config: MetaConfig) -> Ex
       figures |= {f"{name}_after_{n}": masked_mean(values[:, n], batch["mask"]) for n in moments}
     return figures
 
+  def predict(params: MetaParams, hparams, support, inputs):
+    """Outputs for `inputs` after 0, 1, .. updates on the support set of a task."""
+    inner, mask = method.inner(params, hparams), method.mask(params.initial)
+    trace = lambda params: family.learner.predict(params, support, inputs)
+    loss_fn, steps = family.learner.support_loss, config.eval_inner_steps
+    return adapt(loss_fn, params.initial, support, inner, steps, mask=mask, trace=trace).trace
+
   @functools.cache
   def tools():
     from mlnotes.meta.report import Tools, pixel_floor
@@ -199,14 +206,9 @@ def make_meta_learning(method: Method, family: Family, config: MetaConfig) -> Ex
     def judge_batch(params, hparams, arrays, i):
       return map_tasks(lambda task: judge(params, task, hparams), family.test.draw(arrays, i)["task"])
 
-    def predict(params: MetaParams, hparams, task: Task, inputs):
-      inner, mask = method.inner(params, hparams), method.mask(params.initial)
-      trace = lambda params: family.learner.predict(params, task.support, inputs)
-      loss_fn, steps = family.learner.support_loss, config.eval_inner_steps
-      return adapt(loss_fn, params.initial, task.support, inner, steps, mask=mask, trace=trace).trace
-
+    predict_task = lambda params, hparams, task, inputs: predict(params, hparams, task.support, inputs)
     floor = lambda arrays, i: jax.vmap(lambda t: pixel_floor(t, config.ways))(family.test.draw(arrays, i)["task"])
-    return Tools(jax.jit(judge_batch), jax.jit(predict), jax.jit(floor) if classes else None, family.test)
+    return Tools(jax.jit(judge_batch), jax.jit(predict_task), jax.jit(floor) if classes else None, family.test)
 
   def report(state: State, directory: Path) -> dict[str, float]:
     from mlnotes.meta.report import write_report
@@ -215,7 +217,9 @@ def make_meta_learning(method: Method, family: Family, config: MetaConfig) -> Ex
     untrained = init_params(state.key, task)
     return write_report(tools(), state.params, untrained, state.hparams, config, directory)
 
-  return Experiment(init, step, evaluate, report)
+  # (support set of a task, inputs) -> what the adapted network says of them.
+  model = lambda state: jax.jit(lambda support, inputs: predict(state.params, state.hparams, support, inputs)[-1])
+  return Experiment(init, step, evaluate, report, model=model)
 
 
 def make_feeds(config: MetaConfig) -> Feeds:
@@ -226,4 +230,4 @@ def make_feeds(config: MetaConfig) -> Feeds:
 def meta_train(name: str, experiment: Experiment, config: MetaConfig) -> int:
   """`mlnotes.loop.train` with the best checkpoint by accuracy, or loss where there is none."""
   best = ("accuracy", "max") if config.tasks == "images" else ("loss", "min")
-  return train(name, experiment, make_feeds(config), config, best_metric=best[0], best_mode=best[1])
+  return train(experiment, make_feeds(config), config, name=name, best_metric=best[0], best_mode=best[1])

@@ -37,7 +37,7 @@ def make_family(config: Any) -> Family:
     validation = lambda key, arrays: judged(jax.random.fold_in(key, stream("validation")), arrays)
     frozen = lambda sample, seed, count: make_frozen_tasks(sample, (), seed, count, config.batch_size)
     evaluate = frozen(validation, config.eval_seed, config.eval_examples)
-    feeds = Feeds(make_task_feed(sample(config.queries), (), config.batch_size), evaluate)
+    feeds = Feeds(make_task_feed(sample(config.queries), (), config.batch_size), evaluate, split="validation")
     learner = make_regressor(Regressor(config.widths, dtype=dtype))
     return Family(learner, feeds, frozen(judged, config.eval_seed + _TEST_SEED, config.test_tasks))
   sets = load_episode_sets(config)

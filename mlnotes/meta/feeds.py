@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from mlnotes.data import EvalBatches, ResidentFeed
-from mlnotes.experiment import example_keys, stream_key
+from mlnotes.experiment import example_keys, root_key, stream_key
 from mlnotes.meta.task import Task
 
 # (key, arrays) -> one task. `arrays` is what tasks are drawn from, () where they are made from nothing.
@@ -35,7 +35,7 @@ def make_frozen_tasks(sample: SampleTask, arrays: Any, seed: int, count: int, ba
   def draw(arrays, i):
     number = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     index = jnp.minimum(number, count - 1)
-    task = jax.vmap(lambda key: sample(key, arrays))(example_keys(jax.random.key(seed), index))
+    task = jax.vmap(lambda key: sample(key, arrays))(example_keys(root_key(seed), index))
     return {"task": task, "index": index, "mask": (number < count).astype(jnp.float32)}
 
   return EvalBatches(arrays, draw, -(-count // batch_size))

@@ -13,6 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
+from mlnotes.experiment import root_key
 from mlnotes.optim.precision import to_accumulator
 
 Loss = Callable[[Any], Float[Array, ""]]
@@ -61,7 +62,7 @@ def lanczos(product: Callable[[Vector], Vector], start: Vector, num_steps: int) 
   count, size = num_steps, start.size
   if not 1 <= count <= size:
     raise ValueError(f"num_steps={count} is out of range: expected 1 to {size}, the number of parameters.")
-  fallback = jax.random.normal(jax.random.key(0), (count, size), start.dtype)
+  fallback = jax.random.normal(root_key(0), (count, size), start.dtype)
 
   def body(carry, step):
     basis, v = carry

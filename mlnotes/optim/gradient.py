@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from mlnotes.experiment import root_key
 from mlnotes.optim.precision import to_accumulator
 
 Scalar = Float[Array, ""] | float
@@ -44,7 +45,7 @@ def add_gradient_noise(variance: Scalar = 0.01, decay: Scalar = 0.55, seed: int 
   """
 
   def init(params):
-    return AddGradientNoiseState(jnp.zeros([], jnp.int32), jax.random.fold_in(jax.random.key(seed), _checksum(params)))
+    return AddGradientNoiseState(jnp.zeros([], jnp.int32), jax.random.fold_in(root_key(seed), _checksum(params)))
 
   def update(updates, state, params=None):
     del params

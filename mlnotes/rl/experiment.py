@@ -6,6 +6,7 @@ return Experiment(init, step, make_evaluate(env, act, config), make_report(env, 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mlnotes.data import Feeds
 from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, State, stream_key
+from mlnotes.experiment import Experiment, Mean, State, root_key, stream_key
 from mlnotes.flags import field, require
 from mlnotes.loop import LoopConfig, train
 from mlnotes.progress import report_step
@@ -77,7 +78,7 @@ def make_feeds(config: RLConfig) -> Feeds:
 
 def train_agent(name: str, experiment: Experiment, config: RLConfig, best_metric: str = "episode_return") -> int:
   """`mlnotes.loop.train` with the best checkpoint by the highest `best_metric`."""
-  return train(name, experiment, make_feeds(config), config, best_metric=best_metric, best_mode="max")
+  return train(experiment, make_feeds(config), config, name=name, best_metric=best_metric, best_mode="max")
 
 
 def require_discrete(env: Environment) -> int:
@@ -104,7 +105,7 @@ def observation_vector(env: Environment, observation: Any) -> Float[Array, "*B D
 
 def observation_size(env: Environment) -> int:
   """The length of `observation_vector`."""
-  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), jax.random.key(0))
+  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), root_key(0))
   return spec.shape[-1]
 
 
@@ -142,6 +143,11 @@ def run_episodes(
   start = (jnp.zeros([], jnp.int32), state, observation, alive, zero, zero.astype(jnp.int32))
   carry = jax.lax.while_loop(running, one, start)
   return carry[4], carry[5]
+
+
+def as_policy(act: Callable[[State, Any], Any]) -> Callable[[State], Callable[[Any], Any]]:
+  """The contract's `model`: state -> (observation of one environment -> the greedy action)."""
+  return lambda state: jax.jit(functools.partial(act, state))
 
 
 def make_evaluate(env: Environment, act: Callable[[State, Any], Any], config: RLConfig):

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlnotes.experiment import root_key
 from mlnotes.rl.env import Box, Environment
 
 # Where an environment has no time limit of its own, an episode is stopped here.
@@ -133,7 +134,7 @@ def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], f
 
 
 def _observation_frames(env: Environment, policy, seed: int) -> list[np.ndarray]:
-  reset_key, step_key = jax.random.split(jax.random.key(seed))
+  reset_key, step_key = jax.random.split(root_key(seed))
   state, observation = jax.jit(env.reset)(reset_key)
   step = jax.jit(lambda t, state, action: env.step(jax.random.fold_in(step_key, t), state, action))
   frames = [_draw_channels(observation)]

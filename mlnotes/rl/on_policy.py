@@ -20,7 +20,7 @@ from mlnotes.flags import field, require
 from mlnotes.optim import OptimConfig, make_optimizer
 from mlnotes.rl.actor_critic import ActorCritic, make_actor_critic, make_greedy
 from mlnotes.rl.env import Actors, Trajectory, clip_actions, init_actors, make_env, rollout
-from mlnotes.rl.experiment import RLConfig, finished_episodes, make_evaluate, make_report
+from mlnotes.rl.experiment import RLConfig, as_policy, finished_episodes, make_evaluate, make_report
 from mlnotes.rl.normalize import Moments, discounted_sums, init_moments, normalize, update_moments
 from mlnotes.rl.returns import compute_gae
 
@@ -199,7 +199,7 @@ def make_on_policy_experiment(
     return state, metrics
 
   act = make_greedy(env, networks, _normalized)
-  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
+  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config), model=as_policy(act))
 
 
 def _normalized(state: OnPolicyState, observation: Any) -> Any:

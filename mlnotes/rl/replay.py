@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from mlnotes.experiment import root_key
 from mlnotes.rl.env import Discrete, Environment, Trajectory
 
 
@@ -65,7 +66,7 @@ def init_replay(example: PyTree, capacity: int) -> Replay:
 
 def init_env_replay(env: Environment, capacity: int) -> Replay:
   """An empty buffer for the transitions of `env`."""
-  observation = jax.eval_shape(lambda key: env.reset(key)[1], jax.random.key(0))
+  observation = jax.eval_shape(lambda key: env.reset(key)[1], root_key(0))
   discrete = isinstance(env.actions, Discrete)
   action = jax.ShapeDtypeStruct((), jnp.int32) if discrete else jax.ShapeDtypeStruct(env.actions.shape, jnp.float32)
   scalar = jax.ShapeDtypeStruct((), jnp.float32)

@@ -24,7 +24,7 @@ from mlnotes.rl.dynamic_programming import (
   start_value,
   value_iteration,
 )
-from mlnotes.rl.experiment import RLConfig, make_report
+from mlnotes.rl.experiment import RLConfig, as_policy, make_report
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 from mlnotes.rl.table import Table, TableState, advance_table, make_table_env, read_table, sample_initial
 from mlnotes.rl.tabular import Learner, Rule, Settings, Transition, epsilon_greedy, init_learner
@@ -235,7 +235,7 @@ def make_tabular_experiment(rule: Rule, config: TabularConfig) -> Experiment:
     write_comparison(table, state.actor.learner.q, config.discount, directory / "policy.png")
     return report_episodes(state, directory)
 
-  return Experiment(init, step, evaluate, report)
+  return Experiment(init, step, evaluate, report, model=as_policy(act))
 
 
 def make_exact_evaluation(table: Table, config: TabularConfig):

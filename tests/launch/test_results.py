@@ -3,12 +3,26 @@
 import csv
 import io
 import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import numpy as np
 import pytest
 
 from launch import page, results
-from launch.runs import Curve, choose_metric, find_mode, find_runs, group_runs, join_curves, rank, split_settings
+from launch.runs import (
+  Curve,
+  choose_best,
+  choose_metric,
+  find_mode,
+  find_runs,
+  group_runs,
+  join_curves,
+  rank,
+  split_settings,
+)
 from mlnotes.errors import InputError
 
 from .work_directories import write_run
@@ -36,16 +50,16 @@ def test_runs_that_differ_in_the_seed_are_one_group(sweep):
   assert not problems and len(groups) == 3
   best = rank(groups, "episode_return", "max")
   assert [group.settings["learning_rate"] for group in best] == [0.01, 0.1, 1.0]
-  mean, std, count = best[0].final["episode_return"]
-  assert (mean, count) == (6.0, 3) and std == pytest.approx(np.sqrt(3.0))
+  mean, std, finite, count = best[0].final["episode_return"]
+  assert (mean, finite, count) == (6.0, 3, 3) and std == pytest.approx(np.sqrt(3.0))
   assert best[0].seeds == [0, 1, 2] and best[0].finished
   assert best[0].wall_seconds == 12 and best[0].devices == "1 x cpu"
-  assert best[2].state == "at update 10" and best[2].final["episode_return"] == (0.5, 0.0, 1)
+  assert best[2].state == "at update 10" and best[2].final["episode_return"] == (0.5, 0.0, 1, 1)
   curve = best[0].curves["eval/episode_return"]
   np.testing.assert_array_equal(curve.steps, [10, 20])
   np.testing.assert_allclose(curve.mean, [3.0, 6.0])
   np.testing.assert_allclose(curve.std, [np.sqrt(3.0) / 2, np.sqrt(3.0)])
-  assert best[0].final["train/loss"] == (pytest.approx(1 / 20), 0.0, 3)
+  assert best[0].final["train/loss"] == (pytest.approx(1 / 20), 0.0, 3, 3)
 
 
 def test_seeds_in_one_program_and_in_several_are_the_same(tmp_path):
@@ -83,7 +97,7 @@ def test_finished_runs_count_where_there_are_any(tmp_path):
   write_run(tmp_path / "done", curve=((20, 4.0),))
   write_run(tmp_path / "early", config={"seed": 1}, curve=((10, 100.0),), finished=False)
   (group,), _ = read(tmp_path)
-  assert group.final["episode_return"] == (4.0, 0.0, 1)
+  assert group.final["episode_return"] == (4.0, 0.0, 1, 1)
   assert group.state == "1 of 2 finished, at update 10"
 
 
@@ -112,6 +126,98 @@ def test_what_is_missing_or_not_finite_ranks_last(tmp_path):
   write_run(tmp_path / "good", config={"learning_rate": 3}, final={"episode_return": [-5.0]})
   groups, _ = read(tmp_path)
   assert rank(groups, "episode_return", "max")[0].settings["learning_rate"] == 3
+
+
+def test_a_row_that_lost_seeds_says_so_and_ranks_below_every_complete_one(tmp_path):
+  nan = float("nan")
+  for rate, values in ((0.1, [0.95] + 7 * [nan]), (0.01, 8 * [0.9]), (0.001, 8 * [nan]), (1.0, 4 * [nan] + 4 * [0.99])):
+    write_run(tmp_path / f"{rate}", config={"seeds": 8, "learning_rate": rate}, final={"episode_return": values})
+  groups, _ = read(tmp_path)
+  for mode, order in (("max", [0.01, 1.0, 0.1, 0.001]), ("min", [0.01, 0.1, 1.0, 0.001])):
+    assert [g.settings["learning_rate"] for g in rank(groups, "episode_return", mode)] == order
+  text = results.to_markdown(rank(groups, "episode_return", "max"), "episode_return")
+  assert "0.95 ± 0 (1 of 8 seeds finite)" in text and "0.99 ± 0 (4 of 8 seeds finite)" in text
+  assert "not finite (0 of 8 seeds)" in text and "| 0.9 ± 0 " in text
+  rows = list(csv.DictReader(io.StringIO(results.to_csv(rank(groups, "episode_return", "max")))))
+  assert [row["episode_return finite seeds"] for row in rows] == ["8", "4", "1", "0"]
+  (best,) = choose_best(groups, "episode_return", "max").values()
+  assert best[0].settings["learning_rate"] == 0.01
+
+
+def test_a_seed_that_diverged_in_a_run_without_a_card_counts_as_lost(tmp_path):
+  curve = ((10, (1.0, 5.0)), (20, (2.0, float("nan"))))
+  write_run(tmp_path / "a", config={"seeds": 2}, curve=curve, finished=False)
+  (group,), _ = read(tmp_path)
+  assert group.final["episode_return"] == (2.0, 0.0, 1, 2)
+
+
+def test_seeds_of_several_runs_count_together(tmp_path):
+  for seed, value in enumerate((1.0, float("nan"), 3.0)):
+    write_run(tmp_path / str(seed), config={"seed": seed}, final={"episode_return": [value]})
+  (group,), _ = read(tmp_path)
+  assert group.final["episode_return"] == (2.0, pytest.approx(np.sqrt(2.0)), 2, 3)
+
+
+def test_each_task_has_its_own_best(tmp_path, capsys):
+  for env, method, value in (
+    ("A-v0", "ppo", 1.0),
+    ("A-v0", "a2c", 2.0),
+    ("B-v0", "ppo", 900.0),
+    ("B-v0", "a2c", 800.0),
+  ):
+    write_run(tmp_path / env / method, f"rl.{method}", config={"env": env}, final={"episode_return": [value]})
+  write_run(tmp_path / "c", "chapter.x", config={"dataset": "digits"}, metric="accuracy", best=("accuracy", "max"))
+  groups, _ = read(tmp_path)
+  best = choose_best(groups, "episode_return", "max")
+  assert {task: (g.experiment, name) for task, (g, name) in best.items()} == {
+    "rl env=A-v0": ("rl.a2c", "episode_return"),
+    "rl env=B-v0": ("rl.ppo", "episode_return"),
+    "chapter dataset=digits": ("chapter.x", "accuracy"),
+  }
+  assert results.main(results.Config(out=str(tmp_path / "out")), [str(tmp_path)]) == 0
+  said = capsys.readouterr().out
+  assert "highest episode_return of rl env=A-v0: 2, rl.a2c" in said
+  assert "highest episode_return of rl env=B-v0: 900, rl.ppo" in said
+  assert "## rl.ppo env=A-v0" in said and "## chapter.x\n" in said
+
+
+def test_which_split_chose_the_row_is_said(tmp_path, capsys):
+  for rate in (0.1, 0.2):
+    write_run(tmp_path / str(rate), config={"learning_rate": rate}, best_split="test", curve=((20, rate),))
+  results.main(results.Config(out=str(tmp_path / "out")), [str(tmp_path)])
+  said = capsys.readouterr().out.splitlines()
+  assert "highest episode_return: 0.2, rl.ppo learning_rate=0.2, chosen on the test split" in said
+  assert any(line.startswith("Rows are ordered by episode_return, chosen on the test split.") for line in said)
+  data = data_of(tmp_path / "out" / "index.html")
+  assert {group["split"] for group in data["groups"]} == {"test"}
+
+
+def test_runs_of_different_revisions_are_different_rows(tmp_path):
+  write_run(tmp_path / "old", revision="a" * 40, clean=True, curve=((20, 1.0),))
+  write_run(tmp_path / "new", revision="b" * 40, clean=False, curve=((20, 2.0),))
+  groups, problems = read(tmp_path)
+  assert not problems
+  assert {g.settings["revision"]: g.final["episode_return"].mean for g in groups} == {
+    "aaaaaaaaaa": 1.0, "bbbbbbbbbb+": 2.0
+  }  # fmt: skip
+  assert split_settings(groups)[1] == ["revision"]
+  # One that has no card yet is of the only revision there is, or of none that is known.
+  write_run(tmp_path / "third", config={"seed": 1}, finished=False)
+  assert len(read(tmp_path)[0]) == 3 and len(read(tmp_path / "old", tmp_path / "third")[0]) == 1
+  again, problems = read(tmp_path / "old", write_run(tmp_path / "again", revision="a" * 40, clean=True))
+  assert len(again) == 1 and "repeats seeds of" in problems[0]
+  rows = list(csv.DictReader(io.StringIO(results.to_csv(groups))))
+  assert {row["revision"] for row in rows} == {"aaaaaaaaaa", "bbbbbbbbbb+"}
+
+
+def test_flags_that_change_no_number_are_in_no_title(tmp_path):
+  """Those of the experiment's own as well as those that all have."""
+  for i in range(2):
+    more = {"seed": i, "gif": bool(i), "checkpoint_every": i, "data_dir": str(i), "devices": i, "tensorboard": bool(i)}
+    write_run(tmp_path / str(i), config=more)
+  write_run(tmp_path / "other", config={"discount": 0.5, "data_dir": "elsewhere"})
+  groups, problems = read(tmp_path)
+  assert not problems and len(groups) == 2 and split_settings(groups)[1] == ["discount"]
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -194,6 +300,13 @@ def test_nothing_to_read(tmp_path):
     ("result.json", b"[]", "the run counts as unfinished"),
     ("result.json", b'{"metrics": {"a": 3}}', "no figures that can be read"),
     ("result.json", b'{"metrics": [3], "timing": 7}', "no figures that can be read"),
+    ("result.json", b'{"metrics": {"a": {"seeds": 3}}, "steps": "x", "revision": 3}', "no figures that can be read"),
+    ("result.json", b'{"metrics": 3, "best_metric": [], "best_mode": {}, "steps": [1]}', "no figures that can be read"),
+    ("result.json", b'{"metrics": 3, "timing": {"wall_seconds": "x"}, "steps": 1e999}', "no figures that can be read"),
+    ("config.json", b'{"experiment": "x", "config": {"seeds": 1000000000}}', "is not that of a run"),
+    ("config.json", b'{"experiment": "x", "config": {"seed": true}}', "is not that of a run"),
+    ("config.json", b'{"experiment": "x", "config": [1]}', "is not that of a run"),
+    ("config.json", b"3", "is not that of a run"),
     ("metrics.jsonl", b"\xff\xfe\x00\n", "no curves of this run"),
     ("metrics.jsonl", b"3\n", "no curves of this run"),
     ("metrics.jsonl", b'{"eval/x": 1}\n', "no curves of this run"),
@@ -207,6 +320,7 @@ def test_broken_files_are_named_in_one_sentence(tmp_path, name, content, sentenc
   (broken / name).write_bytes(content)
   groups, problems = read(tmp_path)
   assert len(groups) == (1 if name == "config.json" else 2)
+  results.to_csv(groups), results.to_markdown(groups, "episode_return")
   (problem,) = problems
   assert str(broken / name) in problem and sentence in problem and "\n" not in problem
 
@@ -263,6 +377,48 @@ def test_names_cannot_leave_the_data(tmp_path):
   text = (tmp_path / "out" / "index.html").read_text()
   assert "alert(1)</script>" not in text and "<!--" not in text
   assert data_of(tmp_path / "out" / "index.html")["groups"][0]["experiment"] == name
+
+
+HOSTILE = [
+  "javascript:alert(1)<!--", "data:text/html,<script>alert(1)</script>", '"><script>alert(1)</script>', "a b",
+  "100%", "%2e%2e", "#top", "?x=1&y", "a:b", "'onclick=alert(1)'", "\\\\host", "\n", "ü", "a..", "&quot;", b"\xff\xfe",
+]  # fmt: skip
+
+
+def test_a_link_is_a_path_whatever_the_directory_is_called(tmp_path):
+  """As a browser resolves it: it stays on the page's own host and file system, and finds the directory."""
+  for seed, name in enumerate(HOSTILE):
+    parts = [part for part in os.fsdecode(name).split("/") if part]
+    write_run(tmp_path.joinpath("runs", *parts), config={"seed": seed})
+  for out in (tmp_path / "runs", tmp_path / "out"):  # beside the runs, where a link would begin with their name
+    results.write_results([str(tmp_path / "runs")], results.Config(out=str(out)))
+    (group,) = data_of(out / "index.html")["groups"]
+    assert len(group["runs"]) == len(HOSTILE)
+    for run in group["runs"]:
+      link = run["link"]
+      assert link.startswith("./") and re.fullmatch(r"[A-Za-z0-9_.~/%-]+", link)
+      resolved = urlsplit(urljoin((out / "index.html").as_uri(), link))
+      assert resolved.scheme == "file" and not (resolved.netloc or resolved.query or resolved.fragment)
+      assert (Path(os.fsdecode(unquote_to_bytes(resolved.path))) / "config.json").exists()
+    text = (out / "index.html").read_text()
+    assert "<script>alert" not in text and "<!--" not in text
+    (out / "results.md").read_text(), (out / "results.csv").read_text()
+
+
+def test_the_page_takes_links_as_they_are():
+  """Nothing is put together in the page: what `page_data` encodes is what is clicked."""
+  text = (Path(page.__file__).parent / "page.html").read_text()
+  assert re.findall(r"href:([^}]*)}", text) == [" r.link "]
+
+
+def test_colors_are_those_of_the_picture(sweep, tmp_path, monkeypatch):
+  drawn, draw = {}, results._draw_line
+  record = lambda axis, curve, text, color: (drawn.update({text: color}), draw(axis, curve, text, color))
+  monkeypatch.setattr(results, "_draw_line", record)
+  results.write_results([str(sweep)], results.Config(out=str(tmp_path / "out")))
+  groups = data_of(tmp_path / "out" / "index.html")["groups"]
+  assert drawn == {f"learning_rate={g['settings']['learning_rate']}": g["color"] for g in groups}
+  assert len(set(page.colors(40))) == 40 and all(re.fullmatch("#[0-9a-f]{6}", c) for c in page.colors(40))
 
 
 def test_curves_are_thinned_so_that_hundreds_of_runs_stay_small(tmp_path):

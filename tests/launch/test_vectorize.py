@@ -23,7 +23,7 @@ from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, Mean, stream_key
 from mlnotes.flags import field, parse
 from mlnotes.loop import LoopConfig, train
-from mlnotes.optim import OptimConfig, make_optimizer
+from mlnotes.optim import OptimConfig, OptimizerName, make_optimizer
 from mlnotes.program import Program
 from mlnotes.record import read_metrics
 
@@ -37,11 +37,12 @@ def groups_of(experiment, fixed, grid, tmp_path, most=64):
 class Slope(OptimConfig, LoopConfig):
   """An experiment whose numbers go to all sorts of places; its `momentum_encoder` is `momentum` in the state."""
 
-  optimizer: str = "sgd"
+  optimizer: OptimizerName = "sgd"
   momentum_encoder: float = field(0.9, "in the state, under the name of another flag")
   first: float = field(0.5, "in the state, and what the first parameters come from")
   scale: float = field(1.0, "in the program")
   judged: float = field(1.0, "in the evaluation")
+  turn: int = field(0, "update from which the evaluation gets worse; 0: never")
 
 
 class SlopeState(NamedTuple):
@@ -66,15 +67,19 @@ def make_slope(config):
     params = optax.apply_updates(state.params, updates)
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": jnp.sum(params)}
 
-  evaluate = lambda state, batch: {"loss": Mean(config.judged * jnp.sum(state.params), jnp.float32(1))}
+  def evaluate(state, batch):
+    worse = jnp.where(config.turn and state.step > config.turn, 100.0, 0.0)
+    return {"loss": Mean(config.judged * jnp.sum(state.params) + worse, jnp.float32(1))}
+
   return Experiment(init, step, evaluate, lambda state, directory: None)
 
 
 @pytest.fixture
 def slope(monkeypatch):
-  main = lambda config: train("slope", make_slope(config), Feeds(), config)
+  main = lambda config: train(make_slope(config), Feeds(), config, name="slope")
   module = SimpleNamespace(Config=Slope, make=make_slope, make_feeds=lambda config: Feeds(), main=main)
   monkeypatch.setitem(sys.modules, "experiments.slope", module)
+  monkeypatch.setattr(Slope, "__module__", "experiments.slope")
   monkeypatch.setattr("experiments.catalogue", lambda: [("slope", "")])
 
 
@@ -133,7 +138,7 @@ SHORT = "--steps=12 --log_every=4 --eval_every=6 --devices=1 --notensorboard"
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_rows_leave_what_runs_alone_leave(seeds, slope, tmp_path):
-  grid, fixed = "learning_rate=.1,.5; momentum_encoder=.7; seed=0,2", f"{SHORT} --seeds={seeds}"
+  grid, fixed = "learning_rate=.1,.5; momentum_encoder=.7; seed=0,2", f"{SHORT} --seeds={seeds} --turn=6"
   roots = {name: tmp_path / name for name in ("together", "alone")}
   config = Config(experiment=("slope",), workdir=str(roots["together"]), vectorize=True)
   jobs, apart = plan_jobs(make_runs(["slope"], fixed, parse_grid(grid), roots["together"]), config)
@@ -149,6 +154,7 @@ def test_rows_leave_what_runs_alone_leave(seeds, slope, tmp_path):
     settings = [f"--{name}={text}" for name, text in run.settings.items()]
     assert b["command"].split()[2:] == ["experiments.slope", *fixed.split(), *settings, f"--workdir={together}"]
     assert {k: v for k, v in a["config"].items() if v != b["config"][k]}.keys() == {"workdir"}
+    assert a["best_checkpoint"]["step"] == b["best_checkpoint"]["step"] == 6  # not the last one
     assert a["metrics"].keys() == b["metrics"].keys() and a["metrics"]["loss"]["mean"] not in (0, None)
     for name, value in a["metrics"].items():
       np.testing.assert_allclose(b["metrics"][name]["seeds"], value["seeds"], rtol=1e-5)
@@ -166,13 +172,16 @@ def test_rows_leave_what_runs_alone_leave(seeds, slope, tmp_path):
 def assert_same_checkpoint(alone, together):
   import orbax.checkpoint as ocp
 
-  trees = []
+  trees, steps = [], []
   for directory in (alone, together):
     checkpoints = Checkpoints(directory / "checkpoints")
-    step = checkpoints.latest_step()
+    steps.append((checkpoints.best_step(), checkpoints.latest_step()))
     checkpoints.close()
     with ocp.CheckpointManager((directory / "checkpoints").absolute()) as manager:
-      trees.append(manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"])
+      assert sorted(manager.all_steps()) == sorted(set(steps[-1]))
+      read = lambda step: manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+      trees.append([read(step) for step in steps[-1]])
+  assert steps[0] == steps[1]
   assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
   for a, b in zip(*map(jax.tree.leaves, trees)):
     np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
@@ -180,24 +189,27 @@ def assert_same_checkpoint(alone, together):
 
 def test_rows_resume_with_the_same_bits(slope, tmp_path, monkeypatch):
   """Stopped half-way by a signal: the group goes on from its own checkpoint."""
-  results, evaluate = [], Program.evaluate
+  results, kept, evaluate = [], [], Program.evaluate
   # Both, as Slurm may send them: the second one must not cut the saving short.
   stop = lambda: (signal.raise_signal(signal.SIGUSR2), signal.raise_signal(signal.SIGTERM))
   for interrupted in (False, True):
     root = tmp_path / str(interrupted)
-    runs = make_runs(["slope"], SHORT, parse_grid("learning_rate=.1,.5"), root)
+    runs = make_runs(["slope"], f"{SHORT} --turn=3 --eval_every=3", parse_grid("learning_rate=.1,.5"), root)
     (job,), _ = plan_jobs(runs, Config(experiment=("slope",), workdir=str(root), vectorize=True))
     job.prepare()
     if interrupted:
       with monkeypatch.context() as patch:
-        patch.setattr(Program, "evaluate", lambda *args: (stop(), evaluate(*args))[1])
+        late = lambda s: stop() if np.max(s.step) >= 6 else None
+        patch.setattr(Program, "evaluate", lambda self, s, late=late: (late(s), evaluate(self, s))[1])
         assert call("slope", job.flags) == 128 + signal.SIGUSR2
       assert not any(run.finished() for run in runs)
       (again,), _ = plan_jobs(runs, Config(experiment=("slope",), workdir=str(root), vectorize=True))
       assert again.directory == job.directory
     assert call("slope", job.flags) == 0
     results.append([(run.directory / "metrics.jsonl").read_bytes() for run in runs])
+    kept.append([card(run.directory)["best_checkpoint"] for run in runs])
   assert results[0] == results[1]
+  assert kept[0] == kept[1] and kept[0][0]["step"] == 3  # evaluated before it was stopped
 
 
 def test_a_row_that_diverges_is_the_only_one_without_a_result(slope, tmp_path):
@@ -218,7 +230,8 @@ def test_rows_that_cannot_be_read(slope, tmp_path):
   _, _, groups = groups_of("slope", SHORT, "seed=0,1", tmp_path / "runs")
   text, _ = rows_text(groups[0])
   arguments = [*SHORT.split(), f"--rows={path}", f"--workdir={tmp_path}"]
-  for wrong in ("", "[]", text.replace('"slope"', '"rl.ppo"'), text.replace('"seed"', '"sead"')):
+  other_types = '{"experiment": "slope", "runs": [{"workdir": 3, "settings": {}, "state": {}}]}'
+  for wrong in ("", "[]", other_types, text.replace('"slope"', '"rl.ppo"'), text.replace('"seed"', '"sead"')):
     path.write_text(wrong)
     with pytest.raises(InputError, match="--rows="):
       call("slope", arguments)
