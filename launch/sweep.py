@@ -5,6 +5,7 @@
   python -m launch.sweep --experiment=rl.ppo,rl.a2c --grid='seed=0..4' --vectorize
   python -m launch.sweep --experiment=diffusion.ddpm --draws=20 \\
       --random='learning_rate=log(1e-4,1e-2); channels=choice(16,32); multipliers=choice((1,2),(1,2,2))'
+  python -m launch.sweep --experiment=softmax_regression.py --grid='learning_rate=.01,.1'
   python -m launch.sweep --experiment=rl.dqn --list=settings.jsonl --cluster=slurm --partition=gpu --gpus=1 --time=120
 
 --grid: a semicolon between flags, a comma between values; 0..4 is 0,1,2,3,4; a value with a comma stands in

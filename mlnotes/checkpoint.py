@@ -79,18 +79,22 @@ class Checkpoints:
     ]
     self.directory = directory
     self._args = ocp.args
-    self._manager = ocp.CheckpointManager(
-      directory.absolute(),
-      options=ocp.CheckpointManagerOptions(
-        best_fn=_rank,
-        preservation_policy=None if read_only else managers.AnyPreservationPolicy(keep),
-        # The half of a checkpoint that a killed process has left; of a living one it is being written.
-        cleanup_tmp_directories=not read_only,
-        create=not read_only,
-        save_interval_steps=0 if read_only else 1,
-        read_only=read_only,
-      ),
+    options = ocp.CheckpointManagerOptions(
+      best_fn=_rank,
+      preservation_policy=None if read_only else managers.AnyPreservationPolicy(keep),
+      # The half of a checkpoint that a killed process has left; of a living one it is being written.
+      cleanup_tmp_directories=not read_only,
+      create=not read_only,
+      save_interval_steps=0 if read_only else 1,
+      read_only=read_only,
     )
+    for last in (False,) * 20 + (True,):
+      try:
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        break
+      except FileNotFoundError:  # the run that writes them has just removed one
+        if last or not read_only:
+          raise
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()

@@ -14,9 +14,11 @@ class InputError(ValueError):
 def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
   """The end of a sentence about an unknown name: the nearest known one, else `otherwise` or all that are known.
 
-  Of names with dots the last part counts as near: ppo is near to rl.ppo.
+  Of names with dots the last part counts as near: ppo is near to rl.ppo. Capitals count for nothing.
   """
   known = list(known)
   last = lambda text: text.rpartition(".")[2]
-  close = difflib.get_close_matches(name, known, n=1) or [k for k in known if last(k) == last(name)]
+  folded = {k.lower(): k for k in reversed(known)}
+  close = [folded[k] for k in difflib.get_close_matches(name.lower(), folded, n=1)]
+  close = close or [k for k in known if last(k) == last(name)]
   return f"did you mean {close[0]}?" if close else otherwise or f"expected one of {', '.join(known)}."

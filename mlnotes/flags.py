@@ -201,12 +201,29 @@ def idle_notes(config: BaseConfig, flag_values: absl_flags.FlagValues = absl_fla
   ]
 
 
-def from_dict(config_class: type[ConfigT], values: typing.Mapping[str, Any]) -> ConfigT:
-  """The config whose fields were saved as JSON. Raises InputError for a name that is not a field."""
-  names = {item.name for item, _, _ in config_fields(config_class)}
-  if unknown := sorted(values.keys() - names):
-    raise InputError(f"found the setting {unknown[0]!r}, expected one of {', '.join(sorted(names))}.")
-  return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def from_dict(config_class: type[ConfigT], values: Any) -> ConfigT:
+  """The config whose fields were saved as JSON. Raises InputError for what is not a field, or not of its type."""
+  if not isinstance(values, typing.Mapping):
+    raise InputError(f"found {type(values).__name__} in place of the settings: expected an object of them.")
+  kinds = {item.name: kind for item, kind, _ in config_fields(config_class)}
+  if unknown := sorted(values.keys() - kinds.keys()):
+    raise InputError(f"found the setting {unknown[0]!r}, expected one of {', '.join(sorted(kinds))}.")
+  try:
+    return config_class(**{name: _as_kind(name, kinds[name], value) for name, value in values.items()})
+  except ValueError as error:
+    raise InputError(str(error)) from error
+
+
+def _as_kind(name: str, kind: Any, value: Any) -> Any:
+  """A value from JSON as a field of this type has it. Raises InputError for any other."""
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if origin is tuple and isinstance(value, (list, tuple)):
+    return tuple(_as_kind(name, arguments[0], part) for part in value)
+  if kind is float and type(value) is int:
+    return float(value)
+  if value in arguments if origin is Literal else type(value) is kind:
+    return value
+  raise InputError(f"the setting {name} is {value!r}: expected {_spell(kind)}.")
 
 
 def require(condition: bool, flag: str, found: Any, expected: str) -> None:
@@ -265,7 +282,7 @@ _ALIASES = {
   "lr": "learning_rate", "alpha": "learning_rate", "step_size": "learning_rate", "bs": "batch_size",
   "batch": "batch_size", "minibatch_size": "batch_size", "epochs": "steps", "max_steps": "steps",
   "num_steps": "steps", "iterations": "steps", "updates": "steps", "total_timesteps": "steps", "wd": "weight_decay",
-  "gamma": "discount", "tau": "target_decay", "temp": "temperature", "env_id": "env", "env_name": "env",
+  "gamma": "discount", "polyak": "tau", "temp": "temperature", "env_id": "env", "env_name": "env",
   "environment": "env", "n_envs": "num_envs", "num_environments": "num_envs", "data": "dataset",
   "data_path": "dataset", "output_dir": "workdir", "logdir": "workdir", "log_dir": "workdir", "out_dir": "workdir",
   "save_dir": "workdir", "num_seeds": "seeds", "random_seed": "seed", "dtype": "precision", "gpus": "devices",
@@ -284,6 +301,21 @@ def no_flag(program: str, name: str, values: absl_flags.FlagValues, hint: str = 
     hint = f"did you mean --{known}?"
   hint = hint or nearest(name, sorted(values), f"{command or f'python -m {program}'} --helpshort lists them.")
   return InputError(f"{program} has no flag --{name}: {hint}")
+
+
+def _missing_platform() -> str:
+  """The sentence about a JAX_PLATFORMS that JAX cannot serve; "" where that is not what is wrong."""
+  names = os.environ.get("JAX_PLATFORMS", "")
+  if not names:
+    return ""
+  import jax
+
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError):
+    way = "pip install -e '.[cuda]'" if "cuda" in names or "gpu" in names else "its plugin"
+    return f"JAX_PLATFORMS={names}: JAX finds no such device here; expected cpu, or {way} and a device."
+  return ""
 
 
 def _require_no_more(argv: Sequence[str]) -> None:
@@ -339,6 +371,11 @@ def run(
         return main(*given)
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
+      return 2
+    except (AssertionError, RuntimeError):  # what JAX raises differs from platform to platform
+      if not (reason := _missing_platform()):
+        raise
+      print(f"error: {reason}", file=sys.stderr)
       return 2
     except KeyboardInterrupt:
       print("stopped by Ctrl-C", file=sys.stderr)

@@ -71,6 +71,7 @@ class LoopConfig(BaseConfig):
   fsdp: int = field(1, "spread the large arrays of the state over groups of this many devices; 1: not", free=True)
   report_seeds: int = field(3, "how many of the seeds get pictures and final figures of their own", free="report")
   tensorboard: bool = field(True, "write TensorBoard events beside metrics.jsonl", free=True)
+  wandb: str = field("", "project of Weights & Biases to send the metrics to as well; empty: none", free=True)
 
   def __post_init__(self):
     super().__post_init__()
@@ -92,6 +93,20 @@ def enable_compilation_cache() -> None:
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextlib.contextmanager
+def usual_jax(*, quiet: bool = False) -> Iterator[None]:
+  """Within it programs are compiled and dtypes promoted as usual, whatever the environment asks for; says so."""
+  strict = jax.config.jax_numpy_dtype_promotion != "standard"
+  if jax.config.jax_disable_jit and not quiet:
+    print(
+      "note: JAX_DISABLE_JIT has no effect: updates are compiled; call make(config).step to debug.", file=sys.stderr
+    )
+  if strict and not quiet:
+    print("note: JAX_NUMPY_DTYPE_PROMOTION=strict has no effect: optax counts on promotion.", file=sys.stderr)
+  with jax.disable_jit(False), jax.numpy_dtype_promotion("standard"):
+    yield
 
 
 def default_workdir(experiment: str, config: LoopConfig) -> Path:
@@ -162,7 +177,7 @@ class _Run:
     self.started_from: Mapping[str, Any] | None = None
     self.best: tuple[int, Score] | None = None
     # Several runs keep the best state of each; they have the last one of all in common.
-    self.best_rows = BestRows(len(self.parts)) if record.config.rows and record.config.checkpoint_every else None
+    self.best_rows = BestRows(len(self.parts)) if record.config.rows else None
 
   @contextlib.contextmanager
   def compiling(self, what: str) -> Iterator[None]:
@@ -227,8 +242,8 @@ class _Run:
     """`count` updates; then what is due after them."""
     start = time.perf_counter()
     self.state, self.window = jax.block_until_ready(self.program.update(self.state, self.window, count))
-    self.checkpoints.check()
     self.step_seconds.append((time.perf_counter() - start) / count)
+    self.checkpoints.check()
     self.step += count
     if _due(self.step, self.config.log_every, self.config):
       self._log()
@@ -238,12 +253,13 @@ class _Run:
     score, is_best = None, False
     if _due(self.step, self.config.eval_every, self.config):
       self.evaluate()
-      if self.best_rows:
+      keeps_best = self.config.checkpoint_every > 0 or self.step == self.config.steps
+      if self.best_rows and keeps_best:
         scores = [self.score(rows) for _, rows in self.parts]
         self.best_rows.update(self.step, {"state": self.state, "window": self.window}, scores)
-      else:
+      elif not self.best_rows:
         score = self.score()
-        is_best = self.config.checkpoint_every > 0 and is_better(score, self.best and self.best[1])
+        is_best = keeps_best and is_better(score, self.best and self.best[1])
     if is_best or _due(self.step, self.config.checkpoint_every, self.config):
       self.save(score)
 
@@ -326,12 +342,13 @@ class _Run:
     parts = [(record, rows) for record, rows in self.parts if np.any(finite[rows] if finite.ndim else finite)]
     for record, rows in parts:
       checkpoints = Checkpoints(record.directory / "checkpoints")
-      metadata = self._metadata(record.config)
+      metadata, there = self._metadata(record.config), checkpoints.latest_step()  # of an earlier report
       best = self.best_rows.found[self.parts.index((record, rows))] if self.best_rows else None
-      if best and best[0] < self.step:
+      if best and best[0] < self.step and there is None:
         checkpoints.save(best[0], take_rows(self.best_rows.tree, rows), metadata, Score(*best[1:]))
       own = {"state": take_rows(self.state, rows), "window": take_rows(self.window, rows)}
-      checkpoints.save(self.step, own, metadata, self.score(rows) if self.evaluation else None)
+      if there != self.step:
+        checkpoints.save(self.step, own, metadata, self.score(rows) if self.evaluation else None)
       checkpoints.wait()
       checkpoints.close()
     return parts
@@ -373,21 +390,18 @@ def train(
   """
   name = name or experiment_name(type(config))
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
+  make_mesh(config.devices, config.fsdp)  # before there is a directory, what the machine lacks is said
   writes = jax.process_index() == 0
   options = {"writes": writes, "tensorboard": config.tensorboard}
   record = RowsRecord(name, config, **options) if config.rows else Record(workdir, name, config, **options)
   directory = record.directory
-  if jax.config.jax_disable_jit and writes:
-    print(
-      "note: JAX_DISABLE_JIT has no effect: updates are compiled; call make(config).step to debug.", file=sys.stderr
-    )
   try:
     if _is_finished(record):
       return 0
     _hold(record)
     if _is_finished(record):  # another process has been at it meanwhile
       return 0
-    with jax.disable_jit(False):
+    with usual_jax(quiet=not writes):
       return _train(record, experiment, feeds, config, best_metric, best_mode)
   except InputError:
     record.forget()
@@ -494,7 +508,7 @@ def _finish(run: _Run, parts: Sequence[tuple[Record, Any]], experiment: Experime
     return
   cards = []
   for record, rows in parts:
-    cards.append(_training_card(run, record, rows, finite[rows] if finite.ndim else finite, started))
+    cards.append(_training_card(run, record, rows, np.asarray(finite[rows] if finite.ndim else finite), started))
     record.write_result(**cards[-1], reported=False)
   for (record, _), state, card in zip(parts, states, cards):
     start = time.perf_counter()

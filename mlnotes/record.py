@@ -133,6 +133,7 @@ class Record:
     self._events = None
     self._hold: Hold | None = None
     self._made: list[Path] = []
+    self._wandb = None
     self._notes = self._check_config()
 
   def hold(self) -> None:
@@ -253,6 +254,10 @@ class Record:
     kept = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
     write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
     self._metrics_file = self.metrics_path.open("a", encoding="utf-8")
+    if project := getattr(self.config, "wandb", ""):
+      from mlnotes.wandb_sink import WandbSink
+
+      self._wandb = WandbSink(project, self.experiment, self.directory, config_dict(self.config))
     if self._tensorboard:
       self._events = _Events(self.directory / "tensorboard", step + 1)
 
@@ -277,7 +282,9 @@ class Record:
     self.log_events(step, {k: v for k, v in line.items() if k != "step" and not k.endswith("/seeds")})
 
   def log_events(self, step: int, values: Mapping[str, float]) -> None:
-    """TensorBoard alone: figures that differ from run to run, such as throughput."""
+    """TensorBoard and the like alone: figures that differ from run to run, such as throughput."""
+    if self._wandb is not None:
+      self._wandb.log(step, values)
     if self._events is not None:
       self._events.write(step, values)
 
@@ -292,7 +299,9 @@ class Record:
       if file is not None:
         with contextlib.suppress(OSError):  # a full disk has been spoken of already
           file.close()
-    self._metrics_file = self._events = None
+    if self._wandb is not None:
+      self._wandb.close()
+    self._metrics_file = self._events = self._wandb = None
     if self._hold is not None:
       self._hold.release()
     self._hold = None

@@ -24,6 +24,7 @@ import numpy as np
 from mlnotes.checkpoint import data_to_keys, keys_to_data
 from mlnotes.errors import InputError
 from mlnotes.experiment import State
+from mlnotes.flags import from_dict
 from mlnotes.hold import Hold
 from mlnotes.record import Record, read_json
 from mlnotes.summary import Score, is_better
@@ -37,7 +38,8 @@ class RowsRecord:
     try:
       found = read_json(path)
       belongs_to, self._runs = found["experiment"], found["runs"]
-      configs = [dataclasses.replace(config, rows="", workdir=r["workdir"], **r["settings"]) for r in self._runs]
+      common = dataclasses.asdict(config) | {"rows": ""}
+      configs = [from_dict(type(config), {**common, "workdir": r["workdir"], **r["settings"]}) for r in self._runs]
       self._values = [dict(r["state"]) for r in self._runs]
       commands = [str(r.get("command", "")) for r in self._runs]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -141,13 +143,13 @@ class BestRows:
 
   def __init__(self, runs: int):
     self.tree: Any = None
-    self.found: list[list[float] | None] = [None] * runs
+    self.found: list[Any] = [None] * runs
 
   def start(self, tree: Any) -> None:
     # Buffers of its own: those of the state are donated to the next update.
     self.tree = jax.tree.map(jnp.copy, tree)
 
-  def resume(self, tree: Any, found: Sequence[Sequence[float] | None]) -> None:
+  def resume(self, tree: Any, found: Sequence[Any]) -> None:
     self.tree, self.found = tree, [row and list(row) for row in found]
 
   def update(self, step: int, tree: Any, scores: Sequence[Score | None]) -> None:

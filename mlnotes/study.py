@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from mlnotes.errors import InputError
-from mlnotes.loop import enable_compilation_cache
+from mlnotes.loop import enable_compilation_cache, usual_jax
 from mlnotes.plot import plain_style
 from mlnotes.progress import take_warnings
 from mlnotes.record import Record, print_metrics, summarize
@@ -26,7 +26,7 @@ def run_study(name: str, config: Any, study: Callable[[Path], Mapping[str, Any]]
   record.hold()
   started = time.perf_counter()
   try:
-    with plain_style():
+    with usual_jax(), plain_style():
       metrics = {figure: summarize(values) for figure, values in study(directory).items()}
     timing = {"wall_seconds": time.perf_counter() - started}
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -52,3 +52,24 @@ def test_another_structure_is_refused(tmp_path):
   with pytest.raises(InputError, match="cannot be read"):
     checkpoints.restore(1, other)
   checkpoints.close()
+
+
+def test_a_reader_opens_what_a_run_is_tidying_up(tmp_path, monkeypatch):
+  """A run may remove a checkpoint between a reader's look at the directory and its look into the checkpoint."""
+  import orbax.checkpoint as ocp
+
+  Checkpoints(tmp_path).close()
+  real, tries = ocp.CheckpointManager, []
+
+  def vanishing(*args, **kwargs):
+    tries.append(None)
+    if len(tries) < 3:
+      raise FileNotFoundError("metrics")
+    return real(*args, **kwargs)
+
+  monkeypatch.setattr(ocp, "CheckpointManager", vanishing)
+  Checkpoints(tmp_path, read_only=True).close()
+  assert len(tries) == 3
+  tries.clear()
+  with pytest.raises(FileNotFoundError):
+    Checkpoints(tmp_path)

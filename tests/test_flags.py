@@ -1,13 +1,19 @@
 """Dataclass to flags and back."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from absl import flags as absl_flags
 
-from mlnotes.errors import InputError
-from mlnotes.flags import BaseConfig, config_fields, define, field, idle_notes, parse, read
+from experiments import catalogue, import_experiment
+from mlnotes.errors import InputError, nearest
+from mlnotes.flags import BaseConfig, config_fields, define, field, from_dict, idle_notes, parse, read
+from mlnotes.rl import make_env
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,8 @@ def test_redeclared_field_keeps_help_and_freedom():
     ("--fast=maybe", "--fast=maybe cannot be read: expected true or false."),
     ("--sizes=1,x", "--sizes=1,x cannot be read: expected comma separated ints."),
     ("--stpes=3", "program has no flag --stpes: did you mean steps?"),
+    ("--epochs=3", "program has no flag --epochs: did you mean --steps?"),
+    ("--Steps=3", "program has no flag --Steps: did you mean --steps?"),
     ("--zzz", "program has no flag --zzz: python -m program --helpshort lists them."),
     ("--nofast=1", "program: --nofast=1 does not take an argument."),
     ("--steps", "program: Missing value for flag --steps."),
@@ -144,3 +152,107 @@ def test_a_flag_without_effect_says_so_where_it_was_given():
 
   assert notes("--kind=b", "--rate=1") == ["--rate=1.0 has no effect: --kind=b has none."]
   assert notes("--kind=b") == notes("--rate=1") == []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kinds(BaseConfig):
+  flag: bool = field(False, "a flag")
+  count: int = field(1, "a whole number")
+  rate: float = field(0.1, "a number")
+  name: str = field("", "a text")
+  kind: Literal["a", "b"] = field("a", "a choice")
+  sizes: tuple[int, ...] = field((1,), "several")
+
+
+def test_a_saved_config_comes_back_as_it_was():
+  config = Kinds(flag=True, count=3, rate=2.0, name="x", kind="b", sizes=(1, 2))
+  saved = json.loads(json.dumps(dataclasses.asdict(config)))
+  assert from_dict(Kinds, saved) == config
+  assert from_dict(Kinds, {"rate": 2}) == Kinds(rate=2.0)
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    {"flag": 1}, {"flag": "true"}, {"count": 1.5}, {"count": True}, {"count": "3"}, {"count": None}, {"count": [1]},
+    {"rate": "fast"}, {"rate": None}, {"rate": True}, {"name": 3}, {"name": []}, {"kind": "c"}, {"kind": ["a"]},
+    {"sizes": 3}, {"sizes": [1, "x"]}, {"sizes": [[1]]}, {"other": 1}, [], 3, None, "text",
+  ],
+)  # fmt: skip
+def test_a_saved_config_of_other_types_is_one_sentence(values):
+  with pytest.raises(InputError, match="expected"):
+    from_dict(Kinds, values)
+
+
+@pytest.mark.parametrize(
+  ("experiment", "flag", "sentence"),
+  [
+    ("rl.ppo", "--lr=.1", "rl.ppo has no flag --lr: did you mean --learning_rate?"),
+    ("rl.ppo", "--gamma=.9", "rl.ppo has no flag --gamma: did you mean --discount?"),
+    ("rl.ppo", "--learning-rate=.1", "rl.ppo has no flag --learning-rate: did you mean --learning_rate?"),
+    ("diffusion.ddpm", "--bs=3", "diffusion.ddpm has no flag --bs: did you mean --batch_size?"),
+  ],
+)
+def test_the_words_of_other_codes_are_known(experiment, flag, sentence):
+  with pytest.raises(InputError) as caught:
+    read(import_experiment(experiment).Config, [flag], experiment)
+  assert str(caught.value) == sentence
+
+
+def test_the_flags_of_all_experiments_go_together():
+  """The benchmark's beside each experiment's, and each word of other codes with a flag that some experiment has.
+
+  That a class cannot change what it inherits is checked when it is made.
+  """
+  from launch.bench import settings_class
+  from mlnotes.flags import _ALIASES
+
+  known = set()
+  for name, _ in catalogue():
+    module = import_experiment(name)
+    known |= {item.name for item in dataclasses.fields(module.Config)}
+    if hasattr(module, "make"):
+      settings_class(name)
+  assert set(_ALIASES.values()) <= known and not set(_ALIASES) & known
+
+
+def test_nearest_takes_no_offence_at_capitals():
+  assert nearest("Cartpole-v1", ["CartPole-v1", "Acrobot-v1"]) == "did you mean CartPole-v1?"
+  with pytest.raises(InputError, match=r"--env=Cartpole-v1 is not an environment: did you mean CartPole-v1\?"):
+    make_env("Cartpole-v1")
+
+
+def run_module(*arguments, **environment):
+  import os
+  import subprocess
+  import sys
+
+  return subprocess.run(
+    [sys.executable, "-m", *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
+    timeout=240,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["experiments.rl.pppo", "--steps=3"], ["experiments", "rl.pppo"]])
+def test_a_module_that_is_not_there_gets_the_nearest(arguments):
+  done = run_module(*arguments)
+  assert done.returncode == 2 and done.stderr == "error: rl.pppo is not an experiment: did you mean rl.ppo?\n"
+
+
+def test_a_chapter_lists_its_experiments():
+  done = run_module("experiments.rl")
+  assert done.returncode == 0 and "experiments.rl.ppo" in done.stdout and "simclr" not in done.stdout
+
+
+def test_a_platform_that_is_not_there_is_one_sentence(tmp_path):
+  done = run_module("experiments", "rl.q_learning", f"--workdir={tmp_path / 'run'}", JAX_PLATFORMS="tpu")
+  assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: JAX_PLATFORMS=tpu: JAX finds no such")
+  assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_more_devices_than_there_are_leave_no_directory(tmp_path):
+  from experiments.rl import q_learning
+
+  with pytest.raises(InputError, match="--devices=400 is out of range"):
+    q_learning.main(q_learning.Config(workdir=str(tmp_path / "run"), devices=400))
+  assert not (tmp_path / "run").exists()

@@ -141,7 +141,8 @@ def test_nobody_disturbs_a_run(undisturbed, environment, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
     read += checkpoints.latest_step() is not None
     checkpoints.close()
-  assert first.returncode == 0, first.communicate()[1]
+  said = first.communicate()[1]
+  assert first.returncode == 0, said
   stderr = second.communicate(timeout=100)[1]
   if second.returncode:  # it may have come when the first had finished
     assert second.returncode == 2 and f"is in use by process {first.pid} on" in stderr

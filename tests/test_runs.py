@@ -86,7 +86,7 @@ def test_features(tmp_path):
   run = mlnotes.load_run(tmp_path / "run")
   images = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1) % 17
   batch = {"image": images, "label": np.zeros(3, np.int32), "index": np.arange(3), "mask": np.ones(3, np.float32)}
-  features = run.experiment.embed(run.state, batch)["features"]
+  features = jax.jit(run.experiment.embed)(run.state, batch)["features"]
   np.testing.assert_allclose(run.model(images), features, rtol=1e-5, atol=1e-6)
 
 

@@ -22,6 +22,7 @@ from mlnotes.flags import field
 from mlnotes.hold import Hold
 from mlnotes.loop import LoopConfig, train
 from mlnotes.record import Record, read_metrics
+from mlnotes.rows import RowsRecord
 from mlnotes.trained import load_config, restore_states
 
 
@@ -67,7 +68,7 @@ def make(config, report=None):
 
 def run(workdir, report=None, **settings):
   config = Config(workdir=str(workdir), **settings)
-  return train("toy", make(config, report), Feeds(), config)
+  return train(make(config, report), Feeds(), config, name="toy")
 
 
 def contents(directory):
@@ -174,6 +175,38 @@ def test_a_study_holds_its_directory(tmp_path):
 
   config = Config(workdir=str(tmp_path))
   assert run_study("toy", config, study) == 0
+
+
+def test_runs_side_by_side_hold_every_directory(tmp_path):
+  runs = [{"workdir": str(tmp_path / name), "settings": {"seed": i}, "state": {}} for i, name in enumerate("ab")]
+  (tmp_path / "rows.json").write_text(json.dumps({"experiment": "toy", "runs": runs}))
+  config = Config(rows=str(tmp_path / "rows.json"))
+  (tmp_path / "b").mkdir()
+  hold = Hold(tmp_path / "b")
+  with pytest.raises(InputError, match=r"/b is in use"):
+    train(make(config), Feeds(), config, name="toy")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "rows.json"]
+  hold.release()
+  record = RowsRecord("toy", config)
+  record.hold()
+  for name in (".", "a", "b"):
+    with pytest.raises(InputError, match="is in use"):
+      Hold(tmp_path / name)
+  record.close()
+  for name in (".", "a", "b"):
+    Hold(tmp_path / name).release()
+
+
+def test_runs_side_by_side_are_reported_again(tmp_path):
+  runs = [{"workdir": str(tmp_path / name), "settings": {"seed": i}, "state": {}} for i, name in enumerate("ab")]
+  (tmp_path / "rows.json").write_text(json.dumps({"experiment": "toy", "runs": runs}))
+  figures = []
+  for scale in (1.0, 10.0):
+    config = Config(rows=str(tmp_path / "rows.json"), scale=scale)
+    assert train(make(config), Feeds(), config, name="toy") == 0
+    figures.append([card(tmp_path / name)["metrics"]["figure"]["mean"] for name in "ab"])
+  np.testing.assert_allclose(figures[1], 10 * np.array(figures[0]), rtol=1e-6)
+  assert [saved_config(tmp_path / name)["scale"] for name in "ab"] == [10, 10]
 
 
 def test_readers_change_nothing(copy):
@@ -307,7 +340,7 @@ def test_an_interrupted_report_is_made_up_for(tmp_path, monkeypatch):
   assert calls[0]["finished"] and not calls[0]["reported"] and "figure" not in card(workdir)["metrics"]
   monkeypatch.setattr(loop._Run, "advance", lambda self, count: pytest.fail("trained again"))
   assert run(workdir, report) == 0
-  assert card(workdir)["metrics"] == {"loss": loss, "figure": {"mean": 1.0, "std": 0.0, "seeds": [1.0]}}
+  assert card(workdir)["metrics"] == {"loss": loss, "figure": {"mean": 1.0, "std": 0.0, "finite": 1, "seeds": [1.0]}}
   assert card(workdir)["timing"]["step_seconds"] == calls[0]["timing"]["step_seconds"]
   assert run(workdir, lambda state, directory: pytest.fail("reported again")) == 0
 
@@ -320,7 +353,7 @@ def test_free_flags_of_every_experiment_that_change_figures_say_so():
   from mlnotes.record import free_fields
 
   harmless = {
-    "workdir", "rows", "checkpoint_every", "devices", "fsdp", "tensorboard", "data_dir", "data_placement",
+    "workdir", "rows", "wandb", "checkpoint_every", "devices", "fsdp", "tensorboard", "data_dir", "data_placement",
   }  # fmt: skip
   for name, _ in catalogue():
     assert free_fields(importlib.import_module(f"experiments.{name}").Config, True) <= harmless, name
@@ -388,12 +421,17 @@ def make_on_data(config):
     params = {"w": 0.9 * state.params["w"] + 0.1 * batch["index"].astype(jnp.float32)}
     return state._replace(step=state.step + 1, params=params), {"loss": params["w"].mean()}
 
-  return Experiment(init, step, lambda state, batch: {}, lambda state, directory: None)
+  return Experiment(
+    init,
+    step,
+    lambda state, batch: {"loss": Mean(state.params["w"].mean(), jnp.float32(1))},
+    lambda state, directory: None,
+  )
 
 
 def run_on_data(workdir, dataset="digits", **settings):
   config = DataToy(workdir=str(workdir), dataset=str(dataset), **settings)
-  return train("toy", make_on_data(config), make_feeds(load_data(config), config), config)
+  return train(make_on_data(config), make_feeds(load_data(config), config), config, name="toy")
 
 
 def test_a_run_goes_on_whatever_feeds_it(tmp_path, monkeypatch):
@@ -503,10 +541,15 @@ def test_a_loss_beyond_all_bounds_does_not_look_finished(tmp_path, capsys):
   assert "finished, with warnings" in said.out
 
 
-def test_a_run_is_compiled_in_any_case(tmp_path, capsys):
-  with jax.disable_jit():
-    assert run(tmp_path) == 0
-  assert "JAX_DISABLE_JIT has no effect" in capsys.readouterr().err
+def test_a_run_is_compiled_and_promotes_dtypes_in_any_case(tmp_path, capsys):
+  def step(state, batch):
+    mixed = state.params["w"] * state.step  # as optax does
+    return make(Config()).step(state, batch)[0], {"loss": mixed.sum()}
+
+  with jax.disable_jit(), jax.numpy_dtype_promotion("strict"):
+    assert train(make(Config())._replace(step=step), Feeds(), Config(workdir=str(tmp_path)), name="toy") == 0
+  said = capsys.readouterr().err
+  assert "JAX_DISABLE_JIT has no effect" in said and "JAX_NUMPY_DTYPE_PROMOTION=strict has no effect" in said
 
 
 def test_a_run_in_a_thread(tmp_path):

@@ -78,8 +78,8 @@ class Feeds(NamedTuple):
   train: ResidentFeed | StreamFeed = EMPTY_FEED
   evaluate: EvalBatches = EvalBatches((), lambda arrays, i: (), 1)
   reference: EvalBatches | None = None
-  fingerprint: str = ""
   split: str = ""
+  fingerprint: str = ""
 
 
 def make_feeds(data: DataSet, config: Any) -> Feeds:

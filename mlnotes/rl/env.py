@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mlnotes.errors import InputError
+from mlnotes.errors import InputError, nearest
 
 # A pytree of arrays that only the environment reads.
 EnvState: TypeAlias = Any
@@ -130,8 +130,8 @@ def make_gymnax_env(name: str, **params: Any) -> Environment:
   try:
     env, defaults = gymnax.make(name)
   except ValueError:
-    known = ", ".join((*TABLE_ENVS, *gymnax.registered_envs))
-    raise InputError(f"--env={name} is not an environment: expected one of {known}.") from None
+    hint = nearest(name, (*TABLE_ENVS, *gymnax.registered_envs))
+    raise InputError(f"--env={name} is not an environment: {hint}") from None
   except OSError as error:  # one that downloads its data
     raise InputError(f"--env={name} needs data that cannot be loaded ({error}): expected another one.") from error
   settings = defaults.replace(**params)

@@ -10,6 +10,7 @@ from .work_directories import write_run
 
 pytestmark = pytest.mark.browser
 
+HOSTILE = "javascript:alert(1)<!--"
 NAME = "<script>window.broken = 1</script>"
 
 
@@ -43,7 +44,7 @@ def page(tmp_path_factory):
         directory / f"lr{rate}-{seed}", config={"seed": seed, "learning_rate": rate}, picture=True,
         curve=[(step, final * step / 20) for step in range(1, 21)],
       )  # fmt: skip
-  write_run(directory / "odd", experiment=NAME, config={"note": NAME}, metric="loss", best=("loss", "min"))
+  write_run(directory / HOSTILE, experiment=NAME, config={"note": NAME}, metric="loss", best=("loss", "min"))
   results.write_results([str(directory)], results.Config(out=str(directory / "out")))
   return directory / "out" / "index.html"
 
@@ -169,3 +170,17 @@ def test_metric_experiment_and_logarithm(opened):
   choose(opened, "experiment", NAME)
   assert len(opened.find_elements("css selector", "tbody tr")) == 1
   assert NAME in opened.find_element("css selector", "#details h2").text
+
+
+def test_a_link_leads_to_the_directory_whatever_that_is_called(opened):
+  choose(opened, "experiment", NAME)
+  (link,) = opened.find_elements("css selector", "#details a")
+  assert link.get_property("protocol") == "file:"
+  assert link.get_property("href").endswith("/javascript%3Aalert%281%29%3C%21--/")
+
+
+def test_a_picture_is_enlarged(opened):
+  click(opened, "#details img")
+  assert opened.find_element("css selector", "#large img").is_displayed()
+  click(opened, "#large img")
+  assert not opened.find_element("id", "large").is_displayed()

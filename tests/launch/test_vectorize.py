@@ -230,7 +230,8 @@ def test_rows_that_cannot_be_read(slope, tmp_path):
   _, _, groups = groups_of("slope", SHORT, "seed=0,1", tmp_path / "runs")
   text, _ = rows_text(groups[0])
   arguments = [*SHORT.split(), f"--rows={path}", f"--workdir={tmp_path}"]
-  for wrong in ("", "[]", text.replace('"slope"', '"rl.ppo"'), text.replace('"seed"', '"sead"')):
+  other_types = '{"experiment": "slope", "runs": [{"workdir": 3, "settings": {}, "state": {}}]}'
+  for wrong in ("", "[]", other_types, text.replace('"slope"', '"rl.ppo"'), text.replace('"seed"', '"sead"')):
     path.write_text(wrong)
     with pytest.raises(InputError, match="--rows="):
       call("slope", arguments)
