@@ -39,7 +39,7 @@ def import_experiment(name: str) -> ModuleType:
 
   Raises InputError for a name that is none of these, with the nearest in the catalogue.
   """
-  if name in [known for known, _ in catalogue()]:
+  if not is_file(name) and _is_listed(name):
     return importlib.import_module(f"experiments.{name}")
   module = _import_file(Path(name).expanduser()) if is_file(name) else _import_module(name)
   if module is None:
@@ -47,6 +47,11 @@ def import_experiment(name: str) -> ModuleType:
   if missing := [part for part in ("Config", "main") if not hasattr(module, part)]:
     raise InputError(f"--experiment={name} has no {' and no '.join(missing)}: expected an experiment's module.")
   return module
+
+
+def _is_listed(name: str) -> bool:
+  # Of one that was imported before, the catalogue need not be read again.
+  return hasattr(sys.modules.get(f"experiments.{name}"), "Config") or name in [known for known, _ in catalogue()]
 
 
 def is_file(name: str) -> bool:
@@ -84,7 +89,7 @@ def command_of(name: str) -> list[str]:
   """What follows `python` on the command line of an experiment that `import_experiment` finds."""
   if is_file(name):
     return [str(Path(name).expanduser().absolute())]
-  return ["-m", f"experiments.{name}" if name in [known for known, _ in catalogue()] else name]
+  return ["-m", f"experiments.{name}" if _is_listed(name) else name]
 
 
 def _explain_missing_module() -> None:

@@ -195,6 +195,9 @@ def load_report(path: Path) -> dict[str, Any]:
     report = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(report["machine"], dict) or not all(row["experiment"] for row in report["rows"]):
       raise ValueError("no rows")
+    for row in report["rows"]:
+      if "error" not in row:
+        dict(row["config"]), [float(figure(row)) for figure in _COMPARED.values()]
   except OSError as error:
     raise InputError(f"--compare={path} cannot be read: {error.strerror}.") from error
   except (ValueError, KeyError, TypeError) as error:

@@ -197,9 +197,10 @@ def test_vmapped_seeds_equal_single_seeds(name):
   for i, seed in enumerate((0, 1)):
     alone, _ = trained(name, seeds=(seed,))
     for a, b in zip(alone, together):
-      # What another seed has nothing of yet, such as a finished episode, is left out of what they log together.
-      assert b
-      assert_trees_close({k: a[k] for k in b}, {k: v[i] for k, v in b.items()}, rtol=2e-4, atol=1e-6)
+      # What this seed has nothing of yet, such as a finished episode, is NaN beside what another has.
+      assert a
+      assert_trees_close({k: b[k][i] for k in a}, a, rtol=2e-4, atol=1e-6)
+      assert all(np.isnan(b[k][i]) for k in b.keys() - a.keys())
 
 
 @each_experiment

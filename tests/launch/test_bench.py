@@ -335,7 +335,13 @@ def test_what_is_measured_outlives_an_interrupt(row, monkeypatch, capsys, tmp_pa
 def test_reports_that_are_none(tmp_path):
   with pytest.raises(InputError, match="cannot be read"):
     bench.load_report(tmp_path / "absent.json")
-  for text in ("{", "[]", '{"rows": []}', '{"machine": {}, "rows": [1]}'):
+  for text in (
+    "{",
+    "[]",
+    '{"rows": []}',
+    '{"machine": {}, "rows": [1]}',
+    '{"machine": {}, "rows": [{"experiment": "x"}]}',
+  ):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(InputError, match="not a report of this benchmark"):
       bench.load_report(tmp_path / "other.json")

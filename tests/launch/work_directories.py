@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mlnotes.record import to_json
+
 
 def write_run(
   directory: Path,
@@ -27,7 +29,7 @@ def write_run(
     line = {"step": step, f"eval/{metric}": float(np.mean(value)), "train/loss": 1 / step}
     if np.ndim(value):
       line[f"eval/{metric}/seeds"] = list(value)
-    lines.append(json.dumps(line) + "\n")
+    lines.append(json.dumps(to_json(line)) + "\n")
   (directory / "metrics.jsonl").write_text("".join(lines))
   if finished:
     final = final if final is not None else {metric: np.atleast_1d(curve[-1][1]).tolist()}
@@ -37,7 +39,7 @@ def write_run(
       "experiment": experiment, "finished": True, "steps": config["steps"], "metrics": summary, **stated,
       "timing": {"wall_seconds": 12.0}, "device": "1 x cpu", "command": f"python -m experiments.{experiment}",
     }  # fmt: skip
-    (directory / "result.json").write_text(json.dumps({**whole, **card}))
+    (directory / "result.json").write_text(json.dumps(to_json({**whole, **card}), allow_nan=False))
   if picture:
     from PIL import Image
 
