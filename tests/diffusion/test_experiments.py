@@ -373,8 +373,12 @@ def report(data, monkeypatch, tmp_path):
   return write
 
 
-def test_a_report_on_copies_and_on_real_images(data, report, tmp_path):
+def test_a_report_on_copies_and_on_real_images(data, report, tmp_path, monkeypatch):
   """Samples that are training images are copies; samples that are the test images are as good as real."""
+  compared, compare = [], mlnotes.generative.precision_recall
+  monkeypatch.setattr(
+    mlnotes.generative, "precision_recall", lambda *features: compared.append(features) or compare(*features)
+  )
   config = make_config(quality_samples=16)
   of_class = lambda split, label: np.stack([split.image[np.flatnonzero(split.label == k)[0]] for k in label])
   noise = lambda label: np.random.default_rng(2).integers(0, 256, (len(label), *SHAPE)).astype(np.uint8)
@@ -388,6 +392,10 @@ def test_a_report_on_copies_and_on_real_images(data, report, tmp_path):
   # As many as the test images, all of them, in whatever order: precision and recall are those of equal sets.
   real = report(lambda label: np.resize(data.test.image, (len(label), *SHAPE)), noise, config)
   assert (real["precision"], real["recall"]) == (1, 1) and real["copies"] == 0
+  for features in compared[-1]:  # of held-out images and of the samples, nothing done to either
+    np.testing.assert_array_equal(features, data.test.image.reshape(16, -1))
+  one = report(lambda label: np.repeat(data.test.image[:1], len(label), axis=0), noise, config)
+  assert (one["precision"], one["recall"]) == (1, 1 / 16)  # a single image, over and over
   shifted = report(lambda label: np.resize(data.test.image, (len(label), *SHAPE)) // 8, noise, config)
   assert shifted["precision"] < 0.5 and shifted["frechet_distance"] > 2 * real["frechet_distance"]
   # The figures are those of the chosen sampler, the others' are beside them.
