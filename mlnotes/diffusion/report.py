@@ -33,8 +33,8 @@ MIN_SAMPLES = 4
 # Fewest images, training and test together, that leave as many for the distance between two sets of real ones.
 _MIN_IMAGES = 2 * MIN_SAMPLES
 # An update passes its batch through the network forwards and backwards, which takes about three times as long as
-# sampling, forwards alone.
-_PASSES_PER_UPDATE = 3
+# sampling, forwards alone; the third is left to the judge.
+_PASSES_PER_UPDATE = 2
 _DDIM_STEPS = (5, 10, 20, 50)
 # Training images among which the nearest is searched, and that the judge learns from; test images beside them.
 _SEARCHED, _HELD_OUT = 60_000, 10_000
@@ -203,7 +203,7 @@ def choose_num_samples(data: DataSet, config: Any) -> int:
 def count_affordable(data: DataSet, config: Any) -> int:
   """How many images can be sampled by every sampler, and as many bounded, in about the time of the training.
 
-  Counted in passes through the network, of which an update makes three for each example of its batch, a sampler one
+  Counted in passes through the network, of which an update is worth two for each example of its batch, a sampler one
   for each step, the bound T. At least 100, at most 1000, and no more than there are test images.
   """
   sampler_steps = sum(sampler.num_steps for sampler in _samplers(config))

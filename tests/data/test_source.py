@@ -266,6 +266,7 @@ def test_absent_data_set_names_the_ways_out(tmp_path):
     message = str(error.value)
     assert "\n" not in message and f"did you mean {near}" in message
     assert str(tmp_path / name) in message and "--data_dir=" in message and "--dataset=path.npz" in message
+    assert "pip install -e '.[tf]'" in message and "--dataset=FOLDER" in message
   with pytest.raises(DataError, match="no such directory"):
     load("mnist", str(tmp_path / "nowhere"))
   with pytest.raises(DataError, match=r"found nothing in .*mnist"):
