@@ -46,7 +46,7 @@ def _check_image(name: str, image: Array) -> None:
   _refuse_unless(jnp.issubdtype(image.dtype, jnp.floating), name, f"{image.dtype} values", "floats in [0, 1]")
   if _is_known(image) and image.size:
     values = np.asarray(image, np.float32)  # jnp would trace where the caller does
-    low, high = values.min(), values.max()
+    low, high = float(values.min()), float(values.max())
     # Resampling leaves the interval by a rounding.
     _refuse_unless(low >= -0.01 and high <= 1.01, name, f"values from {low:g} to {high:g}", "floats in [0, 1]")
 

@@ -347,6 +347,52 @@ def test_what_is_composed_runs_in_order_with_keys_of_its_own():
   assert augment.compose(double, add)(jax.random.key(0), jnp.ones((1, 1, 1))).item() == 3
 
 
+# ---- What is refused -------------------------------------------------------------------------------------------------
+
+GREY, PAIR, KEY = jnp.full((6, 6, 1), 0.5), jnp.full((6, 6, 2), 0.5), jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+  "call, message",
+  [
+    *[
+      (lambda make=make, c=c: make((8, 8, c)), f"got an image of {c} channels: expected 1 .grey. or 3 .RGB.")
+      for make in (
+        augment.digit_augmentation, augment.grey_augmentation, augment.simclr_augmentation, augment.moco_augmentation,
+        augment.moco_v2_augmentation,
+      )
+      for c in (2, 4, 6)
+    ],
+    (lambda: augment.simclr_augmentation((3, 32, 32)), "32 channels: expected .* in the last axis"),
+    (lambda: augment.adjust_contrast(PAIR, 0.5), "a change of colour got an image of 2 channels"),
+    (lambda: augment.adjust_hue(PAIR, 0.1), "adjust_hue got an image of 2 channels"),
+    (lambda: augment.adjust_brightness(255 * GREY, 0.5), "values from 127.5 to 127.5: expected floats in"),
+    (lambda: augment.crop_and_resize(255 * GREY, 0, 0, 2, 2, (2, 2)), "expected floats in"),
+    (lambda: augment.random_flip(1.5), "p = 1.5: expected a probability"),
+    (lambda: augment.random_greyscale(-0.1), "p = -0.1: expected a probability"),
+    (lambda: augment.affine(GREY, zoom=0.0), "zoom = 0.0: expected a magnification above 0"),
+    (lambda: augment.random_affine(zoom=(0.0, 1.0)), "zoom = .0.0, 1.0.: expected 0 < low <= high"),
+    (lambda: augment.random_resized_crop((0, 8)), "size = .0, 8.: expected"),
+    (lambda: augment.crop_and_resize(GREY, 0, 0, 0, 3, (2, 2)), "more than 0 pixels inside 6 x 6"),
+    (lambda: augment.crop_and_resize(GREY, 4, 0, 3, 3, (2, 2)), "more than 0 pixels inside 6 x 6"),
+    (lambda: augment.random_gaussian_blur(3, (0.0, 1.0)), "sigma = .0.0, 1.0.: expected 0 < low"),
+    (lambda: augment.gaussian_blur(GREY, 0.0, 3), "sigma = 0.0: expected"),
+    (lambda: augment.adjust_contrast(GREY, -1.0), "factor = -1.0: expected 0 or more"),
+    (lambda: augment.adjust_hue(GREY, 0.7), "shift = 0.7: expected turns"),
+  ],
+)  # fmt: skip
+def test_what_an_augmentation_cannot_do_is_one_sentence(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
+
+
+def test_batches_and_integers_are_no_images():
+  for image, message in ((jnp.zeros((2, 6, 6, 1)), "H x W x C .jax.vmap"), (jnp.ones((6, 6, 1), jnp.uint8), "uint8")):
+    with pytest.raises(ValueError, match=message):
+      augment._check_image("flip", image)
+  augment._check_image("flip", GREY.astype(jnp.bfloat16))
+
+
 # ---- Recipes ---------------------------------------------------------------------------------------------------------
 
 RECIPES = {

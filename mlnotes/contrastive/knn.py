@@ -54,7 +54,9 @@ def knn_votes(
   nearest = jnp.max(similarity, axis=1, keepdims=True)
   weights = jnp.exp((similarity - nearest) / temperature)
   weights = jnp.where(similarity >= _kth_largest(similarity, k), weights, 0)
-  return jnp.where(jnp.isnan(nearest), jnp.nan, weights @ jax.nn.one_hot(labels, num_classes))
+  # Not by `nearest`: XLA's maximum over an axis drops NaN on CPUs for some shapes.
+  unknown = jnp.isnan(similarity).any(axis=1, keepdims=True)
+  return jnp.where(unknown, jnp.nan, weights @ jax.nn.one_hot(labels, num_classes))
 
 
 def score_votes(votes: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, " B"]:

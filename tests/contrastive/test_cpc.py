@@ -1,11 +1,20 @@
 """CPC: patches, what a context may see, and the candidates of its loss."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.contrastive.cpc import CPCNetwork, RowContext, SequenceContext, extract_patches, future_losses, group_norm
+from mlnotes.contrastive.cpc import (
+  CPCNetwork,
+  RowContext,
+  SequenceContext,
+  extract_patches,
+  future_losses,
+  group_norm,
+  make_cpc,
+)
 from mlnotes.contrastive.loss import mutual_information_bound
 from mlnotes.nn import ConvNet
 
@@ -60,3 +69,28 @@ def test_the_network_predicts_every_offset_with_weights_of_its_own(key):
   (z, context, predictions), variables = jax.eval_shape(init, key, jnp.zeros((2, 8, 8, 1)))
   assert z.shape == context.shape == predictions[0].shape == (2, 6, 6, 6) and len(predictions) == 2
   assert {"predict3", "predict4"} < set(variables["params"]) and "batch_stats" not in variables
+
+
+def test_padding_gives_no_candidates_and_a_batch_that_is_not_full_counts(key):
+  z, prediction = (jax.random.normal(k, (3, 4, 2, 5)) for k in jax.random.split(key))
+  padded = [jnp.concatenate([x, jnp.repeat(x[-1:], 2, axis=0)]) for x in (z, prediction)]
+  mask = jnp.arange(5) < 3
+  (expected,) = future_losses(z, [prediction], [1])
+  (found,) = future_losses(padded[0], [padded[1]], [1], mask.astype(jnp.float32))
+  np.testing.assert_allclose(found[:3], expected, rtol=1e-5)
+
+  network = CPCNetwork(
+    encoder=Flat(), context=RowContext(4, layers=1), features=4, offsets=(1,), patch_size=2, patch_stride=2
+  )
+  method, images = make_cpc(network), jax.random.normal(jax.random.key(3), (5, 4, 4, 1))
+  variables, _ = method.init(jax.random.key(1), images)
+  few = method.judge(variables, images[:3], jnp.ones(3))
+  found = method.judge(variables, images.at[3:].set(images[2]), mask.astype(jnp.float32))
+  np.testing.assert_allclose(found["information_limit"], np.log(3 * 2), rtol=1e-5)  # one row of two patches each
+  np.testing.assert_allclose(found["information"], few["information"], rtol=1e-4)
+
+
+class Flat(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    return x.reshape(len(x), -1)

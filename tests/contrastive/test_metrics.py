@@ -7,7 +7,8 @@ import pytest
 from scipy.spatial.distance import pdist
 from sklearn.neighbors import KNeighborsClassifier
 
-from mlnotes.contrastive.knn import compute_knn_accuracy, knn_votes
+from mlnotes.contrastive.knn import choose_k, compute_knn_accuracy, knn_votes
+from mlnotes.contrastive.loss import require_same_shape
 from mlnotes.contrastive.metrics import alignment, effective_rank, embedding_spread, participation_ratio, uniformity
 
 
@@ -80,3 +81,34 @@ def test_knn_ignores_padding(features):
 def test_knn_needs_a_neighbour(features):
   with pytest.raises(ValueError, match="k=0 is out of range"):
     knn_votes(features, features, jnp.arange(40) % 3, 3, k=0)
+
+
+def test_what_is_not_finite_stays_so(features):
+  """A metric that is a number where its features are none would be compared, ranked and kept as the best."""
+  labels = np.arange(120) % 3
+  bank = np.random.default_rng(1).normal(size=(120, 6)).astype(np.float32)
+  broken = bank.copy()
+  broken[5, 2] = np.nan
+  own = np.arange(40) % 3
+  for queries, searched in ((np.full((40, 6), np.nan, np.float32), bank), (np.asarray(features), broken)):
+    assert np.isnan(compute_knn_accuracy(queries, own, searched, labels, 3, k=5, chunk=16))
+  for metric in (uniformity, embedding_spread, participation_ratio, effective_rank):
+    assert np.isnan(metric(jnp.asarray(broken))) and np.isfinite(metric(jnp.asarray(bank))), metric
+  masked = (jnp.arange(120) != 5).astype(jnp.float32)
+  for metric in (embedding_spread, participation_ratio):
+    assert np.isfinite(metric(jnp.asarray(broken), masked)), metric
+
+
+def test_arrays_that_would_be_broadcast_are_refused(features):
+  """Also where nothing checks the annotations: behind `__wrapped__` is what a user calls."""
+  labels = jnp.arange(40) % 3
+  with pytest.raises(ValueError, match=r"alignment got arrays of shape \(40, 6\) and \(1, 6\): expected one shape"):
+    require_same_shape("alignment", features, features[:1])
+  with pytest.raises(ValueError, match=r"labels of shape \(20,\): expected \(40,\), one for each of bank"):
+    knn_votes.__wrapped__(features, features, labels[:20], 3)
+  with pytest.raises(ValueError, match=r"labels of shape \(20,\): expected \(40,\)"):
+    compute_knn_accuracy.__wrapped__(np.asarray(features), np.arange(20), np.asarray(features), np.asarray(labels), 3)
+
+
+def test_the_number_of_neighbours_follows_the_data_that_is_there():
+  assert [choose_k(200, size) for size in (50_000, 1437, 64, 5)] == [200, 143, 6, 1]
