@@ -153,7 +153,7 @@ def test_reinforce_learns_cartpole_and_counts_real_steps():
 # -- one update of REINFORCE beside its formulas ----------------------------------------------------------------------
 
 
-def steps_env(size=5, limit=4):
+def steps_env(size=7, limit=3):
   """A walk over numbered states that ends by falling off (termination) or at the limit (truncation); rewards vary."""
 
   def reset(key):
@@ -225,7 +225,7 @@ def reinforce_update(config, params, episodes, rate):
     hidden = jnp.tanh(x @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"])
     return hidden @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"]
 
-  value = lambda params, x: network("critic", params, jax.nn.one_hot(x, 5))[..., 0]
+  value = lambda params, x: network("critic", params, jax.nn.one_hot(x, 7))[..., 0]
   rows, lengths, ends = [], [], set()
   for n in range(config.num_envs):
     length = int(np.argmax(episodes.last[:, n])) + 1
@@ -245,7 +245,7 @@ def reinforce_update(config, params, episodes, rate):
     weight = (weight - jnp.mean(weight)) / jnp.std(weight)
 
   def loss(params):
-    log_p = jax.nn.log_softmax(network("actor", params, jax.nn.one_hot(x, 5)))
+    log_p = jax.nn.log_softmax(network("actor", params, jax.nn.one_hot(x, 7)))
     total = -jnp.mean(log_p[jnp.arange(len(x)), action] * weight)
     total += 0.1 * jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=1))
     return total + (0.7 * jnp.mean((value(params, x) - returns) ** 2) / 2 if config.baseline else 0)
