@@ -164,6 +164,7 @@ def sample_repeats(key: Key[Array, ""], shape: tuple[int, int], num_actions: int
 
 
 def init_held(num_envs: int) -> Held:
+  """Nothing is held."""
   return Held(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
 
 
@@ -178,6 +179,7 @@ def hold_actions(noise: Repeats, first: Bool[Array, " N"], held: Held) -> tuple[
 
 
 def act_greedily(q: Float[Array, "*B A"]) -> Int[Array, "*B"]:
+  """The best action, the first of equals."""
   return jnp.argmax(q, axis=-1).astype(jnp.int32)
 
 

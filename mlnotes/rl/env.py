@@ -9,6 +9,7 @@ Two flags must never be confused: an episode *terminates* in a state that has no
 `next_observation` still counts). Everything here works on one environment; `jax.vmap` makes it many.
 """
 
+import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -47,7 +48,7 @@ class Discrete(NamedTuple):
 
 
 class Box(NamedTuple):
-  """Vectors between `low` and `high` (floats, the same for every component); unbounded observations have +-inf."""
+  """Arrays between `low` and `high`, the lowest and the highest bound of any component; +-inf where there is none."""
 
   shape: tuple[int, ...]
   low: float
@@ -119,6 +120,15 @@ def step_continuous_mountain_car(key: Key[Array, ""], state: EnvState, action: A
 _STEPS = {"MountainCarContinuous-v0": step_continuous_mountain_car}
 
 
+def _no_environment(name: str) -> str:
+  import gymnax
+
+  known = {known.lower(): known for known in (*TABLE_ENVS, *gymnax.registered_envs)}
+  close = difflib.get_close_matches(name.lower(), known, n=1)
+  meant = f"did you mean {known[close[0]]}? E" if close else "e"
+  return f"--env={name} is not an environment: {meant}xpected one of {', '.join(known.values())}."
+
+
 def make_gymnax_env(name: str, **params: Any) -> Environment:
   """An environment of gymnax, with `params` in place of its own parameters (`max_steps_in_episode=5000`).
 
@@ -130,8 +140,7 @@ def make_gymnax_env(name: str, **params: Any) -> Environment:
   try:
     env, defaults = gymnax.make(name)
   except ValueError:
-    known = ", ".join((*TABLE_ENVS, *gymnax.registered_envs))
-    raise InputError(f"--env={name} is not an environment: expected one of {known}.") from None
+    raise InputError(_no_environment(name)) from None
   except OSError as error:  # one that downloads its data
     raise InputError(f"--env={name} needs data that cannot be loaded ({error}): expected another one.") from error
   settings = defaults.replace(**params)
@@ -180,6 +189,7 @@ class Actors(NamedTuple):
 
 
 def init_actors(env: Environment, key: Key[Array, ""], num_envs: int) -> Actors:
+  """`num_envs` environments, each at the start of an episode of its own."""
   state, observation = jax.vmap(env.reset)(jax.random.split(key, num_envs))
   # Two buffers: the state is donated, and an observation may be the state itself.
   observation = jax.tree.map(jnp.copy, observation)

@@ -82,23 +82,29 @@ def _as_action(action: Any) -> Any:
   return int(action) if np.ndim(action) == 0 else action
 
 
-def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, seed: int = 0) -> bool:
+def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, seed: int = 0, who: str = "") -> bool:
   """Writes a GIF of one episode: Gymnasium's own drawing, or the observation where that is a picture.
 
-  Returns False, and writes nothing, where the environment can be drawn neither way.
+  Below it stand the environment, `who` acts, the `seed` of the episode and its return. Returns False, and writes
+  nothing, where the environment can be drawn neither way.
   """
   if has_gymnasium(env.name):
-    frames, per_second = _gymnasium_frames(env.name, policy, seed)
+    frames, per_second, returned = _gymnasium_frames(env.name, policy, seed)
   elif isinstance(env.observations, Box) and len(env.observations.shape) == 3:
-    frames, per_second = _observation_frames(env, policy, seed), 10.0
+    frames, returned = _observation_frames(env, policy, seed)
+    per_second = 10.0
   else:
     return False
-  write_gif(frames, per_second, path)
+  caption = ", ".join(part for part in (env.name, who, f"episode seed {seed}", f"return {returned:.6g}") if part)
+  write_gif(frames, per_second, path, caption)
   return True
 
 
-def write_gif(frames: list[np.ndarray], per_second: float, path: Path) -> None:
-  """Writes pictures (H, W, 3) of uint8 as an animation; of more than 200, evenly chosen ones."""
+def write_gif(frames: list[np.ndarray], per_second: float, path: Path, caption: str = "") -> None:
+  """Writes pictures (H, W, 3) of uint8 as an animation; of more than 200, evenly chosen ones.
+
+  The caption stands in a bar below them, and in the file as its comment.
+  """
   from PIL import Image
 
   stride = max(1, -(-len(frames) // _FRAMES))
@@ -110,41 +116,75 @@ def write_gif(frames: list[np.ndarray], per_second: float, path: Path) -> None:
   if scale < 1:
     size = (_WIDTH, round(images[0].height * scale))
     images = [image.resize(size, Image.Resampling.BILINEAR) for image in images]
+  if caption:
+    bar = _draw_caption(caption, images[0].width)
+    images = [_stack(image, bar) for image in images]
   images = [image.quantize(64) for image in images]
   # Browsers draw no faster than 50 frames a second.
   duration = [max(20, round(1000 / per_second))] * (len(images) - 1) + [1000]
   path.parent.mkdir(parents=True, exist_ok=True)
-  images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+  comment = {"comment": caption.encode()} if caption else {}
+  images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, **comment)
 
 
-def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], float]:
+def _draw_caption(text: str, width: int) -> Any:
+  """A white bar with the text, in as many lines as it takes."""
+  from PIL import Image, ImageDraw
+
+  draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+  lines = [""]
+  for part in text.split(", "):
+    longer = f"{lines[-1]}, {part}" if lines[-1] else part
+    if lines[-1] and draw.textlength(longer) > width - 8:
+      lines.append(part)
+    else:
+      lines[-1] = longer
+  bar = Image.new("RGB", (width, 14 * len(lines) + 4), "white")
+  ImageDraw.Draw(bar).multiline_text((4, 2), "\n".join(lines), fill="black", spacing=3)
+  return bar
+
+
+def _stack(image: Any, bar: Any) -> Any:
+  from PIL import Image
+
+  both = Image.new("RGB", (image.width, image.height + bar.height))
+  both.paste(image, (0, 0))
+  both.paste(bar, (0, image.height))
+  return both
+
+
+def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], float, float]:
+  """(frames, frames per second, return)."""
   env = make_gymnasium_env(name, render_mode="rgb_array")
   observation, _ = env.reset(seed=seed)
-  frames = [env.render()]
+  frames, returned = [env.render()], 0.0
   for _ in range(env.spec.max_episode_steps or _FRAMES):
     action = np.asarray(policy(_as_input(np.asarray(observation)[None])))[0]
-    observation, _, terminated, truncated, _ = env.step(_as_action(action))
+    observation, reward, terminated, truncated, _ = env.step(_as_action(action))
+    returned += float(reward)
     frames.append(env.render())
     if terminated or truncated:
       break
   per_second = float(env.metadata.get("render_fps", 10))
   env.close()
-  return frames, per_second
+  return frames, per_second, returned
 
 
-def _observation_frames(env: Environment, policy, seed: int) -> list[np.ndarray]:
+def _observation_frames(env: Environment, policy, seed: int) -> tuple[list[np.ndarray], float]:
+  """(frames, return)."""
   reset_key, step_key = jax.random.split(jax.random.key(seed))
   state, observation = jax.jit(env.reset)(reset_key)
   step = jax.jit(lambda t, state, action: env.step(jax.random.fold_in(step_key, t), state, action))
-  frames = [_draw_channels(observation)]
+  frames, returned = [_draw_channels(observation)], 0.0
   for t in range(min(env.time_limit or LONGEST_EPISODE, LONGEST_EPISODE)):
     action = policy(np.asarray(observation)[None])[0]
     state, timestep = step(t, state, action)
     observation = timestep.observation
+    returned += float(timestep.reward)
     frames.append(_draw_channels(observation))
     if timestep.last:
       break
-  return frames
+  return frames, returned
 
 
 def _draw_channels(observation: Any, cell: int = 24) -> np.ndarray:

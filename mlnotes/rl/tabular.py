@@ -169,8 +169,9 @@ def move_towards(
   """Q(s, a) <- Q(s, a) + alpha (target - Q(s, a)), and counts the update."""
   entry = _read(learner.table, observation)[action]
   change = compute_step_size(settings, _join_count(entry) + 1) * (target - entry[0])
-  entry = jnp.append(entry[0] + change, _add_count(entry, 1.0))
-  return learner._replace(table=learner.table.at[observation, action].set(entry))
+  carry = (entry[1] + 1 >= _CARRY).astype(entry.dtype)
+  change = jnp.stack([change, 1 - carry * _CARRY, carry])
+  return learner._replace(table=learner.table.at[observation, action].add(change))
 
 
 def update_sarsa(
@@ -276,6 +277,7 @@ class EpisodeReturns(NamedTuple):
 
 
 def init_episode_returns(zeros: Float[Array, "S A"]) -> EpisodeReturns:
+  """No visit yet."""
   return EpisodeReturns(zeros, jnp.zeros_like(zeros), jnp.zeros_like(zeros))
 
 
@@ -337,6 +339,7 @@ class Model(NamedTuple):
 
 
 def init_model(zeros: Float[Array, "S A"]) -> Model:
+  """Nothing seen yet."""
   number = jnp.zeros(len(zeros), jnp.int32)
   return Model(jnp.zeros((*zeros.shape, 4)), number > 0, number, jnp.zeros([], jnp.int32))
 
@@ -383,18 +386,22 @@ def update_dyna_q(learner: Learner, transition: Transition, settings: Settings, 
 
 
 def make_monte_carlo(first_visit: bool = False) -> Rule:
+  """`update_monte_carlo`: every visit of an episode counts, or the first alone."""
   return Rule(init_episode_returns, functools.partial(update_monte_carlo, first_visit=first_visit))
 
 
 def make_sarsa_lambda(replacing: bool = False) -> Rule:
+  """`update_sarsa_lambda` with traces that accumulate or are replaced."""
   return Rule(jnp.copy, functools.partial(update_sarsa_lambda, replacing=replacing), looks_ahead=True)
 
 
 def make_watkins(replacing: bool = False) -> Rule:
+  """`update_watkins` with traces that accumulate or are replaced."""
   return Rule(jnp.copy, functools.partial(update_watkins, replacing=replacing), looks_ahead=True)
 
 
 def make_dyna_q(planning_steps: int = 5) -> Rule:
+  """`update_dyna_q` with that many updates from the model after each step in the world."""
   return Rule(init_model, update_dyna_q, noise_size=planning_steps)
 
 

@@ -121,6 +121,7 @@ class Outcome(NamedTuple):
 
 
 def draw_noise(table: Table, rule: Rule, key: Key[Array, ""], num_steps: int) -> Noise:
+  """The random numbers of `num_steps` steps, one call per purpose."""
   keys = jax.random.split(key, 5)
   uniform = lambda i, shape: jax.random.uniform(keys[i], shape)
   return Noise(
@@ -165,6 +166,8 @@ def interact(table: Table, rule: Rule, actor: Actor, noise: Noise, settings: Set
 
 
 class TabularState(NamedTuple):
+  """The contract's state: a learner in its world, and the settings that a sweep may vary."""
+
   step: Int[Array, ""]
   key: Key[Array, ""]
   actor: Actor

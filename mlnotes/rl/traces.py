@@ -54,6 +54,7 @@ def init_parameters(features: Features, num_actions: int) -> Parameters:
 
 
 def compute_logits(actor: Float[Array, "F A"], features: Float[Array, " F"]) -> Float[Array, " A"]:
+  """The preferences theta^T x(s), of which the policy is the softmax."""
   return features @ actor
 
 
