@@ -126,7 +126,8 @@ def _no_environment(name: str) -> str:
   known = {known.lower(): known for known in (*TABLE_ENVS, *gymnax.registered_envs)}
   close = difflib.get_close_matches(name.lower(), known, n=1)
   meant = f"did you mean {known[close[0]]}? E" if close else "e"
-  return f"--env={name} is not an environment: {meant}xpected one of {', '.join(known.values())}."
+  names = ", ".join((*known.values(), "gymnasium:NAME"))
+  return f"--env={name} is not an environment: {meant}xpected one of {names} or module:function."
 
 
 def make_gymnax_env(name: str, **params: Any) -> Environment:
@@ -171,7 +172,14 @@ TABLE_ENVS = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
 
 
 def make_env(name: str) -> Environment:
-  """The environment of that name: a table of Gymnasium's or one of gymnax. Raises InputError for an unknown name."""
+  """The environment of that name: a table of Gymnasium's, one of gymnax, or one that runs on the host.
+
+  The last are `gymnasium:NAME` and `module:function`; see `mlnotes.rl.host_env`. Raises InputError for an unknown name.
+  """
+  if ":" in name:
+    from mlnotes.rl.host_env import make_host_env
+
+    return make_host_env(name)
   if name in TABLE_ENVS:
     from mlnotes.rl.table import make_table_env, read_table
 

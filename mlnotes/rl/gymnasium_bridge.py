@@ -25,29 +25,34 @@ _PALETTE = np.frombuffer(bytes.fromhex(_COLOURS), np.uint8).reshape(-1, 3)
 
 
 def make_gymnasium_env(name: str, **settings: Any) -> Any:
-  """`gymnasium.make` without its notices, and without a display or a sound card."""
+  """`gymnasium.make` without its notices, and without a display or a sound card; names with a colon are host_env's."""
   os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
   os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
   os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
   import gymnasium
 
+  if ":" in name:
+    from mlnotes.rl.host_env import make_python_env
+
+    return make_python_env(name, **settings)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     return gymnasium.make(name, **settings)
 
 
 def has_gymnasium(name: str) -> bool:
-  """Whether Gymnasium registers an environment of that name."""
+  """Whether `make_gymnasium_env` makes an environment of that name."""
   import gymnasium
 
-  return name in gymnasium.registry
+  return ":" in name or name in gymnasium.registry
 
 
 def solved_at(name: str) -> float | None:
   """The mean return at which Gymnasium calls the environment solved, where it says so."""
   import gymnasium
 
-  return gymnasium.registry[name].reward_threshold
+  spec = gymnasium.registry.get(name.removeprefix("gymnasium:"))
+  return spec.reward_threshold if spec else None
 
 
 def run_gymnasium_episodes(
@@ -60,7 +65,7 @@ def run_gymnasium_episodes(
   envs = [make_gymnasium_env(name) for _ in range(num_episodes)]
   observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
   alive, returns = np.ones(num_episodes, bool), np.zeros(num_episodes)
-  for _ in range(envs[0].spec.max_episode_steps or longest):
+  for _ in range((envs[0].spec and envs[0].spec.max_episode_steps) or longest):
     actions = np.asarray(policy(_as_input(observations)))
     for i in np.flatnonzero(alive):
       observations[i], reward, terminated, truncated, _ = envs[i].step(_as_action(actions[i]))
@@ -88,7 +93,7 @@ def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, s
   Below it stand the environment, `who` acts, the `seed` of the episode and its return. Returns False, and writes
   nothing, where the environment can be drawn neither way.
   """
-  if has_gymnasium(env.name):
+  if _has_drawing(env.name):
     frames, per_second, returned = _gymnasium_frames(env.name, policy, seed)
   elif isinstance(env.observations, Box) and len(env.observations.shape) == 3:
     frames, returned = _observation_frames(env, policy, seed)
@@ -98,6 +103,16 @@ def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, s
   caption = ", ".join(part for part in (env.name, who, f"episode seed {seed}", f"return {returned:.6g}") if part)
   write_gif(frames, per_second, path, caption)
   return True
+
+
+def _has_drawing(name: str) -> bool:
+  if not has_gymnasium(name):
+    return False
+  if ":" in name and not name.startswith("gymnasium:"):
+    return False  # a function without arguments cannot be asked for pictures
+  env = make_gymnasium_env(name)
+  env.close()
+  return "rgb_array" in env.metadata.get("render_modes", ())
 
 
 def write_gif(frames: list[np.ndarray], per_second: float, path: Path, caption: str = "") -> None:

@@ -161,8 +161,8 @@ def test_continuous_actions_need_bounds():
 
 def test_every_public_function_says_what_it_does():
   modules = (
-    "env gymnasium_bridge experiment table tabular tabular_experiment gridworld_report dynamic_programming linear tiles "
-    "corridor traces dqn"
+    "env host_env gymnasium_bridge experiment table tabular tabular_experiment gridworld_report dynamic_programming "
+    "linear tiles corridor traces dqn"
   )
   for name in modules.split():
     module = importlib.import_module(f"mlnotes.rl.{name}")
