@@ -9,7 +9,7 @@ makes the agent explore. One environment per seed; one update is `--steps_per_up
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,9 @@ from mlnotes.rl.tiles import Tiling, compute_linear_value, make_tiling, observat
 class Config(RLConfig):
   """Defaults: MountainCar-v0 solved in its 200-step episodes."""
 
+  # Six dimensions: coarser grids, and few enough weights for their traces to be updated in a tenth of a millisecond.
+  TUNED: ClassVar = {"Acrobot-v1": dict(tiles_per_dim=4, max_features=2**14)}
+
   env: str = "MountainCar-v0"
   discount: float = 1.0
   steps: int = 200
@@ -55,6 +58,7 @@ class Config(RLConfig):
   epsilon: float = field(0.0, "share of random actions, in [0, 1]")
   num_tilings: int = field(16, "grids of tiles")
   tiles_per_dim: int = field(8, "tiles per dimension in each grid")
+  max_features: int = field(2**17, "weights per action; tiles beyond that number are hashed and share them")
   steps_per_update: int = field(1000, "environment steps in one update")
 
   @property
@@ -69,6 +73,8 @@ class Config(RLConfig):
     for name in ("trace_decay", "epsilon"):
       require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
     require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
+    least = self.num_tilings
+    require(self.max_features >= least, "max_features", self.max_features, f"{least}, one per tiling, or more")
     require(self.n == 1 or self.traces == "none", "n", self.n, "1, or --traces=none")
 
 
@@ -107,7 +113,8 @@ def draw_cost_to_go(tiling: Tiling, weights, path: Path) -> None:
 
 def make(config: Config) -> Experiment:
   env = make_env(config.env)
-  tiling = make_tiling(*observation_bounds(config.env), config.num_tilings, config.tiles_per_dim)
+  bounds = observation_bounds(config.env)
+  tiling = make_tiling(*bounds, config.num_tilings, config.tiles_per_dim, config.max_features)
   learner = make_learner(config, tiling, require_discrete(env))
   names = ("learning_rate", "trace_decay", "epsilon", "discount")
 

@@ -164,6 +164,7 @@ def sample_repeats(key: Key[Array, ""], shape: tuple[int, int], num_actions: int
 
 
 def init_held(num_envs: int) -> Held:
+  """Nothing is held."""
   return Held(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
 
 

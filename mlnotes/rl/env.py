@@ -9,6 +9,7 @@ Two flags must never be confused: an episode *terminates* in a state that has no
 `next_observation` still counts). Everything here works on one environment; `jax.vmap` makes it many.
 """
 
+import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mlnotes.errors import InputError, nearest
+from mlnotes.errors import InputError
 
 # A pytree of arrays that only the environment reads.
 EnvState: TypeAlias = Any
@@ -47,7 +48,7 @@ class Discrete(NamedTuple):
 
 
 class Box(NamedTuple):
-  """Vectors between `low` and `high` (floats, the same for every component); unbounded observations have +-inf."""
+  """Arrays between `low` and `high`, the lowest and the highest bound of any component; +-inf where there is none."""
 
   shape: tuple[int, ...]
   low: float
@@ -119,6 +120,16 @@ def step_continuous_mountain_car(key: Key[Array, ""], state: EnvState, action: A
 _STEPS = {"MountainCarContinuous-v0": step_continuous_mountain_car}
 
 
+def _no_environment(name: str) -> str:
+  import gymnax
+
+  known = {known.lower(): known for known in (*TABLE_ENVS, *gymnax.registered_envs)}
+  close = difflib.get_close_matches(name.lower(), known, n=1)
+  meant = f"did you mean {known[close[0]]}? E" if close else "e"
+  names = ", ".join((*known.values(), "gymnasium:NAME"))
+  return f"--env={name} is not an environment: {meant}xpected one of {names} or module:function."
+
+
 def make_gymnax_env(name: str, **params: Any) -> Environment:
   """An environment of gymnax, with `params` in place of its own parameters (`max_steps_in_episode=5000`).
 
@@ -130,8 +141,7 @@ def make_gymnax_env(name: str, **params: Any) -> Environment:
   try:
     env, defaults = gymnax.make(name)
   except ValueError:
-    hint = nearest(name, (*TABLE_ENVS, *gymnax.registered_envs))
-    raise InputError(f"--env={name} is not an environment: {hint}") from None
+    raise InputError(_no_environment(name)) from None
   except OSError as error:  # one that downloads its data
     raise InputError(f"--env={name} needs data that cannot be loaded ({error}): expected another one.") from error
   settings = defaults.replace(**params)
@@ -162,7 +172,14 @@ TABLE_ENVS = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
 
 
 def make_env(name: str) -> Environment:
-  """The environment of that name: a table of Gymnasium's or one of gymnax. Raises InputError for an unknown name."""
+  """The environment of that name: a table of Gymnasium's, one of gymnax, or one that runs on the host.
+
+  The last are `gymnasium:NAME` and `module:function`; see `mlnotes.rl.host_env`. Raises InputError for an unknown name.
+  """
+  if ":" in name:
+    from mlnotes.rl.host_env import make_host_env
+
+    return make_host_env(name)
   if name in TABLE_ENVS:
     from mlnotes.rl.table import make_table_env, read_table
 
@@ -180,6 +197,7 @@ class Actors(NamedTuple):
 
 
 def init_actors(env: Environment, key: Key[Array, ""], num_envs: int) -> Actors:
+  """`num_envs` environments, each at the start of an episode of its own."""
   state, observation = jax.vmap(env.reset)(jax.random.split(key, num_envs))
   # Two buffers: the state is donated, and an observation may be the state itself.
   observation = jax.tree.map(jnp.copy, observation)

@@ -7,6 +7,7 @@ return Experiment(init, step, make_evaluate(env, act, config), make_report(env, 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -92,6 +93,9 @@ def require_box(env: Environment) -> Box:
   """The space of actions. Raises InputError where they are not continuous and bounded."""
   if not isinstance(env.actions, Box):
     raise InputError(f"--env={env.name} has discrete actions: this method expects continuous ones.")
+  low, high = env.actions.low, env.actions.high
+  if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    raise InputError(f"--env={env.name} has actions from {low} to {high}: this method expects finite bounds.")
   return env.actions
 
 
@@ -183,7 +187,9 @@ def make_report(env: Environment, act: Callable[[State, Any], Any], config: RLCo
         figures["gymnasium_solved"] = float(returns.mean() >= threshold)
     if config.gif:
       report_step("drawing policy.gif")
-      bridge.animate_policy(env, policy, directory / "policy.gif")
+      # The key of a seed's state is made of the seed: its last word is the seed.
+      seed = int(jax.random.key_data(state.key)[-1])
+      bridge.animate_policy(env, policy, directory / "policy.gif", who=f"agent of --seed={seed}")
     return figures
 
   return report

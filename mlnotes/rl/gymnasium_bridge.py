@@ -26,29 +26,34 @@ _PALETTE = np.frombuffer(bytes.fromhex(_COLOURS), np.uint8).reshape(-1, 3)
 
 
 def make_gymnasium_env(name: str, **settings: Any) -> Any:
-  """`gymnasium.make` without its notices, and without a display or a sound card."""
+  """`gymnasium.make` without its notices, and without a display or a sound card; names with a colon are host_env's."""
   os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
   os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
   os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
   import gymnasium
 
+  if ":" in name:
+    from mlnotes.rl.host_env import make_python_env
+
+    return make_python_env(name, **settings)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     return gymnasium.make(name, **settings)
 
 
 def has_gymnasium(name: str) -> bool:
-  """Whether Gymnasium registers an environment of that name."""
+  """Whether `make_gymnasium_env` makes an environment of that name."""
   import gymnasium
 
-  return name in gymnasium.registry
+  return ":" in name or name in gymnasium.registry
 
 
 def solved_at(name: str) -> float | None:
   """The mean return at which Gymnasium calls the environment solved, where it says so."""
   import gymnasium
 
-  return gymnasium.registry[name].reward_threshold
+  spec = gymnasium.registry.get(name.removeprefix("gymnasium:"))
+  return spec.reward_threshold if spec else None
 
 
 def run_gymnasium_episodes(
@@ -61,7 +66,7 @@ def run_gymnasium_episodes(
   envs = [make_gymnasium_env(name) for _ in range(num_episodes)]
   observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
   alive, returns = np.ones(num_episodes, bool), np.zeros(num_episodes)
-  for _ in range(envs[0].spec.max_episode_steps or longest):
+  for _ in range((envs[0].spec and envs[0].spec.max_episode_steps) or longest):
     actions = np.asarray(policy(_as_input(observations)))
     for i in np.flatnonzero(alive):
       observations[i], reward, terminated, truncated, _ = envs[i].step(_as_action(actions[i]))
@@ -83,23 +88,39 @@ def _as_action(action: Any) -> Any:
   return int(action) if np.ndim(action) == 0 else action
 
 
-def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, seed: int = 0) -> bool:
+def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, seed: int = 0, who: str = "") -> bool:
   """Writes a GIF of one episode: Gymnasium's own drawing, or the observation where that is a picture.
 
-  Returns False, and writes nothing, where the environment can be drawn neither way.
+  Below it stand the environment, `who` acts, the `seed` of the episode and its return. Returns False, and writes
+  nothing, where the environment can be drawn neither way.
   """
-  if has_gymnasium(env.name):
-    frames, per_second = _gymnasium_frames(env.name, policy, seed)
+  if _has_drawing(env.name):
+    frames, per_second, returned = _gymnasium_frames(env.name, policy, seed)
   elif isinstance(env.observations, Box) and len(env.observations.shape) == 3:
-    frames, per_second = _observation_frames(env, policy, seed), 10.0
+    frames, returned = _observation_frames(env, policy, seed)
+    per_second = 10.0
   else:
     return False
-  write_gif(frames, per_second, path)
+  caption = ", ".join(part for part in (env.name, who, f"episode seed {seed}", f"return {returned:.6g}") if part)
+  write_gif(frames, per_second, path, caption)
   return True
 
 
-def write_gif(frames: list[np.ndarray], per_second: float, path: Path) -> None:
-  """Writes pictures (H, W, 3) of uint8 as an animation; of more than 200, evenly chosen ones."""
+def _has_drawing(name: str) -> bool:
+  if not has_gymnasium(name):
+    return False
+  if ":" in name and not name.startswith("gymnasium:"):
+    return False  # a function without arguments cannot be asked for pictures
+  env = make_gymnasium_env(name)
+  env.close()
+  return "rgb_array" in env.metadata.get("render_modes", ())
+
+
+def write_gif(frames: list[np.ndarray], per_second: float, path: Path, caption: str = "") -> None:
+  """Writes pictures (H, W, 3) of uint8 as an animation; of more than 200, evenly chosen ones.
+
+  The caption stands in a bar below them, and in the file as its comment.
+  """
   from PIL import Image
 
   stride = max(1, -(-len(frames) // _FRAMES))
@@ -111,41 +132,75 @@ def write_gif(frames: list[np.ndarray], per_second: float, path: Path) -> None:
   if scale < 1:
     size = (_WIDTH, round(images[0].height * scale))
     images = [image.resize(size, Image.Resampling.BILINEAR) for image in images]
+  if caption:
+    bar = _draw_caption(caption, images[0].width)
+    images = [_stack(image, bar) for image in images]
   images = [image.quantize(64) for image in images]
   # Browsers draw no faster than 50 frames a second.
   duration = [max(20, round(1000 / per_second))] * (len(images) - 1) + [1000]
   path.parent.mkdir(parents=True, exist_ok=True)
-  images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+  comment = {"comment": caption.encode()} if caption else {}
+  images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, **comment)
 
 
-def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], float]:
+def _draw_caption(text: str, width: int) -> Any:
+  """A white bar with the text, in as many lines as it takes."""
+  from PIL import Image, ImageDraw
+
+  draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+  lines = [""]
+  for part in text.split(", "):
+    longer = f"{lines[-1]}, {part}" if lines[-1] else part
+    if lines[-1] and draw.textlength(longer) > width - 8:
+      lines.append(part)
+    else:
+      lines[-1] = longer
+  bar = Image.new("RGB", (width, 14 * len(lines) + 4), "white")
+  ImageDraw.Draw(bar).multiline_text((4, 2), "\n".join(lines), fill="black", spacing=3)
+  return bar
+
+
+def _stack(image: Any, bar: Any) -> Any:
+  from PIL import Image
+
+  both = Image.new("RGB", (image.width, image.height + bar.height))
+  both.paste(image, (0, 0))
+  both.paste(bar, (0, image.height))
+  return both
+
+
+def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], float, float]:
+  """(frames, frames per second, return)."""
   env = make_gymnasium_env(name, render_mode="rgb_array")
   observation, _ = env.reset(seed=seed)
-  frames = [env.render()]
+  frames, returned = [env.render()], 0.0
   for _ in range(env.spec.max_episode_steps or _FRAMES):
     action = np.asarray(policy(_as_input(np.asarray(observation)[None])))[0]
-    observation, _, terminated, truncated, _ = env.step(_as_action(action))
+    observation, reward, terminated, truncated, _ = env.step(_as_action(action))
+    returned += float(reward)
     frames.append(env.render())
     if terminated or truncated:
       break
   per_second = float(env.metadata.get("render_fps", 10))
   env.close()
-  return frames, per_second
+  return frames, per_second, returned
 
 
-def _observation_frames(env: Environment, policy, seed: int) -> list[np.ndarray]:
+def _observation_frames(env: Environment, policy, seed: int) -> tuple[list[np.ndarray], float]:
+  """(frames, return)."""
   reset_key, step_key = jax.random.split(root_key(seed))
   state, observation = jax.jit(env.reset)(reset_key)
   step = jax.jit(lambda t, state, action: env.step(jax.random.fold_in(step_key, t), state, action))
-  frames = [_draw_channels(observation)]
+  frames, returned = [_draw_channels(observation)], 0.0
   for t in range(min(env.time_limit or LONGEST_EPISODE, LONGEST_EPISODE)):
     action = policy(np.asarray(observation)[None])[0]
     state, timestep = step(t, state, action)
     observation = timestep.observation
+    returned += float(timestep.reward)
     frames.append(_draw_channels(observation))
     if timestep.last:
       break
-  return frames
+  return frames, returned
 
 
 def _draw_channels(observation: Any, cell: int = 24) -> np.ndarray:

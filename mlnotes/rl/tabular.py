@@ -63,11 +63,12 @@ class Learner(NamedTuple):
 
   Attributes:
     table: action values and how often each was updated, side by side: a step then reads and writes one place, which
-      XLA does without a copy of the table. Two arrays made a step on two CPU cores ten times slower.
+      XLA does without a copy of the table. Two arrays made a step on two CPU cores ten times slower. The count is
+      kept in two parts, modulo 2^20 and the rest: a float32 cannot count beyond 2^24.
     memory: what else the rule remembers, a pytree of arrays.
   """
 
-  table: Float[Array, "S A 2"]
+  table: Float[Array, "S A 3"]
   memory: Any
 
   @property
@@ -76,11 +77,26 @@ class Learner(NamedTuple):
 
   @property
   def visits(self) -> Float[Array, "S A"]:
-    return self.table[..., 1]
+    """Updates of each pair so far, rounded to 24 bits."""
+    return _join_count(self.table)
 
   def read_row(self, s: Int[Array, ""]) -> Float[Array, " A"]:
     """The action values of one state."""
     return _read(self.table, s)[:, 0]
+
+
+_CARRY = 2.0**20
+
+
+def _join_count(entry: Float[Array, "*B 3"]) -> Float[Array, "*B"]:
+  return entry[..., 1] + _CARRY * entry[..., 2]
+
+
+def _add_count(entry: Float[Array, "*B 3"], more: Float[Array, "*B"] | float) -> Float[Array, "*B 2"]:
+  """Both parts of the count after `more` updates, which are at most 2^20."""
+  low = entry[..., 1] + more
+  carry = (low >= _CARRY).astype(low.dtype)
+  return jnp.stack([low - carry * _CARRY, entry[..., 2] + carry], axis=-1)
 
 
 def _read(table: Array, *at: Int[Array, ""]) -> Array:
@@ -104,8 +120,9 @@ class Rule(NamedTuple):
 
 
 def init_learner(rule: Rule, num_states: int, num_actions: int, initial_value: Scalar = 0.0) -> Learner:
+  """A learner whose every action is worth `initial_value`."""
   zeros = jnp.zeros((num_states, num_actions))
-  return Learner(jnp.stack([zeros + initial_value, zeros], axis=-1), rule.init(zeros))
+  return Learner(jnp.stack([zeros + initial_value, zeros, zeros], axis=-1), rule.init(zeros))
 
 
 # -- acting ------------------------------------------------------------------------------------------------------------
@@ -150,10 +167,11 @@ def move_towards(
   learner: Learner, observation: Int[Array, ""], action: Int[Array, ""], target: Float[Array, ""], settings: Settings
 ) -> Learner:
   """Q(s, a) <- Q(s, a) + alpha (target - Q(s, a)), and counts the update."""
-  value, count = _read(learner.table, observation)[action]
-  change = compute_step_size(settings, count + 1) * (target - value)
-  table = learner.table.at[observation, action].add(jnp.stack([change, jnp.ones_like(change)]))
-  return learner._replace(table=table)
+  entry = _read(learner.table, observation)[action]
+  change = compute_step_size(settings, _join_count(entry) + 1) * (target - entry[0])
+  carry = (entry[1] + 1 >= _CARRY).astype(entry.dtype)
+  change = jnp.stack([change, 1 - carry * _CARRY, carry])
+  return learner._replace(table=learner.table.at[observation, action].add(change))
 
 
 def update_sarsa(
@@ -196,11 +214,12 @@ def _update_with_traces(learner, transition, settings, next_value, keep, replaci
   at = (transition.observation, transition.action)
   traces = _mark(learner.memory, transition, replacing)
   target = transition.reward + settings.discount * transition.discount * next_value
-  visits = learner.visits.at[at].add(1)
-  step_size = compute_step_size(settings, visits[at])
-  q = learner.q + step_size * (target - learner.q[at]) * traces
+  entry = learner.table[at]
+  step_size = compute_step_size(settings, _join_count(entry) + 1)
+  q = learner.q + step_size * (target - entry[0]) * traces
+  table = learner.table.at[..., 0].set(q).at[(*at, slice(1, None))].set(_add_count(entry, 1.0))
   decay = settings.discount * settings.trace_decay * keep * (1 - transition.last)
-  return Learner(jnp.stack([q, visits], axis=-1), decay * traces)
+  return Learner(table, decay * traces)
 
 
 def update_sarsa_lambda(
@@ -258,6 +277,7 @@ class EpisodeReturns(NamedTuple):
 
 
 def init_episode_returns(zeros: Float[Array, "S A"]) -> EpisodeReturns:
+  """No visit yet."""
   return EpisodeReturns(zeros, jnp.zeros_like(zeros), jnp.zeros_like(zeros))
 
 
@@ -289,13 +309,14 @@ def update_monte_carlo(
   next_value = epsilon_greedy_value(learner.read_row(transition.next_observation), settings.epsilon)
   returns = total + settings.discount * transition.discount * next_value * weight
   ends = transition.last
-  visits = learner.visits + ends * count
+  counted = jnp.concatenate([learner.q[..., None], _add_count(learner.table, ends * count)], axis=-1)
+  visits = _join_count(counted)
   share = jnp.minimum(1.0, count * compute_step_size(settings, visits))
   moved = learner.q + share * (returns / jnp.maximum(count, 1.0) - learner.q)
   q = jnp.where(ends & (count > 0), moved, learner.q)
   goes_on = 1.0 - ends
   memory = EpisodeReturns(goes_on * weight, goes_on * total, goes_on * count)
-  return Learner(jnp.stack([q, visits], axis=-1), memory)
+  return Learner(counted.at[..., 0].set(q), memory)
 
 
 # -- planning ----------------------------------------------------------------------------------------------------------
@@ -318,6 +339,7 @@ class Model(NamedTuple):
 
 
 def init_model(zeros: Float[Array, "S A"]) -> Model:
+  """Nothing seen yet."""
   number = jnp.zeros(len(zeros), jnp.int32)
   return Model(jnp.zeros((*zeros.shape, 4)), number > 0, number, jnp.zeros([], jnp.int32))
 
@@ -364,18 +386,22 @@ def update_dyna_q(learner: Learner, transition: Transition, settings: Settings, 
 
 
 def make_monte_carlo(first_visit: bool = False) -> Rule:
+  """`update_monte_carlo`: every visit of an episode counts, or the first alone."""
   return Rule(init_episode_returns, functools.partial(update_monte_carlo, first_visit=first_visit))
 
 
 def make_sarsa_lambda(replacing: bool = False) -> Rule:
+  """`update_sarsa_lambda` with traces that accumulate or are replaced."""
   return Rule(jnp.copy, functools.partial(update_sarsa_lambda, replacing=replacing), looks_ahead=True)
 
 
 def make_watkins(replacing: bool = False) -> Rule:
+  """`update_watkins` with traces that accumulate or are replaced."""
   return Rule(jnp.copy, functools.partial(update_watkins, replacing=replacing), looks_ahead=True)
 
 
 def make_dyna_q(planning_steps: int = 5) -> Rule:
+  """`update_dyna_q` with that many updates from the model after each step in the world."""
   return Rule(init_model, update_dyna_q, noise_size=planning_steps)
 
 

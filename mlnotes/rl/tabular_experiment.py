@@ -121,6 +121,7 @@ class Outcome(NamedTuple):
 
 
 def draw_noise(table: Table, rule: Rule, key: Key[Array, ""], num_steps: int) -> Noise:
+  """The random numbers of `num_steps` steps, one call per purpose."""
   keys = jax.random.split(key, 5)
   uniform = lambda i, shape: jax.random.uniform(keys[i], shape)
   return Noise(
@@ -165,6 +166,8 @@ def interact(table: Table, rule: Rule, actor: Actor, noise: Noise, settings: Set
 
 
 class TabularState(NamedTuple):
+  """The contract's state: a learner in its world, and the settings that a sweep may vary."""
+
   step: Int[Array, ""]
   key: Key[Array, ""]
   actor: Actor
@@ -176,9 +179,9 @@ class TabularState(NamedTuple):
     return self.actor.learner.table
 
 
-def anneal_epsilon(hparams: dict, env_step: Int[Array, "*T"], total: int) -> Float[Array, "*T"]:
-  """Epsilon at an environment step: a line from first to last over `exploration_fraction` of `total`."""
-  share = jnp.minimum(1.0, env_step / (hparams["exploration_fraction"] * total))
+def anneal_epsilon(hparams: dict, progress: Float[Array, "*T"]) -> Float[Array, "*T"]:
+  """Epsilon when the part `progress` of training is done: a line from first to last over `exploration_fraction`."""
+  share = jnp.minimum(1.0, progress / hparams["exploration_fraction"])
   return hparams["epsilon"] + share * (hparams["final_epsilon"] - hparams["epsilon"])
 
 
@@ -200,8 +203,9 @@ def make_tabular_experiment(rule: Rule, config: TabularConfig) -> Experiment:
     return TabularState(jnp.zeros([], jnp.int32), key, actor, hparams)
 
   def step(state: TabularState, batch):
-    env_step = state.step * num_steps + jnp.arange(num_steps)
-    epsilon = anneal_epsilon(state.hparams, env_step, config.steps * num_steps)
+    # In updates, not in environment steps, of which there may be more than an int32 counts.
+    progress = (state.step + jnp.arange(num_steps) / num_steps) / config.steps
+    epsilon = anneal_epsilon(state.hparams, progress)
     noise = draw_noise(table, rule, stream_key(state.key, "interact", state.step), num_steps)
 
     def one(carry, inputs):

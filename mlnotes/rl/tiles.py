@@ -26,32 +26,49 @@ def _check_box(low: Sequence[float], high: Sequence[float]) -> tuple[tuple[float
 
 
 class Tiling(NamedTuple):
-  """Several grids over one box, each shifted against the others. Plain numbers: no part of a state."""
+  """Several grids over one box, each shifted against the others. Plain numbers: no part of a state.
+
+  Attributes:
+    max_features: the most weights per action; tiles beyond that number are hashed and share them.
+  """
 
   low: tuple[float, ...]
   high: tuple[float, ...]
   num_tilings: int
   tiles_per_dim: tuple[int, ...]
+  max_features: int = 2**17
 
   @property
-  def num_features(self) -> int:
+  def num_tiles(self) -> int:
     """All tiles of all tilings. A shifted grid needs one more tile per dimension to cover the box."""
     return self.num_tilings * math.prod(tiles + 1 for tiles in self.tiles_per_dim)
 
+  @property
+  def num_features(self) -> int:
+    """Weights per action."""
+    return min(self.num_tiles, self.max_features)
+
 
 def make_tiling(
-  low: Sequence[float], high: Sequence[float], num_tilings: int, tiles_per_dim: int | Sequence[int]
+  low: Sequence[float],
+  high: Sequence[float],
+  num_tilings: int,
+  tiles_per_dim: int | Sequence[int],
+  max_features: int = 2**17,
 ) -> Tiling:
   """`num_tilings` grids with `tiles_per_dim` tiles (one number for all dimensions, or one each) from `low` to `high`.
 
-  Sutton advises a power of two, and at least four times the number of dimensions, for `num_tilings`. Raises ValueError
-  for bounds that are no box and for counts below 1.
+  Sutton advises a power of two, and at least four times the number of dimensions, for `num_tilings`. The number of
+  tiles grows with the power of the dimensions: in six of them 16 tilings of 8 have 8.5 million, of which an agent sees
+  few. Raises ValueError for bounds that are no box and for counts below 1.
   """
   low, high = _check_box(low, high)
   tiles = (tiles_per_dim,) * len(low) if isinstance(tiles_per_dim, int) else tuple(tiles_per_dim)
   if len(tiles) != len(low) or min(tiles) < 1 or num_tilings < 1:
     raise ValueError(f"{num_tilings} tilings of {tiles} tiles over {len(low)} dimensions: expected 1 or more of each.")
-  return Tiling(low, high, num_tilings, tiles)
+  if max_features < num_tilings:
+    raise ValueError(f"max_features = {max_features}: expected {num_tilings}, one per tiling, or more.")
+  return Tiling(low, high, num_tilings, tiles, max_features)
 
 
 def tile_indices(tiling: Tiling, x: Float[Array, " D"]) -> Int[Array, " K"]:
@@ -62,10 +79,10 @@ def tile_indices(tiling: Tiling, x: Float[Array, " D"]) -> Int[Array, " K"]:
       tile_d(k) = floor(u_d + k (2 d + 1) / K)        d = 0, 1, ...
 
   Sutton & Barto, section 9.5.4 (displacement vectors of the first odd integers, Miller & Glanz 1996). Points outside
-  the box count as those on its border.
+  the box count as those on its border; a coordinate that is not a number gives tile -1, whose value is not one either.
 
-  Differences from Sutton's tiles3: every tile has a weight of its own, no hashing; whole tiles of the shift, which
-  only renumber the tiles, are dropped.
+  Differences from Sutton's tiles3: up to `max_features` every tile has a weight of its own, beyond it the hash keeps no
+  account of collisions; whole tiles of the shift, which only renumber the tiles, are dropped.
   """
   low, high = (np.asarray(bound, np.float32) for bound in (tiling.low, tiling.high))
   tiles, count = np.asarray(tiling.tiles_per_dim, np.int32), tiling.num_tilings
@@ -74,18 +91,35 @@ def tile_indices(tiling: Tiling, x: Float[Array, " D"]) -> Int[Array, " K"]:
   number = np.arange(count)[:, None]
   shift = (number * (2 * np.arange(len(tiles)) + 1)) % count
   coordinates = (parts[None, :] + shift.astype(np.int32)) // count
+  known = ~jnp.any(jnp.isnan(x))
+  if tiling.num_tiles > tiling.max_features:
+    return jnp.where(known, _hash_tiles(coordinates, tiling.max_features), -1)
   sizes = (*(int(n) + 1 for n in tiles), 1)
   strides = np.array([math.prod(sizes[d + 1 :]) for d in range(len(tiles))], np.int32)
   inside = jnp.sum(coordinates * strides[None, :], axis=1)
-  return inside + (number[:, 0] * math.prod(sizes)).astype(np.int32)
+  return jnp.where(known, inside + (number[:, 0] * math.prod(sizes)).astype(np.int32), -1)
+
+
+def _hash_tiles(coordinates: Int[Array, "K D"], size: int) -> Int[Array, " K"]:
+  """Numbers in [0, size) that depend on the tiling and on every coordinate (the finalizer of MurmurHash3 on each)."""
+  mixed = jnp.arange(len(coordinates), dtype=jnp.uint32) + 1
+  for column in coordinates.T.astype(jnp.uint32):
+    mixed = (mixed * np.uint32(0x9E3779B1)) ^ column
+    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
+    mixed = mixed ^ (mixed >> 16)
+  return (mixed % np.uint32(size)).astype(jnp.int32)
 
 
 def compute_linear_value(weights: Float[Array, "F *A"], active: Int[Array, " K"]) -> Float[Array, "*A"]:
   """The linear function of binary features: the sum of the weights of the active ones.
 
   v(s) = sum_{i in active} w_i        q(s, .) = sum_{i in active} w_{i, .}
+
+  Not a number where the observation was none, which `tile_indices` tells by tile -1.
   """
-  return jnp.sum(weights[active], axis=0)
+  value = jnp.sum(weights[active], axis=0)
+  return jnp.where(active[0] < 0, jnp.nan, value)
 
 
 class FourierBasis(NamedTuple):

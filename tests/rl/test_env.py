@@ -1,5 +1,8 @@
 """Environments on the device beside the same ones of Gymnasium, state by state; ends of episodes told apart."""
 
+import importlib
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from mlnotes.errors import InputError
 from mlnotes.rl.env import (
+  Box,
   Discrete,
   clip_actions,
   init_actors,
@@ -15,6 +19,7 @@ from mlnotes.rl.env import (
   rollout,
   step_with_reset,
 )
+from mlnotes.rl.experiment import require_box
 from mlnotes.rl.gymnasium_bridge import make_gymnasium_env
 from mlnotes.rl.probe import constant_reward_env
 
@@ -138,8 +143,32 @@ def test_first_states_have_gymnasiums_distribution():
 
 
 def test_an_unknown_name_is_one_sentence():
-  with pytest.raises(InputError, match="--env=CartPole is not an environment: expected one of FrozenLake-v1"):
-    make_env("CartPole")
+  with pytest.raises(InputError, match=r"--env=Cartpole-v1 is not an environment: did you mean CartPole-v1\?"):
+    make_env("Cartpole-v1")
+  with pytest.raises(InputError, match=r"did you mean FrozenLake8x8-v1\?"):
+    make_env("frozenlake8x8")
+  with pytest.raises(InputError, match=r"--env=xyz is not an environment: expected one of FrozenLake-v1, .*Pong-misc"):
+    make_env("xyz")
+
+
+def test_continuous_actions_need_bounds():
+  env = make_env("Pendulum-v1")
+  assert require_box(env) == Box((1,), -2.0, 2.0)
+  for bounds in ((-np.inf, np.inf), (-1.0, np.inf), (1.0, 1.0)):
+    with pytest.raises(InputError, match=r"--env=Pendulum-v1 has actions from .*: this method expects finite bounds"):
+      require_box(env._replace(actions=Box((1,), *bounds)))
+
+
+def test_every_public_function_says_what_it_does():
+  modules = (
+    "env host_env gymnasium_bridge experiment table tabular tabular_experiment gridworld_report dynamic_programming "
+    "linear tiles corridor traces dqn"
+  )
+  for name in modules.split():
+    module = importlib.import_module(f"mlnotes.rl.{name}")
+    for key, value in vars(module).items():
+      if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_"):
+        assert value.__doc__, f"{name}.{key}"
 
 
 def test_time_limit_truncates_at_the_same_step_as_gymnasium():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mlnotes.rl import gymnasium_bridge as bridge
 from mlnotes.rl.env import Discrete, make_env
-from mlnotes.rl.experiment import run_episodes
+from mlnotes.rl.experiment import RLConfig, make_report, run_episodes
 
 
 def always(action):
@@ -56,6 +56,23 @@ def test_thresholds_are_gymnasiums():
   assert bridge.solved_at("CartPole-v1") == 475
   assert bridge.solved_at("Pendulum-v1") is None
   assert bridge.has_gymnasium("Taxi-v4") and not bridge.has_gymnasium("Breakout-MinAtar")
+
+
+def test_an_animation_says_whose_episode_it_is_and_what_it_earned(tmp_path):
+  """Gymnasium's own episode of that seed in which the cart is pushed to the right; the agent's seed from its key."""
+  real, earned, ended = bridge.make_gymnasium_env("CartPole-v1"), 0.0, False
+  real.reset(seed=0)
+  while not ended:
+    _, reward, *ends, _ = real.step(1)
+    earned, ended = earned + reward, any(ends)
+  state = type("State", (), {"key": jax.random.key(12)})
+  config = RLConfig(gym_episodes=0)
+  make_report(make_env("CartPole-v1"), lambda state, observation: jnp.int32(1), config)(state, tmp_path)
+  with Image.open(tmp_path / "policy.gif") as gif:
+    said = gif.info["comment"].decode()
+    assert said == f"CartPole-v1, agent of --seed=12, episode seed 0, return {earned:g}"
+    bar = np.asarray(gif.convert("L"))[213:]  # 320 wide: the drawing is 213 high
+  assert bar.shape[0] >= 18 and (bar < 100).any() and (bar > 200).mean() > 0.5
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "FrozenLake-v1", "Breakout-MinAtar"])

@@ -9,8 +9,8 @@ import pytest
 
 from experiments.rl import linear_sarsa
 from mlnotes.rl import linear
-from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
-from mlnotes.rl.tiles import compute_linear_value, make_tiling, tile_indices
+from mlnotes.rl.env import Box, Discrete, Environment, TimeStep, make_env
+from mlnotes.rl.tiles import OBSERVATION_BOUNDS, compute_linear_value, make_tiling, tile_indices
 
 GAMMA, ALPHA = 0.9, 0.1
 FEATURES, TILINGS, ACTIONS = 12, 3, 2
@@ -248,3 +248,12 @@ def test_mountain_car_is_climbed():
 
   result = train(jax.random.key(0), config.steps)
   assert float(result.total / result.count) > -125  # -200: never arrived
+
+
+@pytest.mark.parametrize("env", OBSERVATION_BOUNDS)
+def test_no_offered_environment_makes_more_weights_than_a_step_can_afford(env):
+  """Every step with traces goes through all weights: half a million of them take about a millisecond."""
+  config = linear_sarsa.Config.tuned(env=env)
+  state = jax.eval_shape(linear_sarsa.make(config).init, jax.random.key(0), ())
+  assert state.params.size <= 2**18
+  assert state.params.shape[1] == make_env(env).actions.n

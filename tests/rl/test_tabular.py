@@ -50,7 +50,7 @@ def experience():
 
 def learn(rule, settings=SETTINGS, noise=None):
   noise = jnp.zeros((T, rule.noise_size)) if noise is None else noise
-  start = init_learner(rule, S, A)._replace(table=jnp.stack([jnp.asarray(first_q()), jnp.zeros((S, A))], -1))
+  start = init_learner(rule, S, A)._replace(table=jnp.stack([jnp.asarray(first_q()), *jnp.zeros((2, S, A))], -1))
   step = lambda learner, x: (rule.update(learner, x[0], settings, x[1]), None)
   return jax.jit(lambda start: jax.lax.scan(step, start, (experience(), noise))[0])(start)
 
@@ -222,7 +222,7 @@ def test_sarsas_action_at_a_truncation_is_chosen_from_the_final_observation():
   rule = RULES["sarsa"]()
   q = jnp.array([[4.0, -4.0], [5.0, 7.0]])
   zero, half = jnp.int32(0), jnp.float32(0.5)
-  learner = Learner(jnp.stack([q, jnp.zeros((2, 2))], -1), ())
+  learner = Learner(jnp.stack([q, *jnp.zeros((2, 2, 2))], -1), ())
   actor = Actor(learner, TableState(zero, zero), zero, jnp.zeros([]))
   noise = Noise(half, half, zero, half, jnp.zeros(0))
   step = jax.jit(lambda actor: interact(table, rule, actor, noise, Settings(1.0, 0.0, GAMMA, 0.0, 0.0)))
@@ -234,8 +234,35 @@ def test_sarsas_action_at_a_truncation_is_chosen_from_the_final_observation():
 
 def test_epsilon_falls_on_a_line_and_stays():
   hparams = {"epsilon": jnp.float32(0.9), "final_epsilon": jnp.float32(0.1), "exploration_fraction": jnp.float32(0.5)}
-  epsilon = anneal_epsilon(hparams, jnp.array([0, 25, 50, 99]), 100)
+  epsilon = anneal_epsilon(hparams, jnp.array([0.0, 0.25, 0.5, 0.99]))
   np.testing.assert_allclose(epsilon, [0.9, 0.5, 0.1, 0.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["q_learning", "sarsa_lambda", "monte_carlo"])
+def test_visits_are_counted_beyond_what_a_float32_and_an_int32_hold(name):
+  """The step size of the 2^24 + 2nd update and of the 2^31st is that of so many updates, and the count goes on."""
+  rule = RULES[name]()
+  one = Transition(*map(jnp.int32, (0, 0)), *map(jnp.float32, (1.0, 0.0)), jnp.array(True), *map(jnp.int32, (0, 0)))
+  update = jax.jit(rule.update)
+  for low, high in [(2**20 - 1, 15), (0, 16), (1, 16), (2**20 - 1, 2047)]:
+    learner = init_learner(rule, 1, 1)
+    learner = learner._replace(table=jnp.array([[[0.0, low, high]]], jnp.float32))
+    after = update(learner, one, Settings(1.0, 0.5, 0.9, 0.1, 0.0), jnp.zeros(0))
+    count = np.asarray(after.table[0, 0], np.float64) @ [0, 1, 2**20]
+    assert count == low + 2**20 * high + 1
+    assert float(after.q[0, 0]) == pytest.approx(count**-0.5, rel=1e-6)
+
+
+def test_a_run_may_be_longer_than_an_int32_counts():
+  """Three billion steps: epsilon is half way down in the middle, and nothing overflows."""
+  config = TabularConfig(steps=3_000_000, steps_per_update=1000, epsilon=0.8, final_epsilon=0.2)
+  experiment = make_tabular_experiment(RULES["q_learning"](), config)
+
+  def late(key):
+    state = experiment.init(key, ())
+    return experiment.step(state._replace(step=jnp.int32(1_500_000)), ())[1]["epsilon"]
+
+  assert float(jax.jit(late)(jax.random.key(0))) == pytest.approx(0.5, abs=1e-5)
 
 
 def test_rewards_and_steps_of_each_episode_are_kept_apart(key):

@@ -69,6 +69,36 @@ def test_points_outside_count_as_those_on_the_border():
   np.testing.assert_array_equal(indices(tiling, outside), indices(tiling, border))
 
 
+def test_what_is_not_a_number_has_no_value():
+  for tiling in (tiles.make_tiling(*BOXES[0]), tiles.make_tiling(*BOXES[0], 64)):
+    weights = jnp.arange(2.0 * tiling.num_features).reshape(-1, 2)
+    value = lambda x, tiling=tiling, weights=weights: tiles.compute_linear_value(
+      weights, tiles.tile_indices(tiling, jnp.array(x))
+    )
+    assert np.isnan(value([np.nan, 0.0])).all() and np.isfinite(value([np.inf, 0.0])).all()
+
+
+ACROBOT = (*tiles.OBSERVATION_BOUNDS["Acrobot-v1"], 16, 8)
+
+
+def test_more_tiles_than_weights_share_them_evenly():
+  """Six dimensions, 8.5 million tiles: no more weights than asked for, each about as often used as another."""
+  tiling = tiles.make_tiling(*ACROBOT, 2**12)
+  assert tiling.num_tiles == 16 * 9**6 and tiling.num_features == 2**12
+  x = points(tiling, 20_000)
+  active = indices(tiling, x)
+  assert active.min() >= 0 and active.max() < 2**12
+  count = np.bincount(active.reshape(-1), minlength=2**12)
+  # Points fall into tiles of their own here: a multinomial, whose variance is its mean.
+  assert 0.9 < count.var() / count.mean() < 1.3
+  # Near points share the tiles that they share without hashing, and as good as no others.
+  exact = tiles.make_tiling(*ACROBOT, 2**24)
+  near = np.clip(x[:500] + np.random.default_rng(1).normal(size=(500, 6)).astype(np.float32) * 0.02, *ACROBOT[:2])
+  shares = lambda tiling: indices(tiling, x[:500]) == indices(tiling, near.astype(np.float32))
+  hashed, apart = shares(tiling), shares(exact)
+  assert np.all(hashed[apart]) and hashed[~apart].mean() < 0.01 and 0.05 < apart.mean() < 0.95
+
+
 def test_generalization_reaches_one_tile_to_either_side_and_falls_off_evenly():
   """In one dimension a point at distance d (in tiles) shares 1 - d of the tilings, on both sides."""
   tiling = tiles.make_tiling((0.0,), (10.0,), 10, 10)

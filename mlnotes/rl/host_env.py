@@ -1,0 +1,219 @@
+"""Environments that run in Python, as pure functions on the device: any of Gymnasium's, or one's own.
+
+    env = make_host_env("gymnasium:Blackjack-v1")
+    env = make_host_env("mypackage.worlds:make_maze")     # a function or class without arguments
+
+A Gymnasium environment hides its state. Here the state of an episode is the seed that it was reset with and the actions
+taken in it, so that a step is a function of its arguments: the host keeps environments that are under way, and where
+none is at the right place, as after a restart, it resets one and takes the actions again. This is exact for
+environments that are deterministic given seed and actions, which is tried once when one is made.
+"""
+
+import collections
+import contextlib
+import functools
+import importlib
+import threading
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, Num, UInt32
+
+from mlnotes.errors import InputError
+from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
+from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE, make_gymnasium_env
+
+# Environments that are kept under way; with more at a time than that, each step takes all of its episode's again.
+_KEPT = 4096
+_TRIED = 25
+
+
+class HostState(NamedTuple):
+  """An episode by what determines it: its seed, and the actions of which the first `time` were taken."""
+
+  seed: UInt32[Array, ""]
+  actions: Num[Array, "..."]
+  time: Int[Array, ""]
+
+
+def make_python_env(name: str, **settings: Any) -> Any:
+  """The Gymnasium environment behind `name`, with observations that are a Discrete number or one Box.
+
+  Dict and Tuple observations are flattened as Gymnasium does it. Raises InputError for what cannot be made.
+  """
+  import gymnasium
+
+  module, _, attribute = name.partition(":")
+  try:
+    if module == "gymnasium":
+      env = make_gymnasium_env(attribute, disable_env_checker=True, **settings)
+    else:
+      env = getattr(importlib.import_module(module), attribute)()
+  except (ImportError, AttributeError, TypeError, gymnasium.error.Error) as error:
+    expected = "gymnasium:NAME, or module:function where the function takes no argument"
+    raise InputError(f"--env={name} cannot be made ({type(error).__name__}: {error}): expected {expected}.") from error
+  if not isinstance(env, gymnasium.Env):
+    raise InputError(f"--env={name} gives {type(env).__name__}: expected a gymnasium.Env.")
+  if not isinstance(env.observation_space, (gymnasium.spaces.Discrete, gymnasium.spaces.Box)):
+    with contextlib.suppress(NotImplementedError):
+      env = gymnasium.wrappers.FlattenObservation(env)
+    if not isinstance(env.observation_space, gymnasium.spaces.Box):
+      raise InputError(f"--env={name} has observations {env.observation_space}: expected numbers of a fixed count.")
+  return env
+
+
+def _read_spaces(name: str, env: Any) -> tuple[Discrete | Box, Discrete | Box]:
+  from gymnasium import spaces
+
+  def convert(space):
+    if isinstance(space, spaces.Discrete):
+      if space.start:
+        raise InputError(f"--env={name} numbers {space} from {space.start}: expected numbers from 0.")
+      return Discrete(int(space.n))
+    return Box(tuple(space.shape), float(space.low.min()), float(space.high.max()))
+
+  actions = env.action_space
+  if isinstance(actions, spaces.Box) and (np.ptp(actions.low) or np.ptp(actions.high)):
+    raise InputError(f"--env={name} has other bounds for each action: wrap it in gymnasium.wrappers.RescaleAction.")
+  if not isinstance(actions, (spaces.Box, spaces.Discrete)):
+    raise InputError(f"--env={name} has actions {actions}: expected Discrete or Box ones.")
+  return convert(env.observation_space), convert(actions)
+
+
+class _Host:
+  """What runs in Python: a function of seed and actions, with environments under way so that it need not start anew."""
+
+  def __init__(self, name: str):
+    self.name = name
+    self.lock = threading.Lock()
+    self.idle: list[Any] = []
+    # seed -> (environment, actions taken), the longest unused first
+    self.running: collections.OrderedDict[int, tuple[Any, np.ndarray]] = collections.OrderedDict()
+    self.example = make_python_env(name)
+    self.observations, self.actions = _read_spaces(name, self.example)
+    self.time_limit = (self.example.spec and self.example.spec.max_episode_steps) or LONGEST_EPISODE
+
+  def observe(self, observation: Any) -> Any:
+    if isinstance(self.observations, Discrete):
+      return np.int32(observation)
+    return np.asarray(observation, np.float32)
+
+  def take(self, env: Any, action: Any) -> tuple[Any, float, bool, bool]:
+    discrete = isinstance(self.actions, Discrete)
+    action = int(action) if discrete else np.asarray(action, self.example.action_space.dtype)
+    return env.step(action)[:4]
+
+  def reset(self, seed: Any) -> Any:
+    return self.observe(self.example.reset(seed=int(seed))[0])
+
+  def step(self, seed: Any, actions: np.ndarray, time: Any) -> tuple[Any, Any, bool, bool]:
+    """The step number `time`, counted from 1, of the episode."""
+    seed, before = int(seed), actions[: time - 1]
+    env, taken = self.running.pop(seed, (None, None))
+    if env is None or not np.array_equal(taken, before):
+      env = env or self._find_env()
+      env.reset(seed=seed)
+      for action in before:
+        self.take(env, action)
+    observation, reward, terminated, truncated = self.take(env, actions[time - 1])
+    truncated = bool(truncated or time >= self.time_limit)
+    if terminated or truncated:
+      self.idle.append(env)
+    else:
+      self.running[seed] = env, actions[:time].copy()
+    return self.observe(observation), np.float32(reward), bool(terminated), truncated
+
+  def _find_env(self) -> Any:
+    if self.idle:
+      return self.idle.pop()
+    if len(self.running) >= _KEPT:
+      return self.running.popitem(last=False)[1][0]
+    return make_python_env(self.name)
+
+  def reset_many(self, seed: Any) -> np.ndarray:
+    seed = np.asarray(seed)
+    with self.lock:
+      found = [self.reset(s) for s in seed.reshape(-1)]
+    return np.stack(found).reshape((*seed.shape, *found[0].shape))
+
+  def step_many(self, seed: Any, actions: Any, time: Any) -> tuple[np.ndarray, ...]:
+    seed, actions, time = np.asarray(seed), np.asarray(actions), np.asarray(time)
+    rows = zip(seed.reshape(-1), actions.reshape(-1, *actions.shape[seed.ndim :]), time.reshape(-1))
+    with self.lock:
+      found = [self.step(*row) for row in rows]
+    join = lambda values: np.stack(values).reshape((*seed.shape, *np.shape(values[0])))
+    return tuple(join(values) for values in zip(*found))
+
+  def require_determinism(self) -> None:
+    """Raises InputError where the same seed and actions give two different episodes."""
+    rng = np.random.default_rng(0)
+    if isinstance(self.actions, Discrete):
+      actions = rng.integers(self.actions.n, size=_TRIED)
+    else:
+      low, high = (np.clip(bound, -1e3, 1e3) for bound in (self.actions.low, self.actions.high))
+      actions = rng.uniform(low, high, (_TRIED, *self.actions.shape)).astype(np.float32)
+
+    def play(env):
+      rows = [(self.observe(env.reset(seed=7)[0]),)]
+      for action in actions:
+        observation, *rest = self.take(env, action)
+        rows.append((self.observe(observation), *rest))
+        if rest[1] or rest[2]:
+          break
+      return rows
+
+    first, second = play(self.example), play(make_python_env(self.name))
+    same = len(first) == len(second) and all(
+      np.array_equal(x, y) for one, other in zip(first, second) for x, y in zip(one, other)
+    )
+    if not same:
+      raise InputError(
+        f"--env={self.name} gave two different episodes for one seed and the same actions: expected an environment "
+        "whose every random number comes from the seed of reset."
+      )
+
+
+@functools.cache
+def _make_host(name: str) -> _Host:
+  host = _Host(name)
+  host.require_determinism()
+  return host
+
+
+def make_host_env(name: str) -> Environment:
+  """The environment behind `gymnasium:NAME` or `module:function`, stepped on the host from within compiled programs.
+
+  Raises InputError where it cannot be made, is not deterministic, or has spaces of another kind.
+  """
+  host = _make_host(name)
+  if isinstance(host.observations, Discrete):
+    observed = jax.ShapeDtypeStruct((), jnp.int32)
+  else:
+    observed = jax.ShapeDtypeStruct(host.observations.shape, jnp.float32)
+  scalar = lambda dtype: jax.ShapeDtypeStruct((), dtype)
+  many = {"vmap_method": "broadcast_all"}
+  if isinstance(host.actions, Discrete):
+    none = jnp.zeros(host.time_limit, jnp.int32)
+  else:
+    none = jnp.zeros((host.time_limit, *host.actions.shape), jnp.float32)
+
+  def reset(key: Key[Array, ""]):
+    # Gymnasium's seeds are signed.
+    seed = jax.random.bits(key, (), jnp.uint32) >> 1
+    observation = jax.pure_callback(host.reset_many, observed, seed, **many)
+    return HostState(seed, none, jnp.zeros([], jnp.int32)), observation
+
+  def step(key: Key[Array, ""], state: HostState, action):
+    del key  # all chance comes from the episode's seed
+    actions = state.actions.at[state.time].set(jnp.asarray(action, none.dtype))
+    time = state.time + 1
+    shapes = (observed, scalar(jnp.float32), scalar(bool), scalar(bool))
+    found = jax.pure_callback(host.step_many, shapes, state.seed, actions, time, **many)
+    observation, reward, terminated, truncated = found
+    discount = 1.0 - terminated.astype(jnp.float32)
+    last = terminated | truncated
+    return HostState(state.seed, actions, time), TimeStep(observation, reward, discount, last, observation)
+
+  return Environment(name, reset, step, host.observations, host.actions, host.time_limit)
