@@ -183,8 +183,9 @@ def test_meta_sgd_starts_as_maml_and_takes_its_flags(monkeypatch):
 def test_a_sweep_of_the_inner_rate_reaches_the_inner_loop(monkeypatch):
   _, _, _, state, experiment = update(monkeypatch, maml)
   state = state._replace(params=shared.MetaParams({"body": jnp.float32(0.8), "head": jnp.float32(1.5)}))
-  _, metrics = jax.jit(experiment.step)(set_hparams(state, inner_learning_rate=0.02), quadratic_batch())
-  close(metrics["loss_after_2"], query_loss(START, 2, rates=0.02))
+  _, metrics = jax.jit(experiment.step)(set_hparams(state, inner_learning_rate=0.06), quadratic_batch())
+  close(metrics["loss_after_2"], query_loss(START, 2, rates=0.06))
+  assert abs(query_loss(START, 2, rates=0.06) - query_loss(START, 2)) > 0.01
 
 
 @pytest.mark.parametrize("module", [maml, meta_sgd, reptile])
