@@ -9,7 +9,6 @@ Two flags must never be confused: an episode *terminates* in a state that has no
 `next_observation` still counts). Everything here works on one environment; `jax.vmap` makes it many.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mlnotes.errors import InputError
+from mlnotes.errors import InputError, nearest
 
 # A pytree of arrays that only the environment reads.
 EnvState: TypeAlias = Any
@@ -120,16 +119,6 @@ def step_continuous_mountain_car(key: Key[Array, ""], state: EnvState, action: A
 _STEPS = {"MountainCarContinuous-v0": step_continuous_mountain_car}
 
 
-def _no_environment(name: str) -> str:
-  import gymnax
-
-  known = {known.lower(): known for known in (*TABLE_ENVS, *gymnax.registered_envs)}
-  close = difflib.get_close_matches(name.lower(), known, n=1)
-  meant = f"did you mean {known[close[0]]}? E" if close else "e"
-  names = ", ".join((*known.values(), "gymnasium:NAME"))
-  return f"--env={name} is not an environment: {meant}xpected one of {names} or module:function."
-
-
 def make_gymnax_env(name: str, **params: Any) -> Environment:
   """An environment of gymnax, with `params` in place of its own parameters (`max_steps_in_episode=5000`).
 
@@ -141,7 +130,8 @@ def make_gymnax_env(name: str, **params: Any) -> Environment:
   try:
     env, defaults = gymnax.make(name)
   except ValueError:
-    raise InputError(_no_environment(name)) from None
+    known = (*TABLE_ENVS, *gymnax.registered_envs, "gymnasium:NAME", "module:function")
+    raise InputError(f"--env={name} is not an environment: {nearest(name, known)}") from None
   except OSError as error:  # one that downloads its data
     raise InputError(f"--env={name} needs data that cannot be loaded ({error}): expected another one.") from error
   settings = defaults.replace(**params)

@@ -39,7 +39,7 @@ TWINS = {
   "Pendulum-v1": (("theta", "theta_dot"), (20, 8)),
   "Acrobot-v1": (("joint_angle1", "joint_angle2", "velocity_1", "velocity_2"), (np.pi, np.pi, 4 * np.pi, 9 * np.pi)),
 }
-# Those of gymnax that nothing published was compared with here. MinAtar's games: test_minatar_parity.py.
+# Those of gymnax that nothing published was compared with here.
 NOT_COMPARED = (
   "Catch-bsuite", "DeepSea-bsuite", "MemoryChain-bsuite", "UmbrellaChain-bsuite", "DiscountingChain-bsuite",
   "MNISTBandit-bsuite", "SimpleBandit-bsuite", "FourRooms-misc", "MetaMaze-misc", "PointRobot-misc",
