@@ -47,21 +47,21 @@ def _copy(tree: Any) -> Any:
 _NO_SCORE, _MANY = sys.float_info.max, 2**31
 
 
-def _rank(metrics: Mapping[str, Any]) -> tuple[int, float]:
-  """Orbax keeps what ranks highest."""
-  return (-metrics.get("lost", 0), -metrics["score"])
+def _rank(metrics: Mapping[str, Any]) -> tuple[int, float, int]:
+  """Orbax keeps what ranks highest: of equal scores the first, as `is_better` has it."""
+  return (-metrics.get("lost", 0), -metrics["score"], -metrics.get("step", 0))
 
 
-def _as_metrics(score: Score | None) -> dict[str, Any]:
+def _as_metrics(step: int, score: Score | None) -> dict[str, Any]:
   if score is None or not np.isfinite(score.value):
-    return {"score": _NO_SCORE, "lost": _MANY}
-  return {"score": float(score.value), "lost": int(score.lost)}
+    return {"score": _NO_SCORE, "lost": _MANY, "step": -step}  # without a score, the last
+  return {"score": float(score.value), "lost": int(score.lost), "step": step}
 
 
 class Checkpoints:
   """The checkpoints of one work directory, by update number.
 
-  Each holds a pytree of arrays and a JSON dictionary. The last one and the one with the lowest `score` are kept. A
+  Each holds a pytree of arrays and a JSON dictionary. The last one and the first with the lowest `score` are kept. A
   checkpoint is visible only when it is complete: a process killed while saving leaves the previous one.
 
   Where several processes train as one, each of them calls every method; all see one directory.
@@ -121,7 +121,7 @@ class Checkpoints:
     self._manager.save(
       step,
       args=self._args.Composite(state=self._args.StandardSave(state), metadata=self._args.JsonSave(dict(metadata))),
-      metrics=_as_metrics(score),
+      metrics=_as_metrics(step, score),
       force=True,
     )
 

@@ -66,6 +66,9 @@ def test_an_evaluation_between_two_checkpoints_can_be_the_best(tmp_path):
   assert best == 5 and card["best_checkpoint"]["value"] == 9.0
   best, _ = run(tmp_path / "c", [[0, 9, 9, 1, 9, 9, 9]], eval_every=3, checkpoint_every=4)
   assert best == 3
+  # Of equals the first, as on the card: later ones were no better.
+  best, card = run(tmp_path / "e", [[0, 5, 1, 3, 1, 4, 1]])
+  assert best == 2 and card["best_checkpoint"]["step"] == 2
   # Asked for none on the way: then there is the last one.
   assert run(tmp_path / "d", [[0, 5, 1, 4, 3]], checkpoint_every=0)[0] == 4
 
