@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, Num, UInt32
+from jaxtyping import Array, Bool, Int, Key, Num, UInt32
 
 from mlnotes.errors import InputError
 from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
@@ -31,11 +31,16 @@ _TRIED = 25
 
 
 class HostState(NamedTuple):
-  """An episode by what determines it: its seed, and the actions of which the first `time` were taken."""
+  """An episode by what determines it: its seed, and the actions of which the first `time` were taken.
+
+  `over`: whether it has ended. What is stepped all the same, beside others that go on, waits: observations of zeros,
+  no reward.
+  """
 
   seed: UInt32[Array, ""]
   actions: Num[Array, "..."]
   time: Int[Array, ""]
+  over: Bool[Array, ""]
 
 
 def make_python_env(name: str, **settings: Any) -> Any:
@@ -93,6 +98,7 @@ class _Host:
     self.running: collections.OrderedDict[int, tuple[Any, np.ndarray]] = collections.OrderedDict()
     self.example = make_python_env(name)
     self.observations, self.actions = _read_spaces(name, self.example)
+    self.waiting = np.zeros_like(self.reset(0)), np.float32(0), True, False
     self.time_limit = (self.example.spec and self.example.spec.max_episode_steps) or LONGEST_EPISODE
 
   def observe(self, observation: Any) -> Any:
@@ -138,11 +144,11 @@ class _Host:
       found = [self.reset(s) for s in seed.reshape(-1)]
     return np.stack(found).reshape((*seed.shape, *found[0].shape))
 
-  def step_many(self, seed: Any, actions: Any, time: Any) -> tuple[np.ndarray, ...]:
-    seed, actions, time = np.asarray(seed), np.asarray(actions), np.asarray(time)
+  def step_many(self, seed: Any, actions: Any, time: Any, over: Any) -> tuple[np.ndarray, ...]:
+    seed, actions, time, over = (np.asarray(x) for x in (seed, actions, time, over))
     rows = zip(seed.reshape(-1), actions.reshape(-1, *actions.shape[seed.ndim :]), time.reshape(-1))
     with self.lock:
-      found = [self.step(*row) for row in rows]
+      found = [self.waiting if done else self.step(*row) for done, row in zip(over.reshape(-1), rows)]
     join = lambda values: np.stack(values).reshape((*seed.shape, *np.shape(values[0])))
     return tuple(join(values) for values in zip(*found))
 
@@ -203,17 +209,17 @@ def make_host_env(name: str) -> Environment:
     # Gymnasium's seeds are signed.
     seed = jax.random.bits(key, (), jnp.uint32) >> 1
     observation = jax.pure_callback(host.reset_many, observed, seed, **many)
-    return HostState(seed, none, jnp.zeros([], jnp.int32)), observation
+    return HostState(seed, none, jnp.zeros([], jnp.int32), jnp.zeros([], bool)), observation
 
   def step(key: Key[Array, ""], state: HostState, action):
     del key  # all chance comes from the episode's seed
     actions = state.actions.at[state.time].set(jnp.asarray(action, none.dtype))
     time = state.time + 1
     shapes = (observed, scalar(jnp.float32), scalar(bool), scalar(bool))
-    found = jax.pure_callback(host.step_many, shapes, state.seed, actions, time, **many)
+    found = jax.pure_callback(host.step_many, shapes, state.seed, actions, time, state.over, **many)
     observation, reward, terminated, truncated = found
     discount = 1.0 - terminated.astype(jnp.float32)
     last = terminated | truncated
-    return HostState(state.seed, actions, time), TimeStep(observation, reward, discount, last, observation)
+    return HostState(state.seed, actions, time, last), TimeStep(observation, reward, discount, last, observation)
 
   return Environment(name, reset, step, host.observations, host.actions, host.time_limit)

@@ -13,6 +13,7 @@ from experiments.rl import ppo
 from mlnotes.errors import InputError
 from mlnotes.rl import host_env
 from mlnotes.rl.env import Box, Discrete, init_actors, make_env, rollout
+from mlnotes.rl.experiment import run_episodes
 from mlnotes.rl.gymnasium_bridge import run_gymnasium_episodes
 
 
@@ -100,6 +101,35 @@ def test_an_episode_goes_on_in_a_process_that_has_never_seen_it():
   _, other = step(jax.random.key(0), kept[1], jnp.int32(1))
   rows = play_by_hand("own_worlds:Walk", kept[1].seed, [1, 1])
   np.testing.assert_allclose(other.observation, rows[-1][0], rtol=1e-6)
+
+
+def test_nothing_is_stepped_beyond_the_end_of_its_episode():
+  """Episodes of an evaluation end one after the other: those that are over wait, and are not taken from the start."""
+  env, host = make_env("own_worlds:Walk"), host_env._make_host("own_worlds:Walk")
+  act = lambda observation: jnp.int32(1)
+  steps = []
+  original = Walk.step
+
+  def step(self, action):
+    steps.append(self)
+    assert not getattr(self, "over", False)
+    result = original(self, action)
+    self.over = result[2] or result[3]
+    return result
+
+  def reset(self, **options):
+    self.over = False
+    return Walk_reset(self, **options)
+
+  Walk_reset, Walk.step, Walk.reset = Walk.reset, step, reset
+  try:
+    host.running.clear()
+    host.idle.clear()
+    returns, lengths = jax.jit(lambda key: run_episodes(env, act, key, 6))(jax.random.key(1))
+  finally:
+    Walk.step, Walk.reset = original, Walk_reset
+  assert len(set(lengths.tolist())) > 1 and np.all(np.asarray(returns) > 0)
+  assert len(steps) == lengths.sum()
 
 
 def test_spaces_are_read_and_what_has_no_fixed_size_is_refused():
