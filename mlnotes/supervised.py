@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.experiment import Batch, Experiment, masked_mean, stream_key
-from mlnotes.optim import make_optimizer
+from mlnotes.optim import eval_params, make_optimizer
 
 
 class State(NamedTuple):
@@ -30,7 +30,7 @@ def make_supervised(
   """Minimises the mean of `losses(params, batch)` over a batch by the optimizer of the flags, from `init(key, batch)`.
 
   `config` has the fields of `OptimConfig` and `LoopConfig`. It is evaluated by the same losses.
-  `predict(params, inputs)` is the model that `mlnotes.load_run` gives, with the parameters learned.
+  `predict(params, inputs)` is the model that `mlnotes.load_run` gives. Both take the parameters of `eval_params`.
   """
   optimizer = make_optimizer(config, config.steps)
 
@@ -44,6 +44,7 @@ def make_supervised(
     params = optax.apply_updates(state.params, updates)
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
 
-  evaluate = lambda state, batch: {"loss": masked_mean(losses(state.params, batch), batch["mask"])}
-  model = predict and (lambda state: jax.jit(partial(predict, state.params)))
+  learned = lambda state: eval_params(state.opt_state, state.params)
+  evaluate = lambda state, batch: {"loss": masked_mean(losses(learned(state), batch), batch["mask"])}
+  model = predict and (lambda state: jax.jit(partial(predict, learned(state))))
   return Experiment(start, step, evaluate, lambda state, directory: None, model=model)

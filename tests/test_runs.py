@@ -117,6 +117,32 @@ def test_a_learned_optimizer_is_one_of_optax(tmp_path):
   assert optax.apply_updates(params, updates).shape == (3,) and jnp.all(jnp.isfinite(updates))
 
 
+@pytest.mark.parametrize("name", ["meta.maml", "meta.learned_optimizer", "diabetes_regression"])
+def test_with_lookahead_the_model_has_the_slow_weights(name):
+  """As it is evaluated: what the fast ones are changes neither."""
+  from experiments import import_experiment
+
+  own = name == "diabetes_regression"
+  module = import_experiment(str(HERE / "diabetes_regression.py") if own else name)
+  config = module.Config(**{**SMALL.get(name, {"steps": 4}), "lookahead": 5})
+  experiment, feeds = module.make(config), module.make_feeds(config)
+  key = root_key(0)
+  state = jax.jit(lambda arrays: experiment.init(key, feeds.train.draw(arrays, key, jnp.int32(0))))(feeds.train.arrays)
+  changed = state._replace(params=jax.tree.map(lambda p: p + 0.5, state.params))
+  if name == "meta.learned_optimizer":
+    say = lambda state: experiment.model(state).update(x, experiment.model(state).init(x), x)[0]
+    x = jnp.ones(3)
+  elif name == "meta.maml":
+    x = jnp.linspace(-1, 1, 4)[:, None]
+    say = lambda state: experiment.model(state)({"x": x, "y": x}, x)
+  else:
+    x = jnp.ones((2, 10))
+    say = lambda state: experiment.model(state)(x)
+    batch = feeds.evaluate.draw(feeds.evaluate.arrays, 0)
+    assert experiment.evaluate(state, batch)["loss"].total == experiment.evaluate(changed, batch)["loss"].total
+  np.testing.assert_array_equal(say(state), say(changed))
+
+
 def test_an_experiment_of_ones_own(tmp_path):
   from experiments import import_experiment
 

@@ -218,7 +218,8 @@ def make(config: Config) -> Experiment:
     return figures
 
   # An optax optimizer like any other.
-  return Experiment(init, step, evaluate, report, model=lambda state: learned_optimizer(network, state.params))
+  model = lambda state: learned_optimizer(network, eval_params(state.opt_state, state.params))
+  return Experiment(init, step, evaluate, report, model=model)
 
 
 def main(config: Config) -> int:

@@ -234,7 +234,10 @@ def make_meta_learning(method: Method, family: Family, config: MetaConfig) -> Ex
     )
 
   # (support set of a task, inputs) -> what the adapted network says of them.
-  model = lambda state: jax.jit(lambda support, inputs: predict(state.params, state.hparams, support, inputs)[-1])
+  def model(state: State):
+    params = eval_params(state.opt_state, state.params)
+    return jax.jit(lambda support, inputs: predict(params, state.hparams, support, inputs)[-1])
+
   return Experiment(init, step, evaluate, report, model=model)
 
 
