@@ -46,6 +46,7 @@ from experiments import catalogue
 from mlnotes.errors import InputError, nearest
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.record import check_writable, write_atomically
+from mlnotes.revision import find_revision
 
 BEGIN, END = "<!-- claims: rendered by python -m launch.claims --write -->", "<!-- end of claims -->"
 
@@ -310,8 +311,7 @@ def main(config: Config) -> int:
     if not config.write:
       list_claims(claims)
     return 0
-  revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
-  rows = check_claims(choose(claims, config, revision), config)
+  rows = check_claims(choose(claims, config, find_revision().revision), config)
   if config.json:
     write_atomically(Path(config.json).expanduser(), json.dumps(rows, indent=2) + "\n")
   if config.update:

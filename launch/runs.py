@@ -16,7 +16,7 @@ from mlnotes.data import DataConfig
 from mlnotes.errors import InputError
 from mlnotes.flags import config_fields
 from mlnotes.loop import LoopConfig
-from mlnotes.record import read_metrics
+from mlnotes.record import read_json, read_metrics
 from mlnotes.summary import Summary, order_key, over_seeds
 
 PICTURES = (".png", ".gif", ".jpg", ".jpeg")
@@ -124,20 +124,13 @@ def find_runs(directories: Iterable[str]) -> tuple[list[Run], list[str]]:
   return runs, problems
 
 
-def _load_json(path: Path) -> dict[str, Any]:
-  value = json.loads(path.read_text(encoding="utf-8"))
-  if not isinstance(value, dict):
-    raise ValueError("not an object")
-  return value
-
-
 def read_run(directory: Path, problems: list[str]) -> Run:
   """One work directory. What is wrong with the files that a run can do without is added to `problems`.
 
   Raises InputError where config.json is not that of a run.
   """
   try:
-    saved = _load_json(directory / "config.json")
+    saved = read_json(directory / "config.json")
     experiment, config = saved["experiment"], saved["config"]
     if not isinstance(experiment, str) or not isinstance(config, dict):
       raise ValueError("other types than expected")
@@ -195,7 +188,7 @@ def _reason(error: Exception) -> str:
 def _read_card(directory: Path, problems: list[str]) -> dict[str, Any]:
   path = directory / "result.json"
   try:
-    return _load_json(path)
+    return read_json(path)
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:

@@ -7,7 +7,6 @@ action = mlnotes.load_run("runs/cartpole").model(observation)    # an agent
 
 import dataclasses
 import importlib
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from mlnotes.errors import InputError
 from mlnotes.experiment import Experiment, State
 from mlnotes.flags import experiment_name
+from mlnotes.record import read_json
 from mlnotes.trained import load_config, restore_states
 
 
@@ -86,8 +86,8 @@ def _find_module(directory: Path, experiment: str) -> ModuleType:
   if experiment:
     return catalogue.import_experiment(experiment)
   try:
-    name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["experiment"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    name = read_json(directory / "config.json")["experiment"]
+  except (OSError, ValueError, KeyError) as error:
     raise InputError(f"{directory} has no readable config.json: expected the work directory of a run.") from error
   if name not in [known for known, _ in catalogue.catalogue()]:
     raise InputError(f"{directory} is a run of {name}, which is not in the catalogue: expected experiment=<its file>.")

@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from mlnotes.data import ArraySplit, DataSet, make_resident_feed
-from mlnotes.data.order import permute_index
+from mlnotes.data import ArraySplit, DataSet, fixed_subset, make_resident_feed
 from mlnotes.errors import InputError
 from mlnotes.experiment import set_hparams, stream_key
 from mlnotes.optim.lookahead import eval_params
@@ -46,12 +44,6 @@ class Classifier(NamedTuple):
   test: Any
 
 
-def choose_examples(size: int, limit: int) -> np.ndarray:
-  """The indices, rising, of `limit` of `size` examples, pseudo-random and always the same; of all where limit is 0."""
-  index = np.arange(size, dtype=np.int32)
-  return index if limit == 0 or limit >= size else np.sort(permute_index(index[:limit], size, np.zeros(2, np.uint32)))
-
-
 def make_classifier(
   data: DataSet,
   widths: Sequence[int],
@@ -76,7 +68,7 @@ def make_classifier(
   feed = make_resident_feed(data.train, batch_size)
 
   def at_most(split: ArraySplit):
-    index = choose_examples(len(split), most_examples)
+    index = fixed_subset(len(split), most_examples or len(split))
     return {"image": split.image[index], "label": split.label[index]}
 
   def loss(params, batch):

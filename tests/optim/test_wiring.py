@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from experiments.optim import batch_size, compare, landscape
-from mlnotes.data import load
+from mlnotes.data import fixed_subset, load
 from mlnotes.optim import OptimConfig, eval_params, lookahead, make_optimizer
 from mlnotes.optim.curvature import Extremes
 from mlnotes.optim.surfaces import SURFACES
-from mlnotes.optim.testbed import Classifier, Curves, choose_examples, make_classifier, train_once
+from mlnotes.optim.testbed import Classifier, Curves, make_classifier, train_once
 
 # ---- One run -------------------------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ def test_figures_are_of_a_pseudo_random_part_of_each_split():
   data = load("digits")
   classifier = make_classifier(data, (), 8, 100)
   for held, split in ((classifier.train, data.train), (classifier.test, data.test)):
-    index = choose_examples(len(split), 100)
+    index = fixed_subset(len(split), 100)
     assert len(np.unique(index)) == 100 and index.max() > 0.8 * len(split)
     np.testing.assert_array_equal(held["label"], split.label[index])
     np.testing.assert_array_equal(held["image"], split.image[index])
