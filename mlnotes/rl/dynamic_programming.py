@@ -7,6 +7,7 @@ Policies are probabilities (S, A). All functions are pure and can be jitted; val
 so a state that only ends an episode is worth whatever its own row of the table says, and nobody asks.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -176,6 +177,10 @@ def policy_iteration(
   return PolicySolution(values, count, jax.nn.one_hot(action, num_actions))
 
 
+# Errors add up over thousands of steps: by default a GPU rounds probabilities to 10 bits.
+_matmul = functools.partial(jnp.matmul, precision="highest")
+
+
 def evaluate_horizon(
   dynamics: Dynamics, policy: Float[Array, "S A"], discount: Float[Array, ""] | float, horizon: int
 ) -> Float[Array, " S"]:
@@ -186,7 +191,7 @@ def evaluate_horizon(
   With `discount` 1 on FrozenLake, whose only reward is 1 at the goal, it is the probability of success under the limit.
   """
   transitions, reward = compute_policy_model(dynamics, policy)
-  advance = lambda values, _: (reward + discount * (transitions @ values), None)
+  advance = lambda values, _: (reward + discount * _matmul(transitions, values), None)
   return jax.lax.scan(advance, jnp.zeros_like(reward), length=horizon)[0]
 
 
@@ -200,7 +205,7 @@ def evaluate_doubling(dynamics: Dynamics, policy: Float[Array, "S A"], doublings
 
   def double(carry, _):
     transitions, values = carry
-    return (transitions @ transitions, values + transitions @ values), None
+    return (_matmul(transitions, transitions), values + _matmul(transitions, values)), None
 
   return jax.lax.scan(double, compute_policy_model(dynamics, policy), length=doublings)[0][1]
 
