@@ -56,7 +56,7 @@ def restore_states(
 
 
 def _restore(directory: Path, like: Any, checkpoint: Literal["last", "best"]) -> tuple[State, int]:
-  """A checkpoint of a run that may still be training, and removes a checkpoint when it has a later one."""
+  """A checkpoint of a run that may still be training, which removes a checkpoint when it has a later one."""
   before = None
   while True:
     with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:

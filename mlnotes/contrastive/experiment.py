@@ -49,7 +49,7 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
   warmup_steps: int = 50
   steps: int = 400
   eval_every: int = 100
-  checkpoint_every: int = 100  # as often as evaluated: the best checkpoint is chosen from those that are both
+  checkpoint_every: int = 200
   report_seeds: int = 8
 
   encoder: Literal["small", "resnet18", "resnet34", "resnet50"] = field(

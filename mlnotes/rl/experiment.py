@@ -38,8 +38,8 @@ class RLConfig(LoopConfig):
 
   env: str = field(
     "CartPole-v1",
-    "environment: a name of gymnax, or a table of Gymnasium's such as FrozenLake-v1; some bring settings of their own "
-    "in place of the defaults, see config.json",
+    "environment: a name of gymnax, a table of Gymnasium's such as FrozenLake-v1, gymnasium:NAME or module:function; "
+    "some bring settings of their own in place of the defaults, see config.json",
   )
   discount: float = field(0.99, "gamma, in [0, 1]")
   eval_episodes: int = field(20, "episodes of the greedy policy per evaluation on the device", free="report")
