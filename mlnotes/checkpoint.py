@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,10 @@ class Checkpoints:
       try:
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
         break
-      except FileNotFoundError:  # the run that writes them has just removed one
+      except (OSError, ValueError):  # the run that writes them is removing one
         if last or not read_only:
           raise
+        time.sleep(0.05)
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
