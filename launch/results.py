@@ -6,7 +6,7 @@
 Work directories are found at any depth, finished or not. Runs that differ only in the seed make one row, with mean and
 sample standard deviation. Leaves in --out: index.html, which opens without a server or network, results.csv with every
 metric, results.md, comparison.png. The best row of a task (an environment, a data set) is that of the lowest or highest
---metric among those that lost no seed.
+--metric among those that lost the fewest seeds.
 """
 
 import csv

@@ -217,7 +217,7 @@ def _read_curves(directory: Path, problems: list[str]) -> tuple[dict[str, Curve]
   """({"train/loss": Curve, ..}, last update that was logged)."""
   path = directory / "metrics.jsonl"
   try:
-    lines = read_metrics(path)
+    lines = read_metrics(path, strict=True)
     points: dict[str, list[tuple[int, list[float]]]] = {}
     for line in lines:
       for name, value in line.items():
@@ -387,7 +387,7 @@ def find_mode(groups: Sequence[Group], metric: str) -> str:
 
 
 def rank(groups: Iterable[Group], metric: str, mode: str) -> list[Group]:
-  """Best first, of equals the finished and the one with more seeds; what lost seeds after all that have lost none.
+  """Best first, of equals the finished and the one with more seeds; what lost seeds after all that lost fewer.
 
   Without the metric, or where no seed is finite: last.
   """

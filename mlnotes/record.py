@@ -408,19 +408,24 @@ def check_writable(directory: Path, flag: str, text: str | Path) -> None:
     raise InputError(f"--{flag}={text} cannot be written: {existing}: {error.strerror or error}.") from error
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The lines of a metrics.jsonl; a last line that a crash cut short is left out. [] where there is no file."""
+def read_metrics(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:
+  """The lines of a metrics.jsonl up to one that is none, such as a last one that a crash cut short. [] without a file.
+
+  strict: raises ValueError for a whole line that is none.
+  """
   lines = []
   try:
     with path.open(encoding="utf-8", errors="replace") as file:
       for text in file:
         try:
           line = json.loads(text)
-          if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
-            break
-          lines.append(line)
         except ValueError:
+          line = None
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+          if strict and text.endswith("\n"):
+            raise ValueError(f"found {text.strip()[:40]!r}, expected a JSON object with a step")
           break
+        lines.append(line)
   except (FileNotFoundError, NotADirectoryError):
     pass
   return lines

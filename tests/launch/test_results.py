@@ -128,12 +128,13 @@ def test_what_is_missing_or_not_finite_ranks_last(tmp_path):
   assert rank(groups, "episode_return", "max")[0].settings["learning_rate"] == 3
 
 
-def test_a_row_that_lost_seeds_says_so_and_ranks_below_every_complete_one(tmp_path):
+def test_a_row_that_lost_seeds_says_so_and_ranks_below_those_that_lost_fewer(tmp_path):
+  """However good the rest of it is, either way."""
   nan = float("nan")
   for rate, values in ((0.1, [0.95] + 7 * [nan]), (0.01, 8 * [0.9]), (0.001, 8 * [nan]), (1.0, 4 * [nan] + 4 * [0.99])):
     write_run(tmp_path / f"{rate}", config={"seeds": 8, "learning_rate": rate}, final={"episode_return": values})
   groups, _ = read(tmp_path)
-  for mode, order in (("max", [0.01, 1.0, 0.1, 0.001]), ("min", [0.01, 0.1, 1.0, 0.001])):
+  for mode, order in (("max", [0.01, 1.0, 0.1, 0.001]), ("min", [0.01, 1.0, 0.1, 0.001])):
     assert [g.settings["learning_rate"] for g in rank(groups, "episode_return", mode)] == order
   text = results.to_markdown(rank(groups, "episode_return", "max"), "episode_return")
   assert "0.95 ± 0 (1 of 8 seeds finite)" in text and "0.99 ± 0 (4 of 8 seeds finite)" in text
