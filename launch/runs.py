@@ -14,9 +14,8 @@ import numpy as np
 from experiments import import_experiment
 from mlnotes.data import DataConfig
 from mlnotes.errors import InputError
-from mlnotes.flags import config_fields
 from mlnotes.loop import LoopConfig
-from mlnotes.record import read_json, read_metrics
+from mlnotes.record import free_fields, read_json, read_metrics
 from mlnotes.summary import Summary, order_key, over_seeds
 
 PICTURES = (".png", ".gif", ".jpg", ".jpeg")
@@ -88,8 +87,7 @@ def free_settings(experiment: str) -> frozenset[str]:
   classes = [LoopConfig, DataConfig]
   with contextlib.suppress(InputError):  # of one that is not here: what all have in common must do
     classes.append(import_experiment(experiment).Config)
-  free = {item.name for known in classes for item, _, info in config_fields(known) if info.get("free") is True}
-  return frozenset(free | {"seed", "seeds"})
+  return frozenset({"seed", "seeds"}.union(*(free_fields(known, True, "pictures") for known in classes)))
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

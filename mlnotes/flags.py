@@ -64,11 +64,11 @@ class BaseConfig:
     return cls(**given)
 
 
-def field(default: Any, help: str, *, free: bool | Literal["report"] = False, refines: bool = False) -> Any:
+def field(default: Any, help: str, *, free: bool | Literal["report", "pictures"] = False, refines: bool = False) -> Any:
   """A dataclass field with its help text. `free` fields may change between a run and its resumption.
 
-  free: True for what changes no figure; "report" for what changes those of the evaluation and the report alone: a
-    finished run is reported again where it differs.
+  free: True for what changes nothing that a run shows; "report" for what changes figures of the evaluation and the
+    report alone, "pictures" for what changes pictures alone: a finished run is reported again where it differs.
   refines: the text describes an inherited flag more closely and leaves its meaning as it is.
   """
   return dataclasses.field(default=default, metadata={"help": help, "free": free, "refines": refines})

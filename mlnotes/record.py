@@ -101,6 +101,10 @@ def read_json(path: Path) -> dict[str, Any]:
   return value
 
 
+# The kinds of free fields for which a finished run is reported again.
+_REPORTED = ("report", "pictures")
+
+
 def free_fields(config_class: type, *kinds: Any) -> set[str]:
   """The names of the fields whose `free` is one of `kinds` (see `mlnotes.flags.field`)."""
   return {item.name for item, _, info in config_fields(config_class) if info.get("free") in kinds}
@@ -182,7 +186,7 @@ class Record:
       raise InputError(
         f"--workdir={self.directory} belongs to {found.get('experiment')}, not to {self.experiment}: use another one."
       )
-    free = free_fields(type(self.config), True, "report")
+    free = free_fields(type(self.config), True, *_REPORTED)
     ours, theirs = config_dict(self.config), _absolute(theirs)
     # Code that has gained a flag goes on with a run that has not known it, as if by its default.
     defaults = {item.name: item.default for item in dataclasses.fields(self.config) if item.name not in theirs}
@@ -225,21 +229,27 @@ class Record:
     Only what this process has made is removed.
     """
     learned = read_metrics(self.metrics_path) or any((self.directory / "checkpoints").glob("[0-9]*")) or self.card()
-    if self._metrics_file is not None and not learned:
+    if self._metrics_file is not None:
       self._made.append(self.metrics_path)
-    events = self._events.path if self._events is not None else None
-    self.close()
-    if learned:
-      return
-    for path in [events, *reversed(self._made)]:
+    if self._events is not None and self._events.path is not None:
+      self._made.append(self._events.path)
+    made, self._made = self._made, []
+    self._close_files()
+    # While the directory is held: what stands there afterwards may be another's.
+    for path in () if learned else reversed(made):
       with contextlib.suppress(OSError):
-        if path is not None and path.name == "checkpoints":
+        if path == self.directory:
+          continue
+        elif path.name == "checkpoints":
           shutil.rmtree(path)
-        elif path is not None and path.is_dir():
+        elif path.is_dir():
           path.rmdir()  # unless somebody else has put something there
-        elif path is not None:
+        else:
           path.unlink()
-    self._made = []
+    self.close()
+    if self.directory in made and not learned:
+      with contextlib.suppress(OSError):
+        self.directory.rmdir()
 
   # -- metrics -----------------------------------------------------------------------------------------------------
 
@@ -295,6 +305,12 @@ class Record:
 
   def close(self) -> None:
     """Lets go of the files and of the directory."""
+    self._close_files()
+    if self._hold is not None:
+      self._hold.release()
+    self._hold = None
+
+  def _close_files(self) -> None:
     for file in (self._metrics_file, self._events):
       if file is not None:
         with contextlib.suppress(OSError):  # a full disk has been spoken of already
@@ -302,9 +318,6 @@ class Record:
     if self._wandb is not None:
       self._wandb.close()
     self._metrics_file = self._events = self._wandb = None
-    if self._hold is not None:
-      self._hold.release()
-    self._hold = None
 
   # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -327,7 +340,7 @@ class Record:
       return None
     ours, theirs = config_dict(self.config), card.get("config")
     theirs = theirs if isinstance(theirs, dict) else {}
-    same = all(theirs.get(name, ours[name]) == ours[name] for name in free_fields(type(self.config), "report"))
+    same = all(theirs.get(name, ours[name]) == ours[name] for name in free_fields(type(self.config), *_REPORTED))
     return card if same else None
 
   def write_result(self, **fields: Any) -> None:

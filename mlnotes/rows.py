@@ -66,7 +66,7 @@ class RowsRecord:
       for record in self.records:
         record.hold()
     except InputError:
-      self.close()
+      self.forget()  # before another one can have it
       raise
 
   @property

@@ -165,6 +165,23 @@ def test_a_lock_that_was_removed_under_a_waiting_process_is_not_taken(tmp_path):
   first.release()
 
 
+def test_what_is_taken_back_is_removed_before_the_directory_is_let_go(tmp_path, monkeypatch):
+  """Afterwards it may be another's, whose config.json has the same name."""
+  workdir = tmp_path / "run"
+  record = Record(workdir, "toy", Config(workdir=str(workdir)))
+  record.hold()
+  assert (workdir / "config.json").exists()
+  release, left = Hold.release, []
+
+  def look_and_release(hold):
+    left.append([path.name for path in workdir.iterdir()])
+    release(hold)
+
+  monkeypatch.setattr(Hold, "release", look_and_release)
+  record.forget()
+  assert left == [[".held"]] and not workdir.exists()
+
+
 def test_a_study_holds_its_directory(tmp_path):
   from mlnotes.study import run_study
 

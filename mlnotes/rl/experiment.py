@@ -48,7 +48,7 @@ class RLConfig(LoopConfig):
     "episodes of the final greedy policy in the real Gymnasium environment, where there is one; 0: none",
     free="report",
   )
-  gif: bool = field(True, "draw an animation of the final policy", free=True)
+  gif: bool = field(True, "draw an animation of the final policy", free="pictures")
 
   def __post_init__(self):
     super().__post_init__()
