@@ -34,7 +34,7 @@ from mlnotes.flags import BaseConfig, experiment_name, field, require
 from mlnotes.plot import plain_style, plot_curves
 from mlnotes.program import Feeds, Program, all_finite, make_mesh, seed_state, take_rows, window_finite, window_means
 from mlnotes.progress import Progress, take_warnings, warn
-from mlnotes.record import Record, config_dict, print_metrics, read_metrics, summarize
+from mlnotes.record import Record, config_dict, free_fields, print_metrics, read_metrics, summarize
 from mlnotes.rows import BestRows, RowsRecord
 from mlnotes.start_from import learned_state
 from mlnotes.summary import Score, format_summary, is_better, make_score, over_seeds
@@ -110,8 +110,10 @@ def usual_jax(*, quiet: bool = False) -> Iterator[None]:
 
 
 def default_workdir(experiment: str, config: LoopConfig) -> Path:
-  """runs/<experiment>-<hash>: the same settings find the same directory again."""
-  digest = hashlib.sha256(json.dumps(config_dict(config), sort_keys=True).encode()).hexdigest()
+  """runs/<experiment>-<hash>: the same settings, but for those that are free to change, find it again."""
+  free = free_fields(type(config))
+  settings = {name: value for name, value in config_dict(config).items() if name not in free}
+  digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
   return Path("runs") / f"{experiment}-{digest[:8]}"
 
 

@@ -101,13 +101,10 @@ def read_json(path: Path) -> dict[str, Any]:
   return value
 
 
-# The kinds of free fields for which a finished run is reported again.
-_REPORTED = ("report", "pictures")
-
-
 def free_fields(config_class: type, *kinds: Any) -> set[str]:
-  """The names of the fields whose `free` is one of `kinds` (see `mlnotes.flags.field`)."""
-  return {item.name for item, _, info in config_fields(config_class) if info.get("free") in kinds}
+  """The names of the fields whose `free` is one of `kinds` (see `mlnotes.flags.field`); of any where none is given."""
+  found = {item.name: info.get("free", False) for item, _, info in config_fields(config_class)}
+  return {name for name, kind in found.items() if (kind in kinds if kinds else kind)}
 
 
 class Record:
@@ -186,7 +183,7 @@ class Record:
       raise InputError(
         f"--workdir={self.directory} belongs to {found.get('experiment')}, not to {self.experiment}: use another one."
       )
-    free = free_fields(type(self.config), True, *_REPORTED)
+    free = free_fields(type(self.config))
     ours, theirs = config_dict(self.config), _absolute(theirs)
     # Code that has gained a flag goes on with a run that has not known it, as if by its default.
     defaults = {item.name: item.default for item in dataclasses.fields(self.config) if item.name not in theirs}
@@ -340,7 +337,9 @@ class Record:
       return None
     ours, theirs = config_dict(self.config), card.get("config")
     theirs = theirs if isinstance(theirs, dict) else {}
-    same = all(theirs.get(name, ours[name]) == ours[name] for name in free_fields(type(self.config), *_REPORTED))
+    same = all(
+      theirs.get(name, ours[name]) == ours[name] for name in free_fields(type(self.config), "report", "pictures")
+    )
     return card if same else None
 
   def write_result(self, **fields: Any) -> None:

@@ -362,6 +362,15 @@ def test_an_interrupted_report_is_made_up_for(tmp_path, monkeypatch):
   assert run(workdir, lambda state, directory: pytest.fail("reported again")) == 0
 
 
+def test_without_a_name_for_it_the_same_settings_find_their_directory_again():
+  """A run that goes on with what may change, or is reported with other flags, is still that run."""
+  own = loop.default_workdir("toy", Config())
+  for same in (dict(scale=2.0), dict(report_seeds=1), dict(checkpoint_every=1), dict(tensorboard=True)):
+    assert loop.default_workdir("toy", Config(**same)) == own
+  for other in (dict(rate=0.2), dict(seed=1), dict(steps=7)):
+    assert loop.default_workdir("toy", Config(**other)) != own
+
+
 def test_free_flags_of_every_experiment_that_change_figures_say_so():
   """What is free without a word changes nothing that a card or a picture shows."""
   import importlib
