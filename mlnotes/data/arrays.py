@@ -9,6 +9,7 @@ import numpy as np
 from mlnotes.data.dataset import DataError
 from mlnotes.data.feed import ResidentFeed, _take, make_eval_batches
 from mlnotes.data.feeds import Feeds
+from mlnotes.data.fingerprint import fingerprint_splits
 from mlnotes.data.order import epoch_positions, order_bits, permute_index
 from mlnotes.flags import require
 
@@ -27,6 +28,10 @@ class NamedArrays:
 
   def __len__(self) -> int:
     return len(next(iter(self.arrays.values())))
+
+  @property
+  def nbytes(self) -> int:
+    return sum(value.nbytes for value in self.arrays.values())
 
   def read(self, index: np.ndarray) -> dict[str, np.ndarray]:
     return {name: value[index] for name, value in self.arrays.items()}
@@ -63,4 +68,5 @@ def make_array_feeds(train: Mapping[str, Any], test: Mapping[str, Any], config: 
     return {**_take(arrays, index), "index": index}
 
   arrays = {name: jnp.asarray(value) for name, value in train.arrays.items()}
-  return Feeds(ResidentFeed(arrays, draw), make_eval_batches(test, min(batch_size, len(test))), split="test")
+  evaluate = make_eval_batches(test, min(batch_size, len(test)))
+  return Feeds(ResidentFeed(arrays, draw), evaluate, split="test", fingerprint=fingerprint_splits(train, test))

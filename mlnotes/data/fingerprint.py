@@ -1,10 +1,11 @@
 """A short text that changes when the data do, so that a run does not go on with other data unnoticed."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
-from mlnotes.data.dataset import DataSet, Split
+from mlnotes.data.dataset import DataSet, RecordSplit
 
 # Hashing reads about a gigabyte per second, decoding images a few megabytes.
 _WHOLE_BYTES = 2**28
@@ -18,17 +19,21 @@ def fingerprint(data: DataSet) -> str:
   The hash is of every byte up to 256 MB a split; of larger ones of 4,096 examples spread evenly, or of 64 where they
   have to be decoded. The same data give the same text wherever they are kept.
   """
+  return fingerprint_splits(data.train, data.test, "x" + "x".join(map(str, data.image_shape)))
+
+
+def fingerprint_splits(train: Any, test: Any, shape: str = "") -> str:
+  """The same of two splits, which have a length, `nbytes` and `read`, whatever their arrays are."""
   digest = hashlib.blake2b(digest_size=8)
-  for split in (data.train, data.test):
+  for split in (train, test):
     _add(digest, split)
-  shape = "x".join(map(str, data.image_shape))
-  return f"{len(data.train)}x{shape}+{len(data.test)}-{digest.hexdigest()}"
+  return f"{len(train)}{shape}+{len(test)}-{digest.hexdigest()}"
 
 
-def _add(digest: "hashlib._Hash", split: Split) -> None:
+def _add(digest: "hashlib._Hash", split: Any) -> None:
   size = len(split)
   rows = size if split.nbytes <= _WHOLE_BYTES else _ROWS
-  if not hasattr(split, "image"):
+  if isinstance(split, RecordSplit):
     rows = _DECODED_ROWS
   index = np.unique(np.linspace(0, size - 1, min(rows, size)).astype(np.int64))
   for name, array in sorted(split.read(index).items()):

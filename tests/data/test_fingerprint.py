@@ -1,9 +1,12 @@
 """What tells one data set from another."""
 
+import types
+
 import numpy as np
 import pytest
 
 from mlnotes.data import fingerprint as module
+from mlnotes.data import make_array_feeds
 from mlnotes.data.dataset import ArraySplit, DataSet, RecordSplit
 from mlnotes.data.fingerprint import fingerprint
 
@@ -37,6 +40,15 @@ def test_any_change_shows():
     make()._replace(train=ArraySplit(make().train.image[::-1], make().train.label[::-1])),
   ]  # fmt: skip
   assert len({fingerprint(data) for data in [make(), *changed]}) == 1 + len(changed)
+
+
+def test_named_arrays_have_one_too():
+  def text(x, y):
+    return make_array_feeds({"x": x, "y": y}, {"x": x[:2], "y": y[:2]}, types.SimpleNamespace(batch_size=2)).fingerprint
+
+  x, y = np.arange(6.0), np.arange(6)
+  assert text(x, y).startswith("6+2-") and text(x, y) == text(x.copy(), y.copy())
+  assert len({text(x, y), text(x + 1, y), text(x, y + 1), text(x[:5], y[:5]), text(x.reshape(6, 1), y)}) == 5
 
 
 def test_of_large_data_a_sample_from_end_to_end_is_looked_at(monkeypatch):
