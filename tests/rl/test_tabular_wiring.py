@@ -164,7 +164,11 @@ def test_two_updates_are_the_loop_of_the_book_with_the_flags_as_given(case, runs
       if not rule.looks_ahead:
         action = choose(loop.q[place], epsilon, noise.explore[t])
       at = (place, action, 0)
-      after, reward, terminated = int(dynamics.next_state[at]), float(dynamics.reward[at]), bool(dynamics.terminated[at])
+      after, reward, terminated = (
+        int(dynamics.next_state[at]),
+        float(dynamics.reward[at]),
+        bool(dynamics.terminated[at]),
+      )
       time += 1
       last = terminated or time == WALK.time_limit
       following = choose(loop.q[after], epsilon, noise.explore[t]) if rule.looks_ahead else 0
