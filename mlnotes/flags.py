@@ -11,6 +11,7 @@ Every field is one flag: its type from the annotation, its choices from `Literal
 defined until `run` is called, so importing a module defines no flags.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -318,6 +319,12 @@ def _missing_platform() -> str:
   return ""
 
 
+def _together() -> contextlib.AbstractContextManager[None]:
+  from mlnotes import distributed
+
+  return distributed.together()
+
+
 def _require_no_more(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"found the argument {argv[1]!r}: every setting is a flag, expected --name=value.")
@@ -360,14 +367,11 @@ def run(
       if not arguments:
         _require_no_more(argv)
       config = parse(config_class)
-      for note in idle_notes(config):
-        print(f"note: {note}", file=sys.stderr)
       given = (config, argv[1:]) if arguments else (config,)
-      if not config.many_processes:
-        return main(*given)
-      from mlnotes import distributed
-
-      with distributed.together():
+      # Notes may make arrays (of an environment's bounds, say): JAX lets no process join the others after that.
+      with _together() if config.many_processes else contextlib.nullcontext():
+        for note in idle_notes(config):
+          print(f"note: {note}", file=sys.stderr)
         return main(*given)
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)

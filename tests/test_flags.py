@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -223,10 +226,6 @@ def test_nearest_takes_no_offence_at_capitals():
 
 
 def run_module(*arguments, **environment):
-  import os
-  import subprocess
-  import sys
-
   return subprocess.run(
     [sys.executable, "-m", *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
     timeout=240,
@@ -237,6 +236,42 @@ def run_module(*arguments, **environment):
 def test_a_module_that_is_not_there_gets_the_nearest(arguments):
   done = run_module(*arguments)
   assert done.returncode == 2 and done.stderr == "error: rl.pppo is not an experiment: did you mean rl.ppo?\n"
+
+
+NOTED = """
+import contextlib, dataclasses
+from mlnotes import distributed
+from mlnotes.flags import BaseConfig, field, run
+
+@contextlib.contextmanager
+def together():
+  print("joins the other processes", flush=True)
+  yield
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  many_processes = True
+  rate: float = field(0.1, "step size")
+
+  def idle_flags(self):
+    return {"rate": "nothing is learned"}
+
+distributed.together = together
+run(lambda config: print("works", flush=True), Config)
+"""
+
+
+def test_notes_are_made_when_the_process_has_joined_the_others(tmp_path):
+  """They may ask an environment, whose bounds are arrays: after the first array a process cannot join."""
+  (tmp_path / "noted.py").write_text(NOTED)
+  command = [sys.executable, str(tmp_path / "noted.py"), "--rate=1"]
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+  )
+  assert done.stdout.splitlines() == [
+    "joins the other processes", "note: --rate=1.0 has no effect: nothing is learned.", "works",
+  ]  # fmt: skip
 
 
 def test_a_chapter_lists_its_experiments():
