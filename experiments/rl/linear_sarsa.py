@@ -121,7 +121,7 @@ def draw_cost_to_go(tiling: Tiling, weights, path: Path) -> None:
   axes_of_box = [jnp.linspace(low, high, 150) for low, high in zip(tiling.low, tiling.high)]
   grid = jnp.stack(jnp.meshgrid(*axes_of_box), axis=-1)
   cost = lambda x: -jnp.max(compute_linear_value(weights, tile_indices(tiling, x)))
-  figure, axes = new_figure(width=5.5, height=4)
+  figure, axes = new_figure(width=5.5, height=4.0)
   extent = (tiling.low[0], tiling.high[0], tiling.low[1], tiling.high[1])
   picture = axes[0, 0].imshow(jax.jit(jax.vmap(jax.vmap(cost)))(grid), origin="lower", extent=extent, aspect="auto")
   axes[0, 0].set(xlabel="position", ylabel="velocity", title="steps to the goal, as learnt")
