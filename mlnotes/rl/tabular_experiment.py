@@ -289,8 +289,13 @@ def learn_episodes(
   key: Key[Array, ""],
   num_episodes: int,
   chunk: int = 500,
+  longest: int = 100_000,
 ) -> tuple[Float[Array, " E"], Int[Array, " E"]]:
-  """(sum of rewards, steps) of each of the first `num_episodes` episodes of one learner, with constant settings."""
+  """(sum of rewards, steps) of each of the first `num_episodes` episodes of one learner, with constant settings.
+
+  Where the table has no time limit, an episode is truncated after `longest` steps: a policy may never end one.
+  """
+  table = table._replace(time_limit=table.time_limit or longest)
   init_key, steps_key = jax.random.split(key)
 
   def one(carry, noise):
