@@ -199,7 +199,7 @@ def make_report(env: Environment, act: Callable[[State, Any], Any], config: RLCo
       threshold = bridge.solved_at(env.name)
       if threshold is not None:
         figures["gymnasium_solved"] = float(returns.mean() >= threshold)
-    if config.gif:
+    if config.gif and bridge.can_draw(env):
       report_step("drawing policy.gif")
       # The key of a seed's state is made of the seed: its last word is the seed.
       seed = int(jax.random.key_data(state.key)[-1])
