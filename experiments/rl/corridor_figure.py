@@ -59,7 +59,7 @@ def label(theta: int, w: int | None) -> str:
 def draw(means: np.ndarray, path: Path) -> None:
   from mlnotes.plot import new_figure, save_figure
 
-  figure, axes = new_figure(1, 2, width=10, height=3.8)
+  figure, axes = new_figure(1, 2, width=10.0, height=3.8)
   episode = np.arange(1, means.shape[1] + 1)
   for axis, chosen, title in (
     (axes[0, 0], (2, 1, 0), "REINFORCE (figure 13.1)"),

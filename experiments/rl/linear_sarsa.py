@@ -77,6 +77,24 @@ class Config(RLConfig):
     require(self.max_features >= least, "max_features", self.max_features, f"{least}, one per tiling, or more")
     require(self.n == 1 or self.traces == "none", "n", self.n, "1, or --traces=none")
 
+  def idle_flags(self):
+    idle = {"precision": "features and weights are float32"}
+    if self.traces == "none":
+      idle["trace_decay"] = "with --traces=none there are no traces"
+    else:
+      idle["n"] = "it is for --traces=none"
+      if 0 in (self.trace_decay, self.discount):
+        idle["traces"] = "nothing of a trace is left at the next step"
+    tiling = make_tiling_of(self)
+    if tiling.num_tiles <= self.max_features:
+      idle["max_features"] = f"each of the {tiling.num_tiles} tiles has a weight of its own"
+    return super().idle_flags() | idle
+
+
+def make_tiling_of(config: Config) -> Tiling:
+  bounds = observation_bounds(config.env)
+  return make_tiling(*bounds, config.num_tilings, config.tiles_per_dim, config.max_features)
+
 
 class State(NamedTuple):
   step: Int[Array, ""]
@@ -103,7 +121,7 @@ def draw_cost_to_go(tiling: Tiling, weights, path: Path) -> None:
   axes_of_box = [jnp.linspace(low, high, 150) for low, high in zip(tiling.low, tiling.high)]
   grid = jnp.stack(jnp.meshgrid(*axes_of_box), axis=-1)
   cost = lambda x: -jnp.max(compute_linear_value(weights, tile_indices(tiling, x)))
-  figure, axes = new_figure(width=5.5, height=4)
+  figure, axes = new_figure(width=5.5, height=4.0)
   extent = (tiling.low[0], tiling.high[0], tiling.low[1], tiling.high[1])
   picture = axes[0, 0].imshow(jax.jit(jax.vmap(jax.vmap(cost)))(grid), origin="lower", extent=extent, aspect="auto")
   axes[0, 0].set(xlabel="position", ylabel="velocity", title="steps to the goal, as learnt")
@@ -113,8 +131,7 @@ def draw_cost_to_go(tiling: Tiling, weights, path: Path) -> None:
 
 def make(config: Config) -> Experiment:
   env = make_env(config.env)
-  bounds = observation_bounds(config.env)
-  tiling = make_tiling(*bounds, config.num_tilings, config.tiles_per_dim, config.max_features)
+  tiling = make_tiling_of(config)
   learner = make_learner(config, tiling, require_discrete(env))
   names = ("learning_rate", "trace_decay", "epsilon", "discount")
 

@@ -110,7 +110,7 @@ def measure_trace_decays(config: Config) -> np.ndarray:
 def draw_curves(steps: np.ndarray, path: Path) -> None:
   from mlnotes.plot import new_figure, save_figure
 
-  figure, axes = new_figure(width=6, height=4)
+  figure, axes = new_figure(width=6.0, height=4.0)
   axis = axes[0, 0]
   for alpha, of_runs in zip(ALPHAS, steps):
     axis.plot(np.arange(1, CURVE_EPISODES + 1), of_runs.mean(0), linewidth=1, label=rf"$\alpha={alpha}/8$")
@@ -128,7 +128,7 @@ def draw_curves(steps: np.ndarray, path: Path) -> None:
 def draw_trace_decays(steps: np.ndarray, path: Path) -> None:
   from mlnotes.plot import new_figure, save_figure
 
-  figure, axes = new_figure(width=6, height=4.5)
+  figure, axes = new_figure(width=6.0, height=4.5)
   axis = axes[0, 0]
   for i, (trace_decay, means) in enumerate(zip(TRACE_DECAYS, steps.mean(2))):
     known = np.isfinite(means)

@@ -22,7 +22,7 @@ from mlnotes.experiment import Experiment, Mean, State, root_key, stream_key
 from mlnotes.flags import field, require
 from mlnotes.loop import LoopConfig, train
 from mlnotes.progress import report_step
-from mlnotes.rl.env import Box, Discrete, Environment
+from mlnotes.rl.env import Box, Discrete, Environment, make_env
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 
 
@@ -55,6 +55,20 @@ class RLConfig(LoopConfig):
     require(0 <= self.discount <= 1, "discount", self.discount, "a number in [0, 1]")
     require(self.eval_episodes >= 1, "eval_episodes", self.eval_episodes, "1 or more")
     require(self.gym_episodes >= 0, "gym_episodes", self.gym_episodes, "0 or more")
+
+  def make_world(self) -> Environment:
+    """What `--env` names."""
+    return make_env(self.env)
+
+  def idle_flags(self):
+    from mlnotes.rl import gymnasium_bridge as bridge
+
+    idle = super().idle_flags()
+    if not bridge.has_gymnasium(self.env):
+      idle["gym_episodes"] = f"Gymnasium has no {self.env}"
+    if not bridge.can_draw(self.make_world()):
+      idle["gif"] = f"{self.env} cannot be drawn"
+    return idle
 
   @property
   def env_steps_per_update(self) -> int:
@@ -185,7 +199,7 @@ def make_report(env: Environment, act: Callable[[State, Any], Any], config: RLCo
       threshold = bridge.solved_at(env.name)
       if threshold is not None:
         figures["gymnasium_solved"] = float(returns.mean() >= threshold)
-    if config.gif:
+    if config.gif and bridge.can_draw(env):
       report_step("drawing policy.gif")
       # The key of a seed's state is made of the seed: its last word is the seed.
       seed = int(jax.random.key_data(state.key)[-1])

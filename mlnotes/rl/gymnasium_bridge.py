@@ -94,16 +94,21 @@ def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, s
   Below it stand the environment, `who` acts, the `seed` of the episode and its return. Returns False, and writes
   nothing, where the environment can be drawn neither way.
   """
+  if not can_draw(env):
+    return False
   if _has_drawing(env.name):
     frames, per_second, returned = _gymnasium_frames(env.name, policy, seed)
-  elif isinstance(env.observations, Box) and len(env.observations.shape) == 3:
+  else:
     frames, returned = _observation_frames(env, policy, seed)
     per_second = 10.0
-  else:
-    return False
   caption = ", ".join(part for part in (env.name, who, f"episode seed {seed}", f"return {returned:.6g}") if part)
   write_gif(frames, per_second, path, caption)
   return True
+
+
+def can_draw(env: Environment) -> bool:
+  """Whether `animate_policy` has a picture: Gymnasium's own, or an observation that is one."""
+  return _has_drawing(env.name) or (isinstance(env.observations, Box) and len(env.observations.shape) == 3)
 
 
 def _has_drawing(name: str) -> bool:

@@ -29,28 +29,33 @@ def run_whole_episodes(env: Environment, act: Callable[[Any, Any], Any], noise: 
   """Starts N environments and acts until each has ended, at most T steps; `noise` (T, N, ...) is what `act` uses.
 
   An episode that is still running after T steps is cut there like one that its time limit truncates. After its end an
-  environment repeats its last step, so that padding holds nothing that was not met before it.
+  environment repeats its last step and action, so that padding holds nothing that was not met before it.
   """
   num_steps, num_envs = jax.tree.leaves(noise)[0].shape[:2]
   reset_key, step_key = jax.random.split(key)
   state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_envs))
   keys = jax.random.split(step_key, (num_steps, num_envs))
 
+  def choose(rows, new, old):
+    pick = lambda x, y: jnp.where(rows.reshape(-1, *(1 for _ in x.shape[1:])), x, y)
+    return jax.tree.map(pick, new, old)
+
   def one(carry, inputs):
-    state, observation, alive, t = carry
+    state, observation, action, alive, t = carry
     noise, keys = inputs
-    action = act(noise, observation)
+    action = choose(alive, act(noise, observation), action)
     new, timestep = jax.vmap(env.step)(keys, state, action)
     last = timestep.last | (t == num_steps - 1)
     step = Episodes(
       observation, action, timestep.reward, timestep.discount, last, timestep.next_observation, alive
     )  # fmt: skip
     goes_on = alive & ~last
-    choose = lambda new, old: jnp.where(goes_on.reshape(-1, *(1 for _ in new.shape[1:])), new, old)
-    state, observation = jax.tree.map(choose, (new, timestep.observation), (state, observation))
-    return (state, observation, goes_on, t + 1), step
+    state, observation = choose(goes_on, (new, timestep.observation), (state, observation))
+    return (state, observation, action, goes_on, t + 1), step
 
-  start = (state, observation, jnp.ones(num_envs, bool), jnp.zeros([], jnp.int32))
+  spec = jax.eval_shape(act, jax.tree.map(lambda x: x[0], noise), observation)
+  action = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec)
+  start = (state, observation, action, jnp.ones(num_envs, bool), jnp.zeros([], jnp.int32))
   return jax.lax.scan(one, start, (noise, keys))[1]
 
 

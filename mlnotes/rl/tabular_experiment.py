@@ -25,6 +25,7 @@ from mlnotes.rl.dynamic_programming import (
   policy_iteration,
   start_value,
 )
+from mlnotes.rl.env import Environment
 from mlnotes.rl.experiment import RLConfig, as_policy, make_report
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 from mlnotes.rl.table import Table, TableState, advance_table, make_table_env, read_table, sample_initial
@@ -52,8 +53,20 @@ class TabularConfig(RLConfig):
   initial_value: float = field(0.0, "of every action; optimistic where it is above what can be earned")
   tolerance: float = field(0.02, "a seed is solved where the greedy policy's value is within this share of the optimum")
 
+  def make_world(self) -> Environment:
+    """The table that `--env` names, the maze included."""
+    return make_table_env(read_table(self.env))
+
   def idle_flags(self):
-    return super().idle_flags() | {"eval_episodes": "the greedy policy is evaluated exactly, from the table"}
+    idle = {
+      "eval_episodes": "the greedy policy is evaluated exactly, from the table",
+      "precision": "the table is float32",
+    }
+    if self.epsilon == self.final_epsilon:
+      idle["exploration_fraction"] = "--epsilon and --final_epsilon are the same"
+    if 0 in (getattr(self, "trace_decay", 1), self.discount):
+      idle["traces"] = "nothing of a trace is left at the next step"
+    return super().idle_flags() | {name: why for name, why in idle.items() if hasattr(self, name)}
 
   def __post_init__(self):
     super().__post_init__()
@@ -276,8 +289,13 @@ def learn_episodes(
   key: Key[Array, ""],
   num_episodes: int,
   chunk: int = 500,
+  longest: int = 100_000,
 ) -> tuple[Float[Array, " E"], Int[Array, " E"]]:
-  """(sum of rewards, steps) of each of the first `num_episodes` episodes of one learner, with constant settings."""
+  """(sum of rewards, steps) of each of the first `num_episodes` episodes of one learner, with constant settings.
+
+  Where the table has no time limit, an episode is truncated after `longest` steps: a policy may never end one.
+  """
+  table = table._replace(time_limit=table.time_limit or longest)
   init_key, steps_key = jax.random.split(key)
 
   def one(carry, noise):

@@ -10,6 +10,9 @@ from mlnotes.rl import experiment
 AGENTS = ("a2c", "actor_critic", "ddpg", "dqn", "ppo", "reinforce", "sac", "trpo")
 
 
+TABLE = {"eval_episodes", "precision"}
+
+
 def load(name):
   return importlib.import_module(f"experiments.rl.{name}")
 
@@ -38,6 +41,16 @@ def test_the_best_checkpoint_is_that_of_the_highest_return(name, monkeypatch):
     ("sac", dict(steps=10), {"learning_rate", "schedule", "gradient_steps", "batch_size", "tau", "optimizer", "steps"}),
     ("ddpg", {}, set()),
     ("actor_critic", {}, {"precision"}),
+    ("ppo", dict(env="Breakout-MinAtar"), {"initial_std", "gym_episodes"}),
+    ("dqn", dict(env="Catch-bsuite"), {"gym_episodes", "gif"}),
+    ("q_learning", {}, TABLE | {"exploration_fraction"}),
+    ("q_learning", dict(epsilon=0.5), TABLE),
+    ("sarsa", dict(env="DynaMaze", epsilon=0.5), TABLE | {"gym_episodes", "gif"}),
+    ("sarsa_lambda", dict(epsilon=0.5), TABLE),
+    ("watkins_q", dict(epsilon=0.5, trace_decay=0.0), TABLE | {"traces"}),
+    ("linear_sarsa", {}, {"precision", "n", "max_features"}),
+    ("linear_sarsa", dict(traces="none", tiles_per_dim=100), {"precision", "trace_decay"}),
+    ("linear_sarsa", dict(trace_decay=0.0, max_features=1000), {"precision", "n", "traces"}),
   ],
 )
 def test_flags_that_change_nothing_beside_the_others_are_named(name, flags, idle):

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.rl import ppo
+from experiments.rl import dqn, ppo, reinforce, sac
 from mlnotes.errors import InputError
+from mlnotes.program import Program, seed_state
 from mlnotes.rl import host_env
 from mlnotes.rl.env import Box, Discrete, init_actors, make_env, rollout
 from mlnotes.rl.experiment import run_episodes
 from mlnotes.rl.gymnasium_bridge import run_gymnasium_episodes
+from mlnotes.sharding import make_mesh
 
 
 class Walk(gymnasium.Env):
@@ -45,9 +47,46 @@ class Unseeded(Walk):
   seeded = False
 
 
+class Rooms(gymnasium.Env):
+  """Five numbered rooms in a row; going right pays at the end, which the first door may lead to. No time limit."""
+
+  observation_space = gymnasium.spaces.Discrete(5)
+  action_space = gymnasium.spaces.Discrete(2)
+  resets = 0
+
+  def reset(self, *, seed=None, options=None):
+    super().reset(seed=seed)
+    Rooms.resets += 1
+    self.room = int(self.np_random.integers(4))
+    return self.room, {}
+
+  def step(self, action):
+    self.room = max(0, self.room + (1 if action else -1))
+    return self.room, float(self.room == 4), self.room == 4, False, {}
+
+
+class Push(gymnasium.Env):
+  """Two forces move a point, which should stay at 0; six steps."""
+
+  observation_space = gymnasium.spaces.Box(-9, 9, (2,))
+  action_space = gymnasium.spaces.Box(-2, 2, (2,))
+
+  def reset(self, *, seed=None, options=None):
+    super().reset(seed=seed)
+    self.place, self.time = np.float32(self.np_random.uniform(-1, 1, 2)), 0
+    return self.place, {}
+
+  def step(self, action):
+    assert action.dtype == np.float32 and action.shape == (2,) and np.all(np.abs(action) <= 2)
+    self.place, self.time = np.clip(self.place + action, -9, 9), self.time + 1
+    return self.place, -float(np.abs(self.place).sum()), False, self.time >= 6, {}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def module():
-  sys.modules["own_worlds"] = types.SimpleNamespace(Walk=Walk, Unseeded=Unseeded, number=lambda: 3)
+  sys.modules["own_worlds"] = types.SimpleNamespace(
+    Walk=Walk, Unseeded=Unseeded, Rooms=Rooms, Push=Push, number=lambda: 3
+  )
   yield
   del sys.modules["own_worlds"]
 
@@ -147,22 +186,95 @@ def test_spaces_are_read_and_what_has_no_fixed_size_is_refused():
       make_env(name)
 
 
-def test_an_agent_learns_in_ones_own_environment(tmp_path):
-  """Two seeds at once; reward is the place, so to the right."""
-  config = ppo.Config(
-    env="own_worlds:Walk", num_envs=4, rollout_length=32, steps=6, minibatches=2, epochs=4, eval_episodes=4,
-    learning_rate=0.01, hidden=(16,), gym_episodes=3,
-  )  # fmt: skip
-  experiment = ppo.make(config)
+# -- methods -----------------------------------------------------------------------------------------------------------
 
-  def train(key):
-    state = experiment.init(key, ())
-    state = jax.lax.fori_loop(0, config.steps, lambda _, s: experiment.step(s, ())[0], state)
-    return state, experiment.evaluate(state, ())["episode_return"].total / config.eval_episodes
 
-  states, returns = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 2))
+def host(state):
+  return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+
+
+def program_of(module, config, devices=1, seeds=(0,)):
+  return Program(module.make(config), module.make_feeds(config), seeds, make_mesh(devices))
+
+
+WALKING = ppo.Config(
+  env="own_worlds:Walk", num_envs=4, rollout_length=32, steps=6, minibatches=2, epochs=4, eval_episodes=4,
+  learning_rate=0.01, hidden=(16,), gym_episodes=3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def walking():
+  """(program of two seeds, their state after all updates)."""
+  run = program_of(ppo, WALKING, seeds=(0, 1))
+  return run, run.update(run.init(), run.empty_window(), WALKING.steps)[0]
+
+
+def test_an_agent_learns_in_ones_own_environment(walking, tmp_path):
+  """Reward is the place, so to the right."""
+  run, state = walking
+  returns = run.evaluate(state)["episode_return"]
   assert np.all(np.isfinite(returns)) and returns.mean() > 0
-  figures = experiment.report(jax.tree.map(lambda x: x[0], states), tmp_path)
+  figures = run.experiment.report(seed_state(state, 0, 2), tmp_path)
   assert np.isfinite(figures["gymnasium_return"]) and not list(tmp_path.iterdir())
   right = run_gymnasium_episodes("own_worlds:Walk", lambda o: np.ones(len(o), np.int32), 3)
   assert right.min() > 3
+
+
+def test_a_run_goes_on_bit_for_bit_where_nothing_is_under_way(walking):
+  """What the host kept is forgotten between two updates, as in a process that was killed."""
+  run, straight = walking
+  state, _ = run.update(run.init(), run.empty_window(), 2)
+  assert (state.actors.state.time > 0).any()
+  kept = host_env._make_host("own_worlds:Walk")
+  for place in (kept.running, kept.idle, kept.ended):
+    place.clear()
+  state, _ = run.update(state, run.empty_window(), WALKING.steps - 2)
+  jax.tree.map(np.testing.assert_array_equal, host(state), host(straight))
+
+
+def test_two_devices_do_what_one_does(walking):
+  run = program_of(ppo, WALKING, devices=2, seeds=(0, 1))
+  state, _ = run.update(run.init(), run.empty_window(), WALKING.steps)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), host(state), host(walking[1]))
+  assert len(state.step.sharding.device_set) == 2
+
+
+def test_continuous_actions_reach_the_environment_in_its_bounds():
+  config = sac.Config(
+    env="own_worlds:Push", num_envs=2, train_every=4, learning_starts=8, batch_size=4, gradient_steps=1, steps=4,
+    replay_capacity=64, hidden=(4,), eval_episodes=2,
+  )  # fmt: skip
+  run = program_of(sac, config)
+  state, _ = run.update(run.init(), run.empty_window(), 3)
+  kept = state.replay.data
+  np.testing.assert_array_less(np.abs(kept.action[:24]), 1.0001)
+  assert np.ptp(kept.action[:24]) > 0.5 and int(state.replay.size) == 24
+  # The point goes where twice the action, which is kept between -1 and 1, takes it.
+  moved = np.clip(kept.observation[:24] + 2 * kept.action[:24], -9, 9)
+  np.testing.assert_allclose(kept.next_observation[:24], moved, atol=1e-5)
+  np.testing.assert_allclose(kept.reward[:24], -np.abs(moved).sum(1), rtol=1e-4, atol=1e-5)
+  assert np.all(kept.discount[:24] == 1) and np.isfinite(run.evaluate(state)["episode_return"])
+
+
+def test_numbered_states_are_learned_from():
+  config = dqn.Config(
+    env="own_worlds:Rooms", num_envs=2, train_every=8, learning_starts=16, batch_size=16, gradient_steps=4, steps=40,
+    learning_rate=0.02, final_epsilon=1.0, target_period=4,
+    replay_capacity=256, hidden=(8,), eval_episodes=4, discount=0.9, gym_episodes=3,
+  )  # fmt: skip
+  run = program_of(dqn, config)
+  state, _ = run.update(run.init(), run.empty_window(), 40)
+  policy = jax.vmap(run.experiment.model(state))
+  np.testing.assert_array_equal(policy(jnp.arange(4)), np.ones(4))
+  np.testing.assert_array_equal(run_gymnasium_episodes("own_worlds:Rooms", policy, 3), np.ones(3))
+
+
+def test_whole_episodes_without_a_time_limit_end_and_their_padding_costs_no_episode():
+  """1,000 steps of two environments, most of them after the end: nothing is played again for these."""
+  config = reinforce.Config(env="own_worlds:Rooms", num_envs=2, steps=2, hidden=(4,), eval_episodes=1)
+  run = program_of(reinforce, config)
+  state, _ = run.update(run.init(), run.empty_window(), 1)
+  before = Rooms.resets
+  state, _ = run.update(state, run.empty_window(), 1)
+  assert int(state.env_steps) < 1000 and Rooms.resets - before <= 2 * 2

@@ -275,6 +275,17 @@ def test_rewards_and_steps_of_each_episode_are_kept_apart(key):
   assert steps.min() >= 14 and steps[0] > 100 and steps[-10:].mean() < 25
 
 
+def test_episodes_that_a_policy_never_ends_are_cut():
+  """Staying is worth more than leaving, and nothing is explored: episodes of 7 steps, cut and so worth a future."""
+  table = make_table([[0, 0]], [[1, -1]], [[False, True]], time_limit=0)
+  learn = lambda key: learn_episodes(
+    table, RULES["q_learning"](), Settings(0.5, 0.0, 0.9, 0.0, 0.0), key, 3, chunk=10, longest=7
+  )
+  rewards, steps = jax.jit(learn)(jax.random.key(1))
+  np.testing.assert_array_equal(steps[-2:], [7, 7])
+  np.testing.assert_array_equal(rewards[-2:], [7, 7])
+
+
 # -- the optimum -------------------------------------------------------------------------------------------------------
 
 

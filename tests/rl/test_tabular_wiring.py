@@ -3,43 +3,93 @@
 import importlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mlnotes.experiment import stream_key
+from mlnotes.rl import experiment as rl_experiment
 from mlnotes.rl import tabular_experiment as te
-from mlnotes.rl.table import TableState, advance_table, read_table
-from mlnotes.rl.tabular import RULES, epsilon_greedy
+from mlnotes.rl.table import Dynamics, Table
+from mlnotes.rl.tabular import RULES
 
 STEPS = 40
 METHODS = ("q_learning", "sarsa", "expected_sarsa", "dyna_q", "monte_carlo", "sarsa_lambda", "watkins_q")
 SHARED = dict(
-  env="FrozenLake-v1", steps=4, steps_per_update=STEPS, learning_rate=0.5, step_size_power=0.3, discount=0.8,
-  epsilon=0.9, final_epsilon=0.3, exploration_fraction=0.5, initial_value=0.25,
+  steps=4, steps_per_update=STEPS, learning_rate=0.5, step_size_power=0.3, discount=0.8, epsilon=0.9, final_epsilon=0.3,
+  exploration_fraction=0.5, initial_value=0.25,
 )  # fmt: skip
+CASES = {name: (name, {}) for name in METHODS} | {
+  "two planning steps": ("dyna_q", dict(planning_steps=2)),
+  "every visit": ("monte_carlo", dict(visits="every")),
+  "accumulating": ("sarsa_lambda", dict(traces="accumulating", trace_decay=0.6)),
+  "accumulating, cut": ("watkins_q", dict(traces="accumulating", trace_decay=0.6)),
+}
 
 
-def config_of(name, **given):
-  return importlib.import_module(f"experiments.rl.{name}").Config(**{**SHARED, **given})
+def make_walk():
+  """Five places in a row: ends pay and end the episode, as does the fifth step; no two rewards are the same.
+
+  Actions go left, stay, and go right, from a first place that is one of three.
+  """
+  places, moves = 5, (-1, 0, 1)
+  after = np.clip(np.arange(places)[:, None] + moves, 0, places - 1).astype(np.int32)
+  ends = (after != np.arange(places)[:, None]) & np.isin(after, [0, places - 1])
+  reward = np.where(ends, np.where(after == 0, -0.7, 1.3), 0.1 * (7 * np.arange(15) % 15).reshape(places, 3) - 0.6)
+  initial = np.float32([0, 0.25, 0.5, 0.25, 0])
+  ones = np.ones((places, 3, 1), np.float32)
+  dynamics = Dynamics(after[..., None], ones, np.float32(reward)[..., None], ends[..., None], initial)
+  return Table("walk", dynamics, 5, ("left", "stay", "right"))
 
 
-def run_experiment(name, config, seed=3):
-  """(first state, state after two updates, metrics of either)."""
-  experiment = importlib.import_module(f"experiments.rl.{name}").make(config)
-  start = jax.jit(lambda: experiment.init(jax.random.key(seed), ()))()
-  step = jax.jit(lambda state: experiment.step(state, ()))
-  first, metrics = step(start)
-  second, later = step(first)
-  return start, second, metrics, later
+WALK = make_walk()
+
+
+def load(name):
+  return importlib.import_module(f"experiments.rl.{name}")
+
+
+def config_of(case):
+  name, given = CASES[case]
+  return load(name).Config(**{**SHARED, **given})
+
+
+@pytest.fixture(scope="module")
+def runs():
+  """{case: (first state, learners after each update, metrics of each)}, all as one program."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(te, "read_table", lambda name: WALK)
+    patch.setattr(te, "make_exact_evaluation", lambda table, config: None)  # tested by itself, and slow to make
+    experiments = {case: load(name).make(config_of(case)) for case, (name, _) in CASES.items()}
+
+  def run(experiment, key):
+    start = experiment.init(key, ())
+
+    def advance(state, _):
+      state, metrics = experiment.step(state, ())
+      return state, (state.actor.learner, metrics)
+
+    _, (learners, metrics) = jax.lax.scan(advance, start, length=2)
+    return start, learners, metrics
+
+  key = jax.random.key(3)
+  return jax.device_get(jax.jit(lambda: {c: run(e, jax.random.clone(key)) for c, e in experiments.items()})())
+
+
+def choose(q, epsilon, uniform):
+  """Below epsilon any action, else one of the best: which, by where the number lies in its part."""
+  if uniform < epsilon:
+    among, position = np.arange(len(q)), uniform / epsilon
+  else:
+    among, position = np.flatnonzero(q == q.max()), (uniform - epsilon) / (1 - epsilon)
+  return int(among[int(position * len(among))])
 
 
 class Loop:
   """The method written out in Python, fed with the outcomes that the table gives for the same numbers."""
 
   def __init__(self, name, config):
-    self.name, self.config, self.table = name, config, read_table(config.env)
-    shape = (self.table.num_states, self.table.num_actions)
+    self.name, self.config = name, config
+    shape = (WALK.num_states, WALK.num_actions)
     self.q, self.count = np.full(shape, config.initial_value), np.zeros(shape)
     self.traces, self.episode, self.model = np.zeros(shape), [], {}
 
@@ -95,58 +145,58 @@ class Loop:
         self.episode = []
 
 
-CASES = [(name, {}) for name in METHODS] + [
-  ("dyna_q", dict(planning_steps=2)),
-  ("monte_carlo", dict(visits="every")),
-  ("sarsa_lambda", dict(traces="accumulating", trace_decay=0.6)),
-  ("watkins_q", dict(traces="accumulating", trace_decay=0.6)),
-]
-
-
-@pytest.mark.parametrize(("name", "given"), CASES, ids=str)
-def test_two_updates_are_the_loop_of_the_book_with_the_flags_as_given(name, given):
+@pytest.mark.parametrize("case", CASES)
+def test_two_updates_are_the_loop_of_the_book_with_the_flags_as_given(case, runs):
   """Action values, visits and every metric of each update, from the same random numbers."""
-  config = config_of(name, **given)
-  start, second, *metrics = jax.device_get(run_experiment(name, config))
-  loop, table = Loop(name, config), read_table(config.env)
+  config, name = config_of(case), CASES[case][0]
+  start, learners, metrics = runs[case]
+  loop, dynamics = Loop(name, config), jax.tree.map(np.asarray, WALK.dynamics)
   rule = RULES[name](*([config.planning_steps] if name == "dyna_q" else []))
-  choose = jax.jit(epsilon_greedy)
-  advance = jax.jit(lambda u, state, a: advance_table(table, u, state, a))
-  env, action = start.actor.env, int(start.actor.action)
-  earned = 0.0
+  place, time, action = int(start.actor.env.index), 0, int(start.actor.action)
+  earned, ends = 0.0, []
   for update in range(2):
-    key = stream_key(jax.random.key(3), "interact", update)
-    noise = jax.device_get(te.draw_noise(table, rule, key, STEPS))
+    noise = jax.device_get(te.draw_noise(WALK, rule, stream_key(jax.random.key(3), "interact", update), STEPS))
     rewards, returns, lengths = 0.0, [], []
     for t in range(STEPS):
       # The first half of the run takes epsilon from .9 to .3.
       done = (update * STEPS + t) / (config.steps * STEPS)
       epsilon = max(0.3, 0.9 - 0.6 * done / 0.5)
-      row = lambda s: jnp.asarray(loop.q[int(s)], jnp.float32)
       if not rule.looks_ahead:
-        action = int(choose(row(env.index), epsilon, noise.explore[t]))
-      after, step = jax.device_get(advance(noise.outcome[t], env, jnp.int32(action)))
-      following = int(choose(row(after.index), epsilon, noise.explore[t])) if rule.looks_ahead else 0
-      loop.learn(
-        int(env.index), action, float(step.reward), float(step.discount), bool(step.last), int(after.index), following,
-        epsilon, noise.update[t],
-      )  # fmt: skip
-      rewards, earned = rewards + float(step.reward), earned + float(step.reward)
-      env, action = after, following
-      if step.last:
+        action = choose(loop.q[place], epsilon, noise.explore[t])
+      at = (place, action, 0)
+      after, reward, terminated = (
+        int(dynamics.next_state[at]),
+        float(dynamics.reward[at]),
+        bool(dynamics.terminated[at]),
+      )
+      time += 1
+      last = terminated or time == WALK.time_limit
+      following = choose(loop.q[after], epsilon, noise.explore[t]) if rule.looks_ahead else 0
+      loop.learn(place, action, reward, not terminated, last, after, following, epsilon, noise.update[t])
+      rewards, earned = rewards + reward, earned + reward
+      place, action = after, following
+      if last:
         returns.append(earned)
-        lengths.append(int(after.time))
-        earned = 0.0
-        env = TableState(noise.first_state[t], np.int32(0))
+        lengths.append(time)
+        earned, time, place = 0.0, 0, int(noise.first_state[t])
         if rule.looks_ahead:
-          action = int(choose(row(env.index), epsilon, noise.first_action[t]))
-    found = metrics[update]
-    assert float(found["reward"]) == pytest.approx(rewards / STEPS)
-    assert float(found["epsilon"]) == pytest.approx(epsilon, rel=1e-5)
-    assert float(found["episode_return"].total) == pytest.approx(sum(returns))
-    assert float(found["episode_return"].count) == len(returns) == float(found["episode_length"].count)
-    assert float(found["episode_length"].total) == sum(lengths)
-  learned = second.actor.learner.table
-  np.testing.assert_allclose(learned[..., 0], loop.q, rtol=1e-4, atol=1e-5)
-  np.testing.assert_array_equal(learned[..., 1], loop.count)
-  assert loop.count.sum() > 20 and np.ptp(loop.q) > 0.05
+          action = choose(loop.q[place], epsilon, noise.first_action[t])
+    found = jax.tree.map(lambda x, i=update: float(x[i]), metrics)
+    assert found["reward"] == pytest.approx(rewards / STEPS, rel=1e-4)
+    assert found["epsilon"] == pytest.approx(epsilon, rel=1e-5)
+    assert found["episode_return"].total == pytest.approx(sum(returns), rel=1e-4)
+    assert found["episode_return"].count == len(returns) == found["episode_length"].count
+    assert found["episode_length"].total == sum(lengths)
+    table = learners.table[update]
+    np.testing.assert_allclose(table[..., 0], loop.q, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(table[..., 1], loop.count)
+    ends += lengths
+  assert len(ends) > 15 and {1, WALK.time_limit} <= set(ends) and np.ptp(loop.q) > 0.5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_best_checkpoint_is_that_of_the_highest_start_value(name, monkeypatch):
+  given = {}
+  monkeypatch.setattr(rl_experiment, "train", lambda *args, **settings: given.update(settings) or 0)
+  assert load(name).main(load(name).Config()) == 0
+  assert given["name"] == f"rl.{name}" and (given["best_metric"], given["best_mode"]) == ("start_value", "max")
