@@ -176,5 +176,5 @@ def test_novelty_shows_copies(rng):
 
 def test_class_agreement():
   assert metrics.class_agreement(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 3])) == 0.75
-  with pytest.raises(ValueError, match=r"class_agreement got shapes \(3,\) and \(2,\): expected \(N,\) for both"):
+  with pytest.raises(ValueError, match=r"expected two arrays of one shape \(N,\), found \(3,\) and \(2,\)"):
     metrics.class_agreement.__wrapped__(np.arange(3), np.arange(2))

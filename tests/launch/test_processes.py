@@ -146,7 +146,8 @@ def watched_children(environment, directory, *handled, launcher=(), child=CHILD)
   """(launcher, pids) of two children that handle some signals and otherwise sleep."""
   layout = ["-m", "launch.processes", "--processes=2", "--seconds_to_end=1", "--"]
   command = [*launcher, sys.executable, *layout, sys.executable, "-c", child, str(directory), *handled]
-  process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  heed = lambda: [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ENDING]  # though the tests may not
+  process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
   places = [directory / "0", directory / "1"]
   try:
     wait_for(lambda: all(place.exists() and place.read_text() for place in places))
