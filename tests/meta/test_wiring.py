@@ -358,7 +358,7 @@ def test_the_best_checkpoint_is_by_the_figure_that_counts(monkeypatch, tasks, be
   monkeypatch.setattr(shared, "train", lambda *_, best_metric, best_mode: found.append((best_metric, best_mode)) or 0)
   monkeypatch.setattr(shared, "make_feeds", lambda config: None)
   nothing = Experiment(*4 * [lambda *_: None])
-  shared.meta_train("x", nothing, maml.Config(tasks=tasks))
+  shared.meta_train(nothing, maml.Config(tasks=tasks))
   assert found == [best]
 
 
