@@ -14,6 +14,7 @@ import pytest
 from experiments import catalogue
 from mlnotes.checkpoint import Checkpoints
 from mlnotes.experiment import hparam_paths, set_hparams
+from mlnotes.flags import experiment_name
 from mlnotes.program import Program, make_mesh, window_means
 
 SMALL = {
@@ -233,3 +234,8 @@ def test_grouping_of_updates_and_a_checkpoint_change_no_bit(name, tmp_path):
   assert_trees_equal(host(restored["state"]), saved)
   assert len(jax.tree.leaves(restored["state"])[0].sharding.device_set) == 8
   checkpoints.close()
+
+
+@each_experiment
+def test_an_experiment_is_called_after_its_module(name):
+  assert experiment_name(importlib.import_module(f"experiments.{name}").Config) == name

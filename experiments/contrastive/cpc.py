@@ -74,7 +74,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return pretrain("contrastive.cpc", make(config), config)
+  return pretrain(make(config), config)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return pretrain("contrastive.instance", make(config), config)
+  return pretrain(make(config), config)
 
 
 if __name__ == "__main__":

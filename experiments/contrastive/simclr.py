@@ -43,7 +43,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return pretrain("contrastive.simclr", make(config), config)
+  return pretrain(make(config), config)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return meta_train("meta.maml", make(config), config)
+  return meta_train(make(config), config)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return meta_train("meta.meta_sgd", make(config), config)
+  return meta_train(make(config), config)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,19 @@ python -m experiments.meta.reptile --seeds=5
 python -m experiments.meta.reptile --tasks=images --dataset=digits
 """
 
+import dataclasses
+
 from mlnotes.experiment import Experiment
 from mlnotes.flags import run
 from mlnotes.meta.experiment import make_feeds as make_feeds
 from mlnotes.meta.experiment import make_meta_learning, meta_train
 from mlnotes.meta.family import make_family
-from mlnotes.meta.reptile import ReptileConfig as Config
-from mlnotes.meta.reptile import make_reptile
+from mlnotes.meta.reptile import ReptileConfig, make_reptile
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(ReptileConfig):
+  """Defaults: sinusoids, as in Nichol et al. 2018."""
 
 
 def make(config: Config) -> Experiment:
@@ -19,7 +25,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return meta_train("meta.reptile", make(config), config)
+  return meta_train(make(config), config)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train_agent("rl.dqn", make(config), config)
+  return train_agent(make(config), config)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train_agent("rl.ppo", make(config), config)
+  return train_agent(make(config), config)
 
 
 if __name__ == "__main__":

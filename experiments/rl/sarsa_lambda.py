@@ -50,7 +50,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train_agent("rl.sarsa_lambda", make(config), config, best_metric="start_value")
+  return train_agent(make(config), config, best_metric="start_value")
 
 
 if __name__ == "__main__":

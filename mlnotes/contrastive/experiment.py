@@ -314,6 +314,6 @@ def make_feeds(config: ContrastiveConfig) -> Feeds:
   return feeds._replace(reference=make_eval_batches(data.train, config.batch_size, config.knn_examples or None))
 
 
-def pretrain(name: str, experiment: Experiment, config: ContrastiveConfig) -> int:
+def pretrain(experiment: Experiment, config: ContrastiveConfig) -> int:
   """`mlnotes.loop.train` with the best checkpoint by kNN accuracy."""
-  return train(experiment, make_feeds(config), config, name=name, best_metric="knn_accuracy", best_mode="max")
+  return train(experiment, make_feeds(config), config, best_metric="knn_accuracy", best_mode="max")

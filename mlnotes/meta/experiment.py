@@ -246,7 +246,7 @@ def make_feeds(config: MetaConfig) -> Feeds:
   return make_family(config).feeds
 
 
-def meta_train(name: str, experiment: Experiment, config: MetaConfig) -> int:
+def meta_train(experiment: Experiment, config: MetaConfig) -> int:
   """`mlnotes.loop.train` with the best checkpoint by accuracy, or loss where there is none."""
   best = ("accuracy", "max") if config.tasks == "images" else ("loss", "min")
-  return train(experiment, make_feeds(config), config, name=name, best_metric=best[0], best_mode=best[1])
+  return train(experiment, make_feeds(config), config, best_metric=best[0], best_mode=best[1])

@@ -91,9 +91,9 @@ def make_feeds(config: RLConfig) -> Feeds:
   return Feeds()
 
 
-def train_agent(name: str, experiment: Experiment, config: RLConfig, best_metric: str = "episode_return") -> int:
+def train_agent(experiment: Experiment, config: RLConfig, best_metric: str = "episode_return") -> int:
   """`mlnotes.loop.train` with the best checkpoint by the highest `best_metric`."""
-  return train(experiment, make_feeds(config), config, name=name, best_metric=best_metric, best_mode="max")
+  return train(experiment, make_feeds(config), config, best_metric=best_metric, best_mode="max")
 
 
 def require_discrete(env: Environment) -> int:

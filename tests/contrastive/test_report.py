@@ -265,7 +265,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_knn_accuracy(tmp_path, monke
   )
   feeds = Feeds(evaluate=EvalBatches((), lambda arrays, i: (), 1))
   monkeypatch.setattr("mlnotes.contrastive.experiment.make_feeds", lambda config: feeds)
-  assert pretrain("contrastive.simclr", experiment, config) == 0
+  assert pretrain(experiment, config) == 0
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 3)
   checkpoints.close()
