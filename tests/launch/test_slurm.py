@@ -52,23 +52,23 @@ def finish(process, code=0, timeout=500):
 
 @pytest.mark.parametrize("cluster", [("local", "--jobs=2"), ("slurm", "--time=5")])
 def test_twelve_runs_and_one_that_fails(cluster, sweep, tmp_path):
-  """Two experiments, three learning rates, two seeds; a directory where a picture is to go makes one run fail."""
+  """Two experiments, three learning rates, two seeds; a directory where the result card is to go makes one run fail."""
   flags = ["--experiment=rl.q_learning,rl.sarsa", "--grid=learning_rate=.1,.3,.5; seed=0,1", f"--fixed={SHORT}"]
   flags += [f"--cluster={cluster[0]}", cluster[1]]
   broken = tmp_path / "rl.sarsa" / "learning_rate=0.3,seed=1"
-  (broken / "policy.png").mkdir(parents=True)
+  (broken / "result.json").mkdir(parents=True)
   out, err = finish(sweep(tmp_path, *flags), code=1)
   assert "12 runs: 0 finished before, 12 to run in 12 jobs" in out and "11 of 12 runs finished" in out
   assert f"failed rl.sarsa/{broken.name}: IsADirectoryError" in out and f"  log: {broken}/stderr.log" in out
   assert "Traceback" in (broken / "stderr.log").read_text()
   assert err.count("finished  rl.") == 11 and err.count("failed    rl.") == 1
-  times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/result.json")}
+  times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/result.json") if path.is_file()}
   assert len(times) == 11
 
-  (broken / "policy.png").rmdir()
+  (broken / "result.json").rmdir()
   out, err = finish(sweep(tmp_path, *flags))
   assert "12 runs: 11 finished before, 1 to run in 1 jobs" in out and "12 of 12 runs finished" in out
-  assert "resumed from step 20" in (broken / "stderr.log").read_text()  # trained before it failed to draw
+  assert "resumed from step 20" in (broken / "stderr.log").read_text()  # trained before it failed
   assert all(path.stat().st_mtime_ns == before for path, before in times.items())
 
 
