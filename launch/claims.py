@@ -47,6 +47,7 @@ from mlnotes.errors import InputError, nearest
 from mlnotes.flags import BaseConfig, field, require, run
 from mlnotes.record import check_writable, write_atomically
 from mlnotes.revision import find_revision
+from mlnotes.summary import Summary, format_summary
 
 BEGIN, END = "<!-- claims: rendered by python -m launch.claims --write -->", "<!-- end of claims -->"
 
@@ -196,10 +197,8 @@ def judge(claim: Claim, found: Mapping[str, Any]) -> Iterator[tuple[Figure, tupl
 
 
 def format_value(mean: float | None, std: float = 0.0, seeds: int = 1) -> str:
-  """Four digits, and the spread where there are several seeds."""
-  if mean is None:
-    return "nothing"
-  return f"{mean:.4g}" + (f" ± {std:.2g}" if seeds > 1 else "")
+  """A figure of the card as it is printed everywhere; "nothing" where the card has none."""
+  return "nothing" if mean is None else format_summary(Summary(mean, std, seeds, seeds))
 
 
 def check_claims(claims: Sequence[Claim], config: Config) -> list[dict[str, Any]]:
