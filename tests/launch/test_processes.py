@@ -138,6 +138,13 @@ for name in sys.argv[2:]:
 place.write_text(str(os.getpid()))
 time.sleep(60)
 """
+HEED = """
+import os, signal, sys
+end = sys.argv.index("--")
+for name in sys.argv[1:end]:
+  signal.signal(getattr(signal, name), signal.SIG_DFL)
+os.execv(sys.argv[end + 1], sys.argv[end + 1:])
+"""
 ENDING = ["SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR2", "SIGTERM"]
 
 
@@ -146,8 +153,8 @@ def watched_children(environment, directory, *handled, launcher=(), child=CHILD)
   """(launcher, pids) of two children that handle some signals and otherwise sleep."""
   layout = ["-m", "launch.processes", "--processes=2", "--seconds_to_end=1", "--"]
   command = [*launcher, sys.executable, *layout, sys.executable, "-c", child, str(directory), *handled]
-  heed = lambda: [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ENDING]  # though the tests may not
-  process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+  heed = [sys.executable, "-c", HEED, *ENDING, "--"]  # though the tests may not; a child's own code would have to fork
+  process = subprocess.Popen([*heed, *command], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
   places = [directory / "0", directory / "1"]
   try:
     wait_for(lambda: all(place.exists() and place.read_text() for place in places))
