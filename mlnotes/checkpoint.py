@@ -78,6 +78,7 @@ class Checkpoints:
       managers.LatestN(n=1),
       managers.BestN(get_metric_fn=_rank, n=1),
     ]
+    _quiet_writers()
     self.directory = directory
     self._args = ocp.args
     options = ocp.CheckpointManagerOptions(
@@ -185,6 +186,23 @@ class Checkpoints:
     elif jax.process_count() == 1:  # otherwise closing would wait for other processes, and these may be gone
       with contextlib.suppress(Exception):  # what could not be saved has been said
         self.close()
+
+
+def _quiet_writers() -> None:
+  """Of a failed save the first error is raised; TensorStore's other writers then find Orbax's event loop closed.
+
+  Their threads can only print a traceback each, below which the one sentence that matters would be lost.
+  """
+  show = sys.unraisablehook
+  if getattr(show, "quiet_writers", False):
+    return
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != "Event loop is closed":
+      show(unraisable)
+
+  hook.quiet_writers = True
+  sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
