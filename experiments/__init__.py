@@ -14,7 +14,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-from mlnotes.errors import InputError, nearest
+from mlnotes.engine.errors import InputError, nearest
 
 
 def catalogue() -> Iterator[tuple[str, str]]:

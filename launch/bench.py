@@ -30,10 +30,10 @@ import jax
 from experiments import catalogue, import_experiment
 from launch.measure import describe_machine, make_stepper, measure
 from launch.profiler import compare_with_profiler, write_trace
-from mlnotes.errors import InputError
-from mlnotes.flags import BaseConfig, field, parse, read, require, run
-from mlnotes.loop import SECONDS_PER_DISPATCH, enable_compilation_cache
-from mlnotes.record import check_writable, config_dict, to_json, write_atomically
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.flags import BaseConfig, field, parse, read, require, run
+from mlnotes.engine.loop import SECONDS_PER_DISPATCH, enable_compilation_cache
+from mlnotes.engine.record import check_writable, config_dict, to_json, write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -43,11 +43,11 @@ from typing import Any
 
 import experiments
 from experiments import catalogue
-from mlnotes.errors import InputError, nearest
-from mlnotes.flags import BaseConfig, field, require, run
-from mlnotes.record import check_writable, write_atomically
-from mlnotes.revision import find_revision
-from mlnotes.summary import Summary, format_summary
+from mlnotes.engine.errors import InputError, nearest
+from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.record import check_writable, write_atomically
+from mlnotes.engine.revision import find_revision
+from mlnotes.engine.summary import Summary, format_summary
 
 BEGIN, END = "<!-- claims: rendered by python -m launch.claims --write -->", "<!-- end of claims -->"
 

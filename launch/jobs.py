@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from launch.plan import Run
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 State = Literal["waiting", "running", "finished", "failed", "stopped", "elsewhere"]
 # A training run that was asked to stop has saved its state; before its handlers are there, nothing is lost either.

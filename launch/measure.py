@@ -13,10 +13,10 @@ import jax
 
 from launch.flops import Peak, count_flops, find_peak
 from launch.timing import Stepper, summarize_times
-from mlnotes.loop import LoopConfig
-from mlnotes.program import Program, make_mesh
-from mlnotes.record import versions
-from mlnotes.result import peak_memory_bytes
+from mlnotes.engine.loop import LoopConfig
+from mlnotes.engine.program import Program, make_mesh
+from mlnotes.engine.record import versions
+from mlnotes.engine.result import peak_memory_bytes
 
 
 @contextlib.contextmanager

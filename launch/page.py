@@ -19,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 
 from launch.runs import Curve, Group, choose_metric, find_mode, split_settings
-from mlnotes.record import to_json, write_atomically
+from mlnotes.engine.record import to_json, write_atomically
 
 # Three numbers are kept of each point of a curve, of some seven characters each.
 _CURVE_BYTES = 3_000_000

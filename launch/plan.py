@@ -20,9 +20,9 @@ import numpy as np
 
 from experiments import command_of, import_experiment
 from mlnotes.data import DataError
-from mlnotes.errors import InputError
-from mlnotes.flags import config_fields, experiment_name, no_flag, parse, read
-from mlnotes.record import Record
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.flags import config_fields, experiment_name, no_flag, parse, read
+from mlnotes.engine.record import Record
 
 # A longer name is cut and ends in a hash; file systems allow 255 bytes.
 LONGEST_NAME = 150

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 
 from launch.timing import Stepper
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 # Of a recording that is compared with the clock: a million take about a gigabyte and seconds to read.
 _MOST_EVENTS = 1_000_000

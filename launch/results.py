@@ -32,11 +32,11 @@ from launch.runs import (
   rank,
   split_settings,
 )
-from mlnotes.errors import InputError, nearest
-from mlnotes.flags import BaseConfig, field, require, run
-from mlnotes.plot import new_figure, save_figure
-from mlnotes.record import write_atomically
-from mlnotes.summary import format_summary
+from mlnotes.engine.errors import InputError, nearest
+from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.plot import new_figure, save_figure
+from mlnotes.engine.record import write_atomically
+from mlnotes.engine.summary import format_summary
 
 # Beyond these a table or picture is no longer read.
 _METRICS_IN_MARKDOWN = 6

@@ -13,10 +13,10 @@ import numpy as np
 
 from experiments import import_experiment
 from mlnotes.data import DataConfig
-from mlnotes.errors import InputError
-from mlnotes.loop import LoopConfig
-from mlnotes.record import free_fields, read_json, read_metrics
-from mlnotes.summary import Summary, order_key, over_seeds
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.loop import LoopConfig
+from mlnotes.engine.record import free_fields, read_json, read_metrics
+from mlnotes.engine.summary import Summary, order_key, over_seeds
 
 PICTURES = (".png", ".gif", ".jpg", ".jpeg")
 # Metrics that are better the lower they are, for experiments whose result card does not say.

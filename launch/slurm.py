@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.jobs import ERR, OUT, STOPPED, Job, last_line, lock, release
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 TICKET = "slurm.json"
 # Jobs of one array; Slurm's own limit, MaxArraySize, is 1001 where nobody changed it.

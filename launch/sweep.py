@@ -40,9 +40,9 @@ from launch.plan import (
   split_outside,
 )
 from launch.table import Table, summary
-from mlnotes.errors import InputError
-from mlnotes.flags import BaseConfig, config_fields, field, read, require, run
-from mlnotes.record import check_writable
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.flags import BaseConfig, config_fields, field, read, require, run
+from mlnotes.engine.record import check_writable
 
 MOST_LINES = 40
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mlnotes.program import Program
+from mlnotes.engine.program import Program
 
 
 def time_call(call: Callable[[], Any]) -> float:

@@ -18,9 +18,9 @@ import numpy as np
 
 from launch.plan import Run, fields_of
 from mlnotes.data import StreamFeed
-from mlnotes.experiment import is_hparam, root_key
-from mlnotes.loop import LoopConfig
-from mlnotes.program import Program, make_mesh
+from mlnotes.engine.experiment import is_hparam, root_key
+from mlnotes.engine.loop import LoopConfig
+from mlnotes.engine.program import Program, make_mesh
 
 # How many values of a field are looked at besides the first: the ends, zero, and some between.
 MOST_VALUES = 5
@@ -141,7 +141,7 @@ def _make_group(runs: Sequence[Run], held: Mapping[str, Sequence[str]]) -> Group
 
 
 def rows_text(group: Group) -> tuple[str, str]:
-  """(the file that `--rows` reads (`mlnotes.rows`), a digest of the runs, however their command is spelled)."""
+  """(the file that `--rows` reads (`mlnotes.engine.rows`), a digest of the runs, however their command is spelled)."""
   names = _varied(group.runs)
   runs = [
     {

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
   if name == "load_run":  # what it needs is imported by whoever asks for it
-    from mlnotes.runs import load_run
+    from mlnotes.engine.runs import load_run
 
     return load_run
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

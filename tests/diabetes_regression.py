@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from sklearn.datasets import load_diabetes
 
 from mlnotes.data import make_array_feeds
-from mlnotes.flags import field, run
-from mlnotes.loop import LoopConfig, train
+from mlnotes.engine.flags import field, run
+from mlnotes.engine.loop import LoopConfig, train
+from mlnotes.engine.supervised import make_supervised
 from mlnotes.optim import OptimConfig
-from mlnotes.supervised import make_supervised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import optax
 
 from mlnotes.data import DataConfig, load_data
 from mlnotes.data import make_feeds as make_data_feeds
-from mlnotes.experiment import Experiment, masked_mean
-from mlnotes.flags import run
-from mlnotes.loop import LoopConfig, train
+from mlnotes.engine.experiment import Experiment, masked_mean
+from mlnotes.engine.flags import run
+from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.optim import OptimConfig, make_optimizer
 
 

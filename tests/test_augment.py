@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage, stats
 
-from mlnotes import augment
+from mlnotes.data import augment
 
 # Compiling takes most of a test's time, and the code's speed does not matter here.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}

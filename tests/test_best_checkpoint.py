@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import mlnotes
-from mlnotes.checkpoint import Checkpoints
 from mlnotes.data import Feeds
-from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean
-from mlnotes.loop import LoopConfig, train
-from mlnotes.record import read_metrics
+from mlnotes.engine.checkpoint import Checkpoints
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, Mean
+from mlnotes.engine.loop import LoopConfig, train
+from mlnotes.engine.record import read_metrics
 
 NAN = float("nan")
 NO_DATA = Feeds()

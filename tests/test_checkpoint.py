@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.checkpoint import Checkpoints
-from mlnotes.errors import InputError
-from mlnotes.summary import Score
+from mlnotes.engine.checkpoint import Checkpoints
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.summary import Score
 
 
 class State(NamedTuple):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from experiments import catalogue
-from mlnotes.checkpoint import Checkpoints
-from mlnotes.experiment import hparam_paths, set_hparams
-from mlnotes.flags import experiment_name
-from mlnotes.program import Program, make_mesh, window_means
+from mlnotes.engine.checkpoint import Checkpoints
+from mlnotes.engine.experiment import hparam_paths, set_hparams
+from mlnotes.engine.flags import experiment_name
+from mlnotes.engine.program import Program, make_mesh, window_means
 
 SMALL = {
   "diffusion.ddpm": dict(

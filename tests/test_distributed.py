@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlnotes.distributed import LostPeerError, find_peers, lost_peer
-from mlnotes.errors import InputError
+from mlnotes.engine.distributed import LostPeerError, find_peers, lost_peer
+from mlnotes.engine.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,7 +81,7 @@ def test_what_tells_of_a_lost_peer():
 
 def test_outside_any_cluster_auto_says_what_is_missing():
   environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_PROCESSES": "auto"}
-  command = [sys.executable, "-c", "from mlnotes.distributed import initialize; initialize()"]
+  command = [sys.executable, "-c", "from mlnotes.engine.distributed import initialize; initialize()"]
   done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
   words = r"\(JAX_NUM_PROCESSES=auto\): coordinator_address should be defined; expected .*JAX_PROCESS_ID\.$"
   assert re.search(words, done.stderr.strip()), done.stderr

@@ -11,10 +11,10 @@ import optax
 import pytest
 
 from experiments.rl import q_learning
-from mlnotes.checkpoint import data_to_keys, keys_to_data
 from mlnotes.data import Feeds
-from mlnotes.experiment import PRNG_IMPL, hparam_paths, root_key, set_hparams
-from mlnotes.program import Program, make_mesh
+from mlnotes.engine.checkpoint import data_to_keys, keys_to_data
+from mlnotes.engine.experiment import PRNG_IMPL, hparam_paths, root_key, set_hparams
+from mlnotes.engine.program import Program, make_mesh
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,8 +12,8 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import catalogue, import_experiment
-from mlnotes.errors import InputError, nearest
-from mlnotes.flags import BaseConfig, config_fields, define, field, from_dict, idle_notes, parse, read
+from mlnotes.engine.errors import InputError, nearest
+from mlnotes.engine.flags import BaseConfig, config_fields, define, field, from_dict, idle_notes, parse, read
 from mlnotes.rl import make_env
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +208,7 @@ def test_the_flags_of_all_experiments_go_together():
   That a class cannot change what it inherits is checked when it is made.
   """
   from launch.bench import settings_class
-  from mlnotes.flags import _ALIASES
+  from mlnotes.engine.flags import _ALIASES
 
   known = set()
   for name, _ in catalogue():
@@ -241,7 +241,7 @@ def test_a_module_that_is_not_there_gets_the_nearest(arguments):
 NOTED = """
 import contextlib, dataclasses
 from mlnotes import distributed
-from mlnotes.flags import BaseConfig, field, run
+from mlnotes.engine.flags import BaseConfig, field, run
 
 @contextlib.contextmanager
 def together():

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from mlnotes.data import Feeds
-from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment
-from mlnotes.loop import LoopConfig, train
-from mlnotes.record import read_metrics
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.loop import LoopConfig, train
+from mlnotes.engine.record import read_metrics
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = [sys.executable, str(ROOT / "tests" / "softmax_regression.py")]
@@ -129,7 +129,7 @@ def test_kill_at_random_moments_changes_no_bit(undisturbed, environment, tmp_pat
 @pytest.mark.processes
 def test_nobody_disturbs_a_run(undisturbed, environment, tmp_path):
   """A second writer is refused, a reader that opens its checkpoints all the time changes no bit."""
-  from mlnotes.checkpoint import Checkpoints
+  from mlnotes.engine.checkpoint import Checkpoints
 
   command = [*EXPERIMENT, *FLAGS, "--checkpoint_every=5", f"--workdir={tmp_path}"]
   first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

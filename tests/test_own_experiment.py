@@ -16,9 +16,9 @@ from launch import bench
 from launch.plan import check_makes, make_runs, parse_grid
 from launch.sweep import Config, plan_jobs
 from mlnotes.data import DataError, make_array_feeds
-from mlnotes.errors import InputError
-from mlnotes.flags import experiment_name
-from mlnotes.program import Program, make_mesh
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.flags import experiment_name
+from mlnotes.engine.program import Program, make_mesh
 
 HERE = Path(__file__).parent
 SOFTMAX, DIABETES = HERE / "softmax_regression.py", HERE / "diabetes_regression.py"

@@ -8,8 +8,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from mlnotes import progress
-from mlnotes.plot import as_text, new_figure, plain_style, save_figure
+from mlnotes.engine import progress
+from mlnotes.engine.plot import as_text, new_figure, plain_style, save_figure
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +35,7 @@ def test_pictures_are_the_same_whatever_matplotlib_is_told(tmp_path):
 
 def test_a_backend_that_is_not_there_does_not_matter(tmp_path):
   draw_one = "figure, _ = new_figure(width=3.0, height=2.0); save_figure(figure, Path(sys.argv[1]))"
-  code = f"import sys; from pathlib import Path; from mlnotes.plot import new_figure, save_figure; {draw_one}"
+  code = f"import sys; from pathlib import Path; from mlnotes.engine.plot import new_figure, save_figure; {draw_one}"
   for backend in ("module://not_installed", "no such backend"):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": backend}
     done = subprocess.run(

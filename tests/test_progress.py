@@ -2,7 +2,7 @@
 
 import itertools
 
-from mlnotes import progress
+from mlnotes.engine import progress
 
 
 def test_a_report_says_each_new_step_and_then_every_ten_seconds(monkeypatch, capsys):

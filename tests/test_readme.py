@@ -8,7 +8,7 @@ import pytest
 
 from experiments import catalogue
 from launch.plan import make_runs, parse_grid
-from mlnotes.flags import read
+from mlnotes.engine.flags import read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from mlnotes.revision import Revision, find_revision
+from mlnotes.engine.revision import Revision, find_revision
 
 
 def git(directory, *arguments):

@@ -11,11 +11,11 @@ import optax
 import pytest
 
 import mlnotes
-from mlnotes.checkpoint import Checkpoints
-from mlnotes.errors import InputError
-from mlnotes.experiment import root_key
-from mlnotes.program import Window
-from mlnotes.record import config_dict
+from mlnotes.engine.checkpoint import Checkpoints
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
+from mlnotes.engine.program import Window
+from mlnotes.engine.record import config_dict
 
 from .test_contract import SMALL
 
@@ -104,7 +104,7 @@ def test_an_adapted_network(tmp_path):
 
 
 def run_predict(run, params, support, x):
-  from mlnotes.meta.family import make_family
+  from experiments.meta._family import make_family
 
   return make_family(run.config).learner.predict(params, support, x)
 

@@ -9,12 +9,12 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from mlnotes.checkpoint import Checkpoints
 from mlnotes.data import ArraySplit, Feeds, make_eval_batches, make_resident_feed
-from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, masked_mean, stream_key
-from mlnotes.program import Program, window_means
-from mlnotes.sharding import fsdp_spec, make_mesh
+from mlnotes.engine.checkpoint import Checkpoints
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, masked_mean, stream_key
+from mlnotes.engine.program import Program, window_means
+from mlnotes.engine.sharding import fsdp_spec, make_mesh
 
 
 @pytest.mark.parametrize(

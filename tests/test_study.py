@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from mlnotes.errors import InputError
-from mlnotes.study import run_study
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.study import run_study
 
 
 @dataclasses.dataclass(frozen=True)

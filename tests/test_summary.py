@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlnotes.summary import Score, format_spread, format_summary, is_better, make_score, order_key, over_seeds
+from mlnotes.engine.summary import Score, format_spread, format_summary, is_better, make_score, order_key, over_seeds
 
 NAN, INF = float("nan"), float("inf")
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ENTRYPOINT = """
 import dataclasses, pathlib, sys
-from mlnotes.flags import BaseConfig, field, run
+from mlnotes.engine.flags import BaseConfig, field, run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
@@ -54,8 +54,8 @@ def test_what_nobody_can_read_ends_no_run(command, variables, said, tmp_path):
 
 
 def test_without_a_home_one_sentence_says_what_to_do(monkeypatch):
-  from mlnotes.cache import cache_directory
-  from mlnotes.errors import InputError
+  from mlnotes.engine.cache import cache_directory
+  from mlnotes.engine.errors import InputError
 
   def no_home(self):
     raise RuntimeError("Could not determine home directory.")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 from .test_best_checkpoint import run
 

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes import loop
-from mlnotes.checkpoint import Checkpoints
 from mlnotes.data import DataConfig, Feeds, load_data, make_feeds
-from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean
-from mlnotes.flags import field
-from mlnotes.hold import Hold
-from mlnotes.loop import LoopConfig, train
-from mlnotes.record import Record, read_metrics
-from mlnotes.rows import RowsRecord
-from mlnotes.trained import load_config, restore_states
+from mlnotes.engine import loop
+from mlnotes.engine.checkpoint import Checkpoints
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, Mean
+from mlnotes.engine.flags import field
+from mlnotes.engine.hold import Hold
+from mlnotes.engine.loop import LoopConfig, train
+from mlnotes.engine.record import Record, read_metrics
+from mlnotes.engine.rows import RowsRecord
+from mlnotes.engine.trained import load_config, restore_states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ def test_what_is_taken_back_is_removed_before_the_directory_is_let_go(tmp_path, 
 
 
 def test_a_study_holds_its_directory(tmp_path):
-  from mlnotes.study import run_study
+  from mlnotes.engine.study import run_study
 
   def study(directory):
     with pytest.raises(InputError, match="in use by process"):
@@ -376,7 +376,7 @@ def test_free_flags_of_every_experiment_that_change_figures_say_so():
   import importlib
 
   from experiments import catalogue
-  from mlnotes.record import free_fields
+  from mlnotes.engine.record import free_fields
 
   harmless = {
     "workdir", "rows", "wandb", "checkpoint_every", "devices", "fsdp", "tensorboard", "data_dir", "data_placement",

@@ -8,20 +8,18 @@ van den Oord et al. 2018 (arXiv:1807.03748).
 
 import dataclasses
 
-from mlnotes.contrastive.cpc import CPCNetwork, RowContext, group_norm, make_cpc
-from mlnotes.contrastive.experiment import (
+from experiments.contrastive._pretraining import (
   AugmentationName,
   ContrastiveConfig,
   make_encoder,
   make_pretraining,
   pretrain,
 )
-from mlnotes.contrastive.experiment import (
-  make_feeds as make_feeds,
-)
+from experiments.contrastive._pretraining import make_feeds as make_feeds
+from mlnotes.contrastive.cpc import CPCNetwork, RowContext, group_norm, make_cpc
 from mlnotes.data import load_data
-from mlnotes.experiment import Experiment
-from mlnotes.flags import field, require, run
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import field, require, run
 from mlnotes.nn import GroupNorm
 
 

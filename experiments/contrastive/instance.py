@@ -8,21 +8,19 @@ Wu et al. 2018 (arXiv:1805.01978).
 
 import dataclasses
 
-from mlnotes.contrastive.experiment import (
+from experiments.contrastive._pretraining import (
   ContrastiveConfig,
   TemperatureConfig,
   make_encoder,
   make_pretraining,
   pretrain,
 )
-from mlnotes.contrastive.experiment import (
-  make_feeds as make_feeds,
-)
+from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.instance import make_instance_discrimination
 from mlnotes.data import load_data
-from mlnotes.experiment import Experiment
-from mlnotes.flags import field, require, run
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import field, require, run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

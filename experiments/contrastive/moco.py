@@ -10,7 +10,7 @@ import dataclasses
 from functools import partial
 from typing import Literal
 
-from mlnotes.contrastive.experiment import (
+from experiments.contrastive._pretraining import (
   ContrastiveConfig,
   TemperatureConfig,
   count_features,
@@ -18,14 +18,12 @@ from mlnotes.contrastive.experiment import (
   make_pretraining,
   pretrain,
 )
-from mlnotes.contrastive.experiment import (
-  make_feeds as make_feeds,
-)
+from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.moco import make_moco
 from mlnotes.data import load_data
-from mlnotes.experiment import Experiment
-from mlnotes.flags import field, require, run
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import field, require, run
 from mlnotes.nn import BatchNorm
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from experiments.contrastive import cpc, instance, moco, simclr, simsiam
 from mlnotes.data import load_data
-from mlnotes.flags import BaseConfig, field, require, run
-from mlnotes.study import run_study
-from mlnotes.trained import load_config, restore_states
+from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.study import run_study
+from mlnotes.engine.trained import load_config, restore_states
 
 METHODS = {
   f"contrastive.{module.__name__.rpartition('.')[2]}": module for module in (cpc, instance, moco, simclr, simsiam)
@@ -54,7 +54,7 @@ class Config(BaseConfig):
 
 def draw_curves(path: Path, curves: Mapping[str, Mapping[int, np.ndarray]], num_all: float, title: str) -> None:
   """Accuracy over labels per class, learned features beside raw pixels, with the spread as bars."""
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(width=5.2, height=3.8)
   axis = axes[0, 0]
@@ -87,9 +87,9 @@ def main(config: Config) -> int:
   )
 
   def study(out: Path) -> dict[str, Any]:
+    from experiments.contrastive._report import embed_split, to_pixels
     from mlnotes.contrastive.knn import choose_k, compute_knn_accuracy
     from mlnotes.contrastive.probe import compute_probe_accuracy
-    from mlnotes.contrastive.report import embed_split, to_pixels
 
     embed = jax.jit(experiment.embed)
     labels = [split.read(np.arange(len(split)))["label"] for split in (data.train, data.test)]

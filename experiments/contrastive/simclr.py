@@ -8,7 +8,7 @@ Chen et al. 2020 (arXiv:2002.05709). Large batches: --optimizer=lars --learning_
 
 import dataclasses
 
-from mlnotes.contrastive.experiment import (
+from experiments.contrastive._pretraining import (
   ContrastiveConfig,
   TemperatureConfig,
   count_features,
@@ -16,14 +16,12 @@ from mlnotes.contrastive.experiment import (
   make_pretraining,
   pretrain,
 )
-from mlnotes.contrastive.experiment import (
-  make_feeds as make_feeds,
-)
+from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.simclr import make_simclr
 from mlnotes.data import load_data
-from mlnotes.experiment import Experiment
-from mlnotes.flags import run
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import run
 from mlnotes.nn import BatchNorm
 
 

@@ -8,20 +8,13 @@ Chen & He 2021 (arXiv:2011.10566).
 
 import dataclasses
 
-from mlnotes.contrastive.experiment import (
-  ContrastiveConfig,
-  make_encoder,
-  make_pretraining,
-  pretrain,
-)
-from mlnotes.contrastive.experiment import (
-  make_feeds as make_feeds,
-)
+from experiments.contrastive._pretraining import ContrastiveConfig, make_encoder, make_pretraining, pretrain
+from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.simsiam import make_simsiam
 from mlnotes.data import load_data
-from mlnotes.experiment import Experiment
-from mlnotes.flags import field, require, run
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import field, require, run
 from mlnotes.nn import BatchNorm
 
 

@@ -18,17 +18,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from experiments.diffusion._report import MIN_SAMPLES, check_report
 from mlnotes import diffusion
 from mlnotes.data import DataConfig, DataSet, Feeds, load_data
 from mlnotes.data import make_feeds as make_data_feeds
 from mlnotes.diffusion.model import DiffusionModel, TrainedModel
-from mlnotes.diffusion.report import MIN_SAMPLES, check_report
 from mlnotes.diffusion.schedule import MAX_STRATA
 from mlnotes.diffusion.unet import UNet
-from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
-from mlnotes.flags import field, require, run
-from mlnotes.loop import LoopConfig, train
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
+from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer, update_ema
 
 
@@ -225,7 +225,7 @@ def make(config: Config) -> Experiment:
     return {"loss": masked_mean(losses, batch["mask"]), "bits_per_dim_estimate": masked_mean(bound, batch["mask"])}
 
   def report(state: State, directory: Path) -> dict[str, float]:
-    from mlnotes.diffusion.report import write_report
+    from experiments.diffusion._report import write_report
 
     return write_report(model, state.ema, stream_key(state.key, "report"), data, config, directory)
 

@@ -15,11 +15,11 @@ from experiments.diffusion import ddpm
 from mlnotes.data import load_data
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import to_levels
-from mlnotes.errors import InputError
-from mlnotes.experiment import root_key, stream_key
-from mlnotes.flags import BaseConfig, field, require, run
-from mlnotes.loop import enable_compilation_cache
-from mlnotes.trained import load_config, restore_states
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key, stream_key
+from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.loop import enable_compilation_cache
+from mlnotes.engine.trained import load_config, restore_states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def draw(config: Config, model: DiffusionModel, params, label: np.ndarray) -> np
 
 
 def main(config: Config) -> int:
-  from mlnotes.plot import new_figure, save_figure, show_images
+  from mlnotes.engine.plot import new_figure, save_figure, show_images
 
   enable_compilation_cache()
   directory = Path(config.run).expanduser()

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from experiments.meta import _comparison as comparison
+from experiments.meta._comparison import BASELINES, Family
 from mlnotes.data import Feeds, load
-from mlnotes.experiment import Experiment, Mean, stream_key
-from mlnotes.flags import field, require, run
-from mlnotes.loop import LoopConfig, train
-from mlnotes.meta import comparison
-from mlnotes.meta.comparison import BASELINES, Family
+from mlnotes.engine.experiment import Experiment, Mean, stream_key
+from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.loop import LoopConfig, train
+from mlnotes.engine.progress import report_step
 from mlnotes.meta.learned_optimizer import (
   CoordinateLSTM,
   Run,
@@ -38,7 +39,6 @@ from mlnotes.meta.learned_optimizer import (
 from mlnotes.meta.optimizee import Optimizee, make_network_training, make_quadratics
 from mlnotes.optim import OptimConfig, ScheduleName, eval_params, make_optimizer
 from mlnotes.optim.testbed import make_classifier
-from mlnotes.progress import report_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

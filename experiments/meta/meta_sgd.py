@@ -7,11 +7,11 @@ python -m experiments.meta.meta_sgd --tasks=images --dataset=digits
 import dataclasses
 from typing import ClassVar
 
-from mlnotes.experiment import Experiment
-from mlnotes.flags import run
-from mlnotes.meta.experiment import make_feeds as make_feeds
-from mlnotes.meta.experiment import make_meta_learning, meta_train
-from mlnotes.meta.family import make_family
+from experiments.meta._family import make_family
+from experiments.meta._meta_training import make_feeds as make_feeds
+from experiments.meta._meta_training import make_meta_learning, meta_train
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import run
 from mlnotes.meta.maml import MAMLConfig, make_maml
 
 

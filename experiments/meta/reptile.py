@@ -6,11 +6,11 @@ python -m experiments.meta.reptile --tasks=images --dataset=digits
 
 import dataclasses
 
-from mlnotes.experiment import Experiment
-from mlnotes.flags import run
-from mlnotes.meta.experiment import make_feeds as make_feeds
-from mlnotes.meta.experiment import make_meta_learning, meta_train
-from mlnotes.meta.family import make_family
+from experiments.meta._family import make_family
+from experiments.meta._meta_training import make_feeds as make_feeds
+from experiments.meta._meta_training import make_meta_learning, meta_train
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import run
 from mlnotes.meta.reptile import ReptileConfig, make_reptile
 
 

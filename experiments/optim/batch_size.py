@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.data import DataConfig, DataSet, load_data
-from mlnotes.experiment import root_key, stream_key
-from mlnotes.flags import field, require, run
+from mlnotes.engine.experiment import root_key, stream_key
+from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.study import run_study
 from mlnotes.optim import OptimConfig, compute_extreme_eigenvalues, make_optimizer
 from mlnotes.optim.testbed import Classifier, Curves, make_classifier, train_once
-from mlnotes.study import run_study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def deviation(values: np.ndarray) -> np.ndarray:
 
 
 def draw_batch_sizes(config: Config, found: dict[int, dict[str, np.ndarray]], path: Path) -> None:
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   sizes = list(found)
   figure, axes = new_figure(1, 4, width=15.0, height=3.8)
@@ -162,7 +162,7 @@ def draw_batch_sizes(config: Config, found: dict[int, dict[str, np.ndarray]], pa
 
 
 def draw_warmup(config: Config, found: dict[str, Curves], path: Path) -> None:
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(1, 2, width=10.5, height=3.9)
   shown = shown_rate(config, found)

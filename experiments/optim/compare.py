@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.data import DataConfig, DataSet, load_data
-from mlnotes.experiment import root_key
-from mlnotes.flags import field, require, run
+from mlnotes.engine.experiment import root_key
+from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.study import run_study
+from mlnotes.engine.summary import format_summary, order_key, over_seeds
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.optim.testbed import Classifier, make_classifier, train_once
-from mlnotes.study import run_study
-from mlnotes.summary import format_summary, order_key, over_seeds
 
 # Panels, and where the sweep of each rule begins: the learning rate in its middle.
 GROUPS = {
@@ -230,7 +230,7 @@ def share_height(axes: np.ndarray) -> None:
 
 
 def draw_curves(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   groups = panels(sweeps)
   figure, axes = new_figure(2, len(groups), width=max(3.6 * len(groups), 5.0), height=6.2)
@@ -256,7 +256,7 @@ def draw_curves(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
 
 
 def draw_sensitivity(config: Config, sweeps: dict[str, Sweep], path: Path) -> None:
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   groups = panels(sweeps)
   figure, axes = new_figure(1, len(groups), width=3.6 * len(groups), height=3.6)

@@ -17,11 +17,11 @@ import optax
 
 from mlnotes import optim
 from mlnotes.data import DataConfig, load_data
-from mlnotes.experiment import root_key, stream_key
-from mlnotes.flags import field, require, run
+from mlnotes.engine.experiment import root_key, stream_key
+from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.study import run_study
 from mlnotes.optim.surfaces import SURFACES, Surface
 from mlnotes.optim.testbed import Classifier, make_classifier
-from mlnotes.study import run_study
 
 # Learning rates by surface, in the order of SURFACES.
 ON_SURFACES = {
@@ -90,7 +90,7 @@ def descend(flags: dict[str, Any], rates: tuple[float, ...]) -> list[np.ndarray]
 
 def draw_surfaces(path: Path) -> dict[str, float]:
   """The picture; {surface/optimizer: loss at the end}."""
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(2, 2, width=10.5, height=9.0)
   figures = {}
@@ -150,7 +150,7 @@ def train_network(config: Config, classifier: Classifier, flags: dict[str, Any])
 
 def draw_network(loss: Any, runs: dict[str, Run], key: Any, path: Path) -> dict[str, float]:
   """Each optimizer's way in one plane, and each minimum along filter-normalised random lines."""
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   plane = optim.fit_plane([point for r in runs.values() for point in r.trajectory])
   ways = {name: np.stack([optim.project(plane, p) for p in r.trajectory]) for name, r in runs.items()}
@@ -191,7 +191,7 @@ def draw_network(loss: Any, runs: dict[str, Run], key: Any, path: Path) -> dict[
 
 def measure_curvature(config: Config, loss: Any, runs: dict[str, Run], key: Any, path: Path) -> dict[str, float]:
   """Exact and estimated eigenvalues before and after training, minimum ratio, sharpness; and the picture."""
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   first = next(iter(runs))
   points = {"at the start": runs[first].trajectory[0], **{f"after {n}": r.trajectory[-1] for n, r in runs.items()}}

@@ -13,10 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.experiment import Experiment, stream_key
-from mlnotes.flags import field, require, run
-from mlnotes.rl.env import Actors, init_actors, make_env, step_with_reset
-from mlnotes.rl.experiment import (
+from experiments.rl._agent import (
   RLConfig,
   as_policy,
   finished_episodes,
@@ -25,7 +22,10 @@ from mlnotes.rl.experiment import (
   require_discrete,
   train_agent,
 )
-from mlnotes.rl.experiment import make_feeds as make_feeds
+from experiments.rl._agent import make_feeds as make_feeds
+from mlnotes.engine.experiment import Experiment, stream_key
+from mlnotes.engine.flags import field, require, run
+from mlnotes.rl.env import Actors, init_actors, make_env, step_with_reset
 from mlnotes.rl.tiles import fourier_features, make_fourier_basis, observation_bounds
 from mlnotes.rl.traces import Features, Parameters, Traces, Transition, compute_logits, init_parameters, update_traces
 

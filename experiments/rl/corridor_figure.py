@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlnotes.experiment import root_key
-from mlnotes.flags import BaseConfig, field, require, run
+from mlnotes.engine.experiment import root_key
+from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.study import run_study
 from mlnotes.rl.corridor import BEST_RIGHT, compute_start_value, init_parameters, make_corridor, run_reinforce
-from mlnotes.study import run_study
 
 # (exponent of alpha_theta, exponent of alpha_w), both of 2; None: no baseline.
 METHODS = ((-12, None), (-13, None), (-14, None), (-9, -6))
@@ -57,7 +57,7 @@ def label(theta: int, w: int | None) -> str:
 
 
 def draw(means: np.ndarray, path: Path) -> None:
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(1, 2, width=10.0, height=3.8)
   episode = np.arange(1, means.shape[1] + 1)

@@ -15,11 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.experiment import Experiment, stream_key
-from mlnotes.flags import field, require, run
-from mlnotes.rl import ddpg
-from mlnotes.rl.env import Actors, init_actors, make_env, rollout
-from mlnotes.rl.experiment import (
+from experiments.rl._agent import (
   as_policy,
   finished_episodes,
   make_evaluate,
@@ -29,7 +25,11 @@ from mlnotes.rl.experiment import (
   require_box,
   train_agent,
 )
-from mlnotes.rl.experiment import make_feeds as make_feeds
+from experiments.rl._agent import make_feeds as make_feeds
+from mlnotes.engine.experiment import Experiment, stream_key
+from mlnotes.engine.flags import field, require, run
+from mlnotes.rl import ddpg
+from mlnotes.rl.env import Actors, init_actors, make_env, rollout
 from mlnotes.rl.off_policy import OffPolicyConfig, can_learn, learn, update_target
 from mlnotes.rl.replay import Replay, add, as_transitions, init_env_replay, sample_batches
 

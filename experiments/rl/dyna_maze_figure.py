@@ -12,12 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mlnotes.experiment import root_key
-from mlnotes.flags import BaseConfig, field, require, run
+from experiments.rl._tabular import learn_episodes
+from mlnotes.engine.experiment import root_key
+from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.study import run_study
 from mlnotes.rl.table import make_dyna_maze
 from mlnotes.rl.tabular import RULES, Settings
-from mlnotes.rl.tabular_experiment import learn_episodes
-from mlnotes.study import run_study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def measure(config: Config) -> dict[int, np.ndarray]:
 
 
 def draw(steps: dict[int, np.ndarray], path: Path) -> None:
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(width=6.4, height=4.2)
   axis = axes[0, 0]

@@ -15,10 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.experiment import Experiment, stream_key
-from mlnotes.flags import field, require, run
-from mlnotes.rl.env import make_env
-from mlnotes.rl.experiment import (
+from experiments.rl._agent import (
   RLConfig,
   as_policy,
   finished_episodes,
@@ -27,7 +24,10 @@ from mlnotes.rl.experiment import (
   require_discrete,
   train_agent,
 )
-from mlnotes.rl.experiment import make_feeds as make_feeds
+from experiments.rl._agent import make_feeds as make_feeds
+from mlnotes.engine.experiment import Experiment, stream_key
+from mlnotes.engine.flags import field, require, run
+from mlnotes.rl.env import make_env
 from mlnotes.rl.linear import Agent, Learner, init_agent, learn, make_n_step_sarsa, make_sarsa_lambda
 from mlnotes.rl.tiles import Tiling, compute_linear_value, make_tiling, observation_bounds, tile_indices
 
@@ -116,7 +116,7 @@ def make_learner(config: Config, tiling: Tiling, num_actions: int) -> Learner:
 
 def draw_cost_to_go(tiling: Tiling, weights, path: Path) -> None:
   """A map of -max_a q(s, a) over the two observations: the steps that are still expected (figure 10.1 of the book)."""
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   axes_of_box = [jnp.linspace(low, high, 150) for low, high in zip(tiling.low, tiling.high)]
   grid = jnp.stack(jnp.meshgrid(*axes_of_box), axis=-1)

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlnotes.experiment import root_key, stream_key
-from mlnotes.flags import BaseConfig, field, require, run
+from mlnotes.engine.experiment import root_key, stream_key
+from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.study import run_study
 from mlnotes.rl.env import make_gymnax_env
 from mlnotes.rl.linear import Learner, init_agent, learn, make_n_step_sarsa, make_sarsa_lambda
 from mlnotes.rl.tiles import Tiling, make_tiling, observation_bounds
-from mlnotes.study import run_study
 
 NAME = "MountainCar-v0"
 CHUNK = 500  # steps per call of the program
@@ -108,7 +108,7 @@ def measure_trace_decays(config: Config) -> np.ndarray:
 
 
 def draw_curves(steps: np.ndarray, path: Path) -> None:
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(width=6.0, height=4.0)
   axis = axes[0, 0]
@@ -126,7 +126,7 @@ def draw_curves(steps: np.ndarray, path: Path) -> None:
 
 
 def draw_trace_decays(steps: np.ndarray, path: Path) -> None:
-  from mlnotes.plot import new_figure, save_figure
+  from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(width=6.0, height=4.5)
   axis = axes[0, 0]

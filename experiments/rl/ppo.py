@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlnotes.experiment import Experiment
-from mlnotes.flags import field, require, run
+from experiments.rl._agent import make_feeds as make_feeds
+from experiments.rl._agent import train_agent
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import field, require, run
 from mlnotes.optim import ScheduleName
-from mlnotes.rl.experiment import make_feeds as make_feeds
-from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.on_policy import (
   OnPolicyBatch,
   OnPolicyConfig,

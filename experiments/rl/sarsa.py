@@ -9,12 +9,12 @@ Rummery & Niranjan 1994; Sutton & Barto, section 6.4.
 import dataclasses
 from typing import ClassVar
 
-from mlnotes.experiment import Experiment
-from mlnotes.flags import run
-from mlnotes.rl.experiment import make_feeds as make_feeds
-from mlnotes.rl.experiment import train_agent
+from experiments.rl._agent import make_feeds as make_feeds
+from experiments.rl._agent import train_agent
+from experiments.rl._tabular import TabularConfig, make_tabular_experiment
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import run
 from mlnotes.rl.tabular import RULES
-from mlnotes.rl.tabular_experiment import TabularConfig, make_tabular_experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ Rummery & Niranjan 1994; Sutton & Barto, section 12.7.
 import dataclasses
 from typing import ClassVar, Literal
 
-from mlnotes.experiment import Experiment
-from mlnotes.flags import field, require, run
-from mlnotes.rl.experiment import make_feeds as make_feeds
-from mlnotes.rl.experiment import train_agent
+from experiments.rl._agent import make_feeds as make_feeds
+from experiments.rl._agent import train_agent
+from experiments.rl._tabular import TabularConfig, make_tabular_experiment
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import field, require, run
 from mlnotes.rl.tabular import RULES
-from mlnotes.rl.tabular_experiment import TabularConfig, make_tabular_experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

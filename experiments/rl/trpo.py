@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from mlnotes.experiment import Experiment
-from mlnotes.flags import field, require, run
+from experiments.rl._agent import make_feeds as make_feeds
+from experiments.rl._agent import train_agent
+from mlnotes.engine.experiment import Experiment
+from mlnotes.engine.flags import field, require, run
 from mlnotes.optim import ScheduleName
-from mlnotes.rl.experiment import make_feeds as make_feeds
-from mlnotes.rl.experiment import train_agent
 from mlnotes.rl.on_policy import (
   OnPolicyBatch,
   OnPolicyConfig,

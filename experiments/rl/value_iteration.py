@@ -11,12 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mlnotes.flags import BaseConfig, field, require, run
+from experiments.rl._gridworld_report import Panel, write_action_values
+from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.study import run_study
 from mlnotes.rl import dynamic_programming as dp
-from mlnotes.rl.gridworld_report import Panel, write_action_values
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 from mlnotes.rl.table import Table, read_table
-from mlnotes.study import run_study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,8 @@
 """Contrastive learning: losses, queue and memory bank, heads, and how good the features are (notes: 对比学习)."""
 
+from experiments.contrastive._pretraining import Method as Method
+from experiments.contrastive._pretraining import Outcome as Outcome
+from experiments.contrastive._pretraining import make_pretraining as make_pretraining
 from mlnotes.contrastive.bank import draw_noise as draw_noise
 from mlnotes.contrastive.bank import init_bank as init_bank
 from mlnotes.contrastive.bank import update_bank as update_bank
@@ -9,9 +12,6 @@ from mlnotes.contrastive.cpc import SequenceContext as SequenceContext
 from mlnotes.contrastive.cpc import extract_patches as extract_patches
 from mlnotes.contrastive.cpc import future_losses as future_losses
 from mlnotes.contrastive.cpc import make_cpc as make_cpc
-from mlnotes.contrastive.experiment import Method as Method
-from mlnotes.contrastive.experiment import Outcome as Outcome
-from mlnotes.contrastive.experiment import make_pretraining as make_pretraining
 from mlnotes.contrastive.heads import Embedder as Embedder
 from mlnotes.contrastive.heads import MLPHead as MLPHead
 from mlnotes.contrastive.instance import make_instance_discrimination as make_instance_discrimination

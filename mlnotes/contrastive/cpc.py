@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from mlnotes.contrastive.experiment import Method, Outcome
+from experiments.contrastive._pretraining import Method, Outcome
 from mlnotes.contrastive.loss import in_batch_info_nce, mutual_information_bound
 from mlnotes.nn import Conv, GroupNorm
 

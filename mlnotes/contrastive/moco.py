@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.contrastive.experiment import Method, Outcome, apply_network, make_embed
+from experiments.contrastive._pretraining import Method, Outcome, apply_network, make_embed
 from mlnotes.contrastive.heads import Embedder
 from mlnotes.contrastive.loss import info_nce, normalize
 from mlnotes.contrastive.queue import Queue, enqueue, init_queue

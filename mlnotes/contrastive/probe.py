@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 # Inverse strengths of the L2 penalty that cross-validation chooses from where labels are few.
 _INVERSE_PENALTIES = np.logspace(-2, 3, 6)

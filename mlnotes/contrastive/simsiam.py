@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mlnotes.contrastive.experiment import Method, Outcome, apply_network, flatten_views, make_embed
+from experiments.contrastive._pretraining import Method, Outcome, apply_network, flatten_views, make_embed
 from mlnotes.contrastive.heads import Embedder
 from mlnotes.contrastive.loss import negative_cosine
 

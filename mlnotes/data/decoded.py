@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mlnotes.cache import cache_directory
 from mlnotes.data.dataset import DataError, RecordSplit, Split, make_array_split
+from mlnotes.engine.cache import cache_directory
 
 # A split that takes more than this once decoded is read record by record instead.
 DECODE_LIMIT_BYTES = 4 * 2**30

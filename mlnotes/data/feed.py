@@ -19,8 +19,8 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from mlnotes.data.dataset import ArraySplit, Split
 from mlnotes.data.order import epoch_positions, fixed_subset, order_bits, permute_index, steps_per_epoch
-from mlnotes.errors import InputError
-from mlnotes.experiment import root_key
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
 
 # Resident data may take this much where the device does not report its memory.
 RESIDENT_LIMIT_BYTES = 2 * 2**30

@@ -19,8 +19,8 @@ from mlnotes.data.feed import (
 )
 from mlnotes.data.fingerprint import fingerprint
 from mlnotes.data.source import kind_of, load
-from mlnotes.flags import BaseConfig, field, require
-from mlnotes.sharding import shares_seeds
+from mlnotes.engine.flags import BaseConfig, field, require
+from mlnotes.engine.sharding import shares_seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 
 class DataError(InputError):

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Int, Key, UInt32
 
 from mlnotes.data.image import DataError
-from mlnotes.experiment import stream_key
+from mlnotes.engine.experiment import stream_key
 
 # Four rounds make a Feistel network pseudo-random if the round function is (Luby and Rackoff 1988); the integer hash
 # below is not a cipher and the halves are small, hence twice as many.

@@ -23,8 +23,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
-from mlnotes.cache import cache_directory
-from mlnotes.experiment import root_key, stream_key
+from mlnotes.engine.cache import cache_directory
+from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.norm import GroupNorm
 

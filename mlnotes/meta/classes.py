@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Int32, UInt8
 from mlnotes.data import ArraySplit, DataSet, Split
 from mlnotes.data.image import resize_images
 from mlnotes.data.order import permute_index
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 # Which sets have each class turned by 90, 180 and 270 degrees as three further classes.
 Rotations: TypeAlias = Literal["all", "train", "none"]

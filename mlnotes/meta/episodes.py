@@ -18,9 +18,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Int32, Key, Real, UInt8
 
-from mlnotes.augment import gaussian_blur
 from mlnotes.data import DataConfig, EvalBatches, Feeds, load_data
-from mlnotes.flags import field, require
+from mlnotes.data.augment import gaussian_blur
+from mlnotes.engine.flags import field, require
 from mlnotes.meta.classes import ClassPool, EpisodeSets, Rotations, make_episode_sets
 from mlnotes.meta.feeds import SampleTask, make_frozen_tasks, make_task_feed
 from mlnotes.meta.task import Task

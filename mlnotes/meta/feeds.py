@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from mlnotes.data import EvalBatches, ResidentFeed
-from mlnotes.experiment import example_keys, root_key, stream_key
+from mlnotes.engine.experiment import example_keys, root_key, stream_key
 from mlnotes.meta.task import Task
 
 # (key, arrays) -> one task. `arrays` is what tasks are drawn from, () where they are made from nothing.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from mlnotes.flags import field, require
+from experiments.meta._meta_training import MetaConfig, MetaParams, Method, State, make_rule
+from mlnotes.engine.flags import field, require
 from mlnotes.meta.adapt import learned_rates, meta_loss, multi_step_weights, partition, select
-from mlnotes.meta.experiment import MetaConfig, MetaParams, Method, State, make_rule
 from mlnotes.meta.learner import Learner, is_head
 from mlnotes.meta.task import Task
 

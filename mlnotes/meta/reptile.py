@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from mlnotes.experiment import example_keys, stream_key
-from mlnotes.flags import field, require
+from experiments.meta._meta_training import MetaConfig, MetaParams, Method, State, make_rule
+from mlnotes.engine.experiment import example_keys, stream_key
+from mlnotes.engine.flags import field, require
 from mlnotes.meta.adapt import adapt, reptile_gradient
-from mlnotes.meta.experiment import MetaConfig, MetaParams, Method, State, make_rule
 from mlnotes.meta.learner import Learner
 from mlnotes.meta.task import Task
 from mlnotes.optim import OptimizerName, ScheduleName

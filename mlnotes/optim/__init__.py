@@ -28,11 +28,6 @@ from optax import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from mlnotes.optim.adabound import adabound as adabound
 from mlnotes.optim.adabound import compute_rate_bounds as compute_rate_bounds
 from mlnotes.optim.adabound import scale_by_adabound as scale_by_adabound
-from mlnotes.optim.build import OptimConfig as OptimConfig
-from mlnotes.optim.build import OptimizerName as OptimizerName
-from mlnotes.optim.build import ScheduleName as ScheduleName
-from mlnotes.optim.build import make_optimizer as make_optimizer
-from mlnotes.optim.build import make_schedule as make_schedule
 from mlnotes.optim.curvature import classify_critical_point as classify_critical_point
 from mlnotes.optim.curvature import compute_extreme_eigenvalues as compute_extreme_eigenvalues
 from mlnotes.optim.curvature import compute_hessian as compute_hessian
@@ -45,6 +40,11 @@ from mlnotes.optim.curvature import lanczos as lanczos
 from mlnotes.optim.decay import is_decayed as is_decayed
 from mlnotes.optim.ema import update_average as update_average
 from mlnotes.optim.ema import update_ema as update_ema
+from mlnotes.optim.flags import OptimConfig as OptimConfig
+from mlnotes.optim.flags import OptimizerName as OptimizerName
+from mlnotes.optim.flags import ScheduleName as ScheduleName
+from mlnotes.optim.flags import make_optimizer as make_optimizer
+from mlnotes.optim.flags import make_schedule as make_schedule
 from mlnotes.optim.gradient import add_gradient_noise as add_gradient_noise
 from mlnotes.optim.gradient import add_l1 as add_l1
 from mlnotes.optim.landscape import fit_plane as fit_plane

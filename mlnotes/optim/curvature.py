@@ -13,7 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from mlnotes.experiment import root_key
+from mlnotes.engine.experiment import root_key
 from mlnotes.optim.precision import to_accumulator
 
 Loss = Callable[[Any], Float[Array, ""]]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from mlnotes.experiment import root_key
+from mlnotes.engine.experiment import root_key
 from mlnotes.optim.precision import accumulate_in_float32
 
 Scalar = Float[Array, ""] | float

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from mlnotes.data import ArraySplit, DataSet, fixed_subset, make_resident_feed
-from mlnotes.errors import InputError
-from mlnotes.experiment import set_hparams, stream_key
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import set_hparams, stream_key
 from mlnotes.optim.lookahead import eval_params
 
 

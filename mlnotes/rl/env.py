@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mlnotes.errors import InputError, nearest
+from mlnotes.engine.errors import InputError, nearest
 
 # A pytree of arrays that only the environment reads.
 EnvState: TypeAlias = Any

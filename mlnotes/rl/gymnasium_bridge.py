@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlnotes.experiment import root_key
+from mlnotes.engine.experiment import root_key
 from mlnotes.rl.env import Box, Environment
 
 # Where an environment has no time limit of its own, an episode is stopped here.

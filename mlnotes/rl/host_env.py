@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, Num, UInt32
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE, make_gymnasium_env
 

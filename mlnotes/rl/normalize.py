@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 
 class Moments(NamedTuple):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from mlnotes.experiment import Mean
-from mlnotes.flags import field, require
+from experiments.rl._agent import RLConfig
+from mlnotes.engine.experiment import Mean
+from mlnotes.engine.flags import field, require
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
-from mlnotes.rl.experiment import RLConfig
 from mlnotes.rl.replay import Replay
 
 

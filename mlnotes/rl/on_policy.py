@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from experiments.rl._agent import RLConfig, as_policy, finished_episodes, make_evaluate, make_report
 from mlnotes.data.order import permute_index
-from mlnotes.experiment import Experiment, Mean, stream_key
-from mlnotes.flags import field, require
+from mlnotes.engine.experiment import Experiment, Mean, stream_key
+from mlnotes.engine.flags import field, require
 from mlnotes.optim import OptimConfig, make_optimizer
 from mlnotes.rl.actor_critic import ActorCritic, idle_for_discrete_actions, make_actor_critic, make_greedy
 from mlnotes.rl.env import Actors, Box, Discrete, Environment, Trajectory, clip_actions, init_actors, make_env, rollout
-from mlnotes.rl.experiment import RLConfig, as_policy, finished_episodes, make_evaluate, make_report
 from mlnotes.rl.normalize import Moments, compute_scale, discounted_sums, init_moments, normalize, update_moments
 from mlnotes.rl.returns import compute_gae
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from mlnotes.errors import InputError
-from mlnotes.experiment import root_key
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
 from mlnotes.rl.env import Discrete, Environment, Trajectory
 
 

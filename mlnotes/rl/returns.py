@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 
 def _check(function: str, last, *lambdas, **arrays) -> None:

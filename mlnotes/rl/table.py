@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 from mlnotes.rl.env import TABLE_ENVS, Discrete, Environment, TimeStep
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from experiments.contrastive import cpc, moco, probe, simclr, simsiam
-from mlnotes.contrastive.experiment import count_features, make_encoder, make_views
+from experiments.contrastive._pretraining import count_features, make_encoder, make_views
+from experiments.contrastive._report import embed_split
 from mlnotes.contrastive.probe import compute_probe_accuracy, draw_few_labels
-from mlnotes.contrastive.report import embed_split
 from mlnotes.data import load_data
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 SMALL = dict(devices=1, width=8, batch_size=64, projection=16, eval_every=0, checkpoint_every=0, tensorboard=False)
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from mlnotes.contrastive.experiment import State, flatten_views
+from experiments.contrastive._pretraining import State, flatten_views
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.instance import make_instance_discrimination
 from mlnotes.contrastive.loss import info_nce, normalize

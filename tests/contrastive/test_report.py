@@ -10,15 +10,14 @@ import pytest
 from scipy.spatial.distance import pdist
 from sklearn.neighbors import KNeighborsClassifier
 
+from experiments.contrastive import _report as report
 from experiments.contrastive import cpc, moco, probe, simclr
-from mlnotes import augment
-from mlnotes.checkpoint import Checkpoints
-from mlnotes.contrastive import report
-from mlnotes.contrastive.experiment import choose_augmentation, make_augmentation, pretrain
+from experiments.contrastive._pretraining import choose_augmentation, make_augmentation, pretrain
 from mlnotes.contrastive.probe import compute_probe_accuracy
-from mlnotes.data import ArraySplit, DataSet, EvalBatches, Feeds
-from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean
+from mlnotes.data import ArraySplit, DataSet, EvalBatches, Feeds, augment
+from mlnotes.engine.checkpoint import Checkpoints
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, Mean
 from mlnotes.nn import GroupNorm
 
 
@@ -264,7 +263,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_knn_accuracy(tmp_path, monke
     lambda state, directory: None,
   )
   feeds = Feeds(evaluate=EvalBatches((), lambda arrays, i: (), 1))
-  monkeypatch.setattr("mlnotes.contrastive.experiment.make_feeds", lambda config: feeds)
+  monkeypatch.setattr("experiments.contrastive._pretraining.make_feeds", lambda config: feeds)
   assert pretrain(experiment, config) == 0
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 3)

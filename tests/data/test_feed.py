@@ -16,7 +16,7 @@ from mlnotes.data import (
   make_resident_feed,
   make_stream_feed,
 )
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 SIZE, BATCH = 50, 8
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import mlnotes.diffusion.report
+import experiments.diffusion._report
+import mlnotes.engine.plot
 import mlnotes.generative
-import mlnotes.plot
 from experiments.diffusion import ddpm
 from experiments.diffusion import sample as sample_experiment
 from mlnotes.data import ArraySplit, DataSet
@@ -31,8 +31,8 @@ from mlnotes.diffusion import (
   make_timesteps,
   sample,
 )
-from mlnotes.errors import InputError
-from mlnotes.experiment import example_keys, set_hparams, stream_key
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import example_keys, set_hparams, stream_key
 from mlnotes.optim import OptimConfig
 
 STEPS = 5  # T
@@ -334,7 +334,9 @@ def test_the_best_checkpoint_has_the_fewest_bits(data, monkeypatch):
 
 def test_the_report_is_of_the_averaged_parameters(data, monkeypatch, tmp_path):
   seen = []
-  monkeypatch.setattr(mlnotes.diffusion.report, "write_report", lambda model, params, *rest: seen.append(params) or {})
+  monkeypatch.setattr(
+    experiments.diffusion._report, "write_report", lambda model, params, *rest: seen.append(params) or {}
+  )
   experiment = ddpm.make(make_config())
   state = experiment.init(jax.random.key(0), jax.tree.map(jnp.asarray, data.train.read(np.arange(2))))
   experiment.report(state._replace(ema={**state.ema, "scale": jnp.float32(0.75)}), tmp_path)
@@ -365,12 +367,12 @@ def report(data, monkeypatch, tmp_path):
 
     judge = lambda images, labels, *_: PixelJudge(images, labels)
     monkeypatch.setattr(mlnotes.generative, "load_or_train_judge", judge)
-    monkeypatch.setattr(mlnotes.diffusion.report.Studio, "sample", sample)
-    monkeypatch.setattr(mlnotes.diffusion.report.Studio, "bits_per_dim", lambda self, key, split: split["label"])
+    monkeypatch.setattr(experiments.diffusion._report.Studio, "sample", sample)
+    monkeypatch.setattr(experiments.diffusion._report.Studio, "bits_per_dim", lambda self, key, split: split["label"])
     for name in ("quality", "samples", "trajectory", "real_and_generated"):
-      monkeypatch.setattr(mlnotes.diffusion.report, f"_draw_{name}", lambda *_: None)
+      monkeypatch.setattr(experiments.diffusion._report, f"_draw_{name}", lambda *_: None)
     model = ddpm.make_model(config, data)
-    return mlnotes.diffusion.report.write_report(model, {}, jax.random.key(1), data, config, tmp_path)
+    return experiments.diffusion._report.write_report(model, {}, jax.random.key(1), data, config, tmp_path)
 
   return write
 
@@ -412,11 +414,11 @@ def test_a_report_on_copies_and_on_real_images(data, report, tmp_path, monkeypat
 def test_a_report_costs_about_what_the_training_did(data):
   """T = 5: DDIM with 3 and 5 steps, 5 ancestral ones and 5 for the bound are 18 passes for each image."""
   large = ArraySplit(np.zeros((5000, *SHAPE), np.uint8), np.zeros(5000, np.int32))
-  count = lambda config: mlnotes.diffusion.report.count_affordable(data._replace(test=large), config)
+  count = lambda config: experiments.diffusion._report.count_affordable(data._replace(test=large), config)
   assert count(make_config(steps=600, batch_size=8)) == 2 * 600 * 8 // 18 == 533
   assert count(make_config(steps=10)) == 100 and count(make_config(steps=10**6)) == 1000
-  assert mlnotes.diffusion.report.count_affordable(data, make_config(steps=10**6)) == 16
-  chosen = mlnotes.diffusion.report.choose_num_samples
+  assert experiments.diffusion._report.count_affordable(data, make_config(steps=10**6)) == 16
+  chosen = experiments.diffusion._report.choose_num_samples
   assert chosen(data, make_config(quality_samples=7)) == 7 and chosen(data, make_config()) == 16
 
 
@@ -425,13 +427,15 @@ def test_guidance_leaves_likelihoods_alone(data):
   model = ddpm.make_model(config, data)
   params = model.init(jax.random.key(0))
   chunk = data.test.read(np.arange(4))
-  studio = mlnotes.diffusion.report.Studio
+  studio = experiments.diffusion._report.Studio
   guided, plain = studio(model, params, 3.0), studio(model, params)
   bits = [each.bits_per_dim(jax.random.key(1), chunk) for each in (guided, plain)]
   np.testing.assert_array_equal(*bits)
   label = np.array([0, 2], np.int32)
   key = lambda: jax.random.key(2)
-  steps = [next(each.iterate(key(), label, mlnotes.diffusion.report.Sampler("ddim", 3))) for each in (guided, plain)]
+  steps = [
+    next(each.iterate(key(), label, experiments.diffusion._report.Sampler("ddim", 3))) for each in (guided, plain)
+  ]
   # output = unconditional + 3 (conditional - unconditional), of offsets .1, .3 and, without a label, .4
   alpha = np.sqrt(jax.nn.sigmoid(model.schedule.log_snr[-1]))
   sigma = np.sqrt(jax.nn.sigmoid(-model.schedule.log_snr[-1]))
@@ -450,7 +454,7 @@ def draw(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "load_data", lambda config: data)
   monkeypatch.setattr(ddpm, "UNet", Probe)
   for name in ("new_figure", "save_figure", "show_images"):
-    monkeypatch.setattr(mlnotes.plot, name, lambda *_, **__: (None, np.array([[None]])))
+    monkeypatch.setattr(mlnotes.engine.plot, name, lambda *_, **__: (None, np.array([[None]])))
 
   def write(trained=None, **flags):
     trained = make_config(label_dropout=0.1, variance="learned") if trained is None else trained

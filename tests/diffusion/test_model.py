@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.diffusion import ddpm
+from experiments.diffusion._report import Sampler, Studio, make_reference, write_report
 from mlnotes.data import load_data
-from mlnotes.diffusion.report import Sampler, Studio, make_reference, write_report
-from mlnotes.experiment import example_keys
+from mlnotes.engine.experiment import example_keys
 
 SMALL = dict(timesteps=6, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), sample_steps=3)
 

@@ -20,9 +20,9 @@ from launch.measure import make_stepper, measure, updates_before_learning
 from launch.profiler import compare_with_profiler, execution_seconds, write_trace
 from launch.timing import summarize_times
 from mlnotes.data import Feeds
-from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean
-from mlnotes.loop import LoopConfig
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, Mean
+from mlnotes.engine.loop import LoopConfig
 from mlnotes.nn import Conv
 
 ROWS, COLUMNS, TURNS = 64, 48, 7

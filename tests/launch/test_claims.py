@@ -6,8 +6,8 @@ import pytest
 
 from experiments import catalogue
 from launch import claims
-from mlnotes.errors import InputError
-from mlnotes.flags import parse, read
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.flags import parse, read
 
 TOML = """
 machine = "a machine"

@@ -14,8 +14,8 @@ import pytest
 
 from launch.jobs import Job, last_line, lock, release, run_debug, run_local
 from launch.table import Table, describe, summary
-from mlnotes.errors import InputError
-from mlnotes.record import read_metrics
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.record import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

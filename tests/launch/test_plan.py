@@ -7,7 +7,7 @@ import pytest
 
 from launch.plan import combine, draw_settings, make_runs, name_run, parse_grid, read_list
 from launch.sweep import Config, explain, main
-from mlnotes.errors import InputError, nearest
+from mlnotes.engine.errors import InputError, nearest
 
 
 def test_grid_gives_all_combinations():

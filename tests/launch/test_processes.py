@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from launch.processes import Config, find_free_port, make_environments
-from mlnotes.record import read_metrics
+from mlnotes.engine.record import read_metrics
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = [sys.executable, str(ROOT / "tests" / "softmax_regression.py"), "--notensorboard", "--learning_rate=0.01"]

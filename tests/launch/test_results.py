@@ -23,7 +23,7 @@ from launch.runs import (
   rank,
   split_settings,
 )
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 from .work_directories import write_run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlnotes.record import read_metrics
+from mlnotes.engine.record import read_metrics
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]

@@ -17,15 +17,15 @@ import pytest
 from launch.plan import make_runs, parse_grid
 from launch.sweep import Config, plan_jobs
 from launch.vectorize import group_runs, rows_text
-from mlnotes.checkpoint import Checkpoints
 from mlnotes.data import Feeds, StreamFeed
-from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, Mean, stream_key
-from mlnotes.flags import field, parse
-from mlnotes.loop import LoopConfig, train
+from mlnotes.engine.checkpoint import Checkpoints
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, Mean, stream_key
+from mlnotes.engine.flags import field, parse
+from mlnotes.engine.loop import LoopConfig, train
+from mlnotes.engine.program import Program
+from mlnotes.engine.record import read_metrics
 from mlnotes.optim import OptimConfig, OptimizerName, make_optimizer
-from mlnotes.program import Program
-from mlnotes.record import read_metrics
 
 
 def groups_of(experiment, fixed, grid, tmp_path, most=64):
@@ -121,7 +121,7 @@ def call(experiment, flags):
   """The exit code of an experiment in this process."""
   from absl import flags as absl_flags
 
-  from mlnotes.flags import define
+  from mlnotes.engine.flags import define
 
   module, values = importlib.import_module(f"experiments.{experiment}"), absl_flags.FlagValues()
   define(module.Config, values)

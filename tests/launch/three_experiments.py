@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jax
 
-from mlnotes import distributed
-from mlnotes.program import Program, make_mesh, window_means
+from mlnotes.engine import distributed
+from mlnotes.engine.program import Program, make_mesh, window_means
 
 SMALL = {
   "diffusion.ddpm": dict(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlnotes.record import to_json
+from mlnotes.engine.record import to_json
 
 
 def write_run(

@@ -21,8 +21,9 @@ from sklearn.neighbors import NearestCentroid
 
 from mlnotes.data import DataSet, RecordSplit
 from mlnotes.data.dataset import make_array_split
-from mlnotes.errors import InputError
-from mlnotes.experiment import Experiment, masked_mean
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, masked_mean
+from mlnotes.engine.program import Program, make_mesh
 from mlnotes.meta import (
   EpisodeConfig,
   Task,
@@ -39,7 +40,6 @@ from mlnotes.meta import (
   sample_episode,
 )
 from mlnotes.meta.classes import prepare_images, resize_images
-from mlnotes.program import Program, make_mesh
 
 SIZES = (4, 6, 9, 5)  # of the classes of `pool`
 

@@ -11,7 +11,9 @@ import optax
 import pytest
 
 from experiments.meta import learned_optimizer as experiment
-from mlnotes.errors import InputError
+from experiments.meta._comparison import Family, Outcome, compare, draw_families, tune
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.program import Program, make_mesh
 from mlnotes.meta import (
   CoordinateLSTM,
   Optimizee,
@@ -24,8 +26,6 @@ from mlnotes.meta import (
   unroll,
   unroll_loss,
 )
-from mlnotes.meta.comparison import Family, Outcome, compare, draw_families, tune
-from mlnotes.program import Program, make_mesh
 
 NETWORK = CoordinateLSTM(hidden=4)
 # Its updates depend on the gradient's size far more.

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.meta import _meta_training as shared
+from experiments.meta import _report as reporting
 from experiments.meta import maml, meta_sgd, reptile
+from experiments.meta._family import Family, make_family
 from mlnotes.data import EvalBatches, Feeds
-from mlnotes.experiment import Experiment, set_hparams
+from mlnotes.engine.experiment import Experiment, set_hparams
 from mlnotes.meta import Learner, Task, interval95, load_episode_sets
-from mlnotes.meta import experiment as shared
-from mlnotes.meta import report as reporting
 from mlnotes.meta.adapt import multi_step_weights
-from mlnotes.meta.family import Family, make_family
 
 START = np.array([0.8, 1.5])  # x, w
 INNER, OUTER = 0.15, 0.3

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.meta import _comparison as comparison
 from experiments.meta import learned_optimizer as experiment
-from mlnotes.meta import Optimizee, comparison
-from mlnotes.meta.comparison import Family, Outcome, Setting
+from experiments.meta._comparison import Family, Outcome, Setting
+from mlnotes.meta import Optimizee
 from mlnotes.optim import eval_params
 
 SIZES = dict(variables=2, horizon=8, unroll=2, hidden=3, layers=1, batch_size=5, eval_problems=6)

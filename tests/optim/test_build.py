@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from mlnotes.errors import InputError
-from mlnotes.experiment import set_hparams
-from mlnotes.flags import field
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import set_hparams
+from mlnotes.engine.flags import field
 from mlnotes.optim import (
   OptimConfig,
   OptimizerName,

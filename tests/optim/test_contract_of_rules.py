@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from mlnotes.checkpoint import Checkpoints
-from mlnotes.experiment import set_hparams
+from mlnotes.engine.checkpoint import Checkpoints
+from mlnotes.engine.experiment import set_hparams
 from mlnotes.optim import OptimConfig, OptimizerName, gauss_newton, make_optimizer, newton
 from mlnotes.optim.surfaces import rosenbrock
 

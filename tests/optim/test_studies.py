@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.optim import batch_size, compare, landscape
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 
 
 def figures(directory):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.rl import actor_critic
-from mlnotes.errors import InputError
-from mlnotes.experiment import stream_key
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import stream_key
 from mlnotes.rl import traces
 from mlnotes.rl.env import make_env, step_with_reset
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.errors import InputError
+from experiments.rl._agent import require_box
+from mlnotes.engine.errors import InputError
 from mlnotes.rl.env import (
   Box,
   Discrete,
@@ -19,7 +20,6 @@ from mlnotes.rl.env import (
   rollout,
   step_with_reset,
 )
-from mlnotes.rl.experiment import require_box
 from mlnotes.rl.gymnasium_bridge import make_gymnasium_env
 from mlnotes.rl.probe import constant_reward_env
 

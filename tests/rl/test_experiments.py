@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-from mlnotes.errors import InputError
-from mlnotes.rl import experiment
+from experiments.rl import _agent as experiment
+from mlnotes.engine.errors import InputError
 
 AGENTS = ("a2c", "actor_critic", "ddpg", "dqn", "ppo", "reinforce", "sac", "trpo")
 

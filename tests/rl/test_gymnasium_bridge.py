@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.rl._agent import RLConfig, make_report, run_episodes
 from mlnotes.rl import gymnasium_bridge as bridge
 from mlnotes.rl.env import Discrete, make_env
-from mlnotes.rl.experiment import RLConfig, make_report, run_episodes
 
 
 def always(action):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 from mlnotes.rl.normalize import compute_scale, discounted_sums, init_moments, normalize, update_moments
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.experiment import Mean, stream_key
-from mlnotes.flags import InputError
+from mlnotes.engine.experiment import Mean, stream_key
+from mlnotes.engine.flags import InputError
 from mlnotes.rl import ddpg, dqn, sac
 from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
 from mlnotes.rl.off_policy import can_learn, learn

@@ -10,11 +10,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments.rl import a2c, ppo, trpo
-from mlnotes.experiment import stream_key
-from mlnotes.program import Program, make_mesh, window_means
+from experiments.rl._agent import make_feeds
+from mlnotes.engine.experiment import stream_key
+from mlnotes.engine.program import Program, make_mesh, window_means
 from mlnotes.rl import on_policy
 from mlnotes.rl.env import Discrete, Environment, TimeStep
-from mlnotes.rl.experiment import make_feeds
 
 GAMMA, LAMBDA, ENVS = 0.9, 0.7, 3
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.rl import a2c, reinforce
-from mlnotes.program import Program, make_mesh, window_means
+from mlnotes.engine.program import Program, make_mesh, window_means
 from mlnotes.rl import on_policy
 from mlnotes.rl.actor_critic import make_actor_critic
 from mlnotes.rl.env import Box, Discrete, Environment, TimeStep, make_env

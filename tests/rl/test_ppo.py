@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.rl import ppo
-from mlnotes.program import Program, make_mesh, window_means
+from mlnotes.engine.program import Program, make_mesh, window_means
 from mlnotes.rl import on_policy
 from mlnotes.rl.env import Box, make_env
 from mlnotes.rl.ppo import approximate_kl, clip_fraction, clipped_surrogate_loss, clipped_value_loss

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 from mlnotes.rl.env import Trajectory, init_actors, make_env, rollout
 from mlnotes.rl.off_policy import update_target
 from mlnotes.rl.replay import add, as_transitions, init_env_replay, init_replay, sample, sample_batches

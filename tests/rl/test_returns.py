@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 from mlnotes.rl import returns
 
 GAMMA = 0.9

@@ -18,8 +18,8 @@ from experiments.rl import (
   ppo,
   value_iteration,
 )
-from mlnotes.errors import InputError
-from mlnotes.flags import define, parse
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.flags import define, parse
 from mlnotes.rl.linear import Agent, NStepMemory, StepRecord
 from mlnotes.rl.table import Dynamics, Table, read_table
 from mlnotes.rl.tabular import update_expected_sarsa, update_q_learning, update_sarsa
@@ -93,7 +93,7 @@ def drawn(monkeypatch):
     lines = [line for axis in figure.axes for line in axis.get_lines()]
     found[path.name] = {line.get_label(): np.asarray(line.get_ydata()) for line in lines}
 
-  monkeypatch.setattr("mlnotes.plot.save_figure", keep)
+  monkeypatch.setattr("mlnotes.engine.plot.save_figure", keep)
   return found
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.errors import InputError
+from mlnotes.engine.errors import InputError
 from mlnotes.rl.env import TABLE_ENVS, make_env
 from mlnotes.rl.gymnasium_bridge import make_gymnasium_env
 from mlnotes.rl.table import TableState, advance_table, make_dyna_maze, make_table_env, read_table, sample_initial

@@ -7,11 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.rl.dynamic_programming import policy_iteration
-from mlnotes.rl.env import TABLE_ENVS
-from mlnotes.rl.table import Dynamics, Table, TableState, read_table
-from mlnotes.rl.tabular import RULES, Learner, Settings, Transition, epsilon_greedy, epsilon_greedy_value, init_learner
-from mlnotes.rl.tabular_experiment import (
+from experiments.rl._tabular import (
   Actor,
   Noise,
   TabularConfig,
@@ -21,6 +17,10 @@ from mlnotes.rl.tabular_experiment import (
   make_exact_evaluation,
   make_tabular_experiment,
 )
+from mlnotes.rl.dynamic_programming import policy_iteration
+from mlnotes.rl.env import TABLE_ENVS
+from mlnotes.rl.table import Dynamics, Table, TableState, read_table
+from mlnotes.rl.tabular import RULES, Learner, Settings, Transition, epsilon_greedy, epsilon_greedy_value, init_learner
 
 S, A, T = 5, 3, 120
 ALPHA, GAMMA, EPSILON, LAMBDA = 0.3, 0.9, 0.2, 0.7

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from mlnotes.experiment import stream_key
-from mlnotes.rl import experiment as rl_experiment
-from mlnotes.rl import tabular_experiment as te
+from experiments.rl import _agent as rl_experiment
+from experiments.rl import _tabular as te
+from mlnotes.engine.experiment import stream_key
 from mlnotes.rl.table import Dynamics, Table
 from mlnotes.rl.tabular import RULES
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from experiments.rl import trpo
-from mlnotes.program import Program, make_mesh, window_means
+from mlnotes.engine.program import Program, make_mesh, window_means
 from mlnotes.rl.trpo import conjugate_gradient, trust_region_step
 
 

@@ -1,0 +1,318 @@
+"""What every experiment of this chapter shares: its flags, views, the update, evaluation by neighbours.
+
+method = Method(init, loss, embed, num_views=2, hparams={"temperature": config.temperature})
+return make_pretraining(method, data, config)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from mlnotes.contrastive.knn import choose_k, knn_votes, score_votes
+from mlnotes.contrastive.metrics import alignment, embedding_spread, participation_ratio, uniformity
+from mlnotes.data import DataConfig, DataSet, Feeds, augment, load_data, make_eval_batches
+from mlnotes.data import make_feeds as make_data_feeds
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
+from mlnotes.engine.flags import BaseConfig, field, require
+from mlnotes.engine.loop import LoopConfig, train
+from mlnotes.nn import BatchNorm, ConvNet, ResNet18, ResNet34, ResNet50
+from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
+
+_RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
+# Data sets of written characters, by their names: grey, and a mirrored one is another character.
+WRITTEN = (
+  "binarized_mnist", "digits", "emnist", "kmnist", "mnist", "mnist_corrupted", "optdigits", "qmnist", "semeion", "usps",
+)  # fmt: skip
+AugmentationName: TypeAlias = Literal["auto", "digits", "grey", "simclr", "moco_v1", "moco_v2", "crop", "none"]
+# Images up to this many pixels a side get the stem and the colours of CIFAR, larger ones those of ImageNet.
+_LARGEST_SMALL_IMAGE = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
+  """The flags of every experiment that learns features without labels."""
+
+  batch_size: int = 128
+  learning_rate: float = 3e-3
+  schedule: ScheduleName = "warmup_cosine"
+  warmup_steps: int = 50
+  steps: int = 400
+  eval_every: int = 100
+  checkpoint_every: int = 200
+  report_seeds: int = 8
+
+  encoder: Literal["small", "resnet18", "resnet34", "resnet50"] = field(
+    "small", "small: a few convolutions for images of 8 to 40 pixels"
+  )
+  width: int = field(0, "channels of the encoder's first convolution; 0: 32 for small, 64 for ResNets")
+  augmentation: AugmentationName = field(
+    "auto",
+    "how views are made; simclr is at half strength up to 64 pixels; auto: simclr for colour, grey for grey images, "
+    "digits for data sets of the name mnist, emnist, kmnist, usps and such",
+  )
+  projection: int = field(128, "length of the embedding that the loss sees")
+  knn_k: int = field(200, "neighbours that vote in the kNN monitor, or a tenth of the images searched if that is less")
+  knn_temperature: float = field(0.1, "of the votes, > 0")
+  knn_examples: int = field(0, "training images that the monitor searches: a fixed subset of this size; 0: all")
+  labels_per_class: int = field(10, "of the linear probe with few labels in the report", free="report")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more, for something to contrast with")
+    require(self.width >= 0, "width", self.width, "0 or more")
+    for name in ("projection", "knn_k", "labels_per_class"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "a number above 0")
+    require(self.knn_examples >= 0, "knn_examples", self.knn_examples, "0 or more")
+
+  def idle_flags(self):
+    idle = {}
+    if self.knn_k == 1:
+      idle["knn_temperature"] = "one neighbour (--knn_k=1) is right or wrong whatever its vote weighs"
+    if self.report_seeds == 0:
+      idle["labels_per_class"] = "the report that would fit this probe is left out (--report_seeds=0)"
+    return super().idle_flags() | idle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TemperatureConfig(BaseConfig):
+  """The flag of methods whose loss is a softmax over similarities."""
+
+  temperature: float = field(0.1, "of the cosine similarities, > 0")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
+
+
+class State(NamedTuple):
+  """`memory` is what a method remembers beside its network: a queue and a momentum encoder, a bank, or ()."""
+
+  step: Int[Array, ""]
+  key: Key[Array, ""]
+  params: chex.ArrayTree
+  batch_stats: chex.ArrayTree
+  opt_state: optax.OptState
+  memory: Any
+  hparams: dict[str, Float[Array, ""]]
+
+
+class Outcome(NamedTuple):
+  """What a loss leaves behind; `embeddings` (B, D) of each view are for the metrics of the embedding."""
+
+  batch_stats: chex.ArrayTree
+  memory: Any
+  embeddings: tuple[Array, ...]
+  metrics: Mapping[str, Array]
+
+
+class Method(NamedTuple):
+  """What tells one method of this chapter from another.
+
+  init:  (key, images) -> (variables {"params", "batch_stats"}, memory).
+  loss:  (params, state, views, batch, key) -> (mean loss, Outcome). `views` is (B, num_views, H, W, C) on [-1, 1].
+  embed: (variables, images) -> (features, embedding) of test images: what a probe sees, what the loss sees.
+  judge: (variables, images, mask) -> {name: scalar} of a batch of test images, where `mask` is 0 padding, or None:
+         figures that only this method has.
+  """
+
+  init: Callable
+  loss: Callable
+  embed: Callable
+  num_views: int
+  hparams: Mapping[str, float] = {}
+  judge: Callable | None = None
+
+
+def to_unit(image: UInt8[Array, "*B H W C"], levels: int) -> Float[Array, "*B H W C"]:
+  """Stored grey levels 0 .. levels - 1 on [0, 1], where augmentations work."""
+  return image.astype(jnp.float32) / (levels - 1)
+
+
+def to_network(image: Float[Array, "*B H W C"]) -> Float[Array, "*B H W C"]:
+  """[0, 1] on [-1, 1], where networks work."""
+  return 2 * image - 1
+
+
+def make_encoder(config: ContrastiveConfig, data: DataSet, norm: Callable[..., nn.Module] = BatchNorm) -> nn.Module:
+  """The encoder that the flags name, for images like those of `data`."""
+  common = {"norm": norm, "dtype": jnp.dtype(config.precision)}
+  if config.encoder == "small":
+    return ConvNet(width=config.width or 32, **common)
+  stem = "cifar" if max(data.image_shape[:2]) <= _LARGEST_SMALL_IMAGE else "imagenet"
+  return _RESNETS[config.encoder](stem=stem, width=config.width or 64, **common)
+
+
+def count_features(encoder: nn.Module, image_shape: tuple[int, ...]) -> int:
+  """The length of the encoder's feature vector."""
+  init = partial(encoder.init_with_output, train=False)
+  return jax.eval_shape(init, root_key(0), jnp.zeros((1, *image_shape)))[0].shape[-1]
+
+
+def choose_augmentation(config: ContrastiveConfig, data: DataSet) -> str:
+  """The recipe that --augmentation names, or that auto stands for with this data set."""
+  if config.augmentation != "auto":
+    return config.augmentation
+  if data.image_shape[-1] != 1:
+    return "simclr"
+  return "digits" if data.name.partition("/")[0].lower() in WRITTEN else "grey"
+
+
+def make_augmentation(config: ContrastiveConfig, data: DataSet) -> augment.Augmentation:
+  """One view of one image on [0, 1]."""
+  shape = data.image_shape
+  name = choose_augmentation(config, data)
+  if name not in ("crop", "none") and shape[-1] not in (1, 3):
+    raise InputError(
+      f"--augmentation={config.augmentation}: found images of {shape[-1]} channels, expected 1 or 3 for changes of "
+      "colour; crop and none take any."
+    )
+  strength = 0.5 if max(shape[:2]) <= _LARGEST_SMALL_IMAGE else 1.0
+  recipes = {
+    "none": lambda: lambda key, image: image,
+    "crop": lambda: augment.compose(augment.random_resized_crop(shape[:2], scale=(0.2, 1.0)), augment.random_flip()),
+    "digits": lambda: augment.digit_augmentation(shape),
+    "grey": lambda: augment.grey_augmentation(shape),
+    "simclr": lambda: augment.simclr_augmentation(shape, strength),
+    "moco_v1": lambda: augment.moco_augmentation(shape),
+    "moco_v2": lambda: augment.moco_v2_augmentation(shape),
+  }
+  return recipes[name]()
+
+
+def make_views(
+  augmentation: augment.Augmentation,
+  key: Key[Array, ""],
+  step: Int[Array, ""],
+  image: Float[Array, "B H W C"],
+  index: Int[Array, " B"],
+  count: int,
+) -> Float[Array, "B {count} H W C"]:
+  """`count` views of each image on [-1, 1]; an example's views depend on its index and the step alone."""
+  keys = [example_keys(stream_key(key, f"view{view}", step), index) for view in range(count)]
+  return to_network(jnp.stack([jax.vmap(augmentation)(k, image) for k in keys], axis=1))
+
+
+def flatten_views(views: Float[Array, "B V ..."]) -> Float[Array, "B*V ..."]:
+  """The views as one batch in which an example's own stand together, so that a sharded batch stays where it is."""
+  return views.reshape(-1, *views.shape[2:])
+
+
+def apply_network(
+  network: nn.Module, params: chex.ArrayTree, batch_stats: chex.ArrayTree, images: Float[Array, "B H W C"]
+) -> tuple[Any, chex.ArrayTree]:
+  """(output, running statistics) in training."""
+  variables = {"params": params, "batch_stats": batch_stats}
+  output, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
+  return output, updated["batch_stats"]
+
+
+def make_embed(network: nn.Module) -> Callable:
+  """`Method.embed` of an `Embedder`."""
+
+  def embed(variables, images):
+    features, projection, _ = network.apply(variables, images, train=False)
+    return features, projection
+
+  return embed
+
+
+def embedding_metrics(embeddings: tuple[Array, ...]) -> dict[str, Array]:
+  """Uniformity, spread and rank of the first view's embeddings, and the alignment of the first two."""
+  first = jax.lax.stop_gradient(embeddings[0])
+  metrics = {
+    "uniformity": uniformity(first),
+    "embedding_spread": embedding_spread(first),
+    "embedding_rank": participation_ratio(first),
+  }
+  if len(embeddings) > 1:
+    metrics["alignment"] = jnp.mean(alignment(first, jax.lax.stop_gradient(embeddings[1])))
+  return metrics
+
+
+def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -> Experiment:
+  """The experiment that trains by `method` and watches its features by a weighted kNN classifier."""
+  optimizer = make_optimizer(config, config.steps)
+  augmentation = make_augmentation(config, data)
+  k = choose_k(config.knn_k, min(config.knn_examples or len(data.train), len(data.train)))
+
+  def init(key, batch) -> State:
+    variables, memory = method.init(stream_key(key, "init"), to_network(to_unit(batch["image"], data.levels)))
+    params = variables["params"]
+    hparams = {name: jnp.float32(value) for name, value in method.hparams.items()}
+    batch_stats = variables.get("batch_stats", {})
+    return State(jnp.zeros([], jnp.int32), key, params, batch_stats, optimizer.init(params), memory, hparams)
+
+  def step(state: State, batch):
+    image = to_unit(batch["image"], data.levels)
+    views = make_views(augmentation, state.key, state.step, image, batch["index"], method.num_views)
+    key = stream_key(state.key, "loss", state.step)
+    grad = jax.value_and_grad(method.loss, has_aux=True)
+    (loss, outcome), grads = grad(state.params, state, views, batch, key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {"loss": loss, **outcome.metrics, **embedding_metrics(outcome.embeddings)}
+    metrics["grad_norm"] = optax.global_norm(grads)
+    new = {"params": params, "batch_stats": outcome.batch_stats, "opt_state": opt_state, "memory": outcome.memory}
+    return state._replace(step=state.step + 1, **new), metrics
+
+  def embed(state: State, batch):
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    features, embedding = method.embed(variables, to_network(to_unit(batch["image"], data.levels)))
+    return {"features": features, "embedding": embedding, "label": batch["label"], "mask": batch["mask"]}
+
+  def evaluate(state: State, batch, reference) -> dict[str, Mean]:
+    own = embed(state, batch)
+    votes = knn_votes(
+      own["features"], reference["features"], reference["label"], data.num_classes, k, config.knn_temperature,
+      reference["mask"],
+    )  # fmt: skip
+    once = lambda metric: Mean(metric(reference["embedding"], reference["mask"]), jnp.float32(1))
+    own_figures = {}
+    if method.judge is not None:
+      variables = {"params": state.params, "batch_stats": state.batch_stats}
+      size = jnp.sum(batch["mask"])
+      judged = method.judge(variables, to_network(to_unit(batch["image"], data.levels)), batch["mask"])
+      own_figures = {name: Mean(size * value, size) for name, value in judged.items()}
+    return {
+      **own_figures,
+      "knn_accuracy": masked_mean(score_votes(votes, batch["label"]), batch["mask"]),
+      "embedding_spread": once(embedding_spread),
+      "embedding_rank": once(participation_ratio),
+    }
+
+  compiled_embed, augment_batch = jax.jit(embed), jax.jit(jax.vmap(augmentation))
+
+  def report(state: State, directory: Path) -> dict[str, float]:
+    from experiments.contrastive._report import write_report
+
+    recipe = choose_augmentation(config, data)
+    return write_report(compiled_embed, augment_batch, state, data, config, directory, recipe)
+
+  # Images as they are stored, uint8, to features.
+  variables = lambda state: {"params": state.params, "batch_stats": state.batch_stats}
+  to_features = lambda state, images: method.embed(variables(state), to_network(to_unit(images, data.levels)))[0]
+  model = lambda state: jax.jit(partial(to_features, state))
+  return Experiment(init, step, evaluate, report, embed, model)
+
+
+def make_feeds(config: ContrastiveConfig) -> Feeds:
+  """Training batches, the test split, and the training images that the kNN monitor searches."""
+  data = load_data(config)
+  feeds = make_data_feeds(data, config)
+  return feeds._replace(reference=make_eval_batches(data.train, config.batch_size, config.knn_examples or None))
+
+
+def pretrain(experiment: Experiment, config: ContrastiveConfig) -> int:
+  """`mlnotes.engine.loop.train` with the best checkpoint by kNN accuracy."""
+  return train(experiment, make_feeds(config), config, best_metric="knn_accuracy", best_mode="max")

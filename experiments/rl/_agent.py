@@ -1,0 +1,209 @@
+"""What every experiment of this chapter shares: its flags, evaluation on the device, the report.
+
+env = make_env(config.env)
+act = lambda state, observation: ...          # the greedy action of one environment
+return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config))
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mlnotes.data import Feeds
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, Mean, State, root_key, stream_key
+from mlnotes.engine.flags import field, require
+from mlnotes.engine.loop import LoopConfig, train
+from mlnotes.engine.progress import report_step
+from mlnotes.rl.env import Box, Discrete, Environment, make_env
+from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RLConfig(LoopConfig):
+  """The flags of every experiment that learns by acting.
+
+  `TUNED` holds, per environment, the settings that take the place of the defaults where they are not given.
+  """
+
+  TUNED: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+  UNIT: ClassVar[str] = "env_steps"
+
+  env: str = field(
+    "CartPole-v1",
+    "environment: a name of gymnax, a table of Gymnasium's such as FrozenLake-v1, gymnasium:NAME or module:function; "
+    "some bring settings of their own in place of the defaults, see config.json",
+  )
+  discount: float = field(0.99, "gamma, in [0, 1]")
+  eval_episodes: int = field(20, "episodes of the greedy policy per evaluation on the device", free="report")
+  gym_episodes: int = field(
+    20,
+    "episodes of the final greedy policy in the real Gymnasium environment, where there is one; 0: none",
+    free="report",
+  )
+  gif: bool = field(True, "draw an animation of the final policy", free="pictures")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(0 <= self.discount <= 1, "discount", self.discount, "a number in [0, 1]")
+    require(self.eval_episodes >= 1, "eval_episodes", self.eval_episodes, "1 or more")
+    require(self.gym_episodes >= 0, "gym_episodes", self.gym_episodes, "0 or more")
+
+  def make_world(self) -> Environment:
+    """What `--env` names."""
+    return make_env(self.env)
+
+  def idle_flags(self):
+    from mlnotes.rl import gymnasium_bridge as bridge
+
+    idle = super().idle_flags()
+    if not bridge.has_gymnasium(self.env):
+      idle["gym_episodes"] = f"Gymnasium has no {self.env}"
+    if not bridge.can_draw(self.make_world()):
+      idle["gif"] = f"{self.env} cannot be drawn"
+    return idle
+
+  @property
+  def env_steps_per_update(self) -> int:
+    """Steps in all environments of one seed between two updates of the loop."""
+    raise NotImplementedError
+
+  @property
+  def units_per_update(self) -> int:
+    return self.env_steps_per_update
+
+  @classmethod
+  def tuned(cls, **given: Any) -> "RLConfig":
+    """The config with what was given, and the environment's own settings for the rest."""
+    env = given.get("env", cls.__dataclass_fields__["env"].default)
+    return cls(**{**cls.TUNED.get(env, {}), **given})
+
+
+def make_feeds(config: RLConfig) -> Feeds:
+  """Agents make their own data."""
+  return Feeds()
+
+
+def train_agent(experiment: Experiment, config: RLConfig, best_metric: str = "episode_return") -> int:
+  """`mlnotes.engine.loop.train` with the best checkpoint by the highest `best_metric`."""
+  return train(experiment, make_feeds(config), config, best_metric=best_metric, best_mode="max")
+
+
+def require_discrete(env: Environment) -> int:
+  """The number of actions. Raises InputError where actions are not discrete."""
+  if not isinstance(env.actions, Discrete):
+    raise InputError(f"--env={env.name} has continuous actions: this method expects discrete ones.")
+  return env.actions.n
+
+
+def require_box(env: Environment) -> Box:
+  """The space of actions. Raises InputError where they are not continuous and bounded."""
+  if not isinstance(env.actions, Box):
+    raise InputError(f"--env={env.name} has discrete actions: this method expects continuous ones.")
+  low, high = env.actions.low, env.actions.high
+  if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    raise InputError(f"--env={env.name} has actions from {low} to {high}: this method expects finite bounds.")
+  return env.actions
+
+
+def observation_vector(env: Environment, observation: Any) -> Float[Array, "*B D"]:
+  """Observations as vectors: numbered states one-hot, pictures flattened. Leading axes stay."""
+  if isinstance(env.observations, Discrete):
+    return jax.nn.one_hot(observation, env.observations.n)
+  batch = observation.shape[: observation.ndim - len(env.observations.shape)]
+  return observation.reshape(*batch, -1)
+
+
+def observation_size(env: Environment) -> int:
+  """The length of `observation_vector`."""
+  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), root_key(0))
+  return spec.shape[-1]
+
+
+def finished_episodes(
+  last: Bool[Array, "*T"], episode_return: Float[Array, "*T"], episode_length: Int[Array, "*T"]
+) -> dict[str, Mean]:
+  """Training metrics: mean return and length of the episodes that ended, read where `last`."""
+  mean = lambda values: Mean(jnp.sum(jnp.where(last, values, 0)), jnp.sum(last))
+  return {"episode_return": mean(episode_return), "episode_length": mean(episode_length)}
+
+
+def run_episodes(
+  env: Environment,
+  act: Callable[[Any], Any],
+  key: Key[Array, ""],
+  num_episodes: int,
+) -> tuple[Float[Array, " E"], Int[Array, " E"]]:
+  """(return, length) of one episode in each of `num_episodes` environments, with the policy `act(observation)`."""
+  reset_key, step_key = jax.random.split(key)
+  state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+  longest = env.time_limit or LONGEST_EPISODE
+
+  def running(carry):
+    return (carry[0] < longest) & jnp.any(carry[3])
+
+  def one(carry):
+    t, state, observation, alive, returned, length = carry
+    keys = jax.random.split(jax.random.fold_in(step_key, t), num_episodes)
+    state, timestep = jax.vmap(env.step)(keys, state, jax.vmap(act)(observation))
+    returned = returned + jnp.where(alive, timestep.reward, 0)
+    return t + 1, state, timestep.observation, alive & ~timestep.last, returned, length + alive
+
+  zero = jnp.zeros(num_episodes)
+  alive = jnp.ones(num_episodes, bool)
+  start = (jnp.zeros([], jnp.int32), state, observation, alive, zero, zero.astype(jnp.int32))
+  carry = jax.lax.while_loop(running, one, start)
+  return carry[4], carry[5]
+
+
+def as_policy(act: Callable[[State, Any], Any]) -> Callable[[State], Callable[[Any], Any]]:
+  """The contract's `model`: state -> (observation of one environment -> the greedy action)."""
+  return lambda state: jax.jit(functools.partial(act, state))
+
+
+def make_evaluate(env: Environment, act: Callable[[State, Any], Any], config: RLConfig):
+  """The contract's `evaluate`: the greedy policy in `--eval_episodes` episodes on the device, always the same ones."""
+
+  def evaluate(state: State, batch) -> dict[str, Mean]:
+    key = stream_key(state.key, "evaluate")
+    returns, lengths = run_episodes(env, lambda observation: act(state, observation), key, config.eval_episodes)
+    count = jnp.float32(config.eval_episodes)
+    return {"episode_return": Mean(jnp.sum(returns), count), "episode_length": Mean(jnp.sum(lengths), count)}
+
+  return evaluate
+
+
+def make_report(env: Environment, act: Callable[[State, Any], Any], config: RLConfig):
+  """The contract's `report`: returns in the real Gymnasium environment, and `policy.gif`.
+
+  The figures are `gymnasium_return`, the mean over `--gym_episodes` episodes, and `gymnasium_solved`, 1 where that
+  mean reaches the threshold that Gymnasium registers for the environment and 0 where it does not.
+  """
+
+  def report(state: State, directory: Path) -> dict[str, float]:
+    from mlnotes.rl import gymnasium_bridge as bridge
+
+    policy = jax.jit(jax.vmap(lambda observation: act(state, observation)))
+    figures = {}
+    if config.gym_episodes and bridge.has_gymnasium(env.name):
+      report_step(f"playing {config.gym_episodes} episodes of {env.name} in Gymnasium")
+      returns = bridge.run_gymnasium_episodes(env.name, policy, config.gym_episodes)
+      figures["gymnasium_return"] = float(returns.mean())
+      threshold = bridge.solved_at(env.name)
+      if threshold is not None:
+        figures["gymnasium_solved"] = float(returns.mean() >= threshold)
+    if config.gif and bridge.can_draw(env):
+      report_step("drawing policy.gif")
+      # The key of a seed's state is made of the seed: its last word is the seed.
+      seed = int(jax.random.key_data(state.key)[-1])
+      bridge.animate_policy(env, policy, directory / "policy.gif", who=f"agent of --seed={seed}")
+    return figures
+
+  return report

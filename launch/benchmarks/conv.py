@@ -1,0 +1,247 @@
+"""Speed of the convolution's formulations and of a whole ResNet-18 update, as Markdown tables.
+
+  python -m launch.benchmarks.conv
+
+Forms: `native` is XLA's convolution, `shifted` a sum of products of shifted images, `patches` one product of all
+patches, `convolve` what `mlnotes.nn` uses. Each is timed as a call of its own, inside a `fori_loop` whose trip count
+is known only at run time, and vmapped over four kernels. The forms take turns, and a table holds medians.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.nn.conv import Conv, convolve
+from mlnotes.nn.resnet import ResNet18
+
+
+class Shape(NamedTuple):
+  """One convolution with "SAME" padding: a square image of `size`, `window` x `window` taps."""
+
+  name: str
+  batch: int
+  size: int
+  inputs: int
+  outputs: int
+  window: int = 3
+  stride: int = 1
+
+
+SHAPES = (
+  Shape("UNet", 32, 32, 32, 32),
+  Shape("UNet", 128, 8, 64, 64),
+  Shape("UNet", 64, 8, 128, 128),
+  Shape("ResNet", 32, 32, 3, 64),
+  Shape("ResNet", 32, 32, 64, 64),
+  Shape("ResNet", 32, 16, 128, 128),
+  Shape("ResNet", 32, 8, 256, 256),
+  Shape("ResNet", 32, 4, 512, 512),
+  Shape("ResNet", 32, 32, 64, 128, stride=2),
+  Shape("ResNet", 32, 32, 64, 128, window=1, stride=2),
+  Shape("MAML", 25, 28, 1, 64),
+  Shape("MAML", 25, 14, 64, 64),
+  Shape("MAML", 25, 7, 64, 64),
+  Shape("MAML", 5, 3, 64, 64),
+)
+MODELS = tuple(dict.fromkeys(shape.name for shape in SHAPES))
+_BATCHED_KERNELS = 4
+_LOOP_STEPS = 2
+
+
+def _native(x, kernel, stride):
+  return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _shifted_images(x, window, stride):
+  pads = lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), "SAME")
+  x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+  high, wide = (size - window + 1 for size in x.shape[1:3])
+  for row, column in itertools.product(range(window), repeat=2):
+    yield x[:, row : row + high : stride, column : column + wide : stride]
+
+
+def _shifted(x, kernel, stride):
+  taps = kernel.reshape(-1, *kernel.shape[2:])
+  return sum(image @ tap for image, tap in zip(_shifted_images(x, kernel.shape[0], stride), taps))
+
+
+def _patches(x, kernel, stride):
+  patches = jnp.concatenate(list(_shifted_images(x, kernel.shape[0], stride)), axis=-1)
+  return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+FORMS = {"native": _native, "shifted": _shifted, "patches": _patches, "convolve": convolve}
+
+
+def _forward(form, stride):
+  return lambda x, kernel, cotangent: (form(x, kernel, stride),)
+
+
+def _forward_and_backward(form, stride):
+  def compute(x, kernel, cotangent):
+    y, pullback = jax.vjp(lambda x, kernel: form(x, kernel, stride), x, kernel)
+    return (y, *pullback(cotangent))
+
+  return compute
+
+
+def _in_loop(compute):
+  """`compute` repeated with its outputs fed back, so that nothing can be moved out of the loop."""
+
+  def run(x, kernel, cotangent, steps):
+    def body(_, carry):
+      x, outputs = carry
+      first = sum(output.reshape(-1)[:1] for output in outputs)
+      x = lax.dynamic_update_slice(x, 1e-6 * first.reshape(1, 1, 1, 1), (0, 0, 0, 0))
+      return x, compute(x, kernel, cotangent)
+
+    start = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), jax.eval_shape(compute, x, kernel, cotangent))
+    return lax.fori_loop(0, steps, body, (x, start))
+
+  return run
+
+
+def measure(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
+  """Seconds of each call, `repeats` times in turn, after one call that is not counted."""
+  for call in calls.values():
+    jax.block_until_ready(call())
+  seconds = {name: [] for name in calls}
+  for _ in range(repeats):
+    for name, call in calls.items():
+      start = time.perf_counter()
+      jax.block_until_ready(call())
+      seconds[name].append(time.perf_counter() - start)
+  return {name: np.array(values) for name, values in seconds.items()}
+
+
+def print_table(header: Sequence[str], rows) -> None:
+  """A Markdown table, row by row as the rows come."""
+  print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
+  for row in rows:
+    print(f"| {' | '.join(str(cell) for cell in row)} |", flush=True)
+  print()
+
+
+def compare_forms(shape: Shape, forms: Sequence[str], repeats: int, native_in_loop: bool):
+  """Yields a table's rows: milliseconds of each form for one shape."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (shape.batch, shape.size, shape.size, shape.inputs))
+  kernel = jax.random.normal(keys[1], (shape.window, shape.window, shape.inputs, shape.outputs))
+  cotangent = jax.random.normal(keys[2], jax.eval_shape(partial(_native, stride=shape.stride), x, kernel).shape)
+  stacked = tuple(jnp.stack([value] * _BATCHED_KERNELS) for value in (x, kernel, cotangent))
+  for direction, make in (("forward", _forward), ("with gradients", _forward_and_backward)):
+    calls = {}
+    for name in forms:
+      compute = make(FORMS[name], shape.stride)
+      calls[name, "call"] = partial(jax.jit(compute), x, kernel, cotangent)
+      if native_in_loop or name != "native" or direction == "forward":
+        calls[name, "loop"] = partial(jax.jit(_in_loop(compute)), x, kernel, cotangent, _LOOP_STEPS)
+      calls[name, "vmap"] = partial(jax.jit(jax.vmap(compute)), *stacked)
+    seconds = {key: 1e3 * np.median(values) for key, values in measure(calls, repeats).items()}
+    size = f"{shape.batch}x{shape.size}x{shape.size} {shape.inputs}->{shape.outputs} {shape.window}x{shape.window}"
+    for name in forms:
+      loop = seconds.get((name, "loop"), np.nan) / _LOOP_STEPS
+      yield (
+        f"{shape.name} {size}/{shape.stride}",
+        direction,
+        name,
+        f"{seconds[name, 'call']:.2f}",
+        f"{loop:.2f}",
+        f"{seconds[name, 'vmap'] / _BATCHED_KERNELS:.2f}",
+      )
+
+
+def make_step(conv: Callable[..., nn.Module], images: jax.Array, labels: jax.Array):
+  """(start, step): one update of a CIFAR ResNet-18 by cross-entropy and SGD with momentum, `step(state) -> state`."""
+  model, optimizer = ResNet18(num_classes=10, conv=conv), optax.sgd(0.1, momentum=0.9)
+
+  def step(state):
+    params, statistics, opt_state = state
+
+    def loss(params):
+      variables = {"params": params, "batch_stats": statistics}
+      logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return jnp.mean(losses), updated["batch_stats"]
+
+    gradient, statistics = jax.grad(loss, has_aux=True)(params)
+    updates, opt_state = optimizer.update(gradient, opt_state)
+    return optax.apply_updates(params, updates), statistics, opt_state
+
+  variables = jax.jit(partial(model.init, train=True))(jax.random.key(0), images)
+  return (variables["params"], variables["batch_stats"], optimizer.init(variables["params"])), step
+
+
+def compare_steps(batch: int, repeats: int, native_in_loop: bool):
+  """Yields a table's rows: images per second of whole updates."""
+  keys = jax.random.split(jax.random.key(0))
+  images = jax.random.normal(keys[0], (batch, 32, 32, 3))
+  labels = jax.random.randint(keys[1], (batch,), 0, 10)
+  calls, compile_seconds = {}, {}
+  for name, conv in (("flax.linen.Conv", nn.Conv), ("mlnotes.nn.Conv", Conv)):
+    start, step = make_step(conv, images, labels)
+    began = time.perf_counter()
+    compiled = jax.jit(step).lower(start).compile()
+    compile_seconds[name] = time.perf_counter() - began
+
+    def dispatch(compiled=compiled, start=start):
+      state = start
+      for _ in range(_LOOP_STEPS):
+        state = compiled(state)
+      return state
+
+    calls[name, "python"] = dispatch
+    if native_in_loop or conv is Conv:
+      loop = jax.jit(lambda state, steps, step=step: lax.fori_loop(0, steps, lambda _, s: step(s), state))
+      calls[name, "loop"] = partial(loop, start, _LOOP_STEPS)
+  seconds = measure(calls, repeats)
+  for name in compile_seconds:
+    python, loop = seconds[name, "python"], seconds.get((name, "loop"), np.full(repeats, np.nan))
+    rate = [f"{_LOOP_STEPS * batch / np.median(values):.1f}" for values in (python, loop)]
+    yield name, f"{compile_seconds[name]:.1f}", *rate, f"{np.median(python / loop):.2f}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  forms: tuple[str, ...] = field(tuple(FORMS), "forms to compare; empty: none")
+  models: tuple[str, ...] = field(MODELS, "whose shapes to time")
+  batch_size: int = field(64, "images in a whole update; 0 leaves whole updates out")
+  repeats: int = field(5, "times that each form is timed")
+  native_in_loop: bool = field(False, "also time the native gradient in a loop: on the CPU, minutes")
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name, known in (("forms", FORMS), ("models", MODELS)):
+      for value in getattr(self, name):
+        require(value in known, name, value, f"some of {', '.join(known)}")
+    require(self.batch_size >= 0, "batch_size", self.batch_size, "0 or more")
+    require(self.repeats >= 1, "repeats", self.repeats, "1 or more")
+
+
+def main(config: Config) -> None:
+  device = jax.devices()[0]
+  print(f"{device.platform} ({device.device_kind}), jax {jax.__version__}\n")
+  if config.forms:
+    header = ("convolution", "direction", "form", "call, ms", "in a loop, ms", "vmapped, ms per kernel")
+    shapes = [shape for shape in SHAPES if shape.name in config.models]
+    compare = partial(compare_forms, forms=config.forms, repeats=config.repeats, native_in_loop=config.native_in_loop)
+    print_table(header, itertools.chain.from_iterable(map(compare, shapes)))
+  if config.batch_size:
+    print(f"ResNet-18, {config.batch_size} images of 32x32, one update:\n")
+    header = ("convolution", "compile, s", "images/s called from Python", "images/s in a loop", "loop / Python")
+    print_table(header, compare_steps(config.batch_size, config.repeats, config.native_in_loop))
+
+
+if __name__ == "__main__":
+  run(main, Config)

@@ -1,0 +1,1 @@
+"""What runs an experiment: its contract, flags, loop, records, checkpoints and devices."""

@@ -1,0 +1,312 @@
+"""An experiment compiled: seeds vmapped, batches drawn inside, spread over a mesh of devices.
+
+The training loop and the benchmarks run the same program; nothing here knows about files or flags.
+"""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from mlnotes.data import EvalBatches, Feeds, StreamFeed
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import Experiment, Mean, State, root_key
+from mlnotes.engine.sharding import fetch, fsdp_spec, place, shares_seeds
+from mlnotes.engine.sharding import make_mesh as make_mesh
+from mlnotes.nn.conv import contains_slow_convolution
+
+
+def quick_compilation(device: jax.Device, level: int) -> dict[str, int]:
+  """Compiler options for a program that runs once or seldom.
+
+  On the CPU most of the compile time is LLVM's, and its last levels pay only in code that runs often: for the
+  initialisation of a U-Net level 0 takes a third of the default's time.
+  """
+  return {"xla_backend_optimization_level": level} if device.platform == "cpu" else {}
+
+
+class Window(NamedTuple):
+  """Sums and counts of the training metrics since they were last logged."""
+
+  total: Mapping[str, Float[Array, "..."]]
+  count: Mapping[str, Float[Array, "..."]]
+
+
+class Program:
+  """`init`, `update` and `evaluate` of an experiment for one or several seeds on a mesh.
+
+  With several seeds every array of the state and every metric has a leading seed axis. The devices share the seeds
+  where these divide evenly, otherwise each batch; either way the numbers are those of a single device. On a mesh with
+  an axis `fsdp` they share the large arrays of the state as well, and XLA gathers each where it is used.
+
+  The mesh may span processes: each of them then calls every method, in the same order, with the same arguments.
+
+  Attributes:
+    compile_seconds: tracing and compilation so far.
+    compiled_update: the executable behind `update`, for cost and memory analysis; None before the first update.
+    dispatch: "scan" where a whole stretch of updates is one call, "step" where each update is a call of its own.
+  """
+
+  def __init__(self, experiment: Experiment, feeds: Feeds, seeds: Sequence[int], mesh: jax.sharding.Mesh):
+    self.experiment = experiment
+    self.feeds = feeds
+    self.mesh = mesh
+    self.num_seeds = len(seeds)
+    self.compile_seconds = 0.0
+    self.compiled_update = None
+    self.streamed = isinstance(feeds.train, StreamFeed)
+    self.dispatch = "step" if self.streamed else "scan"
+    self._seeds = np.asarray(seeds, np.uint32)
+    self._replicated = NamedSharding(mesh, PartitionSpec())
+    vectorized = self.num_seeds > 1
+    self._fsdp = mesh.shape.get("fsdp", 1)
+    self._by_seed = shares_seeds(self.num_seeds, mesh.size, self._fsdp)
+    self._over_devices = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    rows = PartitionSpec(None, mesh.axis_names) if vectorized and not self._by_seed else PartitionSpec(mesh.axis_names)
+    self._batch_sharding = NamedSharding(mesh, rows)
+    self._map = jax.vmap if vectorized else lambda f, in_axes=0: f
+    # The inner jits cache their trace, which the shape inference and the compilation below then share.
+    self._init = jax.jit(self._map(experiment.init))
+    self._step = jax.jit(self._map(experiment.step))
+    self._update = None
+    self._evaluate = None
+    self._arrays = () if self.streamed else place(feeds.train.arrays, self._replicated)
+    arrays = (feeds.evaluate.arrays, feeds.reference.arrays if feeds.reference else ())
+    self._eval_arrays = place(arrays, self._replicated)
+    self._check_divisible()
+
+  def _check_divisible(self) -> None:
+    draw = lambda arrays: self.feeds.evaluate.draw(arrays, 0)
+    for leaf in jax.tree.leaves(jax.eval_shape(draw, self.feeds.evaluate.arrays))[:1]:
+      size = leaf.shape[0]
+      if not self._by_seed and size % self.mesh.size:
+        raise InputError(
+          f"--batch_size={size} cannot be shared by {self.mesh.size} devices: expected a multiple of that, or fewer "
+          "--devices."
+        )
+
+  # -- the state ---------------------------------------------------------------------------------------------------
+
+  def _root_keys(self):
+    keys = [root_key(seed) for seed in self._seeds]
+    return jnp.stack(keys) if self.num_seeds > 1 else keys[0]
+
+  def _first_state(self, keys, data):
+    if self.streamed:
+      return self._init(keys, data)
+    draw = self._map(self.feeds.train.draw, in_axes=(None, 0, None))
+    return self._init(keys, draw(data, keys, jnp.zeros([], jnp.int32)))
+
+  def init(self) -> State:
+    """The state before the first update."""
+    start = time.perf_counter()
+    options = quick_compilation(self.mesh.devices.flat[0], 0)
+    shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state)
+    first = jax.jit(self._first_state, out_shardings=shardings, compiler_options=options)
+    state = jax.block_until_ready(first(self._root_keys(), self._example_input()))
+    self.compile_seconds += time.perf_counter() - start
+    return state
+
+  @functools.cached_property
+  def abstract_state(self) -> State:
+    """The state as ShapeDtypeStructs with their shardings: what a checkpoint is restored into."""
+    shapes = jax.eval_shape(lambda data: self._first_state(self._root_keys(), data), self._example_input())
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._leaf_sharding(s)), shapes)
+
+  def _leaf_sharding(self, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    if self._by_seed:
+      return self._over_devices
+    if self._fsdp == 1 or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return self._replicated
+    return NamedSharding(self.mesh, fsdp_spec(leaf.shape, self._fsdp, first_axis=int(self.num_seeds > 1)))
+
+  @functools.cached_property
+  def abstract_window(self) -> Window:
+    metrics = jax.eval_shape(self._one_update, self.abstract_state, self._example_input())[1]
+    shape = (self.num_seeds,) if self.num_seeds > 1 else ()
+    for name, value in metrics.items():
+      for leaf in jax.tree.leaves(value):
+        if leaf.shape != shape:
+          raise TypeError(f"metric {name!r} of `step` has shape {leaf.shape}: expected a scalar")
+    zeros = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self._replicated) for name in metrics}
+    return Window(zeros, zeros)
+
+  def empty_window(self) -> Window:
+    # One fresh buffer each: the window is donated to the next update.
+    return jax.tree.map(lambda s: place(np.zeros(s.shape, s.dtype), s.sharding), self.abstract_window)
+
+  # -- updates -----------------------------------------------------------------------------------------------------
+
+  def _place(self, batch):
+    place = functools.partial(jax.make_array_from_process_local_data, self._batch_sharding)
+    return jax.tree.map(place, batch)
+
+  @functools.cached_property
+  def _streamed_batch(self):
+    feed = self.feeds.train
+    step = feed.step
+    batch = self._place(feed.next())
+    feed.seek(step)
+    return batch
+
+  def _example_input(self):
+    return self._streamed_batch if self.streamed else self._arrays
+
+  def _one_update(self, state, data):
+    """One update; `data` is a streamed batch or the resident arrays that a batch is drawn from."""
+    batch = data
+    if not self.streamed:
+      batch = self._map(self.feeds.train.draw, in_axes=(None, 0, 0))(data, state.key, state.step)
+      batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
+    return self._step(state, batch)
+
+  def _accumulate(self, state, window, data):
+    state, metrics = self._one_update(state, data)
+    means = {name: m if isinstance(m, Mean) else Mean(m, jnp.ones_like(m)) for name, m in metrics.items()}
+    add = lambda sums, field: {name: sums[name] + getattr(m, field).astype(jnp.float32) for name, m in means.items()}
+    return state, Window(add(window.total, "total"), add(window.count, "count"))
+
+  def _compile_update(self):
+    start = time.perf_counter()
+    args = (self.abstract_state, self.abstract_window, self._example_input())
+    shardings = jax.tree.map(lambda s: s.sharding, args[:2])
+    jit = functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=shardings)
+
+    def repeat(state, window, data, count):
+      return jax.lax.fori_loop(0, count, lambda _, carry: self._accumulate(*carry, data), (state, window))
+
+    if self.dispatch == "scan":
+      traced = jit(repeat).trace(*args, jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated))
+      if self.mesh.devices.flat[0].platform == "cpu" and contains_slow_convolution(traced.jaxpr):
+        self.dispatch = "step"
+    if self.dispatch == "step":
+      traced = jit(self._accumulate).trace(*args)
+    self.compiled_update = traced.lower().compile()
+    self.compile_seconds += time.perf_counter() - start
+
+  def compile(self) -> None:
+    """Compiles `update` ahead of its first call."""
+    if self.compiled_update is None:
+      self._compile_update()
+
+  def trace_update(self) -> jax.extend.core.ClosedJaxpr:
+    """One update as JAX traced it, before any compiler: for counting its operations."""
+    return jax.make_jaxpr(self._one_update)(self.abstract_state, self._example_input())
+
+  def update(self, state: State, window: Window, count: int) -> tuple[State, Window]:
+    """`count` updates. Donates both arguments. Any `count` runs the same executable and gives the same bits."""
+    self.compile()
+    if self.dispatch == "scan":
+      count = place(np.int32(count), self._replicated)
+      return self.compiled_update(state, window, self._arrays, count)
+    for _ in range(count):
+      data = self._place(self.feeds.train.next()) if self.streamed else self._arrays
+      state, window = self.compiled_update(state, window, data)
+    return state, window
+
+  # -- evaluation --------------------------------------------------------------------------------------------------
+
+  def _eval_batch(self, batches: EvalBatches, arrays, i):
+    return jax.lax.with_sharding_constraint(batches.draw(arrays, i), self._over_devices)
+
+  def _embed_reference(self, state, arrays):
+    """What `evaluate` takes after state and batch: nothing, or the embedded reference examples, ([seeds,] N, ...)."""
+    if self.experiment.embed is None:
+      return ()
+    batches = self.feeds.reference
+    embed = self._map(self.experiment.embed, in_axes=(0, None))
+    rows = jax.lax.map(lambda i: embed(state, self._eval_batch(batches, arrays, i)), jnp.arange(batches.num_batches))
+    if self.num_seeds == 1:
+      return (jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows),)
+    return (jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), rows),)
+
+  def _evaluate_batches(self, state, all_arrays):
+    arrays, reference_arrays = all_arrays
+    reference = self._embed_reference(state, reference_arrays)
+    evaluate = self._map(self.experiment.evaluate, in_axes=(0, None, *(0 for _ in reference)))
+
+    def one(i):
+      metrics = evaluate(state, self._eval_batch(self.feeds.evaluate, arrays, i), *reference)
+      return jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
+
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), jax.eval_shape(one, jnp.zeros([], jnp.int32)))
+    body = lambda i, sums: jax.tree.map(jnp.add, sums, one(i))
+    return jax.lax.fori_loop(0, self.feeds.evaluate.num_batches, body, zero)
+
+  @functools.cached_property
+  def _traced_evaluation(self):
+    jitted = jax.jit(self._evaluate_batches, out_shardings=self._replicated)
+    return jitted.trace(self.abstract_state, self._eval_arrays)
+
+  @property
+  def evaluation_names(self) -> list[str]:
+    """What `evaluate` measures, without running it."""
+    return sorted(self._traced_evaluation.out_info)
+
+  def evaluate(self, state: State) -> dict[str, Any]:
+    """The mean of each evaluation metric over all evaluation batches: () or (seeds,)."""
+    if self._evaluate is None:
+      start = time.perf_counter()
+      self._evaluate = self._traced_evaluation.lower().compile(quick_compilation(self.mesh.devices.flat[0], 1))
+      self.compile_seconds += time.perf_counter() - start
+    means = self._evaluate(state, self._eval_arrays)
+    is_mean = lambda x: isinstance(x, Mean)
+    divide = lambda m: np.asarray(np.asarray(m.total, np.float64) / np.asarray(m.count, np.float64))
+    return jax.tree.map(divide, dict(means), is_leaf=is_mean)
+
+  def lower(self) -> str:
+    """One update and the evaluation as StableHLO: programs with the same text differ in what they start from alone."""
+    update = jax.jit(self._one_update).lower(self.abstract_state, self._example_input())
+    evaluate = jax.jit(self._evaluate_batches).lower(self.abstract_state, self._eval_arrays)
+    return update.as_text() + evaluate.as_text()
+
+
+def take_rows(tree: Any, rows: Any) -> Any:
+  """`tree` on one device with some `rows` of its leading axis: `...` for all, an integer, a slice.
+
+  Every process must call it.
+  """
+  tree = fetch(tree)
+  return tree if rows is ... else jax.tree.map(lambda x: x[rows], tree)
+
+
+def seed_state(state: State, i: int, num_seeds: int) -> State:
+  """The state of seed number `i` on one device, without the seed axis. Every process must call it."""
+  return take_rows(state, i if num_seeds > 1 else ...)
+
+
+def window_means(window: Window, rows: Any = ...) -> dict[str, Any]:
+  """The training metrics of a window, or of some of its `rows`: () or (seeds,).
+
+  NaN for a seed without a count in it; a metric that no seed has a count of is left out.
+  """
+  total, count = jax.tree.map(lambda x: np.asarray(x)[rows], jax.device_get(window))
+  means = {name: np.float64(total[name]) / np.where(count[name] > 0, count[name], np.nan) for name in total}
+  return {name: np.asarray(mean) for name, mean in means.items() if np.any(count[name] > 0)}
+
+
+def window_finite(window: Window) -> dict[str, np.ndarray]:
+  """Which seeds have nothing in a window that is not finite, metric by metric: () or (seeds,)."""
+  total, count = jax.tree.map(np.asarray, jax.device_get(window))
+  return {name: np.asarray(np.isfinite(total[name]) | (count[name] == 0)) for name in total}
+
+
+def all_finite(tree: Any, seeds: bool) -> np.ndarray:
+  """Whether every floating-point leaf is finite: (), or (seeds,) where the leaves have a leading seed axis."""
+  return np.asarray(fetch(_all_finite(tree, seeds)))
+
+
+@functools.partial(jax.jit, static_argnames="seeds")
+def _all_finite(tree, seeds):
+  def check(tree):
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves], jnp.array(True))
+
+  return (jax.vmap(check) if seeds else check)(tree)

@@ -1,0 +1,41 @@
+"""Experiments that are one computation instead of a training run: exact solutions, figures over many runs."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.loop import enable_compilation_cache, usual_jax
+from mlnotes.engine.plot import plain_style
+from mlnotes.engine.progress import take_warnings
+from mlnotes.engine.record import Record, print_metrics, summarize
+
+
+def run_study(name: str, config: Any, study: Callable[[Path], Mapping[str, Any]], suffix: str = "") -> int:
+  """Runs `study(directory)`, which writes its pictures there and returns {figure: one value per run, or a number}.
+
+  Leaves config.json and the result card in `config.workdir`, or in runs/<name><suffix> where that is empty; prints the
+  figures and returns the exit code. Raises InputError as `Record` and `study` do; the directory is then free again.
+  """
+  directory = Path(config.workdir or f"runs/{name}{suffix}").expanduser()
+  record = Record(directory, name, config, tensorboard=False)
+  enable_compilation_cache()
+  record.hold()
+  started = time.perf_counter()
+  try:
+    with usual_jax(), plain_style():
+      metrics = {figure: summarize(values) for figure, values in study(directory).items()}
+    timing = {"wall_seconds": time.perf_counter() - started}
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    record.write_result(finished=True, metrics=metrics, timing=timing, device=device, warnings=take_warnings())
+  except InputError:
+    record.forget()
+    raise
+  finally:
+    record.close()
+  print_metrics(metrics)
+  print(f"finished: {record.result_path}")
+  return 0
