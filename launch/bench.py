@@ -30,8 +30,8 @@ import jax
 from experiments import catalogue, import_experiment
 from launch.measure import describe_machine, make_stepper, measure
 from launch.profiler import compare_with_profiler, write_trace
-from mlnotes.engine.errors import InputError
-from mlnotes.engine.flags import BaseConfig, field, parse, read, require, run
+from mlnotes.engine.errors import InputError, require
+from mlnotes.engine.flags import BaseConfig, field, parse, read, run
 from mlnotes.engine.loop import SECONDS_PER_DISPATCH, enable_compilation_cache
 from mlnotes.engine.record import check_writable, config_dict, to_json, write_atomically
 

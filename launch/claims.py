@@ -43,8 +43,8 @@ from typing import Any
 
 import experiments
 from experiments import catalogue
-from mlnotes.engine.errors import InputError, nearest
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import InputError, nearest, require
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.record import check_writable, write_atomically
 from mlnotes.engine.revision import find_revision
 from mlnotes.engine.summary import Summary, format_summary

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from mlnotes.engine.errors import InputError
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import InputError, require
+from mlnotes.engine.flags import BaseConfig, field, run
 
 # A closed terminal, Ctrl-C, Ctrl-\, Slurm's warning and schedulers: what ends the launcher reaches the processes.
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)

@@ -32,8 +32,8 @@ from launch.runs import (
   rank,
   split_settings,
 )
-from mlnotes.engine.errors import InputError, nearest
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import InputError, nearest, require
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.plot import new_figure, save_figure
 from mlnotes.engine.record import write_atomically
 from mlnotes.engine.summary import format_summary

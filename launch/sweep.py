@@ -40,8 +40,8 @@ from launch.plan import (
   split_outside,
 )
 from launch.table import Table, summary
-from mlnotes.engine.errors import InputError
-from mlnotes.engine.flags import BaseConfig, config_fields, field, read, require, run
+from mlnotes.engine.errors import InputError, require
+from mlnotes.engine.flags import BaseConfig, config_fields, field, read, run
 from mlnotes.engine.record import check_writable
 
 MOST_LINES = 40

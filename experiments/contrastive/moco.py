@@ -13,17 +13,18 @@ from typing import Literal
 from experiments.contrastive._pretraining import (
   ContrastiveConfig,
   TemperatureConfig,
-  count_features,
   make_encoder,
   make_pretraining,
   pretrain,
 )
 from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
+from mlnotes.contrastive.method import count_features
 from mlnotes.contrastive.moco import make_moco
 from mlnotes.data import load_data
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment
-from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.flags import field, run
 from mlnotes.nn import BatchNorm
 
 

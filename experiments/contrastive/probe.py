@@ -13,7 +13,8 @@ import numpy as np
 
 from experiments.contrastive import cpc, instance, moco, simclr, simsiam
 from mlnotes.data import load_data
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import require
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.study import run_study
 from mlnotes.engine.trained import load_config, restore_states
 

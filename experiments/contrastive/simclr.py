@@ -11,13 +11,13 @@ import dataclasses
 from experiments.contrastive._pretraining import (
   ContrastiveConfig,
   TemperatureConfig,
-  count_features,
   make_encoder,
   make_pretraining,
   pretrain,
 )
 from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
+from mlnotes.contrastive.method import count_features
 from mlnotes.contrastive.simclr import make_simclr
 from mlnotes.data import load_data
 from mlnotes.engine.experiment import Experiment

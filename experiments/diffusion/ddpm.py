@@ -25,9 +25,9 @@ from mlnotes.data import make_feeds as make_data_feeds
 from mlnotes.diffusion.model import DiffusionModel, TrainedModel
 from mlnotes.diffusion.schedule import MAX_STRATA
 from mlnotes.diffusion.unet import UNet
-from mlnotes.engine.errors import InputError
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
-from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer, update_ema
 

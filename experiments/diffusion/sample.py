@@ -15,9 +15,9 @@ from experiments.diffusion import ddpm
 from mlnotes.data import load_data
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import to_levels
-from mlnotes.engine.errors import InputError
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import root_key, stream_key
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.loop import enable_compilation_cache
 from mlnotes.engine.trained import load_config, restore_states
 

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.meta._episodes import load_episode_sets, make_episode_feeds
 from mlnotes.data import EvalBatches, Feeds, load_data
 from mlnotes.data.fingerprint import fingerprint
 from mlnotes.engine.experiment import stream
-from mlnotes.meta.episodes import frozen_episodes, load_episode_sets, make_episode_feeds
+from mlnotes.meta.episodes import frozen_episodes
 from mlnotes.meta.feeds import make_frozen_tasks, make_task_feed
 from mlnotes.meta.learner import Learner, make_classifier, make_regressor
 from mlnotes.meta.networks import Conv4, FullyConnected, Regressor

@@ -22,8 +22,9 @@ from jaxtyping import Array, Int, Key
 from experiments.meta import _comparison as comparison
 from experiments.meta._comparison import BASELINES, Family
 from mlnotes.data import Feeds, load
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, stream_key
-from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.progress import report_step
 from mlnotes.meta.learned_optimizer import (

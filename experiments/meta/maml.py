@@ -9,11 +9,12 @@ FOMAML is --order=first, ANIL --adapted=head, MAML++'s parts are --multi_step_up
 import dataclasses
 
 from experiments.meta._family import make_family
+from experiments.meta._maml import MAMLConfig
 from experiments.meta._meta_training import make_feeds as make_feeds
 from experiments.meta._meta_training import make_meta_learning, meta_train
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import field, run
-from mlnotes.meta.maml import MAMLConfig, make_maml
+from mlnotes.meta.maml import make_maml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import dataclasses
 from experiments.meta._family import make_family
 from experiments.meta._meta_training import make_feeds as make_feeds
 from experiments.meta._meta_training import make_meta_learning, meta_train
+from experiments.meta._reptile import ReptileConfig
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import run
-from mlnotes.meta.reptile import ReptileConfig, make_reptile
+from mlnotes.meta.reptile import make_reptile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

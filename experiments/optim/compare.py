@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlnotes.data import DataConfig, DataSet, load_data
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key
-from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.flags import field, run
 from mlnotes.engine.study import run_study
 from mlnotes.engine.summary import format_summary, order_key, over_seeds
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer

@@ -17,8 +17,9 @@ import optax
 
 from mlnotes import optim
 from mlnotes.data import DataConfig, load_data
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key, stream_key
-from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.flags import field, run
 from mlnotes.engine.study import run_study
 from mlnotes.optim.surfaces import SURFACES, Surface
 from mlnotes.optim.testbed import Classifier, make_classifier

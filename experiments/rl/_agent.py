@@ -7,23 +7,24 @@ return Experiment(init, step, make_evaluate(env, act, config), make_report(env, 
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
 
 from mlnotes.data import Feeds
-from mlnotes.engine.errors import InputError
-from mlnotes.engine.experiment import Experiment, Mean, State, root_key, stream_key
-from mlnotes.engine.flags import field, require
+from mlnotes.engine.errors import require
+from mlnotes.engine.experiment import Experiment, Mean, State, stream_key
+from mlnotes.engine.flags import field
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.progress import report_step
-from mlnotes.rl.env import Box, Discrete, Environment, make_env
-from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
+from mlnotes.rl.env import Environment
+from mlnotes.rl.episodes import (
+  run_episodes,
+)
+from mlnotes.rl.registry import make_env
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,73 +95,6 @@ def make_feeds(config: RLConfig) -> Feeds:
 def train_agent(experiment: Experiment, config: RLConfig, best_metric: str = "episode_return") -> int:
   """`mlnotes.engine.loop.train` with the best checkpoint by the highest `best_metric`."""
   return train(experiment, make_feeds(config), config, best_metric=best_metric, best_mode="max")
-
-
-def require_discrete(env: Environment) -> int:
-  """The number of actions. Raises InputError where actions are not discrete."""
-  if not isinstance(env.actions, Discrete):
-    raise InputError(f"--env={env.name} has continuous actions: this method expects discrete ones.")
-  return env.actions.n
-
-
-def require_box(env: Environment) -> Box:
-  """The space of actions. Raises InputError where they are not continuous and bounded."""
-  if not isinstance(env.actions, Box):
-    raise InputError(f"--env={env.name} has discrete actions: this method expects continuous ones.")
-  low, high = env.actions.low, env.actions.high
-  if not (math.isfinite(low) and math.isfinite(high) and low < high):
-    raise InputError(f"--env={env.name} has actions from {low} to {high}: this method expects finite bounds.")
-  return env.actions
-
-
-def observation_vector(env: Environment, observation: Any) -> Float[Array, "*B D"]:
-  """Observations as vectors: numbered states one-hot, pictures flattened. Leading axes stay."""
-  if isinstance(env.observations, Discrete):
-    return jax.nn.one_hot(observation, env.observations.n)
-  batch = observation.shape[: observation.ndim - len(env.observations.shape)]
-  return observation.reshape(*batch, -1)
-
-
-def observation_size(env: Environment) -> int:
-  """The length of `observation_vector`."""
-  spec = jax.eval_shape(lambda key: observation_vector(env, env.reset(key)[1]), root_key(0))
-  return spec.shape[-1]
-
-
-def finished_episodes(
-  last: Bool[Array, "*T"], episode_return: Float[Array, "*T"], episode_length: Int[Array, "*T"]
-) -> dict[str, Mean]:
-  """Training metrics: mean return and length of the episodes that ended, read where `last`."""
-  mean = lambda values: Mean(jnp.sum(jnp.where(last, values, 0)), jnp.sum(last))
-  return {"episode_return": mean(episode_return), "episode_length": mean(episode_length)}
-
-
-def run_episodes(
-  env: Environment,
-  act: Callable[[Any], Any],
-  key: Key[Array, ""],
-  num_episodes: int,
-) -> tuple[Float[Array, " E"], Int[Array, " E"]]:
-  """(return, length) of one episode in each of `num_episodes` environments, with the policy `act(observation)`."""
-  reset_key, step_key = jax.random.split(key)
-  state, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
-  longest = env.time_limit or LONGEST_EPISODE
-
-  def running(carry):
-    return (carry[0] < longest) & jnp.any(carry[3])
-
-  def one(carry):
-    t, state, observation, alive, returned, length = carry
-    keys = jax.random.split(jax.random.fold_in(step_key, t), num_episodes)
-    state, timestep = jax.vmap(env.step)(keys, state, jax.vmap(act)(observation))
-    returned = returned + jnp.where(alive, timestep.reward, 0)
-    return t + 1, state, timestep.observation, alive & ~timestep.last, returned, length + alive
-
-  zero = jnp.zeros(num_episodes)
-  alive = jnp.ones(num_episodes, bool)
-  start = (jnp.zeros([], jnp.int32), state, observation, alive, zero, zero.astype(jnp.int32))
-  carry = jax.lax.while_loop(running, one, start)
-  return carry[4], carry[5]
 
 
 def as_policy(act: Callable[[State, Any], Any]) -> Callable[[State], Callable[[Any], Any]]:

@@ -24,7 +24,7 @@ _TAXI_ERRANDS = (("R", "B"), ("Y", "G"), ("taxi", "R"), ("taxi", "B"))
 
 def write_comparison(table: Table, q: Any, discount: float, path: Path) -> None:
   """Draws the learned action values beside those of dynamic programming, (S, A) each."""
-  from experiments.rl._tabular import optimal_action_values
+  from mlnotes.rl.dynamic_programming import optimal_action_values
 
   learned, (optimal, actions) = np.asarray(q), optimal_action_values(table, discount)
   panels = {

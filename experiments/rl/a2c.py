@@ -17,10 +17,11 @@ import optax
 
 from experiments.rl._agent import make_feeds as make_feeds
 from experiments.rl._agent import train_agent
+from experiments.rl._on_policy import OnPolicyConfig, make_on_policy_experiment
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import run
 from mlnotes.optim import ScheduleName
-from mlnotes.rl.on_policy import OnPolicyBatch, OnPolicyConfig, flatten_time, make_on_policy_experiment, standardize
+from mlnotes.rl.on_policy import OnPolicyBatch, flatten_time, standardize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

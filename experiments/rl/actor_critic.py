@@ -13,19 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.rl._agent import (
-  RLConfig,
-  as_policy,
-  finished_episodes,
-  make_evaluate,
-  make_report,
-  require_discrete,
-  train_agent,
-)
+from experiments.rl._agent import RLConfig, as_policy, make_evaluate, make_report, train_agent
 from experiments.rl._agent import make_feeds as make_feeds
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, stream_key
-from mlnotes.engine.flags import field, require, run
-from mlnotes.rl.env import Actors, init_actors, make_env, step_with_reset
+from mlnotes.engine.flags import field, run
+from mlnotes.rl.env import Actors, init_actors, step_with_reset
+from mlnotes.rl.episodes import finished_episodes, require_discrete
+from mlnotes.rl.registry import make_env
 from mlnotes.rl.tiles import fourier_features, make_fourier_basis, observation_bounds
 from mlnotes.rl.traces import Features, Parameters, Traces, Transition, compute_logits, init_parameters, update_traces
 

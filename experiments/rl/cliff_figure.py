@@ -12,10 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.rl._tabular import learn_episodes
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.study import run_study
+from mlnotes.rl.interaction import learn_episodes
 from mlnotes.rl.table import read_table
 from mlnotes.rl.tabular import RULES, Settings
 

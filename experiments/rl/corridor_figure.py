@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.study import run_study
 from mlnotes.rl.corridor import BEST_RIGHT, compute_start_value, init_parameters, make_corridor, run_reinforce
 

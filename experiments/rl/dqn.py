@@ -17,23 +17,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.rl._agent import (
-  as_policy,
-  finished_episodes,
-  make_evaluate,
-  make_report,
-  observation_size,
-  observation_vector,
-  require_discrete,
-  train_agent,
-)
+from experiments.rl._agent import as_policy, make_evaluate, make_report, train_agent
 from experiments.rl._agent import make_feeds as make_feeds
+from experiments.rl._off_policy import OffPolicyConfig
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, stream_key
-from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.flags import field, run
 from mlnotes.rl import dqn
-from mlnotes.rl.env import Actors, init_actors, make_env, rollout
+from mlnotes.rl.env import Actors, init_actors, rollout
+from mlnotes.rl.episodes import finished_episodes, observation_size, observation_vector, require_discrete
 from mlnotes.rl.normalize import Moments, init_moments, normalize, update_moments
-from mlnotes.rl.off_policy import OffPolicyConfig, can_learn, learn, update_target
+from mlnotes.rl.off_policy import can_learn, learn, update_target
+from mlnotes.rl.registry import make_env
 from mlnotes.rl.replay import Replay, add, as_transitions, init_env_replay, sample_batches
 
 

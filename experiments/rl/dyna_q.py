@@ -12,8 +12,9 @@ from typing import ClassVar
 from experiments.rl._agent import make_feeds as make_feeds
 from experiments.rl._agent import train_agent
 from experiments.rl._tabular import TabularConfig, make_tabular_experiment
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment
-from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.flags import field, run
 from mlnotes.rl.tabular import RULES
 
 

@@ -15,20 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.rl._agent import (
-  RLConfig,
-  as_policy,
-  finished_episodes,
-  make_evaluate,
-  make_report,
-  require_discrete,
-  train_agent,
-)
+from experiments.rl._agent import RLConfig, as_policy, make_evaluate, make_report, train_agent
 from experiments.rl._agent import make_feeds as make_feeds
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, stream_key
-from mlnotes.engine.flags import field, require, run
-from mlnotes.rl.env import make_env
+from mlnotes.engine.flags import field, run
+from mlnotes.rl.episodes import finished_episodes, require_discrete
 from mlnotes.rl.linear import Agent, Learner, init_agent, learn, make_n_step_sarsa, make_sarsa_lambda
+from mlnotes.rl.registry import make_env
 from mlnotes.rl.tiles import Tiling, compute_linear_value, make_tiling, observation_bounds, tile_indices
 
 

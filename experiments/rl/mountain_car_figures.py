@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key, stream_key
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.study import run_study
-from mlnotes.rl.env import make_gymnax_env
+from mlnotes.rl.gymnax_env import make_gymnax_env
 from mlnotes.rl.linear import Learner, init_agent, learn, make_n_step_sarsa, make_sarsa_lambda
 from mlnotes.rl.tiles import Tiling, make_tiling, observation_bounds
 

@@ -17,17 +17,12 @@ import optax
 
 from experiments.rl._agent import make_feeds as make_feeds
 from experiments.rl._agent import train_agent
+from experiments.rl._on_policy import OnPolicyConfig, make_on_policy_experiment
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment
-from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.flags import field, run
 from mlnotes.optim import ScheduleName
-from mlnotes.rl.on_policy import (
-  OnPolicyBatch,
-  OnPolicyConfig,
-  flatten_time,
-  make_on_policy_experiment,
-  minibatch_rows,
-  standardize,
-)
+from mlnotes.rl.on_policy import OnPolicyBatch, flatten_time, minibatch_rows, standardize
 from mlnotes.rl.ppo import approximate_kl, clip_fraction, clipped_surrogate_loss, clipped_value_loss
 
 

@@ -19,13 +19,15 @@ from jaxtyping import Array, Float, Int, Key
 
 from experiments.rl._agent import RLConfig, as_policy, make_evaluate, make_report, train_agent
 from experiments.rl._agent import make_feeds as make_feeds
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, stream_key
-from mlnotes.engine.flags import field, require, run
+from mlnotes.engine.flags import field, run
 from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
 from mlnotes.rl.actor_critic import idle_for_discrete_actions, make_actor_critic, make_greedy
-from mlnotes.rl.env import clip_actions, make_env
+from mlnotes.rl.env import clip_actions
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE
 from mlnotes.rl.policy_gradient import masked_mean, masked_standardize, run_whole_episodes
+from mlnotes.rl.registry import make_env
 from mlnotes.rl.returns import discounted_returns
 
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from experiments.rl._gridworld_report import Panel, write_action_values
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import require
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.study import run_study
 from mlnotes.rl import dynamic_programming as dp
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from launch.timing import Stepper
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import require
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.loop import enable_compilation_cache
 from mlnotes.engine.program import Program, make_mesh
 

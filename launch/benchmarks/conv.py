@@ -21,7 +21,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import require
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.nn.conv import Conv, convolve
 from mlnotes.nn.resnet import ResNet18
 

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.meta._meta_training import mean_over_chunks
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import require
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.loop import enable_compilation_cache
 from mlnotes.meta import Conv4, Task, make_classifier, meta_loss
+from mlnotes.meta.method import mean_over_chunks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

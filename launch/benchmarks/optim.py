@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import optax
 
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import require
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.optim import OptimConfig, adabound, lookahead, make_optimizer, scale_by_centred_rms, swats
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import jax
 
 from launch.timing import Stepper
-from mlnotes.engine.errors import InputError
-from mlnotes.engine.flags import BaseConfig, field, require, run
+from mlnotes.engine.errors import InputError, require
+from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.loop import enable_compilation_cache
 from mlnotes.engine.program import Program, make_mesh
 

@@ -1,7 +1,5 @@
 """Contrastive learning: losses, queue and memory bank, heads, and how good the features are (notes: 对比学习)."""
 
-from experiments.contrastive._pretraining import Method as Method
-from experiments.contrastive._pretraining import Outcome as Outcome
 from experiments.contrastive._pretraining import make_pretraining as make_pretraining
 from mlnotes.contrastive.bank import draw_noise as draw_noise
 from mlnotes.contrastive.bank import init_bank as init_bank
@@ -27,6 +25,8 @@ from mlnotes.contrastive.loss import nonparametric_softmax as nonparametric_soft
 from mlnotes.contrastive.loss import normalize as normalize
 from mlnotes.contrastive.loss import nt_xent as nt_xent
 from mlnotes.contrastive.loss import proximal_penalty as proximal_penalty
+from mlnotes.contrastive.method import Method as Method
+from mlnotes.contrastive.method import Outcome as Outcome
 from mlnotes.contrastive.metrics import alignment as alignment
 from mlnotes.contrastive.metrics import effective_rank as effective_rank
 from mlnotes.contrastive.metrics import embedding_spread as embedding_spread

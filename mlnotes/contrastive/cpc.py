@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from experiments.contrastive._pretraining import Method, Outcome
 from mlnotes.contrastive.loss import in_batch_info_nce, mutual_information_bound
+from mlnotes.contrastive.method import Method, Outcome
 from mlnotes.nn import Conv, GroupNorm
 
 

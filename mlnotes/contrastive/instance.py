@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from experiments.contrastive._pretraining import Method, Outcome, apply_network, make_embed
 from mlnotes.contrastive.bank import draw_noise, init_bank, update_bank
 from mlnotes.contrastive.heads import Embedder
 from mlnotes.contrastive.loss import estimate_normalizer, nce, nonparametric_softmax, normalize, proximal_penalty
+from mlnotes.contrastive.method import Method, Outcome, apply_network, make_embed
 from mlnotes.engine.experiment import example_keys
 
 

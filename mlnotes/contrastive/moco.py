@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.contrastive._pretraining import Method, Outcome, apply_network, make_embed
 from mlnotes.contrastive.heads import Embedder
 from mlnotes.contrastive.loss import info_nce, normalize
+from mlnotes.contrastive.method import Method, Outcome, apply_network, make_embed
 from mlnotes.contrastive.queue import Queue, enqueue, init_queue
 from mlnotes.optim import update_average
 

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from experiments.contrastive._pretraining import Method, Outcome, apply_network, flatten_views, make_embed
 from mlnotes.contrastive.heads import Embedder
 from mlnotes.contrastive.loss import normalize, nt_xent
+from mlnotes.contrastive.method import Method, Outcome, apply_network, flatten_views, make_embed
 
 
 def make_simclr(network: Embedder, temperature: float) -> Method:

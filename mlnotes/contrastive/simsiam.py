@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.contrastive._pretraining import Method, Outcome, apply_network, flatten_views, make_embed
 from mlnotes.contrastive.heads import Embedder
 from mlnotes.contrastive.loss import negative_cosine
+from mlnotes.contrastive.method import Method, Outcome, apply_network, flatten_views, make_embed
 
 
 def make_simsiam(network: Embedder, stop_gradient: bool = True) -> Method:

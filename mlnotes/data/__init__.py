@@ -12,7 +12,8 @@ from mlnotes.data.feed import (
   make_resident_feed,
   make_stream_feed,
 )
-from mlnotes.data.feeds import DataConfig, Feeds, load_data, make_feeds
+from mlnotes.data.feeds import Feeds
+from mlnotes.data.flags import DataConfig, load_data, make_feeds
 from mlnotes.data.order import fixed_subset
 from mlnotes.data.source import load
 

@@ -11,7 +11,7 @@ from mlnotes.data.feed import ResidentFeed, _take, make_eval_batches
 from mlnotes.data.feeds import Feeds
 from mlnotes.data.fingerprint import fingerprint_splits
 from mlnotes.data.order import epoch_positions, order_bits, permute_index
-from mlnotes.engine.flags import require
+from mlnotes.engine.errors import require
 
 
 class NamedArrays:

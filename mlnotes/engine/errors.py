@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -22,3 +23,9 @@ def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
   close = [folded[k] for k in difflib.get_close_matches(name.lower(), folded, n=1)]
   close = close or [k for k in known if last(k) == last(name)]
   return f"did you mean {close[0]}?" if close else otherwise or f"expected one of {', '.join(known)}."
+
+
+def require(condition: bool, flag: str, found: Any, expected: str) -> None:
+  """Raises the one-sentence ValueError of a flag whose value is out of range."""
+  if not condition:
+    raise InputError(f"--{flag}={found} is out of range: expected {expected}.")

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from absl import app, logging
 from absl import flags as absl_flags
 
-from mlnotes.engine.errors import InputError, nearest
+from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.terminal import prepare_streams
 
 ConfigT = TypeVar("ConfigT")
@@ -225,12 +225,6 @@ def _as_kind(name: str, kind: Any, value: Any) -> Any:
   if value in arguments if origin is Literal else type(value) is kind:
     return value
   raise InputError(f"the setting {name} is {value!r}: expected {_spell(kind)}.")
-
-
-def require(condition: bool, flag: str, found: Any, expected: str) -> None:
-  """Raises the one-sentence ValueError of a flag whose value is out of range."""
-  if not condition:
-    raise InputError(f"--{flag}={found} is out of range: expected {expected}.")
 
 
 def read(

@@ -25,9 +25,9 @@ import numpy as np
 from mlnotes.engine import distributed
 from mlnotes.engine.cache import cache_directory
 from mlnotes.engine.checkpoint import Checkpoints
-from mlnotes.engine.errors import InputError
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment
-from mlnotes.engine.flags import BaseConfig, experiment_name, field, require
+from mlnotes.engine.flags import BaseConfig, experiment_name, field
 from mlnotes.engine.program import Feeds, Program, all_finite, make_mesh, take_rows, window_finite, window_means
 from mlnotes.engine.progress import Progress
 from mlnotes.engine.record import Record, config_dict, free_fields

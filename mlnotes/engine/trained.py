@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from mlnotes.data import Feeds
 from mlnotes.engine.checkpoint import Checkpoints
-from mlnotes.engine.errors import InputError
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, State
-from mlnotes.engine.flags import from_dict, require
+from mlnotes.engine.flags import from_dict
 from mlnotes.engine.loop import LoopConfig
 from mlnotes.engine.program import Program, make_mesh, seed_state
 from mlnotes.engine.record import read_json

@@ -4,6 +4,9 @@
 differentiates. Tasks are drawn on the device: sinusoids, quadratics, N-way K-shot image episodes.
 """
 
+from experiments.meta._episodes import EpisodeConfig as EpisodeConfig
+from experiments.meta._episodes import load_episode_sets as load_episode_sets
+from experiments.meta._episodes import make_episode_feeds as make_episode_feeds
 from mlnotes.meta.adapt import Adapted as Adapted
 from mlnotes.meta.adapt import adapt as adapt
 from mlnotes.meta.adapt import combine as combine
@@ -17,12 +20,9 @@ from mlnotes.meta.classes import ClassPool as ClassPool
 from mlnotes.meta.classes import EpisodeSets as EpisodeSets
 from mlnotes.meta.classes import make_class_pool as make_class_pool
 from mlnotes.meta.classes import make_episode_sets as make_episode_sets
-from mlnotes.meta.episodes import EpisodeConfig as EpisodeConfig
 from mlnotes.meta.episodes import check_episode as check_episode
 from mlnotes.meta.episodes import frozen_episodes as frozen_episodes
 from mlnotes.meta.episodes import interval95 as interval95
-from mlnotes.meta.episodes import load_episode_sets as load_episode_sets
-from mlnotes.meta.episodes import make_episode_feeds as make_episode_feeds
 from mlnotes.meta.episodes import predict_by_prototype as predict_by_prototype
 from mlnotes.meta.episodes import prototype_accuracy as prototype_accuracy
 from mlnotes.meta.episodes import sample_distinct as sample_distinct

@@ -1,51 +1,16 @@
 """Reptile as a `Method`: move towards what plain training on a task gives."""
 
-import dataclasses
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from experiments.meta._meta_training import MetaConfig, MetaParams, Method, State, make_rule
+from experiments.meta._reptile import ReptileConfig
 from mlnotes.engine.experiment import example_keys, stream_key
-from mlnotes.engine.flags import field, require
 from mlnotes.meta.adapt import adapt, reptile_gradient
 from mlnotes.meta.learner import Learner
+from mlnotes.meta.method import MetaParams, Method, State, make_rule
 from mlnotes.meta.task import Task
-from mlnotes.optim import OptimizerName, ScheduleName
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReptileConfig(MetaConfig):
-  """The flags of Reptile; its outer rate is the share of the way to the adapted parameters that an update goes."""
-
-  TUNED: ClassVar = {
-    "images": dict(
-      batch_size=5, shots=1, queries=9, inner_optimizer="adam", inner_learning_rate=1e-3, inner_steps=5,
-      eval_inner_steps=50, width=32, steps=10_000, eval_every=2000, checkpoint_every=2000, eval_examples=200,
-      test_tasks=1000,
-    )
-  }  # fmt: skip
-
-  queries: int = 40
-  optimizer: OptimizerName = "sgd"
-  momentum: float = 0.0
-  learning_rate: float = 1.0
-  schedule: ScheduleName = "linear"
-  inner_learning_rate: float = 0.01
-  inner_steps: int = 10
-  inner_batch: int = field(10, "examples of an inner step in training, out of a task's --shots and --queries together")
-
-  def __post_init__(self):
-    super().__post_init__()
-    require(self.inner_batch >= 1, "inner_batch", self.inner_batch, "1 or more")
-    require(not self.remat, "remat", self.remat, "false: Reptile has no backward pass through the inner loop")
-    classes = self.ways if self.tasks == "images" else 1
-    examples = classes * (self.shots + self.queries)
-    expected = f"at most {examples}, the examples of a task in training"
-    require(self.inner_batch <= examples, "inner_batch", self.inner_batch, expected)
 
 
 def sample_minibatches(key: Key[Array, ""], task: Task, steps: int, size: int) -> dict[str, Array]:

@@ -42,9 +42,7 @@ from mlnotes.optim.ema import update_average as update_average
 from mlnotes.optim.ema import update_ema as update_ema
 from mlnotes.optim.flags import OptimConfig as OptimConfig
 from mlnotes.optim.flags import OptimizerName as OptimizerName
-from mlnotes.optim.flags import ScheduleName as ScheduleName
 from mlnotes.optim.flags import make_optimizer as make_optimizer
-from mlnotes.optim.flags import make_schedule as make_schedule
 from mlnotes.optim.gradient import add_gradient_noise as add_gradient_noise
 from mlnotes.optim.gradient import add_l1 as add_l1
 from mlnotes.optim.landscape import fit_plane as fit_plane
@@ -65,7 +63,9 @@ from mlnotes.optim.rules import amsgrad as amsgrad
 from mlnotes.optim.rules import scale_by_amsgrad as scale_by_amsgrad
 from mlnotes.optim.rules import scale_by_centred_rms as scale_by_centred_rms
 from mlnotes.optim.rules import sgdw as sgdw
+from mlnotes.optim.schedules import ScheduleName as ScheduleName
 from mlnotes.optim.schedules import inverse_square_root as inverse_square_root
+from mlnotes.optim.schedules import make_schedule as make_schedule
 from mlnotes.optim.schedules import triangular as triangular
 from mlnotes.optim.schedules import two_drops as two_drops
 from mlnotes.optim.schedules import warm_restarts as warm_restarts

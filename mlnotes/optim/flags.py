@@ -6,23 +6,23 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import optax
 
-from mlnotes.engine.flags import BaseConfig, field, require
+from mlnotes.engine.errors import require
+from mlnotes.engine.flags import BaseConfig, field
 from mlnotes.optim.adabound import scale_by_adabound
 from mlnotes.optim.decay import is_decayed
 from mlnotes.optim.gradient import add_gradient_noise, add_l1
 from mlnotes.optim.lookahead import lookahead
 from mlnotes.optim.precision import accumulate_in_float32
 from mlnotes.optim.rules import scale_by_amsgrad, scale_by_centred_rms
-from mlnotes.optim.schedules import inverse_square_root, triangular, two_drops, warm_restarts, warm_up
+from mlnotes.optim.schedules import (
+  ScheduleName,
+  make_schedule,
+)
 from mlnotes.optim.swats import scale_by_swats
 
 OptimizerName: TypeAlias = Literal[
   "sgd", "nesterov", "adagrad", "adadelta", "rmsprop", "rmsprop_centred", "adam", "nadam", "amsgrad", "adamw", "sgdw",
   "radam", "adabound", "amsbound", "swats", "lars",
-]  # fmt: skip
-ScheduleName: TypeAlias = Literal[
-  "constant", "step", "exponential", "polynomial", "linear", "cosine", "warmup_cosine", "inverse_sqrt", "triangular",
-  "one_cycle", "warm_restarts",
 ]  # fmt: skip
 DECOUPLED = ("adamw", "sgdw")
 BOUNDED = ("adabound", "amsbound")  # their learning rate is within the rule
@@ -101,33 +101,6 @@ def count_warmup(config: OptimConfig, total_steps: int) -> int:
   fits = config.warmup_steps <= most or config.warmup_steps == type(config).warmup_steps
   require(fits, "warmup_steps", config.warmup_steps, f"at most {most}, half of --steps={total_steps}")
   return min(config.warmup_steps, most)
-
-
-def make_schedule(name: ScheduleName, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
-  """A schedule with peak 1 over `total_steps` updates, to be multiplied by the learning rate.
-
-  The learning rate itself stays a traced value of the optimizer's state, so that changing it recompiles nothing.
-  Raises ValueError for an unknown name, and where the warm-up leaves no update for the schedule.
-  """
-  rest = total_steps - warmup_steps
-  if rest <= 0:
-    raise ValueError(f"warmup_steps={warmup_steps} leaves nothing of total_steps={total_steps}: expected fewer.")
-  schedules = {
-    "constant": lambda: optax.constant_schedule(1.0),
-    "step": lambda: two_drops(rest),
-    "exponential": lambda: optax.exponential_decay(1.0, rest, 0.01),
-    "polynomial": lambda: optax.polynomial_schedule(1.0, 0.0, 2, rest),
-    "linear": lambda: optax.linear_schedule(1.0, 0.0, rest),
-    "cosine": lambda: optax.cosine_decay_schedule(1.0, rest),
-    "warmup_cosine": lambda: optax.cosine_decay_schedule(1.0, rest),
-    "inverse_sqrt": lambda: inverse_square_root(1.0, max(warmup_steps, 1)),
-    "triangular": lambda: triangular(0.1, 1.0, max(rest // 8, 1)),
-    "one_cycle": lambda: optax.cosine_onecycle_schedule(rest, 1.0),
-    "warm_restarts": lambda: warm_restarts(1.0, -(-rest // 7), 2, rest),
-  }
-  if name not in schedules:
-    raise ValueError(f"found the schedule {name!r}, expected one of {', '.join(schedules)}.")
-  return warm_up(schedules[name](), warmup_steps)
 
 
 def _rules(config: OptimConfig, learning_rate: Any, momentum: Any, final_learning_rate: Any) -> dict[str, Callable]:

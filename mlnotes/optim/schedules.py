@@ -1,5 +1,7 @@
 """Learning rates over time; optax's where it has them. All give the rate of update `count` = 0, 1, ..."""
 
+from typing import Literal, TypeAlias
+
 import jax.numpy as jnp
 import optax
 
@@ -48,3 +50,36 @@ def warm_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
   if not warmup_steps:
     return schedule
   return optax.join_schedules([lambda count: schedule(0) * count / warmup_steps, schedule], [warmup_steps])
+
+
+ScheduleName: TypeAlias = Literal[
+  "constant", "step", "exponential", "polynomial", "linear", "cosine", "warmup_cosine", "inverse_sqrt", "triangular",
+  "one_cycle", "warm_restarts",
+]  # fmt: skip
+
+
+def make_schedule(name: ScheduleName, total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
+  """A schedule with peak 1 over `total_steps` updates, to be multiplied by the learning rate.
+
+  The learning rate itself stays a traced value of the optimizer's state, so that changing it recompiles nothing.
+  Raises ValueError for an unknown name, and where the warm-up leaves no update for the schedule.
+  """
+  rest = total_steps - warmup_steps
+  if rest <= 0:
+    raise ValueError(f"warmup_steps={warmup_steps} leaves nothing of total_steps={total_steps}: expected fewer.")
+  schedules = {
+    "constant": lambda: optax.constant_schedule(1.0),
+    "step": lambda: two_drops(rest),
+    "exponential": lambda: optax.exponential_decay(1.0, rest, 0.01),
+    "polynomial": lambda: optax.polynomial_schedule(1.0, 0.0, 2, rest),
+    "linear": lambda: optax.linear_schedule(1.0, 0.0, rest),
+    "cosine": lambda: optax.cosine_decay_schedule(1.0, rest),
+    "warmup_cosine": lambda: optax.cosine_decay_schedule(1.0, rest),
+    "inverse_sqrt": lambda: inverse_square_root(1.0, max(warmup_steps, 1)),
+    "triangular": lambda: triangular(0.1, 1.0, max(rest // 8, 1)),
+    "one_cycle": lambda: optax.cosine_onecycle_schedule(rest, 1.0),
+    "warm_restarts": lambda: warm_restarts(1.0, -(-rest // 7), 2, rest),
+  }
+  if name not in schedules:
+    raise ValueError(f"found the schedule {name!r}, expected one of {', '.join(schedules)}.")
+  return warm_up(schedules[name](), warmup_steps)

@@ -18,10 +18,9 @@ from mlnotes.rl.env import TimeStep as TimeStep
 from mlnotes.rl.env import Trajectory as Trajectory
 from mlnotes.rl.env import clip_actions as clip_actions
 from mlnotes.rl.env import init_actors as init_actors
-from mlnotes.rl.env import make_env as make_env
-from mlnotes.rl.env import make_gymnax_env as make_gymnax_env
 from mlnotes.rl.env import rollout as rollout
 from mlnotes.rl.env import step_with_reset as step_with_reset
+from mlnotes.rl.gymnax_env import make_gymnax_env as make_gymnax_env
 from mlnotes.rl.normalize import Moments as Moments
 from mlnotes.rl.normalize import init_moments as init_moments
 from mlnotes.rl.normalize import normalize as normalize
@@ -29,6 +28,7 @@ from mlnotes.rl.normalize import update_moments as update_moments
 from mlnotes.rl.ppo import approximate_kl as approximate_kl
 from mlnotes.rl.ppo import clipped_surrogate_loss as clipped_surrogate_loss
 from mlnotes.rl.ppo import clipped_value_loss as clipped_value_loss
+from mlnotes.rl.registry import make_env as make_env
 from mlnotes.rl.replay import Replay as Replay
 from mlnotes.rl.replay import add as add
 from mlnotes.rl.replay import init_replay as init_replay

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from mlnotes.nn import Conv
 from mlnotes.rl.distributions import Categorical, DiagonalGaussian
-from mlnotes.rl.env import Box, Discrete, Environment, make_env
+from mlnotes.rl.env import Box, Discrete, Environment
 from mlnotes.rl.networks import MLP
+from mlnotes.rl.registry import make_env
 
 
 class ActorCritic(NamedTuple):

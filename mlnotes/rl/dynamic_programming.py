@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mlnotes.rl.table import Dynamics
+from mlnotes.rl.table import Dynamics, Table
 
 
 class Solution(NamedTuple):
@@ -213,3 +213,9 @@ def evaluate_doubling(dynamics: Dynamics, policy: Float[Array, "S A"], doublings
 def start_value(dynamics: Dynamics, values: Float[Array, " S"]) -> Float[Array, ""]:
   """The mean of `values` over the first states of episodes."""
   return jnp.dot(jnp.asarray(dynamics.initial), values)
+
+
+def optimal_action_values(table: Table, discount: float) -> tuple[Float[Array, "S A"], Int[Array, " S"]]:
+  """(action values, actions of an optimal policy) of dynamic programming, to set beside learned ones."""
+  solution = jax.jit(policy_iteration)(table.dynamics, discount)
+  return compute_action_values(table.dynamics, solution.values, discount), jnp.argmax(solution.policy, axis=-1)

@@ -10,9 +10,7 @@ environments that are deterministic given seed and actions, which is tried once 
 """
 
 import collections
-import contextlib
 import functools
-import importlib
 import threading
 from typing import Any, NamedTuple
 
@@ -23,7 +21,7 @@ from jaxtyping import Array, Bool, Int, Key, Num, UInt32
 
 from mlnotes.engine.errors import InputError
 from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
-from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE, make_gymnasium_env
+from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE, make_python_env
 
 # Environments that are kept under way; with more at a time than that, each step takes all of its episode's again.
 _KEPT = 4096
@@ -41,32 +39,6 @@ class HostState(NamedTuple):
   actions: Num[Array, "..."]
   time: Int[Array, ""]
   over: Bool[Array, ""]
-
-
-def make_python_env(name: str, **settings: Any) -> Any:
-  """The Gymnasium environment behind `name`, with observations that are a Discrete number or one Box.
-
-  Dict and Tuple observations are flattened as Gymnasium does it. Raises InputError for what cannot be made.
-  """
-  import gymnasium
-
-  module, _, attribute = name.partition(":")
-  try:
-    if module == "gymnasium":
-      env = make_gymnasium_env(attribute, disable_env_checker=True, **settings)
-    else:
-      env = getattr(importlib.import_module(module), attribute)()
-  except (ImportError, AttributeError, TypeError, gymnasium.error.Error) as error:
-    expected = "gymnasium:NAME, or module:function where the function takes no argument"
-    raise InputError(f"--env={name} cannot be made ({type(error).__name__}: {error}): expected {expected}.") from error
-  if not isinstance(env, gymnasium.Env):
-    raise InputError(f"--env={name} gives {type(env).__name__}: expected a gymnasium.Env.")
-  if not isinstance(env.observation_space, (gymnasium.spaces.Discrete, gymnasium.spaces.Box)):
-    with contextlib.suppress(NotImplementedError):
-      env = gymnasium.wrappers.FlattenObservation(env)
-    if not isinstance(env.observation_space, gymnasium.spaces.Box):
-      raise InputError(f"--env={name} has observations {env.observation_space}: expected numbers of a fixed count.")
-  return env
 
 
 def _read_spaces(name: str, env: Any) -> tuple[Discrete | Box, Discrete | Box]:

@@ -14,7 +14,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mlnotes.engine.errors import InputError
-from mlnotes.rl.env import TABLE_ENVS, Discrete, Environment, TimeStep
+from mlnotes.rl.env import (
+  Discrete,
+  Environment,
+  TimeStep,
+)
 
 
 class Dynamics(NamedTuple):
@@ -69,7 +73,7 @@ _ACTIONS = {
 
 
 def read_table(name: str) -> Table:
-  """Gymnasium's own table of one of `mlnotes.rl.env.TABLE_ENVS`, or "DynaMaze". Raises InputError for another name."""
+  """Gymnasium's own table of one of `mlnotes.rl.table.TABLE_ENVS`, or "DynaMaze". Raises InputError for another name."""
   if name == "DynaMaze":
     return make_dyna_maze()
   from mlnotes.rl.gymnasium_bridge import make_gymnasium_env
@@ -197,3 +201,7 @@ def make_table_env(table: Table) -> Environment:
     return advance_table(table, jax.random.uniform(key), state, action)
 
   return Environment(table.name, reset, step, Discrete(table.num_states), Discrete(table.num_actions), table.time_limit)
+
+
+# Names of Gymnasium whose whole dynamics is a table; see `mlnotes.rl.table`.
+TABLE_ENVS = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from experiments.contrastive import cpc, moco, probe, simclr, simsiam
-from experiments.contrastive._pretraining import count_features, make_encoder, make_views
+from experiments.contrastive._pretraining import make_encoder
 from experiments.contrastive._report import embed_split
+from mlnotes.contrastive.method import count_features, make_views
 from mlnotes.contrastive.probe import compute_probe_accuracy, draw_few_labels
 from mlnotes.data import load_data
 from mlnotes.engine.errors import InputError

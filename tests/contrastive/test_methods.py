@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.contrastive._pretraining import State, flatten_views
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.instance import make_instance_discrimination
 from mlnotes.contrastive.loss import info_nce, normalize
+from mlnotes.contrastive.method import State, flatten_views
 from mlnotes.contrastive.moco import invert_order, make_key_order, make_moco
 from mlnotes.contrastive.simclr import make_simclr
 from mlnotes.contrastive.simsiam import make_simsiam

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments.meta import maml, meta_sgd, reptile
-from experiments.meta._meta_training import mean_over_chunks
 from mlnotes.engine.errors import InputError
 from mlnotes.meta import Task
+from mlnotes.meta.method import mean_over_chunks
 from mlnotes.meta.reptile import sample_minibatches
 
 SMALL = dict(devices=1, eval_every=0, checkpoint_every=0, tensorboard=False)

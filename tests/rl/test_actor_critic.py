@@ -9,7 +9,8 @@ from experiments.rl import actor_critic
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import stream_key
 from mlnotes.rl import traces
-from mlnotes.rl.env import make_env, step_with_reset
+from mlnotes.rl.env import step_with_reset
+from mlnotes.rl.registry import make_env
 
 GAMMA, ACTOR_DECAY, CRITIC_DECAY = 0.9, 0.6, 0.8
 ACTOR_STEP, CRITIC_STEP = 0.2, 0.1

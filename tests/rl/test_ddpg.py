@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from mlnotes.rl import ddpg
-from mlnotes.rl.env import Box, Discrete, make_env
+from mlnotes.rl.env import Box, Discrete
+from mlnotes.rl.registry import make_env
 from mlnotes.rl.replay import Transition
 
 BEST = jnp.array([0.3, -0.6])

@@ -8,20 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.rl._agent import require_box
 from mlnotes.engine.errors import InputError
-from mlnotes.rl.env import (
-  Box,
-  Discrete,
-  clip_actions,
-  init_actors,
-  make_env,
-  make_gymnax_env,
-  rollout,
-  step_with_reset,
-)
+from mlnotes.rl.env import Box, Discrete, clip_actions, init_actors, rollout, step_with_reset
+from mlnotes.rl.episodes import require_box
 from mlnotes.rl.gymnasium_bridge import make_gymnasium_env
+from mlnotes.rl.gymnax_env import make_gymnax_env
 from mlnotes.rl.probe import constant_reward_env
+from mlnotes.rl.registry import make_env
 
 STATES = 2000
 EDGE = {

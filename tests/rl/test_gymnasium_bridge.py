@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.rl._agent import RLConfig, make_report, run_episodes
+from experiments.rl._agent import RLConfig, make_report
 from mlnotes.rl import gymnasium_bridge as bridge
-from mlnotes.rl.env import Discrete, make_env
+from mlnotes.rl.env import Discrete
+from mlnotes.rl.episodes import run_episodes
+from mlnotes.rl.registry import make_env
 
 
 def always(action):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from experiments.rl import dqn, ppo, reinforce, sac
-from experiments.rl._agent import run_episodes
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.program import Program, seed_state
 from mlnotes.engine.sharding import make_mesh
 from mlnotes.rl import host_env
-from mlnotes.rl.env import Box, Discrete, init_actors, make_env, rollout
+from mlnotes.rl.env import Box, Discrete, init_actors, rollout
+from mlnotes.rl.episodes import run_episodes
 from mlnotes.rl.gymnasium_bridge import run_gymnasium_episodes
+from mlnotes.rl.registry import make_env
 
 
 class Walk(gymnasium.Env):

@@ -9,7 +9,8 @@ import pytest
 
 from experiments.rl import linear_sarsa
 from mlnotes.rl import linear
-from mlnotes.rl.env import Box, Discrete, Environment, TimeStep, make_env
+from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
+from mlnotes.rl.registry import make_env
 from mlnotes.rl.tiles import OBSERVATION_BOUNDS, compute_linear_value, make_tiling, tile_indices
 
 GAMMA, ALPHA = 0.9, 0.1

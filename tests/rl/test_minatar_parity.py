@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.rl.env import make_env
+from mlnotes.rl.registry import make_env
 
 pytestmark = pytest.mark.parity
 

@@ -9,10 +9,11 @@ from experiments.rl import a2c, reinforce
 from mlnotes.engine.program import Program, make_mesh, window_means
 from mlnotes.rl import on_policy
 from mlnotes.rl.actor_critic import make_actor_critic
-from mlnotes.rl.env import Box, Discrete, Environment, TimeStep, make_env
+from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
 from mlnotes.rl.networks import orthogonal
 from mlnotes.rl.policy_gradient import masked_mean, masked_standardize, run_whole_episodes
 from mlnotes.rl.probe import constant_reward_env
+from mlnotes.rl.registry import make_env
 
 
 @pytest.mark.parametrize("terminates", [True, False])

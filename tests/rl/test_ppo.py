@@ -8,9 +8,10 @@ import pytest
 from experiments.rl import ppo
 from mlnotes.engine.program import Program, make_mesh, window_means
 from mlnotes.rl import on_policy
-from mlnotes.rl.env import Box, make_env
+from mlnotes.rl.env import Box
 from mlnotes.rl.ppo import approximate_kl, clip_fraction, clipped_surrogate_loss, clipped_value_loss
 from mlnotes.rl.probe import constant_reward_env
+from mlnotes.rl.registry import make_env
 
 
 def test_surrogate_by_cases():

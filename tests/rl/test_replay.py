@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from mlnotes.engine.errors import InputError
-from mlnotes.rl.env import Trajectory, init_actors, make_env, rollout
+from mlnotes.rl.env import Trajectory, init_actors, rollout
 from mlnotes.rl.off_policy import update_target
+from mlnotes.rl.registry import make_env
 from mlnotes.rl.replay import add, as_transitions, init_env_replay, init_replay, sample, sample_batches
 
 EXAMPLE = {"number": jnp.zeros([], jnp.int32), "vector": jnp.zeros(3)}

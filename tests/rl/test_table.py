@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 
 from mlnotes.engine.errors import InputError
-from mlnotes.rl.env import TABLE_ENVS, make_env
 from mlnotes.rl.gymnasium_bridge import make_gymnasium_env
-from mlnotes.rl.table import TableState, advance_table, make_dyna_maze, make_table_env, read_table, sample_initial
+from mlnotes.rl.registry import make_env
+from mlnotes.rl.table import (
+  TABLE_ENVS,
+  TableState,
+  advance_table,
+  make_dyna_maze,
+  make_table_env,
+  read_table,
+  sample_initial,
+)
 
 each_table = pytest.mark.parametrize("name", TABLE_ENVS)
 

@@ -7,19 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.rl._tabular import (
-  Actor,
-  Noise,
-  TabularConfig,
-  anneal_epsilon,
-  interact,
-  learn_episodes,
-  make_exact_evaluation,
-  make_tabular_experiment,
-)
+from experiments.rl._tabular import TabularConfig, anneal_epsilon, make_exact_evaluation, make_tabular_experiment
 from mlnotes.rl.dynamic_programming import policy_iteration
-from mlnotes.rl.env import TABLE_ENVS
-from mlnotes.rl.table import Dynamics, Table, TableState, read_table
+from mlnotes.rl.interaction import Actor, Noise, interact, learn_episodes
+from mlnotes.rl.table import TABLE_ENVS, Dynamics, Table, TableState, read_table
 from mlnotes.rl.tabular import RULES, Learner, Settings, Transition, epsilon_greedy, epsilon_greedy_value, init_learner
 
 S, A, T = 5, 3, 120
