@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import import_experiment
-from mlnotes.data import DataConfig
+from mlnotes.data.flags import DataConfig
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.loop import LoopConfig
 from mlnotes.engine.record import free_fields, read_json, read_metrics

@@ -9,7 +9,7 @@ from mlnotes.data import make_array_feeds
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.supervised import make_supervised
-from mlnotes.optim import OptimConfig
+from mlnotes.optim.flags import OptimConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

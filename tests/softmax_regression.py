@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlnotes.data import DataConfig, load_data
-from mlnotes.data import make_feeds as make_data_feeds
+from mlnotes.data.flags import DataConfig, load_data
+from mlnotes.data.flags import make_feeds as make_data_feeds
 from mlnotes.engine.experiment import Experiment, masked_mean
 from mlnotes.engine.flags import run
 from mlnotes.engine.loop import LoopConfig, train
-from mlnotes.optim import OptimConfig, make_optimizer
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

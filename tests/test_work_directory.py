@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.data import DataConfig, Feeds, load_data, make_feeds
+from mlnotes.data import Feeds
+from mlnotes.data.flags import DataConfig, load_data, make_feeds
 from mlnotes.engine import loop
 from mlnotes.engine.checkpoint import Checkpoints
 from mlnotes.engine.errors import InputError

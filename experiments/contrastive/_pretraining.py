@@ -25,14 +25,16 @@ from mlnotes.contrastive.method import (
   to_unit,
 )
 from mlnotes.contrastive.metrics import embedding_spread, participation_ratio
-from mlnotes.data import DataConfig, DataSet, Feeds, augment, load_data, make_eval_batches
-from mlnotes.data import make_feeds as make_data_feeds
+from mlnotes.data import DataSet, Feeds, augment, make_eval_batches
+from mlnotes.data.flags import DataConfig, load_data
+from mlnotes.data.flags import make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
 from mlnotes.engine.flags import BaseConfig, field
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.nn import BatchNorm, ConvNet, ResNet18, ResNet34, ResNet50
-from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
+from mlnotes.optim import ScheduleName
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 _RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
 # Data sets of written characters, by their names: grey, and a mirrored one is another character.

@@ -17,7 +17,7 @@ from experiments.contrastive._pretraining import (
 )
 from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.cpc import CPCNetwork, RowContext, group_norm, make_cpc
-from mlnotes.data import load_data
+from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import field, run

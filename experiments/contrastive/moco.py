@@ -21,7 +21,7 @@ from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.method import count_features
 from mlnotes.contrastive.moco import make_moco
-from mlnotes.data import load_data
+from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import field, run

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments.contrastive import cpc, instance, moco, simclr, simsiam
-from mlnotes.data import load_data
+from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.study import run_study

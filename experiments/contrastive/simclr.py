@@ -19,7 +19,7 @@ from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.method import count_features
 from mlnotes.contrastive.simclr import make_simclr
-from mlnotes.data import load_data
+from mlnotes.data.flags import load_data
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import run
 from mlnotes.nn import BatchNorm

@@ -12,7 +12,7 @@ from experiments.contrastive._pretraining import ContrastiveConfig, make_encoder
 from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.simsiam import make_simsiam
-from mlnotes.data import load_data
+from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import field, run

@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from experiments.diffusion._report import MIN_SAMPLES, check_report
 from mlnotes import diffusion
-from mlnotes.data import DataConfig, DataSet, Feeds, load_data
-from mlnotes.data import make_feeds as make_data_feeds
+from mlnotes.data import DataSet, Feeds
+from mlnotes.data.flags import DataConfig, load_data
+from mlnotes.data.flags import make_feeds as make_data_feeds
 from mlnotes.diffusion.model import DiffusionModel, TrainedModel
 from mlnotes.diffusion.schedule import MAX_STRATA
 from mlnotes.diffusion.unet import UNet
@@ -29,7 +30,8 @@ from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
-from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer, update_ema
+from mlnotes.optim import ScheduleName, update_ema
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

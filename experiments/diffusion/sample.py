@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.diffusion import ddpm
-from mlnotes.data import load_data
+from mlnotes.data.flags import load_data
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import to_levels
 from mlnotes.engine.errors import InputError, require

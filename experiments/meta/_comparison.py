@@ -14,7 +14,7 @@ from mlnotes.engine.experiment import root_key, set_hparams, stream_key
 from mlnotes.engine.program import quick_compilation
 from mlnotes.meta.learned_optimizer import CoordinateLSTM, learned_optimizer, start, unroll
 from mlnotes.meta.optimizee import Optimizee
-from mlnotes.optim import OptimConfig, make_optimizer
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 BASELINES = {
   "sgd": OptimConfig(optimizer="sgd", momentum=0.0),

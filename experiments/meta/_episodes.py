@@ -4,7 +4,8 @@ import dataclasses
 import functools
 from typing import Literal
 
-from mlnotes.data import DataConfig, Feeds, load_data
+from mlnotes.data import Feeds
+from mlnotes.data.flags import DataConfig, load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import field
 from mlnotes.meta.classes import EpisodeSets, Rotations, make_episode_sets

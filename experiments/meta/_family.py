@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from experiments.meta._episodes import load_episode_sets, make_episode_feeds
-from mlnotes.data import EvalBatches, Feeds, load_data
+from mlnotes.data import EvalBatches, Feeds
 from mlnotes.data.fingerprint import fingerprint
+from mlnotes.data.flags import load_data
 from mlnotes.engine.experiment import stream
 from mlnotes.meta.episodes import frozen_episodes
 from mlnotes.meta.feeds import make_frozen_tasks, make_task_feed

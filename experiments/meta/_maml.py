@@ -6,6 +6,9 @@ from typing import ClassVar, Literal
 from experiments.meta._meta_training import MetaConfig
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import field
+from mlnotes.meta.learner import Learner
+from mlnotes.meta.maml import make_maml
+from mlnotes.meta.method import Method
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,3 +37,9 @@ class MAMLConfig(MetaConfig):
   def idle_flags(self):
     alone = {"multi_step_updates": "with --inner_steps=1 the last step is the only one"}
     return super().idle_flags() | (alone if self.inner_steps == 1 else {})
+
+
+def make_method(learner: Learner, config: MAMLConfig, learn: Literal["nothing", "step_rates", "rates"]) -> Method:
+  """`make_maml` by the flags."""
+  names = ("inner_optimizer", "inner_learning_rate", "inner_steps", "order", "adapted", "multi_step_updates", "remat")
+  return make_maml(learner, learn=learn, **{name: getattr(config, name) for name in names})

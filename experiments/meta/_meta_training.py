@@ -24,7 +24,8 @@ from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.meta.adapt import adapt
 from mlnotes.meta.method import MetaParams, Method, State, make_judge, mean_over_chunks
 from mlnotes.meta.task import Task
-from mlnotes.optim import OptimConfig, eval_params, make_optimizer
+from mlnotes.optim import eval_params
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 _OF_IMAGES = (
   "dataset", "data_dir", "train_split", "test_split", "data_placement", "ways", "eval_queries", "image_size",
@@ -101,7 +102,7 @@ class MetaConfig(EpisodeConfig, OptimConfig, LoopConfig):
 def make_meta_learning(method: Method, family: Family, config: MetaConfig) -> Experiment:
   """The experiment that trains by `method` on `family` and evaluates by adapting to tasks that it has not seen."""
   optimizer = make_optimizer(config, config.steps)
-  judge = make_judge(family, method, config.eval_inner_steps)
+  judge = make_judge(family.learner, method, config.eval_inner_steps)
   moments = sorted({0, 1} - {config.eval_inner_steps})
   classes = config.tasks == "images"
   # One task after the other where memory is to be saved.

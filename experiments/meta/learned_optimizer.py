@@ -38,7 +38,8 @@ from mlnotes.meta.learned_optimizer import (
   unroll_loss,
 )
 from mlnotes.meta.optimizee import Optimizee, make_network_training, make_quadratics
-from mlnotes.optim import OptimConfig, ScheduleName, eval_params, make_optimizer
+from mlnotes.optim import ScheduleName, eval_params
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 from mlnotes.optim.testbed import make_classifier
 
 

@@ -9,12 +9,11 @@ FOMAML is --order=first, ANIL --adapted=head, MAML++'s parts are --multi_step_up
 import dataclasses
 
 from experiments.meta._family import make_family
-from experiments.meta._maml import MAMLConfig
+from experiments.meta._maml import MAMLConfig, make_method
 from experiments.meta._meta_training import make_feeds as make_feeds
 from experiments.meta._meta_training import make_meta_learning, meta_train
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import field, run
-from mlnotes.meta.maml import make_maml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class Config(MAMLConfig):
 
 def make(config: Config) -> Experiment:
   family = make_family(config)
-  method = make_maml(family.learner, config, "step_rates" if config.step_rates else "nothing")
+  method = make_method(family.learner, config, "step_rates" if config.step_rates else "nothing")
   return make_meta_learning(method, family, config)
 
 

@@ -8,12 +8,11 @@ import dataclasses
 from typing import ClassVar
 
 from experiments.meta._family import make_family
-from experiments.meta._maml import MAMLConfig
+from experiments.meta._maml import MAMLConfig, make_method
 from experiments.meta._meta_training import make_feeds as make_feeds
 from experiments.meta._meta_training import make_meta_learning, meta_train
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import run
-from mlnotes.meta.maml import make_maml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class Config(MAMLConfig):
 
 def make(config: Config) -> Experiment:
   family = make_family(config)
-  return make_meta_learning(make_maml(family.learner, config, "rates"), family, config)
+  return make_meta_learning(make_method(family.learner, config, "rates"), family, config)
 
 
 def main(config: Config) -> int:

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlnotes.data import DataConfig, DataSet, load_data
+from mlnotes.data import DataSet
+from mlnotes.data.flags import DataConfig, load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.study import run_study
-from mlnotes.optim import OptimConfig, compute_extreme_eigenvalues, make_optimizer
+from mlnotes.optim import compute_extreme_eigenvalues
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 from mlnotes.optim.testbed import Classifier, Curves, make_classifier, train_once
 
 

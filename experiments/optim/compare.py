@@ -17,13 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlnotes.data import DataConfig, DataSet, load_data
+from mlnotes.data import DataSet
+from mlnotes.data.flags import DataConfig, load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.study import run_study
 from mlnotes.engine.summary import format_summary, order_key, over_seeds
-from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
+from mlnotes.optim import ScheduleName
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 from mlnotes.optim.testbed import Classifier, make_classifier, train_once
 
 # Panels, and where the sweep of each rule begins: the learning rate in its middle.

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from mlnotes import optim
-from mlnotes.data import DataConfig, load_data
+from mlnotes.data.flags import DataConfig, load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.engine.flags import field, run

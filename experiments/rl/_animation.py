@@ -1,4 +1,8 @@
-"""An animation of a policy: Gymnasium's own drawing, or the observation where that is a picture. Pillow is imported when it is used."""
+"""An animation of a policy: Gymnasium's own drawing, or the observation where that is a picture.
+
+A policy is a function from a batch of observations (E, ...) to a batch of actions, jitted by the caller. Gymnasium and
+Pillow are imported when they are used.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +13,13 @@ import numpy as np
 
 from mlnotes.engine.experiment import root_key
 from mlnotes.rl.env import Box, Environment
-from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE, _as_action, _as_input, has_gymnasium, make_gymnasium_env
+from mlnotes.rl.gymnasium_bridge import (
+  LONGEST_EPISODE,
+  as_gymnasium_action,
+  as_policy_input,
+  has_gymnasium,
+  make_gymnasium_env,
+)
 
 _FRAMES = 200
 _WIDTH = 320
@@ -110,8 +120,8 @@ def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], f
   observation, _ = env.reset(seed=seed)
   frames, returned = [env.render()], 0.0
   for _ in range(env.spec.max_episode_steps or _FRAMES):
-    action = np.asarray(policy(_as_input(np.asarray(observation)[None])))[0]
-    observation, reward, terminated, truncated, _ = env.step(_as_action(action))
+    action = np.asarray(policy(as_policy_input(np.asarray(observation)[None])))[0]
+    observation, reward, terminated, truncated, _ = env.step(as_gymnasium_action(action))
     returned += float(reward)
     frames.append(env.render())
     if terminated or truncated:

@@ -1,4 +1,4 @@
-"""What DQN, DDPG and SAC share."""
+"""What DQN, DDPG and SAC share: their flags."""
 
 import dataclasses
 
@@ -7,7 +7,8 @@ import optax
 from experiments.rl._agent import RLConfig
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import field
-from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
+from mlnotes.optim import ScheduleName
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

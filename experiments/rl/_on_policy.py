@@ -1,4 +1,8 @@
-"""What A2C, TRPO and PPO share: act for a while with the current policy, estimate advantages, learn, forget."""
+"""What A2C, TRPO and PPO share: act for a while with the current policy, estimate advantages, learn, forget.
+
+def learn(networks, optimizer, state, batch, key) -> (params, opt_state, metrics)
+experiment = make_on_policy_experiment(config, learn, hparams, gradient_steps)
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -11,7 +15,7 @@ from experiments.rl._agent import RLConfig, as_policy, make_evaluate, make_repor
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, stream_key
 from mlnotes.engine.flags import field
-from mlnotes.optim import OptimConfig, make_optimizer
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 from mlnotes.rl.actor_critic import ActorCritic, idle_for_discrete_actions, make_actor_critic, make_greedy
 from mlnotes.rl.env import clip_actions, init_actors, rollout
 from mlnotes.rl.episodes import finished_episodes
@@ -20,12 +24,12 @@ from mlnotes.rl.on_policy import (
   OnPolicyBatch,
   OnPolicyState,
   RewardScale,
-  _one_hot,
-  _scale_rewards,
   explained_variance,
   flatten_time,
   make_on_policy_batch,
+  one_hot_observation,
   one_hot_states,
+  scale_rewards,
 )
 from mlnotes.rl.registry import make_env
 
@@ -90,7 +94,7 @@ def make_on_policy_experiment(
   env = clip_actions(make_env(config.env))
   # Numbers of states are no quantities: what is normalised are their one-hot vectors.
   seen_env = one_hot_states(env) if config.normalize_observations else env
-  vector = _one_hot(env) if config.normalize_observations else lambda observation: observation
+  vector = one_hot_observation(env) if config.normalize_observations else lambda observation: observation
   networks = make_actor_critic(
     seen_env, config.hidden, config.activation, config.initial_std, jnp.dtype(config.precision)
   )
@@ -122,7 +126,7 @@ def make_on_policy_experiment(
     env_key = stream_key(state.key, "env", state.step)
     actors, trajectory = rollout(env, act, noise, env_key, state.actors)
     metrics = finished_episodes(trajectory.last, trajectory.episode_return, trajectory.episode_length)
-    reward, reward_scale = _scale_rewards(state, trajectory)
+    reward, reward_scale = scale_rewards(state, trajectory)
     seen = trajectory._replace(
       observation=prepare(state, trajectory.observation),
       next_observation=prepare(state, trajectory.next_observation),

@@ -22,7 +22,8 @@ from experiments.rl._agent import make_feeds as make_feeds
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, stream_key
 from mlnotes.engine.flags import field, run
-from mlnotes.optim import OptimConfig, ScheduleName, make_optimizer
+from mlnotes.optim import ScheduleName
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 from mlnotes.rl.actor_critic import idle_for_discrete_actions, make_actor_critic, make_greedy
 from mlnotes.rl.env import clip_actions
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE

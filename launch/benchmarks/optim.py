@@ -21,7 +21,8 @@ import optax
 
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field, run
-from mlnotes.optim import OptimConfig, adabound, lookahead, make_optimizer, scale_by_centred_rms, swats
+from mlnotes.optim import adabound, lookahead, scale_by_centred_rms, swats
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

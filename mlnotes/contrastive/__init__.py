@@ -1,6 +1,5 @@
 """Contrastive learning: losses, queue and memory bank, heads, and how good the features are (notes: 对比学习)."""
 
-from experiments.contrastive._pretraining import make_pretraining as make_pretraining
 from mlnotes.contrastive.bank import draw_noise as draw_noise
 from mlnotes.contrastive.bank import init_bank as init_bank
 from mlnotes.contrastive.bank import update_bank as update_bank

@@ -13,14 +13,12 @@ from mlnotes.data.feed import (
   make_stream_feed,
 )
 from mlnotes.data.feeds import Feeds
-from mlnotes.data.flags import DataConfig, load_data, make_feeds
 from mlnotes.data.order import fixed_subset
 from mlnotes.data.source import load
 
 __all__ = [
   "EMPTY_FEED",
   "ArraySplit",
-  "DataConfig",
   "DataError",
   "DataSet",
   "EvalBatches",
@@ -32,10 +30,8 @@ __all__ = [
   "choose_placement",
   "fixed_subset",
   "load",
-  "load_data",
   "make_array_feeds",
   "make_eval_batches",
-  "make_feeds",
   "make_resident_feed",
   "make_stream_feed",
 ]

@@ -7,8 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, make_array_split, name_classes
+from mlnotes.data.folder_source import load_folder
 from mlnotes.data.image import resize_images
 from mlnotes.data.order import hold_out
+from mlnotes.data.tfds_source import load_tfds, tfds_directory
 
 
 def load(
@@ -32,12 +34,8 @@ def load(
   """
   kind = kind_of(dataset, data_dir)
   if kind == "folder":
-    from mlnotes.data.folder_source import load_folder
-
     return load_folder(dataset, train_split, test_split, image_size)
   if kind == "tfds":
-    from mlnotes.data.tfds_source import load_tfds
-
     return load_tfds(dataset, data_dir, train_split, test_split, image_size)
   data = load_digits() if kind == "digits" else load_npz(dataset)
   return _resize(data, image_size) if image_size else data
@@ -53,11 +51,6 @@ def kind_of(dataset: str, data_dir: str | None = None) -> Literal["digits", "npz
     return "folder"
   prepared = tfds_directory(data_dir) / dataset.partition(":")[0]
   return "folder" if dataset and Path(dataset).is_dir() and not prepared.is_dir() else "tfds"
-
-
-def tfds_directory(data_dir: str | None) -> Path:
-  """Where TFDS data sets are prepared: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-  return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def _resize(data: DataSet, image_size: int) -> DataSet:

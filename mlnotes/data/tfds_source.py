@@ -5,6 +5,7 @@ that is small enough is decoded once and then memory-mapped from the cache direc
 """
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 
 from mlnotes.data.dataset import DataError, DataSet, RecordSplit, Split
 from mlnotes.data.decoded import DECODE_LIMIT_BYTES, decode_once
-from mlnotes.data.source import tfds_directory
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -48,6 +48,11 @@ def load_tfds(
   ]
   names = tuple(builder.info.features["label"].names)
   return DataSet(builder.info.name, *splits, len(names), names, 256, shape)
+
+
+def tfds_directory(data_dir: str | None) -> Path:
+  """Where TFDS data sets are prepared: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+  return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_prepared(dataset: str, root: Path) -> Path:

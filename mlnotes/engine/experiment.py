@@ -1,7 +1,8 @@
 """The contract between a method and everything that runs it.
 
 An optax optimizer is a pair of pure functions; an `Experiment` is the same idea one level up. Whoever holds one can
-train it (`mlnotes.engine.loop`), time it, vmap it over seeds and hyper-parameters, or shard it, without knowing the method.
+train it (`mlnotes.engine.loop`), time it, vmap it over seeds and hyper-parameters, or shard it, without knowing the
+method.
 """
 
 import zlib

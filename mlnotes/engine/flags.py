@@ -39,7 +39,7 @@ class BaseConfig:
   or fewer choices; another type or help text, which is another meaning, raises TypeError when the class is made.
 
   Attributes:
-    many_processes: whether the program may be one of several processes that work as one (see `mlnotes.engine.distributed`).
+    many_processes: whether the program may be one of several processes that work as one (`mlnotes.engine.distributed`).
   """
 
   many_processes: ClassVar[bool] = False

@@ -52,7 +52,7 @@ def to_json(value: Any) -> Any:
 
 
 def summarize(values: Any) -> dict[str, Any]:
-  """A figure as the result card has it: {"mean", "std", "finite", "seeds"}; see `mlnotes.engine.summary` for the rule."""
+  """A figure as the result card has it: {"mean", "std", "finite", "seeds"}; `mlnotes.engine.summary` has the rule."""
   figure, seeds = over_seeds(values), np.atleast_1d(np.asarray(values, np.float64))
   return {"mean": figure.mean, "std": figure.std, "finite": figure.finite, "seeds": seeds}
 
@@ -102,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def free_fields(config_class: type, *kinds: Any) -> set[str]:
-  """The names of the fields whose `free` is one of `kinds` (see `mlnotes.engine.flags.field`); of any where none is given."""
+  """The names of the fields whose `free` is one of `kinds` (`flags.field`); of any where none is given."""
   found = {item.name: info.get("free", False) for item, _, info in config_fields(config_class)}
   return {name for name, kind in found.items() if (kind in kinds if kinds else kind)}
 
@@ -204,7 +204,7 @@ class Record:
       for name in sorted(defaults.keys() - free)
     ]
 
-  # -- the rows of the program: one run has them all, as `mlnotes.engine.rows.RowsRecord` has those of several ---------------
+  # -- the rows of the program: one run has them all, as `mlnotes.engine.rows.RowsRecord` has those of several --------
 
   @property
   def seeds(self) -> range:

@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.engine.experiment import Batch, Experiment, masked_mean, stream_key
-from mlnotes.optim import eval_params, make_optimizer
+from mlnotes.optim import eval_params
+from mlnotes.optim.flags import make_optimizer
 
 
 class State(NamedTuple):

@@ -4,9 +4,6 @@
 differentiates. Tasks are drawn on the device: sinusoids, quadratics, N-way K-shot image episodes.
 """
 
-from experiments.meta._episodes import EpisodeConfig as EpisodeConfig
-from experiments.meta._episodes import load_episode_sets as load_episode_sets
-from experiments.meta._episodes import make_episode_feeds as make_episode_feeds
 from mlnotes.meta.adapt import Adapted as Adapted
 from mlnotes.meta.adapt import adapt as adapt
 from mlnotes.meta.adapt import combine as combine

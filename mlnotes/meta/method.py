@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.meta._family import Family
 from mlnotes.meta.adapt import adapt
+from mlnotes.meta.learner import Learner
 from mlnotes.meta.task import Task
 
 
@@ -71,13 +71,13 @@ def mean_over_chunks(compute: Callable[[Any], Any], tasks: Any, chunk: int) -> A
   return jax.tree.map(lambda x: x / chunks, jax.lax.scan(add, zeros, split)[0])
 
 
-def make_judge(family: Family, method: Method, steps: int) -> Callable:
+def make_judge(learner: Learner, method: Method, steps: int) -> Callable:
   """(MetaParams, task, hparams) -> {name: (steps + 1,)}: query loss and figures after 0, 1, .. `steps` updates."""
 
   def judge(params: MetaParams, task: Task, hparams) -> dict[str, Float[Array, " S"]]:
     inner, mask = method.inner(params, hparams), method.mask(params.initial)
-    query = lambda params: family.learner.query_loss(params, task)
-    loss_fn = family.learner.support_loss
+    query = lambda params: learner.query_loss(params, task)
+    loss_fn = learner.support_loss
     traced = adapt(loss_fn, params.initial, task.support, inner, steps, mask=mask, trace=query).trace
     return {"loss": traced[0], **traced[1]}
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from experiments.meta._reptile import ReptileConfig
 from mlnotes.engine.experiment import example_keys, stream_key
 from mlnotes.meta.adapt import adapt, reptile_gradient
 from mlnotes.meta.learner import Learner
@@ -27,9 +26,12 @@ def sample_minibatches(key: Key[Array, ""], task: Task, steps: int, size: int) -
   return jax.tree.map(lambda x: x[index], examples)
 
 
-def make_reptile(learner: Learner, config: ReptileConfig) -> Method:
-  """The outer gradient is the start minus the end of `config.inner_steps` mini-batch updates, averaged over tasks.
+def make_reptile(
+  learner: Learner, *, inner_optimizer: str = "sgd", inner_steps: int = 10, inner_batch: int = 10
+) -> Method:
+  """The outer gradient is the start minus the end of `inner_steps` updates on mini-batches of `inner_batch` examples.
 
+  Averaged over tasks.
   Nichol et al. 2018, algorithm 2 and section 6.1.
 
   Differences from the paper: the inner optimizer starts afresh on every task; its code carries Adam's second moments
@@ -37,15 +39,15 @@ def make_reptile(learner: Learner, config: ReptileConfig) -> Method:
   """
 
   def inner(params: MetaParams, hparams):
-    return optax.chain(make_rule(config.inner_optimizer), optax.scale(-hparams["inner_learning_rate"]))
+    return optax.chain(make_rule(inner_optimizer), optax.scale(-hparams["inner_learning_rate"]))
 
   def gradient(params: MetaParams, tasks: Task, numbers: Int[Array, " B"], state: State):
     keys = example_keys(stream_key(state.key, "minibatches", state.step), numbers)
     optimizer = inner(params, state.hparams)
 
     def one(key, task: Task):
-      batches = sample_minibatches(key, task, config.inner_steps, config.inner_batch)
-      adapted = adapt(learner.support_loss, params.initial, batches, optimizer, config.inner_steps, stacked=True)
+      batches = sample_minibatches(key, task, inner_steps, inner_batch)
+      adapted = adapt(learner.support_loss, params.initial, batches, optimizer, inner_steps, stacked=True)
       return reptile_gradient(params.initial, adapted.params), adapted.losses
 
     moves, losses = jax.vmap(one)(keys, tasks)

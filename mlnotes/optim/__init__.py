@@ -40,9 +40,6 @@ from mlnotes.optim.curvature import lanczos as lanczos
 from mlnotes.optim.decay import is_decayed as is_decayed
 from mlnotes.optim.ema import update_average as update_average
 from mlnotes.optim.ema import update_ema as update_ema
-from mlnotes.optim.flags import OptimConfig as OptimConfig
-from mlnotes.optim.flags import OptimizerName as OptimizerName
-from mlnotes.optim.flags import make_optimizer as make_optimizer
 from mlnotes.optim.gradient import add_gradient_noise as add_gradient_noise
 from mlnotes.optim.gradient import add_l1 as add_l1
 from mlnotes.optim.landscape import fit_plane as fit_plane

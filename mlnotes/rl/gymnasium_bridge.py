@@ -1,7 +1,7 @@
-"""From the device to the real Gymnasium environment: returns of a trained policy there, and an animation of it.
+"""Gymnasium's environments by name, one's own among them, and returns of a trained policy in them.
 
-A policy is a function from a batch of observations (E, ...) to a batch of actions, jitted by the caller. Gymnasium and
-Pillow are imported when they are used.
+A policy is a function from a batch of observations (E, ...) to a batch of actions, jitted by the caller. Gymnasium is
+imported when it is used.
 """
 
 import contextlib
@@ -20,15 +20,13 @@ LONGEST_EPISODE = 1000
 
 
 def make_gymnasium_env(name: str, **settings: Any) -> Any:
-  """`gymnasium.make` without its notices, and without a display or a sound card; names with a colon are host_env's."""
+  """`gymnasium.make` without its notices, and without display and sound; `module:function` by `make_python_env`."""
   os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
   os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
   os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
   import gymnasium
 
   if ":" in name:
-    from mlnotes.rl.gymnasium_bridge import make_python_env
-
     return make_python_env(name, **settings)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -61,9 +59,9 @@ def run_gymnasium_episodes(
   observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
   alive, returns = np.ones(num_episodes, bool), np.zeros(num_episodes)
   for _ in range((envs[0].spec and envs[0].spec.max_episode_steps) or longest):
-    actions = np.asarray(policy(_as_input(observations)))
+    actions = np.asarray(policy(as_policy_input(observations)))
     for i in np.flatnonzero(alive):
-      observations[i], reward, terminated, truncated, _ = envs[i].step(_as_action(actions[i]))
+      observations[i], reward, terminated, truncated, _ = envs[i].step(as_gymnasium_action(actions[i]))
       returns[i] += float(reward)
       alive[i] = not (terminated or truncated)
     if not alive.any():
@@ -73,12 +71,12 @@ def run_gymnasium_episodes(
   return returns
 
 
-def _as_input(observations: np.ndarray) -> np.ndarray:
+def as_policy_input(observations: np.ndarray) -> np.ndarray:
   discrete = np.issubdtype(observations.dtype, np.integer) and observations.ndim == 1
   return observations.astype(np.int32 if discrete else np.float32)
 
 
-def _as_action(action: Any) -> Any:
+def as_gymnasium_action(action: Any) -> Any:
   return int(action) if np.ndim(action) == 0 else action
 
 

@@ -1,4 +1,4 @@
-"""What DQN, DDPG and SAC share: their flags, gradient steps once there is enough data, and targets."""
+"""What DQN, DDPG and SAC share: gradient steps once there is enough data, and targets."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

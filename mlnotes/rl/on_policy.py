@@ -1,8 +1,4 @@
-"""What A2C, TRPO and PPO share: act for a while with the current policy, estimate advantages, learn, forget.
-
-def learn(networks, optimizer, state, batch, key) -> (params, opt_state, metrics)
-experiment = make_on_policy_experiment(config, learn, gradient_steps)
-"""
+"""What A2C, TRPO and PPO share: the rollout as a batch to learn from, minibatches, scaled rewards."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -111,7 +107,7 @@ def explained_variance(value: Float[Array, "*B"], target: Float[Array, "*B"]) ->
   return Mean(jnp.where(varies, explained, 0.0), jnp.where(varies, variance, 0.0))
 
 
-def _one_hot(env: Environment) -> Callable[[Any], Any]:
+def one_hot_observation(env: Environment) -> Callable[[Any], Any]:
   discrete = isinstance(env.observations, Discrete)
   return lambda observation: jax.nn.one_hot(observation, env.observations.n) if discrete else observation
 
@@ -120,7 +116,7 @@ def one_hot_states(env: Environment) -> Environment:
   """`env` with the one-hot vectors of its states where they are numbered; others as they are."""
   if not isinstance(env.observations, Discrete):
     return env
-  vector = _one_hot(env)
+  vector = one_hot_observation(env)
 
   def reset(key):
     state, observation = env.reset(key)
@@ -134,7 +130,7 @@ def one_hot_states(env: Environment) -> Environment:
   return env._replace(reset=reset, step=step, observations=Box((env.observations.n,), 0.0, 1.0))
 
 
-def _scale_rewards(state: OnPolicyState, trajectory: Trajectory):
+def scale_rewards(state: OnPolicyState, trajectory: Trajectory):
   """(rewards as the value function will see them, the scale after this rollout).
 
   The scale is that of the rollouts before this one; the first rollout is divided by its own. While all sums have been

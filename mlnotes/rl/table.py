@@ -20,6 +20,9 @@ from mlnotes.rl.env import (
   TimeStep,
 )
 
+# Names of Gymnasium whose whole dynamics is a table.
+TABLE_ENVS = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
+
 
 class Dynamics(NamedTuple):
   """p(s', r | s, a) with S states, A actions and at most K outcomes of each pair; host arrays or device arrays.
@@ -73,7 +76,7 @@ _ACTIONS = {
 
 
 def read_table(name: str) -> Table:
-  """Gymnasium's own table of one of `mlnotes.rl.table.TABLE_ENVS`, or "DynaMaze". Raises InputError for another name."""
+  """Gymnasium's own table of one of `TABLE_ENVS`, or "DynaMaze". Raises InputError for another name."""
   if name == "DynaMaze":
     return make_dyna_maze()
   from mlnotes.rl.gymnasium_bridge import make_gymnasium_env
@@ -201,7 +204,3 @@ def make_table_env(table: Table) -> Environment:
     return advance_table(table, jax.random.uniform(key), state, action)
 
   return Environment(table.name, reset, step, Discrete(table.num_states), Discrete(table.num_actions), table.time_limit)
-
-
-# Names of Gymnasium whose whole dynamics is a table; see `mlnotes.rl.table`.
-TABLE_ENVS = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")

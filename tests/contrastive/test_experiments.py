@@ -12,7 +12,7 @@ from experiments.contrastive._pretraining import make_encoder
 from experiments.contrastive._report import embed_split
 from mlnotes.contrastive.method import count_features, make_views
 from mlnotes.contrastive.probe import compute_probe_accuracy, draw_few_labels
-from mlnotes.data import load_data
+from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
 
 SMALL = dict(devices=1, width=8, batch_size=64, projection=16, eval_every=0, checkpoint_every=0, tensorboard=False)

@@ -9,13 +9,13 @@ import pytest
 from mlnotes.data import (
   EMPTY_FEED,
   ArraySplit,
-  DataConfig,
   RecordSplit,
   choose_placement,
   make_eval_batches,
   make_resident_feed,
   make_stream_feed,
 )
+from mlnotes.data.flags import DataConfig
 from mlnotes.engine.errors import InputError
 
 SIZE, BATCH = 50, 8

@@ -33,7 +33,7 @@ from mlnotes.diffusion import (
 )
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import example_keys, set_hparams, stream_key
-from mlnotes.optim import OptimConfig
+from mlnotes.optim.flags import OptimConfig
 
 STEPS = 5  # T
 SHAPE = (3, 4, 1)

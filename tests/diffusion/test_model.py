@@ -7,7 +7,7 @@ import pytest
 
 from experiments.diffusion import ddpm
 from experiments.diffusion._report import Sampler, Studio, make_reference, write_report
-from mlnotes.data import load_data
+from mlnotes.data.flags import load_data
 from mlnotes.engine.experiment import example_keys
 
 SMALL = dict(timesteps=6, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), sample_steps=3)

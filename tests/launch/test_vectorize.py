@@ -25,7 +25,7 @@ from mlnotes.engine.flags import field, parse
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.program import Program
 from mlnotes.engine.record import read_metrics
-from mlnotes.optim import OptimConfig, OptimizerName, make_optimizer
+from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 
 
 def groups_of(experiment, fixed, grid, tmp_path, most=64):

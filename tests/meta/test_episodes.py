@@ -19,20 +19,18 @@ import scipy.stats
 from PIL import Image
 from sklearn.neighbors import NearestCentroid
 
+from experiments.meta._episodes import EpisodeConfig, load_episode_sets, make_episode_feeds
 from mlnotes.data import DataSet, RecordSplit
 from mlnotes.data.dataset import make_array_split
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import Experiment, masked_mean
 from mlnotes.engine.program import Program, make_mesh
 from mlnotes.meta import (
-  EpisodeConfig,
   Task,
   check_episode,
   frozen_episodes,
   interval95,
-  load_episode_sets,
   make_class_pool,
-  make_episode_feeds,
   make_episode_sets,
   predict_by_prototype,
   prototype_accuracy,

@@ -16,10 +16,11 @@ import pytest
 from experiments.meta import _meta_training as shared
 from experiments.meta import _report as reporting
 from experiments.meta import maml, meta_sgd, reptile
+from experiments.meta._episodes import load_episode_sets
 from experiments.meta._family import Family, make_family
 from mlnotes.data import EvalBatches, Feeds
 from mlnotes.engine.experiment import Experiment, set_hparams
-from mlnotes.meta import Learner, Task, interval95, load_episode_sets
+from mlnotes.meta import Learner, Task, interval95
 from mlnotes.meta.adapt import multi_step_weights
 
 START = np.array([0.8, 1.5])  # x, w

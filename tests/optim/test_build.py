@@ -14,14 +14,11 @@ from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import set_hparams
 from mlnotes.engine.flags import field
 from mlnotes.optim import (
-  OptimConfig,
-  OptimizerName,
   adabound,
   add_l1,
   amsgrad,
   inverse_square_root,
   lookahead,
-  make_optimizer,
   make_schedule,
   newton,
   sgdw,
@@ -30,6 +27,7 @@ from mlnotes.optim import (
   update_ema,
   warm_restarts,
 )
+from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 
 
 def quadratic(params):

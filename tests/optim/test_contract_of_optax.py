@@ -12,14 +12,12 @@ import optax
 import pytest
 
 from mlnotes.optim import (
-  OptimConfig,
   accumulate_in_float32,
   adabound,
   add_gradient_noise,
   add_l1,
   amsgrad,
   lookahead,
-  make_optimizer,
   newton,
   scale_by_adabound,
   scale_by_amsgrad,
@@ -28,6 +26,7 @@ from mlnotes.optim import (
   sgdw,
   swats,
 )
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 # Factories with arguments for `inject_hyperparams`.
 FACTORIES = {

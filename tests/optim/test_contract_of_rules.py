@@ -11,7 +11,8 @@ import pytest
 
 from mlnotes.engine.checkpoint import Checkpoints
 from mlnotes.engine.experiment import set_hparams
-from mlnotes.optim import OptimConfig, OptimizerName, gauss_newton, make_optimizer, newton
+from mlnotes.optim import gauss_newton, newton
+from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 from mlnotes.optim.surfaces import rosenbrock
 
 # A learning rate for each, good for both functions below.

@@ -7,7 +7,8 @@ import pytest
 
 from experiments.meta import meta_sgd
 from experiments.rl import sac
-from mlnotes.optim import OptimConfig, is_decayed, make_optimizer, normalize_filters
+from mlnotes.optim import is_decayed, normalize_filters
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 STACKED = {
   "layer": {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4))},

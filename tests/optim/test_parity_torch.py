@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from mlnotes.optim import OptimConfig, lookahead, make_optimizer, make_schedule, swats
+from mlnotes.optim import lookahead, make_schedule, swats
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 from mlnotes.optim.swats import ScaleBySwatsState
 
 torch = pytest.importorskip("torch")

@@ -10,12 +10,10 @@ import pytest
 import scipy.special
 
 from mlnotes.optim import (
-  OptimConfig,
   ScheduleName,
   add_gradient_noise,
   compute_rate_bounds,
   lookahead,
-  make_optimizer,
   make_schedule,
   scale_by_adabound,
   scale_by_centred_rms,
@@ -23,6 +21,7 @@ from mlnotes.optim import (
   warm_restarts,
   warm_up,
 )
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 
 def follow(optimizer, gradient, start, steps, low=-jnp.inf, high=jnp.inf):

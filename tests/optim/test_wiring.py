@@ -8,8 +8,9 @@ import pytest
 
 from experiments.optim import batch_size, compare, landscape
 from mlnotes.data import fixed_subset, load
-from mlnotes.optim import OptimConfig, eval_params, lookahead, make_optimizer
+from mlnotes.optim import eval_params, lookahead
 from mlnotes.optim.curvature import Extremes
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 from mlnotes.optim.surfaces import SURFACES
 from mlnotes.optim.testbed import Classifier, Curves, make_classifier, train_once
 
