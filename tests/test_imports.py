@@ -42,6 +42,32 @@ assert not heavy, heavy
   assert done.returncode == 0, done.stderr
 
 
+CHAPTERS = ("contrastive", "diffusion", "generative", "meta", "nn", "optim", "rl")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_brings_nothing_that_runs_experiments(chapter):
+  """No flags, files, pictures or loop; absl itself comes with optax."""
+  code = f"""
+import sys
+import mlnotes.{chapter}
+found = [name for name in sys.modules if name.startswith(("mlnotes.engine.", "experiments", "launch"))]
+allowed = ("mlnotes.engine.cache", "mlnotes.engine.errors", "mlnotes.engine.experiment")
+assert set(found) <= set(allowed), found
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+assert not heavy, heavy
+"""
+  done = run_python(code)
+  assert done.returncode == 0, done.stderr
+
+
+def test_imports_go_down():
+  """`lint-imports` with the floors of pyproject.toml."""
+  code = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+  done = run_python(code)
+  assert done.returncode == 0, done.stdout
+
+
 def test_a_training_run_imports_no_tensorflow(tmp_path):
   code = f"""
 import sys

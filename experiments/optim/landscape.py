@@ -21,6 +21,7 @@ from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.study import run_study
+from mlnotes.optim.flags import OptimConfig, make_optimizer
 from mlnotes.optim.surfaces import SURFACES, Surface
 from mlnotes.optim.testbed import Classifier, make_classifier
 
@@ -73,7 +74,7 @@ def descend(flags: dict[str, Any], rates: tuple[float, ...]) -> list[np.ndarray]
   """The points (SURFACE_STEPS + 1, 2) that an optimizer visits on each surface, with that surface's learning rate."""
 
   def follow(surface: Surface, rate: float):
-    optimizer = optim.make_optimizer(optim.OptimConfig(**flags, learning_rate=rate), SURFACE_STEPS)
+    optimizer = make_optimizer(OptimConfig(**flags, learning_rate=rate), SURFACE_STEPS)
 
     def body(carry, _):
       params, state = carry
@@ -130,7 +131,7 @@ class Run(NamedTuple):
 
 def train_network(config: Config, classifier: Classifier, flags: dict[str, Any]) -> Run:
   """Saves SAVED parameters on the way; the start and the batches are the same for each optimizer."""
-  optimizer = optim.make_optimizer(optim.OptimConfig(**flags), config.steps)
+  optimizer = make_optimizer(OptimConfig(**flags), config.steps)
   key = root_key(config.seed)
   params = classifier.init(stream_key(key, "init"))
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from experiments.rl._animation import animate_policy, can_draw
 from mlnotes.data import Feeds
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, State, stream_key
@@ -24,6 +25,7 @@ from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import (
   run_episodes,
 )
+from mlnotes.rl.gymnasium_bridge import has_gymnasium, run_gymnasium_episodes, solved_at
 from mlnotes.rl.registry import make_env
 
 
@@ -62,12 +64,10 @@ class RLConfig(LoopConfig):
     return make_env(self.env)
 
   def idle_flags(self):
-    from mlnotes.rl import gymnasium_bridge as bridge
-
     idle = super().idle_flags()
-    if not bridge.has_gymnasium(self.env):
+    if not has_gymnasium(self.env):
       idle["gym_episodes"] = f"Gymnasium has no {self.env}"
-    if not bridge.can_draw(self.make_world()):
+    if not can_draw(self.make_world()):
       idle["gif"] = f"{self.env} cannot be drawn"
     return idle
 
@@ -122,22 +122,20 @@ def make_report(env: Environment, act: Callable[[State, Any], Any], config: RLCo
   """
 
   def report(state: State, directory: Path) -> dict[str, float]:
-    from mlnotes.rl import gymnasium_bridge as bridge
-
     policy = jax.jit(jax.vmap(lambda observation: act(state, observation)))
     figures = {}
-    if config.gym_episodes and bridge.has_gymnasium(env.name):
+    if config.gym_episodes and has_gymnasium(env.name):
       report_step(f"playing {config.gym_episodes} episodes of {env.name} in Gymnasium")
-      returns = bridge.run_gymnasium_episodes(env.name, policy, config.gym_episodes)
+      returns = run_gymnasium_episodes(env.name, policy, config.gym_episodes)
       figures["gymnasium_return"] = float(returns.mean())
-      threshold = bridge.solved_at(env.name)
+      threshold = solved_at(env.name)
       if threshold is not None:
         figures["gymnasium_solved"] = float(returns.mean() >= threshold)
-    if config.gif and bridge.can_draw(env):
+    if config.gif and can_draw(env):
       report_step("drawing policy.gif")
       # The key of a seed's state is made of the seed: its last word is the seed.
       seed = int(jax.random.key_data(state.key)[-1])
-      bridge.animate_policy(env, policy, directory / "policy.gif", who=f"agent of --seed={seed}")
+      animate_policy(env, policy, directory / "policy.gif", who=f"agent of --seed={seed}")
     return figures
 
   return report

@@ -1,6 +1,5 @@
 """Where data sets come from: scikit-learn's digits, an .npz file, a folder of images, or a TFDS directory."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments.rl._agent import RLConfig, make_report
+from experiments.rl._animation import animate_policy, write_gif
 from mlnotes.rl import gymnasium_bridge as bridge
 from mlnotes.rl.env import Discrete
 from mlnotes.rl.episodes import run_episodes
@@ -81,7 +82,7 @@ def test_an_animation_says_whose_episode_it_is_and_what_it_earned(tmp_path):
 def test_animations_show_the_episode(name, tmp_path):
   env = make_env(name)
   assert isinstance(env.actions, Discrete)
-  assert bridge.animate_policy(env, always(0), tmp_path / "policy.gif")
+  assert animate_policy(env, always(0), tmp_path / "policy.gif")
   with Image.open(tmp_path / "policy.gif") as gif:
     assert gif.n_frames > 2 and gif.width <= 320
     first = np.asarray(gif.convert("RGB"))
@@ -91,13 +92,13 @@ def test_animations_show_the_episode(name, tmp_path):
 
 def test_what_cannot_be_drawn_is_left_out(tmp_path):
   env = make_env("DeepSea-bsuite")
-  assert not bridge.animate_policy(env, always(0), tmp_path / "policy.gif")
+  assert not animate_policy(env, always(0), tmp_path / "policy.gif")
   assert not list(tmp_path.iterdir())
 
 
 def test_long_animations_keep_their_last_frame(tmp_path):
   frames = [np.full((4, 4, 3), i % 256, np.uint8) for i in range(450)]
-  bridge.write_gif(frames, 100.0, tmp_path / "long.gif")
+  write_gif(frames, 100.0, tmp_path / "long.gif")
   with Image.open(tmp_path / "long.gif") as gif:
     assert gif.n_frames <= 201
     gif.seek(gif.n_frames - 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments.rl import a2c, ppo, trpo
+from experiments.rl import _on_policy, a2c, ppo, trpo
 from experiments.rl._agent import make_feeds
 from mlnotes.engine.experiment import stream_key
 from mlnotes.engine.program import Program, make_mesh, window_means
@@ -25,7 +25,7 @@ def learn_nothing(networks, optimizer, state, batch, key):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(on_policy.OnPolicyConfig):
+class Config(_on_policy.OnPolicyConfig):
   num_envs: int = ENVS
   rollout_length: int = 5
   hidden: tuple[int, ...] = (4,)
@@ -56,15 +56,15 @@ def walk(chance=0.4, size=6):
 
 def run_updates(env, count, **settings):
   """(experiment, [(state before, metrics with the batch that was learned from, trajectory)])."""
-  return record_updates(env, count, lambda: on_policy.make_on_policy_experiment(Config(**settings), learn_nothing, {}))
+  return record_updates(env, count, lambda: _on_policy.make_on_policy_experiment(Config(**settings), learn_nothing, {}))
 
 
 def record_updates(env, count, make):
   """(experiment, [(state before, metrics, trajectory, state after)]) of `count` updates of `make()` in `env`."""
   rollouts = []
-  rollout = on_policy.rollout
+  rollout = _on_policy.rollout
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(on_policy, "make_env", lambda name: env)
+    patch.setattr(_on_policy, "make_env", lambda name: env)
     experiment = make()
 
   def step(state):
@@ -75,7 +75,7 @@ def record_updates(env, count, make):
       return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(on_policy, "rollout", spy)
+      patch.setattr(_on_policy, "rollout", spy)
       state, metrics = experiment.step(state, ())
     return state, metrics, seen[-1][1]
 
@@ -106,7 +106,7 @@ def test_numbered_states_are_normalised_as_one_hot_vectors():
 def test_states_stay_apart_after_normalisation():
   """All of FrozenLake's states had the same values, as their numbers were normalised."""
   config = Config(env="FrozenLake-v1", normalize_observations=True, normalize_rewards=True)
-  experiment = on_policy.make_on_policy_experiment(config, learn_nothing, {})
+  experiment = _on_policy.make_on_policy_experiment(config, learn_nothing, {})
   state = jax.jit(experiment.init)(jax.random.key(0), ())
   _, metrics = jax.jit(experiment.step)(jax.jit(experiment.step)(state, ())[0], ())
   observation = np.asarray(metrics["batch"].observation).reshape(15, -1)
@@ -179,13 +179,13 @@ def test_explained_variance_is_pooled_and_leaves_out_constant_targets():
 
 def test_a_run_without_rewards_logs_no_explained_variance(monkeypatch):
   env = walk(chance=0.0)
-  monkeypatch.setattr(on_policy, "make_env", lambda name: env)
+  monkeypatch.setattr(_on_policy, "make_env", lambda name: env)
   silent = lambda networks, optimizer, state, batch, key: (state.params, state.opt_state, {})
-  monkeypatch.setattr(on_policy, "make_on_policy_batch", lambda networks, params, trajectory, gamma, lambda_: (
+  monkeypatch.setattr(_on_policy, "make_on_policy_batch", lambda networks, params, trajectory, gamma, lambda_: (
     on_policy.OnPolicyBatch(trajectory.observation, trajectory.action, *(0.1 + 0 * trajectory.reward for _ in range(3)))
   ))  # fmt: skip
   config = Config()
-  program = Program(on_policy.make_on_policy_experiment(config, silent, {}), make_feeds(config), (0,), make_mesh(1))
+  program = Program(_on_policy.make_on_policy_experiment(config, silent, {}), make_feeds(config), (0,), make_mesh(1))
   _, window = program.update(program.init(), program.empty_window(), 2)
   assert "explained_variance" not in window_means(window)
 
@@ -352,7 +352,7 @@ def test_the_greedy_policy_is_evaluated(variant):
   config, updates = recorded(variant)
   state = updates[-1][3]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(on_policy, "make_env", lambda name: base._replace(step=step))
+    patch.setattr(_on_policy, "make_env", lambda name: base._replace(step=step))
     experiment = VARIANTS[variant][0].make(config)
   found = jax.jit(experiment.evaluate)(state, ())
   with jax.numpy_rank_promotion("allow"):

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.rl import a2c, reinforce
+from experiments.rl import _on_policy, a2c, reinforce
 from mlnotes.engine.program import Program, make_mesh, window_means
-from mlnotes.rl import on_policy
 from mlnotes.rl.actor_critic import make_actor_critic
 from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
 from mlnotes.rl.networks import orthogonal
@@ -128,7 +127,7 @@ def test_reinforce_points_along_the_exact_gradient(monkeypatch):
 @pytest.mark.parametrize("terminates", [True, False])
 def test_a2c_values_of_a_constant_reward(terminates, monkeypatch):
   env = constant_reward_env(time_limit=4, terminates=terminates, clock=terminates)
-  monkeypatch.setattr(on_policy, "make_env", lambda name: env)
+  monkeypatch.setattr(_on_policy, "make_env", lambda name: env)
   config = a2c.Config(num_envs=4, rollout_length=6, discount=0.9, learning_rate=1e-2, hidden=(32,), steps=2000)
   experiment = a2c.make(config)
   state = jax.jit(experiment.init)(jax.random.key(0), ())

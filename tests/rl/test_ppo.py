@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.rl import ppo
+from experiments.rl import _on_policy, ppo
 from mlnotes.engine.program import Program, make_mesh, window_means
-from mlnotes.rl import on_policy
 from mlnotes.rl.env import Box
 from mlnotes.rl.ppo import approximate_kl, clip_fraction, clipped_surrogate_loss, clipped_value_loss
 from mlnotes.rl.probe import constant_reward_env
@@ -52,12 +51,12 @@ SMALL = dict(num_envs=4, rollout_length=32, steps=20, minibatches=2, epochs=2, h
 def test_before_the_first_update_the_ratio_is_one_everywhere(env, monkeypatch):
   """Log-probabilities of the rollout's own actions, at every step, episode boundaries and later rollouts included."""
   seen = []
-  make = on_policy.make_on_policy_experiment
+  make = _on_policy.make_on_policy_experiment
 
   def make_spying(config, learn, hparams, gradient_steps):
     def spy(networks, optimizer, state, batch, key):
       # The actions that the same noise gives on the observations that learning sees are the ones that were taken.
-      noise = networks.sample_noise(on_policy.stream_key(state.key, "act", state.step), batch.value.shape)
+      noise = networks.sample_noise(_on_policy.stream_key(state.key, "act", state.step), batch.value.shape)
       policy = networks.policy(state.params, batch.observation)
       ratio = jnp.exp(policy.log_prob(batch.action) - policy.log_prob(policy.sample(noise)))
       params, opt_state, metrics = learn(networks, optimizer, state, batch, key)
@@ -91,7 +90,7 @@ def test_one_gradient_step_reports_no_divergence_and_several_do():
 def test_values_of_a_constant_reward(terminates, expected, monkeypatch):
   """Truncated for ever: 1 / (1 - gamma) everywhere. Terminated after 5: the finite sums. Same episodes, other ends."""
   env = constant_reward_env(time_limit=5, terminates=terminates, clock=terminates)
-  monkeypatch.setattr(on_policy, "make_env", lambda name: env)
+  monkeypatch.setattr(_on_policy, "make_env", lambda name: env)
   config = ppo.Config(
     num_envs=4, rollout_length=20, steps=400, discount=0.9, learning_rate=1e-2, clip_value_loss=False, hidden=(32,),
     clip_norm=0.0,
@@ -99,7 +98,7 @@ def test_values_of_a_constant_reward(terminates, expected, monkeypatch):
   experiment = ppo.make(config)
   state = jax.jit(experiment.init)(jax.random.key(0), ())
   state = jax.jit(lambda state: jax.lax.fori_loop(0, 400, lambda _, s: experiment.step(s, ())[0], state))(state)
-  networks = on_policy.make_actor_critic(env, config.hidden)
+  networks = _on_policy.make_actor_critic(env, config.hidden)
   values = networks.value(state.params, jnp.arange(5.0)[:, None] * terminates)
   exact = [expected] * 5 if expected else [sum(0.9**k for k in range(5 - t)) for t in range(5)]
   np.testing.assert_allclose(values, exact, rtol=0.06)

@@ -16,7 +16,7 @@ from mlnotes.engine.errors import InputError, nearest
 from mlnotes.engine.flags import BaseConfig, config_fields, define, field, from_dict, idle_notes, parse, read
 from mlnotes.rl import make_env
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ def test_a_module_that_is_not_there_gets_the_nearest(arguments):
 
 NOTED = """
 import contextlib, dataclasses
-from mlnotes import distributed
+from mlnotes.engine import distributed
 from mlnotes.engine.flags import BaseConfig, field, run
 
 @contextlib.contextmanager

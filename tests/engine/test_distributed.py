@@ -11,7 +11,7 @@ import pytest
 from mlnotes.engine.distributed import LostPeerError, find_peers, lost_peer
 from mlnotes.engine.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 BY_HAND = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
 SLURM = {

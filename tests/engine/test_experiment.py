@@ -16,7 +16,7 @@ from mlnotes.engine.checkpoint import data_to_keys, keys_to_data
 from mlnotes.engine.experiment import PRNG_IMPL, hparam_paths, root_key, set_hparams
 from mlnotes.engine.program import Program, make_mesh
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class State(NamedTuple):

@@ -477,10 +477,10 @@ def test_a_run_goes_on_whatever_feeds_it(tmp_path, monkeypatch):
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
-  from mlnotes.data import feeds
+  from mlnotes.data import flags
 
   def write(value):
-    feeds._load.cache_clear()
+    flags._load.cache_clear()
     image = np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4)
     image[7, 2, 2] = value
     np.savez(tmp_path / "own.npz", image=image, label=np.arange(20) % 2)
@@ -502,7 +502,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path / "elsewhere")
   with pytest.raises(InputError, match="other settings: found --dataset="):
     run_on_data(tmp_path / "run", "own.npz")
-  feeds._load.cache_clear()
+  flags._load.cache_clear()
 
 
 # -- what is found in it ---------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.record import read_metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXPERIMENT = [sys.executable, str(ROOT / "tests" / "softmax_regression.py")]
 # Long enough to be interrupted, short enough to wait for.
 FLAGS = ["--steps=300", "--log_every=20", "--eval_every=100", "--checkpoint_every=50", "--learning_rate=0.01"]

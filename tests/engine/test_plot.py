@@ -11,7 +11,7 @@ import pytest
 from mlnotes.engine import progress
 from mlnotes.engine.plot import as_text, new_figure, plain_style, save_figure
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def draw(path, name="name"):

@@ -17,9 +17,9 @@ from mlnotes.engine.experiment import root_key
 from mlnotes.engine.program import Window
 from mlnotes.engine.record import config_dict
 
-from .test_contract import SMALL
+from ..test_contract import SMALL
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 def write_run(directory, name, seeds=1, **changes):
