@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlnotes.data.flags import DataConfig, load_data
-from mlnotes.data.flags import make_feeds as make_data_feeds
+from mlnotes.data.flags import DataConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.engine.experiment import Experiment, masked_mean
 from mlnotes.engine.flags import run
 from mlnotes.engine.loop import LoopConfig, train

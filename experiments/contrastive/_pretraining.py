@@ -26,8 +26,7 @@ from mlnotes.contrastive.method import (
 )
 from mlnotes.contrastive.metrics import embedding_spread, participation_ratio
 from mlnotes.data import DataSet, Feeds, augment, make_eval_batches
-from mlnotes.data.flags import DataConfig, load_data
-from mlnotes.data.flags import make_feeds as make_data_feeds
+from mlnotes.data.flags import DataConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
 from mlnotes.engine.flags import BaseConfig, field

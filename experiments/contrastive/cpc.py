@@ -12,10 +12,10 @@ from experiments.contrastive._pretraining import (
   AugmentationName,
   ContrastiveConfig,
   make_encoder,
+  make_feeds as make_feeds,
   make_pretraining,
   pretrain,
 )
-from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.cpc import CPCNetwork, RowContext, group_norm, make_cpc
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import require

@@ -12,10 +12,10 @@ from experiments.contrastive._pretraining import (
   ContrastiveConfig,
   TemperatureConfig,
   make_encoder,
+  make_feeds as make_feeds,
   make_pretraining,
   pretrain,
 )
-from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.instance import make_instance_discrimination
 from mlnotes.data.flags import load_data

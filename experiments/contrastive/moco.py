@@ -14,10 +14,10 @@ from experiments.contrastive._pretraining import (
   ContrastiveConfig,
   TemperatureConfig,
   make_encoder,
+  make_feeds as make_feeds,
   make_pretraining,
   pretrain,
 )
-from experiments.contrastive._pretraining import make_feeds as make_feeds
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.method import count_features
 from mlnotes.contrastive.moco import make_moco

@@ -8,8 +8,13 @@ Chen & He 2021 (arXiv:2011.10566).
 
 import dataclasses
 
-from experiments.contrastive._pretraining import ContrastiveConfig, make_encoder, make_pretraining, pretrain
-from experiments.contrastive._pretraining import make_feeds as make_feeds
+from experiments.contrastive._pretraining import (
+  ContrastiveConfig,
+  make_encoder,
+  make_feeds as make_feeds,
+  make_pretraining,
+  pretrain,
+)
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.simsiam import make_simsiam
 from mlnotes.data.flags import load_data

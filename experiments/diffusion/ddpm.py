@@ -21,8 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.diffusion._report import MIN_SAMPLES, check_report
 from mlnotes import diffusion
 from mlnotes.data import DataSet, Feeds
-from mlnotes.data.flags import DataConfig, load_data
-from mlnotes.data.flags import make_feeds as make_data_feeds
+from mlnotes.data.flags import DataConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.diffusion.model import DiffusionModel, TrainedModel
 from mlnotes.diffusion.schedule import MAX_STRATA
 from mlnotes.diffusion.unet import UNet

@@ -9,8 +9,7 @@ from typing import ClassVar
 
 from experiments.meta._family import make_family
 from experiments.meta._maml import MAMLConfig, make_method
-from experiments.meta._meta_training import make_feeds as make_feeds
-from experiments.meta._meta_training import make_meta_learning, meta_train
+from experiments.meta._meta_training import make_feeds as make_feeds, make_meta_learning, meta_train
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import run
 

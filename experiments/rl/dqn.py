@@ -9,27 +9,20 @@ Mnih et al. 2015, van Hasselt et al. 2016, Wang et al. 2016. One update acts `--
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int, Key
 
-from experiments.rl._agent import as_policy, make_evaluate, make_report, train_agent
-from experiments.rl._agent import make_feeds as make_feeds
-from experiments.rl._off_policy import OffPolicyConfig
+from experiments.rl._agent import make_feeds as make_feeds, train_agent
+from experiments.rl._off_policy import Method, OffPolicyConfig, make_off_policy_experiment
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.rl import dqn
-from mlnotes.rl.env import Actors, init_actors, rollout
-from mlnotes.rl.episodes import finished_episodes, observation_size, observation_vector, require_discrete
-from mlnotes.rl.normalize import Moments, init_moments, normalize, update_moments
-from mlnotes.rl.off_policy import can_learn, learn, update_target
+from mlnotes.rl.episodes import observation_size, observation_vector, require_discrete
+from mlnotes.rl.normalize import normalize
 from mlnotes.rl.registry import make_env
-from mlnotes.rl.replay import Replay, add, as_transitions, init_env_replay, sample_batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,94 +78,50 @@ class Config(OffPolicyConfig):
     return super().idle_flags() | idle
 
 
-class State(NamedTuple):
-  step: Int[Array, ""]
-  key: Key[Array, ""]
-  params: chex.ArrayTree
-  target: chex.ArrayTree
-  opt_state: optax.OptState
-  replay: Replay
-  actors: Actors
-  moments: Moments | tuple[()]
-  hparams: dict[str, Float[Array, ""]]
-
-
 def make(config: Config) -> Experiment:
   env = make_env(config.env)
   num_actions = require_discrete(env)
   network = dqn.QNetwork(config.hidden, num_actions, dueling=config.dueling, dtype=jnp.dtype(config.precision))
-  size = observation_size(env)
-  optimizer = config.make_optimizer()
-  names = ("discount", "huber_delta", "tau", "first_epsilon", "final_epsilon", "exploration")
 
   def apply(moments, params, observation):
     # Out of the replay pictures of zeros and ones are bool.
     vector = observation_vector(env, observation.astype(jnp.float32) if observation.dtype == bool else observation)
     return network.apply(params, normalize(moments, vector) if config.normalize_observations else vector)
 
-  def init(key, batch) -> State:
-    params = network.init(stream_key(key, "init"), jnp.zeros(size))
-    # A copy: parameters and target are updated in place, each its own.
-    target = jax.tree.map(jnp.copy, params)
-    actors = init_actors(env, stream_key(key, "reset"), config.num_envs)
-    replay = init_env_replay(env, config.replay_capacity)
-    moments = init_moments((size,)) if config.normalize_observations else ()
-    hparams = {name: jnp.float32(getattr(config, name)) for name in names}
-    return State(
-      jnp.zeros([], jnp.int32), key, params, target, optimizer.init(params), replay, actors, moments, hparams
-    )
+  def compute_epsilon(state):
+    names = ("first_epsilon", "final_epsilon", "exploration")
+    return dqn.compute_epsilon(state.step / config.steps, *(state.hparams[name] for name in names))
 
-  def step(state: State, batch):
-    stream = lambda name: stream_key(state.key, name, state.step)
-    h = state.hparams
-    progress = state.step / config.steps
-    epsilon = dqn.compute_epsilon(progress, h["first_epsilon"], h["final_epsilon"], h["exploration"])
-    size = (config.train_every, config.num_envs)
-    explore = lambda noise, observation: dqn.explore(noise, apply(state.moments, state.params, observation))
+  def explore(state, key, size):
+    epsilon = compute_epsilon(state)
+    act = lambda noise, observation: dqn.explore(noise, apply(state.moments, state.params, observation))
+    if not config.repeat_exploration:
+      return act, dqn.sample_exploration(key, size, num_actions, epsilon), None
 
-    def explore_repeatedly(noise, observation, first, held):
+    def act_repeatedly(noise, observation, first, held):
       noise, held = dqn.hold_actions(noise, first, held)
-      return explore(noise, observation), held
+      return act(noise, observation), held
 
-    if config.repeat_exploration:
-      noise = dqn.sample_repeats(stream("explore"), size, num_actions, epsilon)
-      act, held = explore_repeatedly, dqn.init_held(config.num_envs)
-    else:
-      noise = dqn.sample_exploration(stream("explore"), size, num_actions, epsilon)
-      act, held = explore, None
-    actors, trajectory = rollout(env, act, noise, stream("rollout"), state.actors, held)
-    replay = add(state.replay, as_transitions(trajectory, state.replay))
-    moments = state.moments
-    if config.normalize_observations:
-      moments = update_moments(moments, observation_vector(env, as_transitions(trajectory).observation))
-    loss = functools.partial(dqn.compute_dqn_loss, functools.partial(apply, moments), double=config.double)
+    return act_repeatedly, dqn.sample_repeats(key, size, num_actions, epsilon), dqn.init_held(config.num_envs)
 
-    def gradient_step(learner, inputs):
-      params, target, opt_state = learner
-      transitions, i = inputs
-      one = lambda params, t: loss(params, target, t, h["discount"], huber_delta=h["huber_delta"])
-      mean_loss = lambda params: jnp.mean(jax.vmap(one, (None, 0))(params, transitions))
-      value, grads = jax.value_and_grad(mean_loss)(params)
-      updates, opt_state = optimizer.update(grads, opt_state, params)
-      params = optax.apply_updates(params, updates)
-      count = (state.step - config.waiting_updates) * config.gradient_steps + i
-      return (params, update_target(target, params, h["tau"], count, config.target_period), opt_state), {"loss": value}
-
-    batches = sample_batches(replay, stream("replay"), config.gradient_steps, config.batch_size)
-    inputs = (batches, jnp.arange(config.gradient_steps))
-    learner = (state.params, state.target, state.opt_state)
-    (params, target, opt_state), metrics = learn(
-      gradient_step, learner, inputs, can_learn(replay, config.learning_starts)
+  def gradient(params, target, transitions, drawn, state):
+    discount, delta = state.hparams["discount"], state.hparams["huber_delta"]
+    q = functools.partial(apply, state.moments)
+    one = lambda params, t: dqn.compute_dqn_loss(
+      q, params, target, t, discount, double=config.double, huber_delta=delta
     )
-    state = State(state.step + 1, state.key, params, target, opt_state, replay, actors, moments, h)
-    return state, {
-      **metrics,
-      **finished_episodes(trajectory.last, trajectory.episode_return, trajectory.episode_length),
-      "epsilon": epsilon,
-    }
+    value, grads = jax.value_and_grad(lambda params: jnp.mean(jax.vmap(one, (None, 0))(params, transitions)))(params)
+    return grads, {"loss": value}
 
-  act = lambda state, observation: dqn.act_greedily(apply(state.moments, state.params, observation))
-  return Experiment(init, step, make_evaluate(env, act, config), make_report(env, act, config), model=as_policy(act))
+  method = Method(
+    init=lambda key: network.init(stream_key(key, "init"), jnp.zeros(observation_size(env))),
+    explore=explore,
+    gradient=gradient,
+    act=lambda state, observation: dqn.act_greedily(apply(state.moments, state.params, observation)),
+    hparams=("discount", "huber_delta", "tau", "first_epsilon", "final_epsilon", "exploration"),
+    figures=lambda state: {"epsilon": compute_epsilon(state)},
+  )
+  return make_off_policy_experiment(method, env, config)
 
 
 def main(config: Config) -> int:

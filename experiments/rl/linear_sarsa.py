@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.rl._agent import RLConfig, as_policy, make_evaluate, make_report, train_agent
-from experiments.rl._agent import make_feeds as make_feeds
+from experiments.rl._agent import RLConfig, as_policy, make_evaluate, make_feeds as make_feeds, make_report, train_agent
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, stream_key
 from mlnotes.engine.flags import field, run

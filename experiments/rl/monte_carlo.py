@@ -10,8 +10,7 @@ policy that goes round in circles teaches it next to nothing, and it does not fi
 import dataclasses
 from typing import ClassVar, Literal
 
-from experiments.rl._agent import make_feeds as make_feeds
-from experiments.rl._agent import train_agent
+from experiments.rl._agent import make_feeds as make_feeds, train_agent
 from experiments.rl._tabular import TabularConfig, make_tabular_experiment
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import field, run

@@ -9,8 +9,7 @@ Rummery & Niranjan 1994; Sutton & Barto, section 6.4.
 import dataclasses
 from typing import ClassVar
 
-from experiments.rl._agent import make_feeds as make_feeds
-from experiments.rl._agent import train_agent
+from experiments.rl._agent import make_feeds as make_feeds, train_agent
 from experiments.rl._tabular import TabularConfig, make_tabular_experiment
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import run

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from experiments.rl._agent import make_feeds as make_feeds
-from experiments.rl._agent import train_agent
+from experiments.rl._agent import make_feeds as make_feeds, train_agent
 from experiments.rl._on_policy import OnPolicyConfig, make_on_policy_experiment
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment

@@ -9,8 +9,7 @@ Watkins 1989; Sutton & Barto, section 12.10.
 import dataclasses
 from typing import ClassVar, Literal
 
-from experiments.rl._agent import make_feeds as make_feeds
-from experiments.rl._agent import train_agent
+from experiments.rl._agent import make_feeds as make_feeds, train_agent
 from experiments.rl._tabular import TabularConfig, make_tabular_experiment
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment

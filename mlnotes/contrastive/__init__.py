@@ -1,41 +1,42 @@
 """Contrastive learning: losses, queue and memory bank, heads, and how good the features are (notes: 对比学习)."""
 
-from mlnotes.contrastive.bank import draw_noise as draw_noise
-from mlnotes.contrastive.bank import init_bank as init_bank
-from mlnotes.contrastive.bank import update_bank as update_bank
-from mlnotes.contrastive.cpc import CPCNetwork as CPCNetwork
-from mlnotes.contrastive.cpc import RowContext as RowContext
-from mlnotes.contrastive.cpc import SequenceContext as SequenceContext
-from mlnotes.contrastive.cpc import extract_patches as extract_patches
-from mlnotes.contrastive.cpc import future_losses as future_losses
-from mlnotes.contrastive.cpc import make_cpc as make_cpc
-from mlnotes.contrastive.heads import Embedder as Embedder
-from mlnotes.contrastive.heads import MLPHead as MLPHead
+from mlnotes.contrastive.bank import draw_noise as draw_noise, init_bank as init_bank, update_bank as update_bank
+from mlnotes.contrastive.cpc import (
+  CPCNetwork as CPCNetwork,
+  RowContext as RowContext,
+  SequenceContext as SequenceContext,
+  extract_patches as extract_patches,
+  future_losses as future_losses,
+  make_cpc as make_cpc,
+)
+from mlnotes.contrastive.heads import Embedder as Embedder, MLPHead as MLPHead
 from mlnotes.contrastive.instance import make_instance_discrimination as make_instance_discrimination
-from mlnotes.contrastive.knn import compute_knn_accuracy as compute_knn_accuracy
-from mlnotes.contrastive.knn import knn_votes as knn_votes
-from mlnotes.contrastive.loss import estimate_normalizer as estimate_normalizer
-from mlnotes.contrastive.loss import in_batch_info_nce as in_batch_info_nce
-from mlnotes.contrastive.loss import info_nce as info_nce
-from mlnotes.contrastive.loss import mutual_information_bound as mutual_information_bound
-from mlnotes.contrastive.loss import nce as nce
-from mlnotes.contrastive.loss import negative_cosine as negative_cosine
-from mlnotes.contrastive.loss import nonparametric_softmax as nonparametric_softmax
-from mlnotes.contrastive.loss import normalize as normalize
-from mlnotes.contrastive.loss import nt_xent as nt_xent
-from mlnotes.contrastive.loss import proximal_penalty as proximal_penalty
-from mlnotes.contrastive.method import Method as Method
-from mlnotes.contrastive.method import Outcome as Outcome
-from mlnotes.contrastive.metrics import alignment as alignment
-from mlnotes.contrastive.metrics import effective_rank as effective_rank
-from mlnotes.contrastive.metrics import embedding_spread as embedding_spread
-from mlnotes.contrastive.metrics import participation_ratio as participation_ratio
-from mlnotes.contrastive.metrics import uniformity as uniformity
+from mlnotes.contrastive.knn import compute_knn_accuracy as compute_knn_accuracy, knn_votes as knn_votes
+from mlnotes.contrastive.loss import (
+  estimate_normalizer as estimate_normalizer,
+  in_batch_info_nce as in_batch_info_nce,
+  info_nce as info_nce,
+  mutual_information_bound as mutual_information_bound,
+  nce as nce,
+  negative_cosine as negative_cosine,
+  nonparametric_softmax as nonparametric_softmax,
+  normalize as normalize,
+  nt_xent as nt_xent,
+  proximal_penalty as proximal_penalty,
+)
+from mlnotes.contrastive.method import Method as Method, Outcome as Outcome
+from mlnotes.contrastive.metrics import (
+  alignment as alignment,
+  effective_rank as effective_rank,
+  embedding_spread as embedding_spread,
+  participation_ratio as participation_ratio,
+  uniformity as uniformity,
+)
 from mlnotes.contrastive.moco import make_moco as make_moco
-from mlnotes.contrastive.probe import compute_probe_accuracy as compute_probe_accuracy
-from mlnotes.contrastive.probe import fit_linear_probe as fit_linear_probe
-from mlnotes.contrastive.queue import Queue as Queue
-from mlnotes.contrastive.queue import enqueue as enqueue
-from mlnotes.contrastive.queue import init_queue as init_queue
+from mlnotes.contrastive.probe import (
+  compute_probe_accuracy as compute_probe_accuracy,
+  fit_linear_probe as fit_linear_probe,
+)
+from mlnotes.contrastive.queue import Queue as Queue, enqueue as enqueue, init_queue as init_queue
 from mlnotes.contrastive.simclr import make_simclr as make_simclr
 from mlnotes.contrastive.simsiam import make_simsiam as make_simsiam

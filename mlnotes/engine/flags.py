@@ -22,8 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from absl import app, logging
-from absl import flags as absl_flags
+from absl import app, flags as absl_flags, logging
 
 from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.terminal import prepare_streams

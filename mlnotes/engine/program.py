@@ -18,8 +18,7 @@ from jaxtyping import Array, Float
 from mlnotes.data import EvalBatches, Feeds, StreamFeed
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import Experiment, Mean, State, root_key
-from mlnotes.engine.sharding import fetch, fsdp_spec, place, shares_seeds
-from mlnotes.engine.sharding import make_mesh as make_mesh
+from mlnotes.engine.sharding import fetch, fsdp_spec, make_mesh as make_mesh, place, shares_seeds
 from mlnotes.nn.conv import contains_slow_convolution
 
 

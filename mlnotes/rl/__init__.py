@@ -1,51 +1,61 @@
 """Reinforcement learning: from tables to continuous control (notes: 强化学习)."""
 
-from mlnotes.rl.distributions import Categorical as Categorical
-from mlnotes.rl.distributions import DiagonalGaussian as DiagonalGaussian
-from mlnotes.rl.distributions import TanhGaussian as TanhGaussian
-from mlnotes.rl.dqn import QNetwork as QNetwork
-from mlnotes.rl.dqn import compute_dqn_loss as compute_dqn_loss
-from mlnotes.rl.dqn import compute_q_target as compute_q_target
-from mlnotes.rl.dynamic_programming import evaluate_policy as evaluate_policy
-from mlnotes.rl.dynamic_programming import greedy_policy as greedy_policy
-from mlnotes.rl.dynamic_programming import policy_iteration as policy_iteration
-from mlnotes.rl.dynamic_programming import value_iteration as value_iteration
-from mlnotes.rl.env import Actors as Actors
-from mlnotes.rl.env import Box as Box
-from mlnotes.rl.env import Discrete as Discrete
-from mlnotes.rl.env import Environment as Environment
-from mlnotes.rl.env import TimeStep as TimeStep
-from mlnotes.rl.env import Trajectory as Trajectory
-from mlnotes.rl.env import clip_actions as clip_actions
-from mlnotes.rl.env import init_actors as init_actors
-from mlnotes.rl.env import rollout as rollout
-from mlnotes.rl.env import step_with_reset as step_with_reset
+from mlnotes.rl.distributions import (
+  Categorical as Categorical,
+  DiagonalGaussian as DiagonalGaussian,
+  TanhGaussian as TanhGaussian,
+)
+from mlnotes.rl.dqn import (
+  QNetwork as QNetwork,
+  compute_dqn_loss as compute_dqn_loss,
+  compute_q_target as compute_q_target,
+)
+from mlnotes.rl.dynamic_programming import (
+  evaluate_policy as evaluate_policy,
+  greedy_policy as greedy_policy,
+  policy_iteration as policy_iteration,
+  value_iteration as value_iteration,
+)
+from mlnotes.rl.env import (
+  Actors as Actors,
+  Box as Box,
+  Discrete as Discrete,
+  Environment as Environment,
+  TimeStep as TimeStep,
+  Trajectory as Trajectory,
+  clip_actions as clip_actions,
+  init_actors as init_actors,
+  rollout as rollout,
+  step_with_reset as step_with_reset,
+)
 from mlnotes.rl.gymnax_env import make_gymnax_env as make_gymnax_env
-from mlnotes.rl.normalize import Moments as Moments
-from mlnotes.rl.normalize import init_moments as init_moments
-from mlnotes.rl.normalize import normalize as normalize
-from mlnotes.rl.normalize import update_moments as update_moments
-from mlnotes.rl.ppo import approximate_kl as approximate_kl
-from mlnotes.rl.ppo import clipped_surrogate_loss as clipped_surrogate_loss
-from mlnotes.rl.ppo import clipped_value_loss as clipped_value_loss
+from mlnotes.rl.normalize import (
+  Moments as Moments,
+  init_moments as init_moments,
+  normalize as normalize,
+  update_moments as update_moments,
+)
+from mlnotes.rl.ppo import (
+  approximate_kl as approximate_kl,
+  clipped_surrogate_loss as clipped_surrogate_loss,
+  clipped_value_loss as clipped_value_loss,
+)
 from mlnotes.rl.registry import make_env as make_env
-from mlnotes.rl.replay import Replay as Replay
-from mlnotes.rl.replay import add as add
-from mlnotes.rl.replay import init_replay as init_replay
-from mlnotes.rl.replay import sample as sample
-from mlnotes.rl.returns import compute_gae as compute_gae
-from mlnotes.rl.returns import discounted_returns as discounted_returns
-from mlnotes.rl.returns import lambda_returns as lambda_returns
-from mlnotes.rl.returns import n_step_returns as n_step_returns
-from mlnotes.rl.returns import retrace as retrace
-from mlnotes.rl.returns import vtrace as vtrace
-from mlnotes.rl.table import Table as Table
-from mlnotes.rl.table import make_table_env as make_table_env
-from mlnotes.rl.table import read_table as read_table
+from mlnotes.rl.replay import Replay as Replay, add as add, init_replay as init_replay, sample as sample
+from mlnotes.rl.returns import (
+  compute_gae as compute_gae,
+  discounted_returns as discounted_returns,
+  lambda_returns as lambda_returns,
+  n_step_returns as n_step_returns,
+  retrace as retrace,
+  vtrace as vtrace,
+)
+from mlnotes.rl.table import Table as Table, make_table_env as make_table_env, read_table as read_table
 from mlnotes.rl.tabular import RULES as RULES
-from mlnotes.rl.tiles import fourier_features as fourier_features
-from mlnotes.rl.tiles import make_fourier_basis as make_fourier_basis
-from mlnotes.rl.tiles import make_tiling as make_tiling
-from mlnotes.rl.tiles import tile_indices as tile_indices
-from mlnotes.rl.trpo import conjugate_gradient as conjugate_gradient
-from mlnotes.rl.trpo import trust_region_step as trust_region_step
+from mlnotes.rl.tiles import (
+  fourier_features as fourier_features,
+  make_fourier_basis as make_fourier_basis,
+  make_tiling as make_tiling,
+  tile_indices as tile_indices,
+)
+from mlnotes.rl.trpo import conjugate_gradient as conjugate_gradient, trust_region_step as trust_region_step

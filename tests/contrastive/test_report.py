@@ -10,8 +10,7 @@ import pytest
 from scipy.spatial.distance import pdist
 from sklearn.neighbors import KNeighborsClassifier
 
-from experiments.contrastive import _report as report
-from experiments.contrastive import cpc, moco, probe, simclr
+from experiments.contrastive import _report as report, cpc, moco, probe, simclr
 from experiments.contrastive._pretraining import choose_augmentation, make_augmentation, pretrain
 from mlnotes.contrastive.probe import compute_probe_accuracy
 from mlnotes.data import ArraySplit, DataSet, EvalBatches, Feeds, augment

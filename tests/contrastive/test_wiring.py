@@ -15,8 +15,7 @@ import pytest
 from jaxtyping import Array, Float, Int
 from sklearn.neighbors import KNeighborsClassifier
 
-from experiments.contrastive import _pretraining as chapter
-from experiments.contrastive import cpc, instance, moco, simclr, simsiam
+from experiments.contrastive import _pretraining as chapter, cpc, instance, moco, simclr, simsiam
 from mlnotes.data import ArraySplit, DataSet
 from mlnotes.nn import BatchNorm
 

@@ -5,8 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from mlnotes.data import fingerprint as module
-from mlnotes.data import make_array_feeds
+from mlnotes.data import fingerprint as module, make_array_feeds
 from mlnotes.data.dataset import ArraySplit, DataSet, RecordSplit
 from mlnotes.data.fingerprint import fingerprint
 

@@ -15,8 +15,7 @@ import pytest
 import experiments.diffusion._report
 import mlnotes.engine.plot
 import mlnotes.generative
-from experiments.diffusion import ddpm
-from experiments.diffusion import sample as sample_experiment
+from experiments.diffusion import ddpm, sample as sample_experiment
 from mlnotes.data import ArraySplit, DataSet
 from mlnotes.diffusion import (
   PARAMETERIZATIONS,

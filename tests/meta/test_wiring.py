@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.meta import _meta_training as shared
-from experiments.meta import _report as reporting
-from experiments.meta import maml, meta_sgd, reptile
+from experiments.meta import _meta_training as shared, _report as reporting, maml, meta_sgd, reptile
 from experiments.meta._episodes import load_episode_sets
 from experiments.meta._family import Family, make_family
 from mlnotes.data import EvalBatches, Feeds

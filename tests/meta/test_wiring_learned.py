@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.meta import _comparison as comparison
-from experiments.meta import learned_optimizer as experiment
+from experiments.meta import _comparison as comparison, learned_optimizer as experiment
 from experiments.meta._comparison import Family, Outcome, Setting
 from mlnotes.meta import Optimizee
 from mlnotes.optim import eval_params

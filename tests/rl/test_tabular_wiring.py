@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.rl import _agent as rl_experiment
-from experiments.rl import _tabular as te
+from experiments.rl import _agent as rl_experiment, _tabular as te
 from mlnotes.engine.experiment import stream_key
 from mlnotes.rl.table import Dynamics, Table
 from mlnotes.rl.tabular import RULES
