@@ -169,7 +169,8 @@ def make_off_policy_experiment(
       updates, opt_state = optimizer.update(grads, opt_state, params)
       params = optax.apply_updates(params, updates)
       count = (state.step - config.waiting_updates) * config.gradient_steps + i
-      target = update_target(target, method.tracked(params), state.hparams["tau"], count, period)
+      due = (count, period) if period > 1 else ()
+      target = update_target(target, method.tracked(params), state.hparams["tau"], *due)
       return (params, target, opt_state), {**means, **method.watch(params)}
 
     size = (config.gradient_steps, config.batch_size)

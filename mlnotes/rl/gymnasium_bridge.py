@@ -72,11 +72,13 @@ def run_gymnasium_episodes(
 
 
 def as_policy_input(observations: np.ndarray) -> np.ndarray:
+  """A batch of Gymnasium's observations as a policy takes them: numbers of states int32, all else float32."""
   discrete = np.issubdtype(observations.dtype, np.integer) and observations.ndim == 1
   return observations.astype(np.int32 if discrete else np.float32)
 
 
 def as_gymnasium_action(action: Any) -> Any:
+  """A policy's action as Gymnasium takes it: a Python number where it is discrete."""
   return int(action) if np.ndim(action) == 0 else action
 
 
