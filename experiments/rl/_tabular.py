@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.rl._agent import RLConfig, as_policy, make_report
+from experiments.rl._agent import RLConfig, as_policy, make_feeds as make_feeds, make_report, train_agent
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, stream_key
 from mlnotes.engine.flags import field
@@ -195,3 +195,8 @@ def make_exact_evaluation(table: Table, config: TabularConfig):
     return {"start_value": value, "optimal_gap": gap, "solved": solved, "episode_return": returned}
 
   return evaluate
+
+
+def train_table(experiment: Experiment, config: TabularConfig) -> int:
+  """`train_agent` with the best checkpoint by the value of the greedy policy in the first states."""
+  return train_agent(experiment, config, best_metric="start_value")

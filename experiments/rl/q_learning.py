@@ -9,8 +9,7 @@ Watkins 1989; Sutton & Barto, section 6.5.
 import dataclasses
 from typing import ClassVar
 
-from experiments.rl._agent import make_feeds as make_feeds, train_agent
-from experiments.rl._tabular import TabularConfig, make_tabular_experiment
+from experiments.rl._tabular import TabularConfig, make_feeds as make_feeds, make_tabular_experiment, train_table
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import run
 from mlnotes.rl.tabular import RULES
@@ -35,7 +34,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train_agent(make(config), config, best_metric="start_value")
+  return train_table(make(config), config)
 
 
 if __name__ == "__main__":

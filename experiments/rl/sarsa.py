@@ -9,8 +9,7 @@ Rummery & Niranjan 1994; Sutton & Barto, section 6.4.
 import dataclasses
 from typing import ClassVar
 
-from experiments.rl._agent import make_feeds as make_feeds, train_agent
-from experiments.rl._tabular import TabularConfig, make_tabular_experiment
+from experiments.rl._tabular import TabularConfig, make_feeds as make_feeds, make_tabular_experiment, train_table
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import run
 from mlnotes.rl.tabular import RULES
@@ -42,7 +41,7 @@ def make(config: Config) -> Experiment:
 
 
 def main(config: Config) -> int:
-  return train_agent(make(config), config, best_metric="start_value")
+  return train_table(make(config), config)
 
 
 if __name__ == "__main__":
