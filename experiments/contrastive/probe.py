@@ -6,21 +6,25 @@ python -m experiments.contrastive.probe --run=runs/simclr --labels_per_class=1,5
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from experiments.contrastive import cpc, instance, moco, simclr, simsiam
+from experiments import catalogue, import_experiment
+from experiments.contrastive._pretraining import ContrastiveConfig
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.study import run_study
 from mlnotes.engine.trained import load_config, restore_states
 
-METHODS = {
-  f"contrastive.{module.__name__.rpartition('.')[2]}": module for module in (cpc, instance, moco, simclr, simsiam)
-}
+
+def find_methods() -> dict[str, ModuleType]:
+  """The experiments of this chapter that train features, by name."""
+  modules = {name: import_experiment(name) for name, _ in catalogue() if name.startswith("contrastive.")}
+  return {name: module for name, module in modules.items() if issubclass(module.Config, ContrastiveConfig)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,9 +83,10 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[int, np.ndarray]], num_
 
 def main(config: Config) -> int:
   directory = Path(config.run).expanduser()
-  name, trained = load_config(directory, {name: module.Config for name, module in METHODS.items()})
+  methods = find_methods()
+  name, trained = load_config(directory, {name: module.Config for name, module in methods.items()})
   trained = dataclasses.replace(trained, data_dir=config.data_dir or trained.data_dir, devices=1)
-  module, data = METHODS[name], load_data(trained)
+  module, data = methods[name], load_data(trained)
   experiment = module.make(trained)
   states, step = restore_states(
     directory, experiment, module.make_feeds(trained), trained, config.checkpoint, config.model_seed

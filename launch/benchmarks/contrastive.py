@@ -18,6 +18,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from experiments.contrastive.probe import find_methods
 from launch.timing import Stepper
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field, run
@@ -42,8 +43,8 @@ class Config(BaseConfig):
     super().__post_init__()
     for name in ("batch_size", "image_size", "updates", "repeats"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    known = [name.removeprefix("contrastive.") for name in find_methods()]
     for name in self.methods:
-      known = ("simclr", "moco", "simsiam", "instance", "cpc")
       require(name in known, "methods", name, f"names out of {', '.join(known)}")
 
 
