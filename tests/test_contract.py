@@ -26,6 +26,7 @@ SMALL = {
       batch_size=16, width=8, projection=8, steps=20, warmup_steps=2, knn_examples=64, eval_examples=32, **more
     )
     for name, more in {
+      "barlow_twins": dict(augmentation="none"),
       "cpc": dict(patch_size=4, patch_stride=2, num_offsets=1),
       "instance": dict(noise_samples=8, augmentation="none"),
       "moco": dict(queue_size=40, symmetric=True, augmentation="crop"),

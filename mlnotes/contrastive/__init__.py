@@ -1,6 +1,11 @@
 """Contrastive learning: losses, queue and memory bank, heads, and how good the features are (notes: 对比学习)."""
 
 from mlnotes.contrastive.bank import draw_noise as draw_noise, init_bank as init_bank, update_bank as update_bank
+from mlnotes.contrastive.barlow_twins import (
+  cross_correlation as cross_correlation,
+  make_barlow_twins as make_barlow_twins,
+  redundancy_reduction as redundancy_reduction,
+)
 from mlnotes.contrastive.cpc import (
   CPCNetwork as CPCNetwork,
   RowContext as RowContext,

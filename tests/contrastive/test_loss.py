@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from mlnotes.contrastive.barlow_twins import cross_correlation, redundancy_reduction
 from mlnotes.contrastive.loss import (
   estimate_normalizer,
   in_batch_info_nce,
@@ -134,3 +135,20 @@ def test_gradients_are_those_of_finite_differences(loss):
   check_grads(
     lambda a, b: jnp.sum(loss(jnp.asarray(a), jnp.asarray(b), 0.5)), (z_a, z_b), order=1, modes=["rev"], rtol=2e-2
   )
+
+
+def test_cross_correlation_is_numpys_and_its_loss_is_a_sum_over_pairs(key):
+  a, b = (3 + 2 * jax.random.normal(k, (40, 5)) for k in jax.random.split(key))
+  b = b.at[:, 0].set(a[:, 0]).at[:, 1].set(7.0)  # one feature the same in both, one constant
+  found = cross_correlation(a, b)
+  constant = np.asarray(b).copy()
+  constant[:, 1] = np.random.default_rng(0).normal(size=40)
+  expected = np.corrcoef(np.asarray(a).T, constant.T)[:5, 5:]
+  expected[:, 1] = 0
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert found[0, 0] > 0.999
+  total = sum((1 - c) ** 2 if i == j else 0.3 * c**2 for (i, j), c in np.ndenumerate(expected))
+  np.testing.assert_allclose(redundancy_reduction(found, 0.3), total, rtol=1e-3)
+  assert redundancy_reduction(jnp.eye(3), 1.0) == 0
+  with pytest.raises(ValueError, match="cross_correlation"):
+    cross_correlation(a, b[:, :4])

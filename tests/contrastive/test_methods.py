@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from mlnotes.contrastive.barlow_twins import make_barlow_twins
 from mlnotes.contrastive.heads import Embedder, MLPHead
 from mlnotes.contrastive.instance import make_instance_discrimination
 from mlnotes.contrastive.loss import info_nce, normalize
@@ -60,6 +61,7 @@ def compute(method, state, views, key, sharding=None):
 
 
 METHODS = {
+  "barlow_twins": lambda: make_barlow_twins(Embedder(Linear(), MLPHead((8, 4), norm=BatchNorm)), 5e-3),
   "simclr": lambda: make_simclr(Embedder(Linear(), MLPHead((8, 4), norm=BatchNorm)), 0.5),
   "simsiam": lambda: make_simsiam(Embedder(Linear(), MLPHead((8,), BatchNorm, True), MLPHead((4, 8), BatchNorm))),
   "moco": moco,

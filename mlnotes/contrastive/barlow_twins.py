@@ -1,0 +1,46 @@
+"""Barlow Twins: the features of two views correlate each with itself and with no other; no negatives."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mlnotes.contrastive.heads import Embedder
+from mlnotes.contrastive.loss import Scalar, require_same_shape
+from mlnotes.contrastive.method import Method, Outcome, apply_network, flatten_views, make_embed
+
+
+def cross_correlation(z_a: Float[Array, "B D"], z_b: Float[Array, "B D"]) -> Float[Array, "D D"]:
+  """The correlation over the batch of each feature of one view with each of the other, in [-1, 1]; constant ones: 0.
+
+  Zbontar et al. 2021, eq. 2, of features less their means (algorithm 1).
+  """
+  require_same_shape("cross_correlation", z_a, z_b)
+  over_batch = lambda statistic, z: statistic(z, axis=0, keepdims=True)
+  standard = lambda z: (z - over_batch(jnp.mean, z)) / jnp.sqrt(over_batch(jnp.var, z) + 1e-5)
+  return standard(z_a.astype(jnp.float32)).T @ standard(z_b.astype(jnp.float32)) / len(z_a)
+
+
+def redundancy_reduction(correlation: Float[Array, "D D"], redundancy_weight: Scalar) -> Float[Array, ""]:
+  """sum_i (1 - C_ii)^2 + weight sum_{i != j} C_ij^2       Zbontar et al. 2021, eq. 1; 0 for the identity."""
+  diagonal = jnp.diagonal(correlation)
+  others = jnp.sum(jnp.square(correlation)) - jnp.sum(jnp.square(diagonal))
+  return jnp.sum(jnp.square(1 - diagonal)) + redundancy_weight * others
+
+
+def make_barlow_twins(network: Embedder, redundancy_weight: float) -> Method:
+  """Zbontar et al. 2021, algorithm 1. The statistics of the correlation are those of the whole batch, over all devices.
+
+  Differences from the paper: the encoder normalises both views as one batch.
+  """
+
+  def init(key, images):
+    return network.init(key, images, train=False), ()
+
+  def loss(params, state, views, batch, key):
+    (_, projection, _), batch_stats = apply_network(network, params, state.batch_stats, flatten_views(views))
+    z = projection.reshape(*views.shape[:2], -1)
+    correlation = cross_correlation(z[:, 0], z[:, 1])
+    metrics = {"correlation": jnp.mean(jnp.diagonal(correlation))}
+    value = redundancy_reduction(correlation, state.hparams["redundancy_weight"])
+    return value, Outcome(batch_stats, (), (z[:, 0], z[:, 1]), metrics)
+
+  return Method(init, loss, make_embed(network), num_views=2, hparams={"redundancy_weight": redundancy_weight})
