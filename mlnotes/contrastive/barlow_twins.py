@@ -8,15 +8,20 @@ from mlnotes.contrastive.loss import Scalar, require_same_shape
 from mlnotes.contrastive.method import Method, Outcome, apply_network, flatten_views, make_embed
 
 
+def standardize_features(z: Float[Array, "B D"]) -> Float[Array, "B D"]:
+  """Each feature to mean 0 and standard deviation 1 over the batch, in float32: BatchNorm without scale, shift."""
+  over_batch = lambda statistic, z: statistic(z, axis=0, keepdims=True)
+  z = z.astype(jnp.float32)
+  return (z - over_batch(jnp.mean, z)) / jnp.sqrt(over_batch(jnp.var, z) + 1e-5)
+
+
 def cross_correlation(z_a: Float[Array, "B D"], z_b: Float[Array, "B D"]) -> Float[Array, "D D"]:
   """The correlation over the batch of each feature of one view with each of the other, in [-1, 1]; constant ones: 0.
 
   Zbontar et al. 2021, eq. 2, of features less their means (algorithm 1).
   """
   require_same_shape("cross_correlation", z_a, z_b)
-  over_batch = lambda statistic, z: statistic(z, axis=0, keepdims=True)
-  standard = lambda z: (z - over_batch(jnp.mean, z)) / jnp.sqrt(over_batch(jnp.var, z) + 1e-5)
-  return standard(z_a.astype(jnp.float32)).T @ standard(z_b.astype(jnp.float32)) / len(z_a)
+  return standardize_features(z_a).T @ standardize_features(z_b) / len(z_a)
 
 
 def redundancy_reduction(correlation: Float[Array, "D D"], redundancy_weight: Scalar) -> Float[Array, ""]:
@@ -39,8 +44,9 @@ def make_barlow_twins(network: Embedder, redundancy_weight: float) -> Method:
     (_, projection, _), batch_stats = apply_network(network, params, state.batch_stats, flatten_views(views))
     z = projection.reshape(*views.shape[:2], -1)
     correlation = cross_correlation(z[:, 0], z[:, 1])
+    seen = standardize_features(z[:, 0]), standardize_features(z[:, 1])
     metrics = {"correlation": jnp.mean(jnp.diagonal(correlation))}
     value = redundancy_reduction(correlation, state.hparams["redundancy_weight"])
-    return value, Outcome(batch_stats, (), (z[:, 0], z[:, 1]), metrics)
+    return value, Outcome(batch_stats, (), seen, metrics)
 
   return Method(init, loss, make_embed(network), num_views=2, hparams={"redundancy_weight": redundancy_weight})
