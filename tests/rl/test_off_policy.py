@@ -432,6 +432,22 @@ def test_every_network_has_the_flags_widths_and_precision(method, monkeypatch):
   assert calls == [((6, 4), jnp.bfloat16)] * len(networks[method])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_that_a_sweep_varies_start_as_their_flags_say(method):
+  given = {"discount": 0.7, "tau": 0.3}
+  given |= {
+    "dqn": dict(huber_delta=0.6, first_epsilon=0.9, final_epsilon=0.2, exploration=0.4),
+    "ddpg": dict(exploration_noise=0.25),
+    "sac": dict(target_entropy=-0.6),
+  }[method]
+  more = dict(initial_temperature=0.3) if method == "sac" else {}
+  experiment, _ = build(method, make_clock(method == "dqn", jnp.mean), hidden=(2,), **given, **more)
+  state = quick_jit(experiment.init)(jax.random.key(0), ())
+  assert {name: round(float(value), 6) for name, value in state.hparams.items()} == given
+  if method == "sac":
+    assert float(state.params["log_alpha"]) == pytest.approx(np.log(0.3))
+
+
 def test_dqn_explores_by_its_schedule():
   """All at random, half, none, none: --exploration is half of the run. Without chance it is the greedy action."""
   _, states, metrics = first_updates("dqn")
