@@ -279,7 +279,7 @@ def test_the_probe_reads_the_checkpoint_and_the_seed_that_its_flags_name(tmp_pat
     make=lambda config: SimpleNamespace(embed=lambda state, batch: embed(1.0, batch) | {"seen": state}),
     make_feeds=lambda config: None, Config=simclr.Config,
   )  # fmt: skip
-  monkeypatch.setitem(probe.METHODS, "contrastive.simclr", module)
+  monkeypatch.setattr(probe, "find_methods", lambda: {"contrastive.simclr": module})
   seen = []
 
   def restore(directory, experiment, feeds, config, checkpoint, model_seed):
@@ -306,3 +306,49 @@ def test_the_probe_reads_the_checkpoint_and_the_seed_that_its_flags_name(tmp_pat
   np.testing.assert_array_equal(seen[1]["probe_5_per_class"], compute_probe_accuracy(*learned, 5, draws=3))
   np.testing.assert_array_equal(seen[1]["pixels_probe_5_per_class"], compute_probe_accuracy(train, test, 5, draws=3))
   np.testing.assert_array_equal(seen[1]["probe_all_labels"], compute_probe_accuracy(*learned))
+
+
+def test_the_probe_measures_every_seed_and_draws_what_it_measured(tmp_path, monkeypatch):
+  """Features of the second seed are other pixels than those of the first. A tenth of the training images votes."""
+  data = make_data()
+  monkeypatch.setattr(probe, "load_config", lambda directory, classes: ("contrastive.simclr", simclr.Config(seeds=2)))
+  asked, drawn, seen, axes = [], [], [], []
+  monkeypatch.setattr(probe, "load_data", lambda config: asked.append(config.data_dir) or data)
+
+  def embed_seed(state, batch):
+    pixels = jnp.asarray(batch["image"]).reshape(len(batch["image"]), -1).astype(jnp.float32) / 255
+    return {"features": jnp.roll(pixels, -4 * state, axis=1)[:, :4], "embedding": pixels}
+
+  module = SimpleNamespace(
+    make=lambda config: SimpleNamespace(embed=embed_seed), make_feeds=lambda config: None, Config=simclr.Config
+  )
+  monkeypatch.setattr(probe, "find_methods", lambda: {"contrastive.simclr": module})
+  monkeypatch.setattr(probe, "restore_states", lambda *_: ({0: jnp.int32(0), 1: jnp.int32(1)}, 5))
+  study = lambda name, config, function: seen.append((config.workdir, function(tmp_path))) or 0
+  monkeypatch.setattr(probe, "run_study", study)
+  draw = probe.draw_curves
+  monkeypatch.setattr(probe, "draw_curves", lambda path, curves, *rest: drawn.append((curves, *rest)))
+  flags = dict(run="x", labels_per_class=(0, 5), draws=3, knn_k=100, knn_temperature=0.2)
+  probe.main(probe.Config(data_dir="here", workdir="there", **flags))
+  probe.main(probe.Config(**flags))
+  assert asked == ["here", ""] and [workdir for workdir, _ in seen] == ["there", "x/probe"]
+  of = lambda split: (split.image.reshape(len(split), -1).astype(np.float32) / 255, split.label)
+  (train, label), (test, truth) = of(data.train), of(data.test)
+  seeds = [((train[:, cut], label), (test[:, cut], truth)) for cut in (slice(0, 4), slice(4, 8))]
+  for n, name in ((5, "5_per_class"), (0, "all_labels")):
+    expected = [compute_probe_accuracy(*pair, n, draws=3).mean() for pair in seeds]
+    np.testing.assert_allclose(seen[0][1][f"probe_{name}"], expected)
+    assert expected[0] != expected[1]
+  vote = KNeighborsClassifier(12, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.2))
+  found = [vote.fit(*one).score(*other) for one, other in seeds]
+  np.testing.assert_allclose(seen[0][1]["knn"], found, atol=1e-6)
+  # The picture: fewest labels first, all of them (forty a class) last.
+  curves, most, title = drawn[0]
+  assert title == "photos, step 5, 2 seeds" and most == 40
+  monkeypatch.setattr("mlnotes.engine.plot.save_figure", lambda figure, path: axes.append(figure.axes[0]))
+  draw(tmp_path, curves, most, title)
+  for line, figure in zip(axes[0].containers, ("probe", "pixels_probe"), strict=True):
+    assert line.get_label() == {"probe": "simclr features", "pixels_probe": "raw pixels"}[figure]
+    np.testing.assert_array_equal(line[0].get_xdata(), [5, 40])
+    expected = [np.mean(seen[0][1][f"{figure}_{n}"]) for n in ("5_per_class", "all_labels")]
+    np.testing.assert_allclose(line[0].get_ydata(), expected)

@@ -340,6 +340,22 @@ def test_the_report_is_of_the_averaged_parameters(data, monkeypatch, tmp_path):
   state = experiment.init(jax.random.key(0), jax.tree.map(jnp.asarray, data.train.read(np.arange(2))))
   experiment.report(state._replace(ema={**state.ema, "scale": jnp.float32(0.75)}), tmp_path)
   assert float(seen[0]["scale"]) == 0.75
+  # So is what a run gives for use elsewhere.
+  given = experiment.model(state._replace(ema={**state.ema, "scale": jnp.float32(0.75)}))
+  assert float(given.params["scale"]) == 0.75
+
+
+def test_the_learning_rates_schedule_spans_the_run(data):
+  """Plain descent: an update is as long as its gradient times the rate, here the whole one and then half of it."""
+  config = make_config(schedule="linear", steps=2)
+  experiment, update = make_once(config)
+  batch = jax.tree.map(jnp.asarray, data.train.read(np.arange(config.batch_size)))
+  state = experiment.init(jax.random.key(3), batch)
+  for rate in (0.1, 0.05, 0.0):
+    after, metrics = update(state, batch)
+    moved = np.sqrt(sum(np.sum((np.asarray(after.params[n]) - state.params[n]) ** 2) for n in after.params))
+    assert moved == pytest.approx(rate * float(metrics["grad_norm"]), rel=1e-3, abs=1e-6)
+    state = after
 
 
 class PixelJudge:
@@ -408,6 +424,53 @@ def test_a_report_on_copies_and_on_real_images(data, report, tmp_path, monkeypat
     rows = {(row["sampler"], int(row["steps"])): row for row in csv.DictReader(file)}
   assert set(rows) == {("ddim", 3), ("ddim", 5), ("ddpm", 5)}
   assert float(rows["ddim", 3]["frechet_distance"]) == pytest.approx(black["frechet_distance"])
+
+
+def test_a_report_samples_and_draws_as_its_flags_say(data, monkeypatch, tmp_path):
+  """Two ancestral steps under guidance give copies of training images, every other sampler gives noise."""
+  drawn, sampled, guidances = [], [], []
+  of_class = lambda label: np.stack([data.train.image[np.flatnonzero(data.train.label == k)[0]] for k in label])
+
+  class Copier(experiments.diffusion._report.Studio):
+    def __init__(self, model, params, guidance=1.0):
+      super().__init__(model, params, guidance)
+      guidances.append(guidance)
+
+    def sample(self, key, label, sampler):
+      sampled.append((label.tolist(), tuple(sampler)))
+      noise = np.random.default_rng(2).integers(0, 256, (len(label), *SHAPE))
+      return (of_class(label) if sampler == ("ddpm", 2) else noise).astype(np.float32) * 2 / 255 - 1
+
+    bits_per_dim = lambda self, key, split: split["label"]
+
+  reporting = experiments.diffusion._report
+  monkeypatch.setattr(mlnotes.generative, "load_or_train_judge", lambda images, labels, *_: PixelJudge(images, labels))
+  monkeypatch.setattr(reporting, "Studio", Copier)
+  for name in ("_draw_quality", "_draw_trajectory", "save_figure"):
+    monkeypatch.setattr(reporting, name, lambda *_: None)
+  monkeypatch.setattr(reporting, "show_images", lambda axis, images, columns: drawn.append(np.asarray(images)))
+  config = make_config(sampler="ddpm", sample_steps=2, guidance=3.0, label_dropout=0.1, quality_samples=16)
+  model = ddpm.make_model(config, data)
+  found = reporting.write_report(model, {}, jax.random.key(1), data, config, tmp_path)
+  assert guidances == [3.0] and found["copies"] == 1
+  assert found["frechet_distance"] != found["frechet_distance_ancestral"]  # of all five steps
+  # A row for each class, by the chosen sampler; then test images, samples, and the nearest training images of these.
+  assert sampled[-1] == (np.repeat([0, 1, 2], 10).tolist(), ("ddpm", 2))
+  grid, real, generated, nearest = drawn
+  np.testing.assert_allclose(grid, of_class(np.repeat([0, 1, 2], 10)) / 255, atol=1e-6)
+  rows = lambda images: {tuple(image.ravel().round(4)) for image in images}
+  assert rows(real) == rows(data.test.image / 255)
+  np.testing.assert_array_equal(generated, nearest)
+  assert rows(generated) <= rows(data.train.image / 255)
+
+
+def test_samples_do_not_repeat_from_chunk_to_chunk(data, monkeypatch):
+  monkeypatch.setattr(experiments.diffusion._report, "_CHUNK", 2)
+  model = ddpm.make_model(make_config(), data)
+  studio = experiments.diffusion._report.Studio(model, model.init(jax.random.key(0)))
+  sampler = experiments.diffusion._report.Sampler("ddim", 2)
+  images = studio.sample(jax.random.key(1), np.zeros(5, np.int32), sampler)
+  assert images.shape == (5, *SHAPE) and len(np.unique(images.reshape(5, -1), axis=0)) == 5
 
 
 def test_a_report_costs_about_what_the_training_did(data):
@@ -521,6 +584,22 @@ def test_the_label_checkpoint_and_seed_that_were_asked_for(draw, tmp_path):
   assert draw(trained)[2]["seed"] == 4 and draw(trained, model_seed=6)[2] == dict(
     directory=tmp_path, checkpoint="last", seed=6
   )
+
+
+def test_samples_go_where_they_are_wanted_in_rows_of_their_classes(draw, tmp_path, monkeypatch):
+  """And the data set is where it is now, not where it was."""
+  draw()
+  data, asked, shown = make_data(), [], []
+  monkeypatch.setattr(sample_experiment, "load_data", lambda config: asked.append(config.data_dir) or data)
+  monkeypatch.setattr(mlnotes.engine.plot, "show_images", lambda axis, images, columns: shown.append(images))
+  common = dict(run=str(tmp_path), num_samples=7, sample_batch=4)
+  for flags in (dict(data_dir="here", out=str(tmp_path / "elsewhere")), {}):
+    assert sample_experiment.main(sample_experiment.Config(**common, **flags)) == 0
+  assert asked == ["here", ""]
+  with np.load(tmp_path / "elsewhere" / "samples.npz") as file:
+    image, label = file["image"], file["label"]
+  np.testing.assert_allclose(shown[0], image[[0, 3, 6, 1, 4, 2, 5]] / 255)
+  assert label.tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_what_the_run_cannot_sample_is_refused(draw):

@@ -13,13 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.meta import _meta_training as shared, _report as reporting, maml, meta_sgd, reptile
+from experiments.meta import (
+  _family as families,
+  _meta_training as shared,
+  _report as reporting,
+  maml,
+  meta_sgd,
+  reptile,
+)
 from experiments.meta._episodes import load_episode_sets
 from experiments.meta._family import Family, make_family
 from mlnotes.data import EvalBatches, Feeds
 from mlnotes.engine.experiment import Experiment, set_hparams
 from mlnotes.meta import Learner, Task, interval95
 from mlnotes.meta.adapt import multi_step_weights
+from mlnotes.meta.method import make_rule
 
 START = np.array([0.8, 1.5])  # x, w
 INNER, OUTER = 0.15, 0.3
@@ -125,6 +133,7 @@ close = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-6)
 def test_maml_descends_the_query_loss_after_adaptation(monkeypatch, more):
   change, _, metrics, state, _ = update(monkeypatch, maml, **more)
   close(change, -OUTER * slope(lambda p: query_loss(p, 2), START))
+  close(metrics["grad_norm"], np.linalg.norm(change) / OUTER)
   close(metrics["loss_after_2"], query_loss(START, 2))
   assert int(state.step) == 1
 
@@ -210,6 +219,75 @@ def test_evaluation_is_of_lookaheads_slow_weights(monkeypatch):
   assert abs(float(fast.initial["body"]) - START[0]) > 0.01
 
 
+@pytest.mark.parametrize("module", [maml, meta_sgd])
+def test_evaluation_and_what_a_run_gives_adapt_what_training_adapts(monkeypatch, module):
+  """The head alone, with --adapted=head, for the evaluation's three steps; the third task is padding."""
+  _, _, _, _, experiment = update(monkeypatch, module, adapted="head")
+  state = experiment.init(jax.random.key(0), quadratic_batch())
+  batch = make_fake_family(None).test.draw((), 0)
+  found = jax.jit(experiment.evaluate)(state, batch)["output"]
+  ends = [descend(START, s, 3, head=True)[-1] for s in EVALUATED[0]]
+  close(float(found.total / found.count), np.mean([np.prod(end) for end in ends[:2]]))
+  given = experiment.model(state)
+  for i in range(TASKS):
+    support = jax.tree.map(lambda x, i=i: x[i], batch["task"].support)
+    close(given(support, jnp.float32(2.0)), 2 * np.prod(ends[i]))
+
+
+def captured_report(monkeypatch, tmp_path, experiment, state):
+  """What the report is given: (tools, trained, untrained, hparams)."""
+  seen = []
+  monkeypatch.setattr(reporting, "write_report", lambda *given: seen.append(given[:4]) or {})
+  experiment.report(state, tmp_path)
+  return seen[0]
+
+
+def test_the_report_compares_the_trained_start_with_the_first_one(monkeypatch, tmp_path):
+  _, _, _, state, experiment = update(monkeypatch, maml)
+  tools, trained, untrained, hparams = captured_report(
+    monkeypatch, tmp_path, experiment, set_hparams(state, inner_learning_rate=0.06)
+  )
+  assert float(trained.initial["body"]) == float(state.params.initial["body"]) != START[0]
+  close([untrained.initial["body"], untrained.initial["head"]], START)
+  # Its judge and its predictions adapt for the evaluation's steps, at the rate of the state.
+  batch = make_fake_family(None).test.draw((), 0)
+  judged = tools.judge(untrained, hparams, (), 0)["loss"]
+  paths = [descend(START, s, 3, rates=0.06) for s in EVALUATED[0]]
+  close(judged, [[point_loss(p, q) for p in path] for path, q in zip(paths, EVALUATED[1])])
+  one = jax.tree.map(lambda x: x[1], batch["task"])
+  close(tools.predict(untrained, hparams, one, jnp.float32(2.0)), [2 * np.prod(p) for p in paths[1]])
+
+
+def test_reports_and_what_a_run_gives_are_of_lookaheads_slow_weights(monkeypatch, tmp_path):
+  _, fast, _, state, experiment = update(monkeypatch, maml, lookahead=5)
+  _, trained, *_ = captured_report(monkeypatch, tmp_path, experiment, state)
+  assert float(trained.initial["body"]) == np.float32(START[0]) != float(fast.initial["body"])
+  support = jax.tree.map(lambda x: x[0], make_fake_family(None).test.draw((), 0)["task"].support)
+  close(experiment.model(state)(support, jnp.float32(1.0)), np.prod(descend(START, EVALUATED[0, 0], 3)[-1]))
+
+
+def test_meta_sgd_learns_rates_for_the_rule_of_its_flag(monkeypatch):
+  change, *_ = update(monkeypatch, meta_sgd, inner_optimizer="momentum")
+  close(change, -OUTER * slope(lambda p: query_loss(p, 2, momentum=0.9), START))
+
+
+def test_inner_rules_are_those_of_their_names():
+  """Two gradients in turn: as they are, with momentum 0.9, and Adam's without its first moment."""
+  first, second = np.array([1.0, -2.0]), np.array([3.0, 0.5])
+  squares = 0.001 * first**2 / 0.001, (0.999 * 0.001 * first**2 + 0.001 * second**2) / (1 - 0.999**2)
+  expected = {
+    "sgd": (first, second),
+    "momentum": (first, second + 0.9 * first),
+    "adam": tuple(g / np.sqrt(v) for g, v in zip((first, second), squares)),
+  }
+  for name, steps in expected.items():
+    rule = make_rule(name)
+    state = rule.init(jnp.zeros(2))
+    for gradient, step in zip((first, second), steps):
+      found, state = rule.update(jnp.asarray(gradient, jnp.float32), state)
+      np.testing.assert_allclose(found, step, rtol=1e-4, err_msg=name)
+
+
 # ---- Reptile -------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +314,30 @@ def test_reptile_moves_a_share_of_the_way_to_the_adapted_parameters(monkeypatch,
     metrics["inner_loss_last"],
     np.mean([point_loss(descend(START, s, 1, momentum=momentum)[-1], s) for s in POINTS[0]]),
   )
+
+
+def test_a_sweep_of_the_inner_rate_reaches_reptiles_inner_loop(monkeypatch):
+  monkeypatch.setattr(reptile, "make_family", make_fake_family)
+  experiment = reptile.make(config_of(reptile, inner_batch=2))
+  batch = quadratic_batch(np.stack([POINTS[0], POINTS[0]]))
+  state = set_hparams(experiment.init(jax.random.key(0), batch), inner_learning_rate=0.06)
+  after, metrics = jax.jit(experiment.step)(state, batch)
+  move = np.array([after.params.initial[name] - state.params.initial[name] for name in ("body", "head")])
+  expected = OUTER * np.mean([descend(START, s, 2, rates=0.06)[-1] - START for s in POINTS[0]], 0)
+  close(move, expected)
+  close(metrics["grad_norm"], np.linalg.norm(expected) / OUTER)
+
+
+def test_recipes_are_the_published_ones():
+  """Omniglot in Finn et al. 2017 (5-way 1-shot), Li et al. 2017 and Nichol et al. 2018, whose steps are Adam's."""
+  recipe = lambda config, *names: tuple(getattr(config, name) for name in names)
+  inner = ("shots", "inner_optimizer", "inner_learning_rate", "inner_steps", "eval_inner_steps")
+  assert recipe(maml.Config.tuned(tasks="images"), *inner) == (1, "sgd", 0.4, 1, 3)
+  assert recipe(meta_sgd.Config.tuned(tasks="images"), *inner) == (1, "sgd", 0.4, 1, 1)
+  assert recipe(reptile.Config.tuned(tasks="images"), *inner, "inner_batch") == (1, "adam", 1e-3, 5, 50, 10)
+  # Sinusoids: ten points, and as many for Reptile's mini-batches of ten as fifty in all.
+  assert recipe(maml.Config(), *inner) == (10, "sgd", 0.01, 1, 10) and meta_sgd.Config().eval_inner_steps == 1
+  assert recipe(reptile.Config(), *inner, "queries", "inner_batch") == (10, "sgd", 0.01, 10, 10, 40, 10)
 
 
 def test_reptiles_outer_rate_falls_to_0_by_default(monkeypatch):
@@ -325,6 +427,46 @@ def test_each_set_of_tasks_has_its_classes_and_sizes():
     assert frozen.num_batches == 2
 
 
+def test_sinusoids_have_as_many_points_and_tasks_as_their_flags_say():
+  family = family_of("sinusoid", eval_examples=5, test_tasks=9)
+  points = lambda task: (task.support["x"].shape, task.query["x"].shape)
+  train = family.feeds.train
+  assert points(jax.eval_shape(train.draw, train.arrays, jax.random.key(0), 0)) == ((4, 3, 1), (4, 2, 1))
+  for frozen, count in ((family.feeds.evaluate, 5), (family.test, 9)):
+    batch = jax.eval_shape(frozen.draw, frozen.arrays, 1)
+    assert points(batch["task"]) == ((4, 3, 1), (4, 100, 1))
+    masks = [np.asarray(frozen.draw(frozen.arrays, i)["mask"]) for i in range(frozen.num_batches)]
+    assert frozen.num_batches == -(-count // 4) and np.sum(masks) == count
+
+
+@each_family
+def test_frozen_tasks_are_those_of_their_seed(tasks):
+  same = lambda a, b: np.array_equal(*(supports(x.draw(x.arrays, 0)["task"]) for x in (a, b)))
+  one, again, other = family_of(tasks), family_of(tasks, eval_queries=5), family_of(tasks, eval_seed=5)
+  for pick in (lambda family: family.feeds.evaluate, lambda family: family.test):
+    assert same(pick(one), pick(again)) and not same(pick(one), pick(other))
+
+
+@pytest.mark.parametrize(
+  "flags, made",
+  [
+    (dict(tasks="sinusoid", widths=(6, 5)), ("Regressor", (6, 5))),
+    (dict(tasks="images", network="conv4", width=6, ways=3), ("Conv4", 3, 6)),
+    (dict(tasks="images", network="fully_connected", ways=3), ("FullyConnected", 3)),
+  ],
+)
+def test_networks_are_those_of_the_flags(flags, made, monkeypatch):
+  found = []
+
+  def recorded(make, name):
+    return lambda *sizes, dtype=jnp.float32: found.append((name, *sizes, dtype)) or make(*sizes, dtype=dtype)
+
+  for name in ("Regressor", "Conv4", "FullyConnected"):
+    monkeypatch.setattr(families, name, recorded(getattr(families, name), name))
+  make_family(maml.Config(precision="bfloat16", shots=2, queries=2, **flags))
+  assert found == [(*made, jnp.bfloat16)]
+
+
 @pytest.mark.parametrize("rotations, turned", [("all", (4, 4, 4)), ("train", (4, 1, 1)), ("none", (1, 1, 1))])
 def test_rotations_are_those_of_the_flag(rotations, turned):
   family = family_of("images", rotations=rotations)
@@ -370,13 +512,14 @@ def test_the_report_is_of_the_test_tasks_that_were_asked_for(monkeypatch, tmp_pa
   floor = lambda arrays, i: values[4 * i : 4 * i + 4, 0] / 2
   test = EvalBatches((), lambda arrays, i: {"task": None}, 2)
   tools = reporting.Tools(judge, None, floor, test)
+  monkeypatch.setattr(reporting, "_UNTRAINED_TASKS", 4)
   config = SimpleNamespace(test_tasks=5, eval_inner_steps=3, tasks="images")
   found = reporting.write_report(tools, 1.0, 0.1, {}, config, tmp_path)
   for step in (0, 1, 3):
     np.testing.assert_allclose(found[f"test_accuracy_after_{step}"], values[:5, step].mean())
     half = 1.96 * values[:5, step].std(ddof=1) / np.sqrt(5)
     np.testing.assert_allclose(found[f"test_accuracy_after_{step}_interval"], half)
-  np.testing.assert_allclose(found["untrained_accuracy_after_3"], 0.1 * values[:5, 3].mean())
+  np.testing.assert_allclose(found["untrained_accuracy_after_3"], 0.1 * values[:4, 3].mean())
   np.testing.assert_allclose(found["pixel_prototype_accuracy"], values[:5, 0].mean() / 2)
   assert interval95(np.array([1.0, 3.0])) == (2.0, pytest.approx(1.96))
 

@@ -116,7 +116,8 @@ def test_the_sweep_moves_on_until_the_best_is_within(monkeypatch):
   monkeypatch.setattr(compare, "train_once", fake_run(1e-4, 1.0))
   found = compare.sweep(settings(rates=3), None, "sgd")
   np.testing.assert_allclose(found.rates[found.best], 1e-4, rtol=1e-5)
-  assert not found.at_edge and (np.diff(found.rates) > 0).all()
+  assert not found.at_edge
+  np.testing.assert_allclose(np.diff(np.log10(found.rates)), 0.5, rtol=1e-5)  # nothing is passed over
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,53 @@ def test_the_flags_rule_is_what_is_run(monkeypatch):
     np.testing.assert_allclose(found.train_loss[0, 0], [expected, 3], rtol=1e-4)
 
 
+def test_schedules_span_the_run_of_a_sweep(monkeypatch):
+  """The last of six updates, of a gradient of 1, is a sixth of the rate; a seed's key is the seed's."""
+
+  def once(classifier, optimizer, key, rate, steps, every):
+    ones = {"kernel": jnp.ones((1, 1))}
+    state = optimizer.init(ones)
+    for _ in range(steps):
+      updates, state = optimizer.update(ones, state, ones)
+    return Curves(jnp.stack([updates["kernel"][0, 0], jax.random.key_data(key)[-1].astype(float)]), jnp.zeros(2), ())
+
+  monkeypatch.setattr(compare, "train_once", once)
+  monkeypatch.setattr(compare, "MOST_SHIFTS", 0)
+  found = compare.sweep(settings(optimizers=("plain_sgd",), schedule="linear", rates=3), None, "plain_sgd")
+  np.testing.assert_allclose(found.train_loss[0], [[-1e-3 / 6, 3], [-1e-3 / 6, 4]], rtol=1e-4)
+
+
+def test_the_time_of_an_update_is_that_of_one_run(monkeypatch):
+  """Every look at the clock is a second later: one for the compilation, one for each sweep of 3 x 2 runs of 6."""
+  seconds = iter(range(100))
+  monkeypatch.setattr(compare.time, "perf_counter", lambda: float(next(seconds)))
+  for best, sweeps in ((0.1, 1), (1e-2, 2)):
+    monkeypatch.setattr(compare, "train_once", fake_run(best, 1.0))
+    found = compare.sweep(settings(rates=3), None, "sgd")
+    assert len(found.rates) == (3 if sweeps == 1 else 5) and found.compile_seconds == 1
+    assert found.update_seconds == pytest.approx(1 / (3 * 2 * 6))
+
+
+def test_the_curves_are_those_of_the_best_rate(monkeypatch, tmp_path):
+  """Loss and error beside the updates after which they were taken; the sensitivity is of the mean over seeds."""
+  rng = np.random.default_rng(0)
+  losses, accuracies = rng.uniform(0.1, 0.9, (2, 3, 2, 3))
+  losses[1, :, -1] = 0.01  # the middle rate is the best, by training loss alone
+  accuracies[1, :, -1] = 0.02
+  found = compare.Sweep(np.array([0.01, 0.1, 1.0]), losses, accuracies, 2.0, 3e-6)
+  figures = []
+  monkeypatch.setattr("mlnotes.engine.plot.save_figure", lambda figure, path: figures.append(figure))
+  compare.draw_curves(settings(), {"sgd": found}, tmp_path)
+  compare.draw_sensitivity(settings(), {"sgd": found}, tmp_path)
+  (loss,), (error,) = (axis.get_lines() for axis in figures[0].axes)
+  np.testing.assert_array_equal(loss.get_xdata(), [2, 4, 6])
+  np.testing.assert_allclose(loss.get_ydata(), losses[1].mean(0))
+  np.testing.assert_allclose(error.get_ydata(), 100 - 100 * accuracies[1].mean(0))
+  (line,) = figures[1].axes[0].get_lines()
+  np.testing.assert_allclose(line.get_xdata(), [0.01, 0.1, 1.0])
+  np.testing.assert_allclose(line.get_ydata(), losses[..., -1].mean(1))
+
+
 def sweep_of(losses, accuracies):
   """A sweep of three rates with these final figures: (rates, seeds)."""
   expand = lambda x: np.stack([np.full(np.shape(x), 0.77), np.array(x, np.float64)], -1)
@@ -175,9 +223,12 @@ def test_the_table_and_the_card_are_of_the_best_rate(monkeypatch, tmp_path, caps
   drawn = []
   for name in ("draw_curves", "draw_sensitivity"):
     monkeypatch.setattr(compare, name, lambda config, found, path: drawn.append((found, path.name)))
-  card = []
+  card, made = [], []
   monkeypatch.setattr(compare, "run_study", lambda name, config, study, suffix: card.append(study(tmp_path)) or 0)
-  assert compare.main(settings(optimizers=("sgd", "adam"))) == 0
+  make = compare.make_classifier
+  monkeypatch.setattr(compare, "make_classifier", lambda data, *sizes: made.append(sizes) or make(data, *sizes))
+  assert compare.main(settings(optimizers=("sgd", "adam"), widths=(7,), batch_size=16, eval_examples=100)) == 0
+  assert made == [((7,), 16, 100)]
   lines = (tmp_path / "table.md").read_text().splitlines()
   assert lines[2].startswith("| sgd | 0.1 | 0.3 ± 0.14 | 85 ± 7.1 | 3 | 2.0 |")
   assert (
@@ -186,6 +237,8 @@ def test_the_table_and_the_card_are_of_the_best_rate(monkeypatch, tmp_path, caps
   np.testing.assert_allclose(card[0]["sgd/train_loss"], [0.2, 0.4])
   np.testing.assert_allclose(card[0]["sgd/test_accuracy"], [0.8, 0.9])
   assert card[0]["sgd/learning_rate"] == 0.1 and card[0]["adam/learning_rate"] == 1.0
+  assert (card[0]["sgd/update_microseconds"], card[0]["sgd/compile_seconds"]) == (3, 2)
+  assert lines[-1].startswith("Figures are of a fixed pseudo-random subset: 100 of 1437 training")
   assert [name for _, name in drawn] == ["compare.png", "sensitivity.png"] and drawn[0][0] == sweeps
 
 
@@ -292,8 +345,36 @@ def test_curvature_is_reported_with_its_sign_at_the_ends_of_the_ways(tmp_path):
       np.testing.assert_allclose(found[f"{where}/{end}"], value, rtol=1e-4)
       np.testing.assert_allclose(found[f"{where}/{end}_lanczos"], value, rtol=1e-3)
     np.testing.assert_allclose(found[f"{where}/minimum_ratio"], 0.5)
+    spectrum = landscape.optim.estimate_spectrum(bowl, point(0.0), jax.random.key(0), 4, 2)
+    above = np.sum(np.asarray(spectrum.weights)[np.asarray(spectrum.nodes) > 0.5]) / 2  # of 1 and 5, by two probes
+    np.testing.assert_allclose(found[f"{where}/minimum_ratio_lanczos"], above, rtol=1e-3)
   # At a critical point the loss rises most along the largest eigenvalue: 5 0.1^2 / 2.
   np.testing.assert_allclose(found["after_sgd/sharpness"], 0.025, rtol=1e-2)
+
+
+def test_a_landscape_is_of_the_training_loss_and_of_its_flags(monkeypatch, tmp_path):
+  """The network, its batches, its seed and the estimates' sizes; the loss whose curvature is measured is TOY's."""
+  asked, keys, estimates = [], [], []
+  monkeypatch.setattr(landscape, "make_classifier", lambda data, *sizes: asked.append(sizes) or TOY)
+  monkeypatch.setattr(landscape, "draw_surfaces", lambda path: {"surfaces": 1.0})
+  make_key = landscape.root_key
+  monkeypatch.setattr(landscape, "root_key", lambda seed: keys.append(seed) or make_key(seed))
+  losses = []
+  monkeypatch.setattr(landscape, "draw_network", lambda loss, *_: losses.append(float(loss({"w": 4.0}))) or {})
+  curvature = lambda config, loss, runs, *_: losses.append(float(loss({"w": 4.0}))) or {"names": len(runs)}
+  monkeypatch.setattr(landscape, "measure_curvature", curvature)
+  monkeypatch.setattr(landscape, "run_study", lambda name, config, study: asked.append(study(tmp_path)) or 0)
+  config = landscape.Config(width=5, batch_size=17, seed=6, steps=40, lanczos_steps=3, probes=2)
+  assert landscape.main(config) == 0
+  assert asked == [((5,), 17), {"surfaces": 1.0, "names": 3}] and set(keys) == {6}
+  assert losses == [(4 - 10) ** 2 / 2] * 2  # of the training examples, whose minimum is at 10
+  monkeypatch.undo()
+  estimate = landscape.optim.estimate_spectrum
+  record = lambda loss, p, key, *sizes: estimates.append(sizes) or estimate(loss, p, key, *sizes)
+  monkeypatch.setattr(landscape.optim, "estimate_spectrum", record)
+  runs = {"sgd": landscape.Run([point(3.0), point(0.0)], np.zeros(1))}
+  landscape.measure_curvature(config, bowl, runs, jax.random.key(0), tmp_path / "a.png")
+  assert set(estimates) == {(3, 2)}
 
 
 def test_slices_go_through_the_ends_along_filters_of_their_norms(monkeypatch, tmp_path):

@@ -116,20 +116,33 @@ def test_cartpole_is_balanced_within_40_000_steps():
   assert np.asarray(jax.vmap(train)(jax.random.split(jax.random.key(0), 2))).min() >= 475
 
 
-def test_updates_of_the_experiment_are_the_box_averaged_over_environments():
-  """Two updates of 15 steps in three environments, stepped one by one: traces, falling step sizes, ends, counts."""
+@pytest.mark.parametrize("schedule, actor_features", [("linear", "linear"), ("constant", "fourier")])
+def test_updates_of_the_experiment_are_the_box_averaged_over_environments(schedule, actor_features, monkeypatch):
+  """Two updates of 15 steps in three environments, stepped one by one: traces, falling step sizes, ends, counts.
+
+  The reward is 0.5 or 0.75, by the action, so that returns are not lengths.
+  """
   config = actor_critic.Config(
     num_envs=3, steps_per_update=15, steps=2, learning_rate=0.2, critic_learning_rate=0.1, actor_decay=ACTOR_DECAY,
-    critic_decay=CRITIC_DECAY, discount=GAMMA, order=1,
+    critic_decay=CRITIC_DECAY, discount=GAMMA, order=1, schedule=schedule, actor_features=actor_features,
   )  # fmt: skip
-  experiment, env = actor_critic.make(config), make_env("CartPole-v1")
-  features, _, scale = actor_critic.make_features(config)
+  base = make_env("CartPole-v1")
+
+  def by_action(key, state, action):
+    state, timestep = base.step(key, state, action)
+    return state, timestep._replace(reward=0.5 + 0.25 * action.astype(jnp.float32))
+
+  env = base._replace(step=by_action)
+  monkeypatch.setattr(actor_critic, "make_env", lambda name: env)
+  experiment = actor_critic.make(config)
+  features, actor_scale, scale = actor_critic.make_features(config)
   look = jax.jit(features)
   take = jax.jit(jax.vmap(lambda *args: step_with_reset(env, *args)))
   state, step = jax.jit(experiment.init)(jax.random.key(0), ()), jax.jit(experiment.step)
-  theta, w, scale = np.zeros((5, 2)), np.zeros(16), np.asarray(scale)
-  z_theta, z_w = np.zeros((3, 5, 2)), np.zeros((3, 16))
-  ended, squares = [], []
+  size = 5 if actor_features == "linear" else 16
+  theta, w, actor_scale, scale = np.zeros((size, 2)), np.zeros(16), np.asarray(actor_scale), np.asarray(scale)
+  z_theta, z_w = np.zeros((3, size, 2)), np.zeros((3, 16))
+  returned = np.zeros(3)
   for number in range(2):
     stream = lambda name, number=number, state=state: stream_key(state.key, name, number)
     noise = np.asarray(jax.random.gumbel(stream("act"), (15, 3, 2)))
@@ -138,7 +151,7 @@ def test_updates_of_the_experiment_are_the_box_averaged_over_environments():
     place, observation = state.actors.state, state.actors.observation
     length = np.asarray(state.actors.episode_length)
     state, metrics = step(state, ())
-    ended, squares = [], []
+    ended, earned, squares = [], [], []
     for t in range(15):
       x, y = zip(*(map(np.asarray, look(o)) for o in observation))
       pi = [np.exp(a @ theta) / np.exp(a @ theta).sum() for a in x]
@@ -152,14 +165,15 @@ def test_updates_of_the_experiment_are_the_box_averaged_over_environments():
         z_theta[n], z_w[n] = GAMMA * ACTOR_DECAY * z_theta[n] + score, GAMMA * CRITIC_DECAY * z_w[n] + y[n]
         moves.append((delta * z_theta[n], delta * z_w[n]))
         squares.append(delta**2)
-      length = length + 1
+      length, returned = length + 1, returned + np.asarray(timestep.reward)
       for n in range(3):
         if timestep.last[n]:
           z_theta[n], z_w[n] = 0, 0
           ended.append(length[n])
-          length[n] = 0
-      left = 1 - number / 2
-      theta = theta + 0.2 * left * np.mean([m[0] for m in moves], axis=0)
+          earned.append(returned[n])
+          length[n], returned[n] = 0, 0
+      left = 1 - number / 2 if schedule == "linear" else 1
+      theta = theta + 0.2 * left * actor_scale * np.mean([m[0] for m in moves], axis=0)
       w = w + 0.1 * left * scale * np.mean([m[1] for m in moves], axis=0)
       observation = timestep.observation
     np.testing.assert_allclose(state.params.actor, theta, rtol=1e-3, atol=1e-5)
@@ -167,6 +181,8 @@ def test_updates_of_the_experiment_are_the_box_averaged_over_environments():
     np.testing.assert_allclose(metrics["squared_td_error"], np.mean(squares), rtol=1e-3)
     lengths = metrics["episode_length"]
     assert float(lengths.count) == len(ended) and float(lengths.total) == sum(ended)
+    returns = metrics["episode_return"]
+    assert float(returns.count) == len(ended) and float(returns.total) == pytest.approx(sum(earned))
   assert ended
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.rl import _agent as experiment
 from mlnotes.engine.errors import InputError
+from mlnotes.rl.registry import make_env
 
 AGENTS = ("a2c", "actor_critic", "ddpg", "dqn", "ppo", "reinforce", "sac", "trpo")
 
@@ -76,3 +77,31 @@ def test_settings_that_cannot_learn_are_refused(name, flags, message):
 def test_a_loss_of_one_step_needs_no_standard_deviation():
   load("ppo").Config(rollout_length=1, num_envs=4, minibatches=4, normalize_advantages=False)
   load("a2c").Config(rollout_length=1, num_envs=1)
+
+
+@pytest.mark.parametrize(
+  "name, flags, unit, count",
+  [
+    ("ppo", dict(num_envs=6, rollout_length=10, minibatches=4), "env_steps", 60),
+    ("a2c", dict(num_envs=6, rollout_length=10), "env_steps", 60),
+    ("trpo", dict(num_envs=6, rollout_length=10, minibatches=4), "env_steps", 60),
+    ("dqn", dict(num_envs=6, train_every=10, gradient_steps=3), "env_steps", 60),
+    ("sac", dict(num_envs=6, train_every=10, gradient_steps=3), "env_steps", 60),
+    ("actor_critic", dict(num_envs=6, steps_per_update=10), "env_steps", 60),
+    ("reinforce", dict(num_envs=6), "episodes", 6),
+  ],
+)
+def test_curves_count_what_an_update_takes_from_the_environment(name, flags, unit, count):
+  config = load(name).Config(**flags)
+  assert (config.UNIT, config.units_per_update) == (unit, count)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_environments_with_settings_of_their_own_are_there_and_get_them(name):
+  """Under a name that nothing has, the settings would never be used."""
+  config = load(name).Config
+  for env, settings in getattr(config, "TUNED", {}).items():
+    assert make_env(env).name == env
+    tuned = config.tuned(env=env)
+    assert {key: getattr(tuned, key) for key in settings} == settings
+    assert any(getattr(config(env=env), key) != value for key, value in settings.items())

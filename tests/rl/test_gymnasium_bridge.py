@@ -103,3 +103,18 @@ def test_long_animations_keep_their_last_frame(tmp_path):
     assert gif.n_frames <= 201
     gif.seek(gif.n_frames - 1)
     assert abs(int(np.asarray(gif.convert("RGB"))[0, 0, 0]) - 449 % 256) <= 2
+
+
+@pytest.mark.parametrize("returns, solved", [([500.0, 500.0, 440.0], 1.0), ([500.0, 500.0, 400.0], 0.0)])
+def test_a_report_is_of_the_mean_over_the_episodes_that_were_asked_for(returns, solved, monkeypatch, tmp_path):
+  """The mean beside CartPole's 475, neither the best episode nor as many as an evaluation has."""
+  asked = []
+  monkeypatch.setattr(
+    bridge, "run_gymnasium_episodes", lambda *args: asked.append((args[0], args[2])) or np.array(returns)
+  )
+  config = RLConfig(gym_episodes=3, eval_episodes=7, gif=False)
+  act = lambda state, observation: jnp.int32(1)
+  found = make_report(make_env("CartPole-v1"), act, config)(None, tmp_path)
+  assert asked == [("CartPole-v1", 3)] and not list(tmp_path.iterdir())
+  assert found == {"gymnasium_return": np.mean(returns), "gymnasium_solved": solved}
+  assert make_report(make_env("CartPole-v1"), act, RLConfig(gym_episodes=0, gif=False))(None, tmp_path) == {}

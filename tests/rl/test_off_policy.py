@@ -102,7 +102,7 @@ STARTS = 24
 RATE = 0.02
 SETTINGS = {
   "dqn": dict(target_period=2, huber_delta=0.4, first_epsilon=1.0, final_epsilon=0.0, exploration=0.5),
-  "single": dict(target_period=2, double=False, dueling=True, normalize_observations=True, huber_delta=50.0),
+  "single": dict(target_period=3, double=False, dueling=True, normalize_observations=True, huber_delta=50.0),
   "ddpg": dict(exploration_noise=0.3),
   "sac": dict(initial_temperature=0.3, target_entropy=-0.7),
 }
@@ -188,6 +188,39 @@ def test_evaluation_is_the_policy_without_noise(method):
   assert min(abs(float(found) - value) for value in possible) < 1e-4
 
 
+@pytest.mark.parametrize("method", ["dqn", "single"])
+def test_dqn_acts_by_its_online_network_on_what_training_sees(method):
+  """Neither by its target network, nor on observations as they come where training sees them normalised."""
+  experiment, states, _ = first_updates(method)
+  state = states[-1]
+  state = state._replace(target=jax.tree.map(jnp.negative, state.params))
+  x = jax.random.normal(jax.random.key(1), (64, 5))
+  see = lambda x: x
+  if method == "single":
+    mean = jnp.linspace(-1.0, 2.0, 5)
+    state = state._replace(moments=state.moments._replace(mean=mean, variance=jnp.full(5, 4.0)))
+    see = lambda x: (x - mean) / 2
+  network = dueling_values if method == "single" else q_values
+  with jax.numpy_rank_promotion("allow"):
+    expected, by_target = (np.argmax(network(p, see(x)), axis=1) for p in (state.params, state.target))
+    as_they_come = np.argmax(network(state.params, x), axis=1)
+  np.testing.assert_array_equal(jax.jit(jax.vmap(experiment.model(state)))(x), expected)
+  assert np.any(expected != by_target) and (method == "dqn" or np.any(expected != as_they_come))
+
+
+@pytest.mark.parametrize("method", [*METHODS, "single"])
+def test_figures_of_episodes_are_those_that_ended(method):
+  """Every update ends one episode in each of both environments, whether by termination or by the time limit."""
+  _, states, metrics = first_updates(method)
+  reward = np.asarray(states[-1].replay.data.reward)
+  for k in range(4):
+    returned, length = metrics[k]["episode_return"], metrics[k]["episode_length"]
+    assert float(returned.count) == float(length.count) == 2 and float(length.total) == 2 * LENGTH
+    assert float(returned.total) == pytest.approx(reward[8 * k : 8 * k + 8].sum(), rel=1e-4)
+  ends = np.asarray(states[-1].replay.data.discount[:32])
+  assert 0 < np.sum(ends == 0) < 8
+
+
 @pytest.mark.parametrize("method", [*METHODS, "single"])
 def test_the_learning_rate_reaches_its_end_with_the_run(method):
   """Two of the four updates learn: at the full rate, then at half of it; what would come next is at 0."""
@@ -261,6 +294,11 @@ def ddpg_loss(params, target, t, normal):
 
 
 def sac_loss(params, target, t, normal):
+  figures = sac_figures(params, target, t, normal)
+  return figures["critic_loss"] + figures["actor_loss"] + figures["temperature_loss"]
+
+
+def sac_figures(params, target, t, normal):
   """The density of tanh(u) by the change of variables as it stands in the appendix; the temperature's own loss."""
 
   def sample(x, normal):
@@ -279,11 +317,16 @@ def sac_loss(params, target, t, normal):
   action, log_prob = sample(t.observation, normal[:, 1])
   actor = jnp.mean(alpha * log_prob - lower(jax.lax.stop_gradient(params["critics"]), t.observation, action))
   entropy_gap = jax.lax.stop_gradient(-log_prob) - 3 * -0.7
-  return critics / 2 + actor + params["log_alpha"] * jnp.mean(entropy_gap)
+  temperature = params["log_alpha"] * jnp.mean(entropy_gap)
+  losses = {"critic_loss": critics / 2, "actor_loss": actor, "temperature_loss": temperature}
+  return losses | {"entropy": -jnp.mean(log_prob)}
 
 
-def descend(method, before, after, rate):
-  """(params, target) after two steps of gradient descent from `before`, on the batches that the update drew."""
+def descend(method, before, after, rate, measure=lambda *_: {}):
+  """(params, target, figures) after two steps of gradient descent from `before`, on the batches that the update drew.
+
+  `measure` gets what the loss gets, before each of the steps.
+  """
   see = lambda x: x
   if method == "single":
     seen = np.asarray(after.replay.data.observation[: int(after.replay.size)])
@@ -299,14 +342,16 @@ def descend(method, before, after, rate):
   normal = jax.random.normal(stream_key(before.key, "actions", before.step), (2, 32, 2, 3))
   pick = lambda i: jax.tree.map(lambda x: x[i], batches)
   params, target = before.params, before.target
-  gradient = quick_jit(jax.grad(loss))
+  gradient, figures = quick_jit(jax.grad(loss)), []
   for i in range(2):
+    figures.append(measure(params, target, pick(i), normal[i]))
     grads = gradient(params, target, pick(i), normal[i])
     params = jax.tree.map(lambda p, g: p - rate * g, params, grads)
-    if method in ("ddpg", "sac") or i == 1:  # DQN's period is 2
+    done = 2 * (int(before.step) - 2) + i + 1  # gradient steps, of which there were none before there was enough data
+    if done % SETTINGS[method].get("target_period", 1) == 0:
       online = params["critics"] if method == "sac" else params
       target = jax.tree.map(lambda old, new: 0.95 * old + 0.05 * new, target, online)
-  return params, target
+  return params, target, figures
 
 
 @pytest.mark.parametrize("method", [*METHODS, "single"])
@@ -315,11 +360,92 @@ def test_an_update_is_descent_on_the_formulas(method):
   _, states, _ = first_updates(method)
   for before, after, rate in zip(states[2:], states[3:], (RATE, RATE / 2)):
     with jax.numpy_rank_promotion("allow"):
-      params, target = descend(method, before, after, rate)
+      params, target, _ = descend(method, before, after, rate)
     for found, expected in ((after.params, params), (after.target, target)):
       jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), found, expected)
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)
     assert min(jax.tree.leaves(moved)) > 1e-6
+
+
+def test_sacs_figures_are_means_over_its_gradient_steps():
+  """The temperature is that which each step leaves."""
+  _, states, metrics = first_updates("sac")
+  before, after = states[2:4]
+  with jax.numpy_rank_promotion("allow"):
+    _, _, figures = descend("sac", before, after, RATE, quick_jit(sac_figures))
+  found = {name: float(metrics[2][name].total / metrics[2][name].count) for name in (*figures[0], "temperature")}
+  for name in figures[0]:
+    assert found[name] == pytest.approx(np.mean([f[name] for f in figures]), rel=1e-3, abs=1e-5), name
+  # Each step moves its logarithm by the rate times what the entropy has above its target, three times -0.7.
+  path = float(before.params["log_alpha"]) - RATE * np.cumsum([float(f["entropy"]) + 2.1 for f in figures])
+  np.testing.assert_allclose(after.params["log_alpha"], path[-1], rtol=1e-4)
+  assert found["temperature"] == pytest.approx(np.mean(np.exp(path)), rel=1e-4)
+
+
+def test_sac_acts_at_random_until_it_learns_and_then_by_its_policy():
+  _, states, _ = first_updates("sac")
+  data = states[4].replay.data
+  noise = [ddpg.sample_action_noise(stream_key(s.key, "explore", s.step), (4, 2, 3)) for s in states[:4]]
+  for k in range(3):
+    np.testing.assert_allclose(data.action[8 * k : 8 * k + 8], noise[k].uniform.reshape(8, 3), rtol=1e-6)
+  with jax.numpy_rank_promotion("allow"):
+    mean, log_std = np.split(mlp(states[3].params["actor"]["params"]["MLP_0"], data.observation[24:32]), 2, axis=1)
+  expected = np.tanh(mean + np.exp(log_std) * np.asarray(noise[3].normal).reshape(8, 3))
+  np.testing.assert_allclose(data.action[24:32], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dqn_repeats_its_random_actions_within_an_episode():
+  """Every action is random: those of `sample_repeats`, held step by step in NumPy and let go where an episode ends."""
+  experiment, _ = build(
+    "dqn", make_clock(True, jnp.mean), steps=4, train_every=16, num_envs=5, learning_starts=400,
+    repeat_exploration=True, first_epsilon=1.0, final_epsilon=1.0,
+  )  # fmt: skip
+  state = quick_jit(experiment.init)(jax.random.key(0), ())
+  after, _ = quick_jit(experiment.step)(state, ())
+  noise = jax.tree.map(np.asarray, dqn.sample_repeats(stream_key(state.key, "explore", 0), (16, 5), 2, 1.0))
+  expected, left, held = np.zeros((16, 5), int), np.zeros(5, int), np.zeros(5, int)
+  for t in range(16):
+    for n in range(5):
+      if t % LENGTH == 0:
+        left[n], held[n] = noise.left[t, n], noise.action[t, n]
+      elif left[n] == 0 and noise.starts[t, n]:
+        left[n], held[n] = noise.length[t, n], noise.action[t, n]
+      assert left[n] > 0
+      expected[t, n], left[n] = held[n], left[n] - 1
+  np.testing.assert_array_equal(after.replay.data.action[:80].reshape(16, 5), expected)
+  assert np.any(noise.action != expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_network_has_the_flags_widths_and_precision(method, monkeypatch):
+  module = importlib.import_module(f"experiments.rl.{method}")
+  networks = {"dqn": [(dqn, "QNetwork")], "ddpg": [(ddpg, "Actor"), (ddpg, "Critic")]}
+  networks["sac"] = [(sac, "GaussianActor"), (module, "Critic")]
+  calls = []
+  for holder, name in networks[method]:
+    make = getattr(holder, name)
+    record = lambda *given, make=make, **named: calls.append((given[0], named.get("dtype"))) or make(*given, **named)
+    monkeypatch.setattr(holder, name, record)
+    if getattr(module, name, None) is make:
+      monkeypatch.setattr(module, name, record)
+  build(method, make_clock(method == "dqn", jnp.mean), hidden=(6, 4), precision="bfloat16")
+  assert calls == [((6, 4), jnp.bfloat16)] * len(networks[method])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_that_a_sweep_varies_start_as_their_flags_say(method):
+  given = {"discount": 0.7, "tau": 0.3}
+  given |= {
+    "dqn": dict(huber_delta=0.6, first_epsilon=0.9, final_epsilon=0.2, exploration=0.4),
+    "ddpg": dict(exploration_noise=0.25),
+    "sac": dict(target_entropy=-0.6),
+  }[method]
+  more = dict(initial_temperature=0.3) if method == "sac" else {}
+  experiment, _ = build(method, make_clock(method == "dqn", jnp.mean), hidden=(2,), **given, **more)
+  state = quick_jit(experiment.init)(jax.random.key(0), ())
+  assert {name: round(float(value), 6) for name, value in state.hparams.items()} == given
+  if method == "sac":
+    assert float(state.params["log_alpha"]) == pytest.approx(np.log(0.3))
 
 
 def test_dqn_explores_by_its_schedule():

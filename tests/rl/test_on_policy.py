@@ -98,9 +98,18 @@ def test_numbered_states_are_normalised_as_one_hot_vectors():
       seen = np.clip((seen - so_far.mean(0)) / so_far.std(0), -10, 10)
     np.testing.assert_allclose(metrics["batch"].observation, seen, rtol=1e-3, atol=1e-4)
     so_far = np.concatenate([so_far, one_hot(trajectory.observation).reshape(-1, 6)])
-  # The greedy policy is given states by their numbers, here and in Gymnasium.
-  returned = jax.jit(experiment.evaluate)(rollouts[-1][0], ())
+  # The greedy policy is given states by their numbers, here and in Gymnasium, and sees them normalised as well.
+  state = rollouts[-1][0]
+  returned = jax.jit(experiment.evaluate)(state, ())
   assert np.isfinite(float(returned["episode_return"].total))
+  shifted = state._replace(observation_moments=state.observation_moments._replace(mean=jnp.arange(6.0)))
+  greedy = jax.jit(jax.vmap(experiment.model(shifted)))(jnp.arange(6))
+  moments = jax.tree.map(np.asarray, shifted.observation_moments)
+  with jax.numpy_rank_promotion("allow"):
+    seen = np.clip((np.eye(6) - moments.mean) / np.sqrt(moments.variance), -10, 10)
+    expected = np.argmax(network(state.params["actor"], jnp.asarray(seen, jnp.float32)), axis=1)
+    assert np.any(expected != np.argmax(network(state.params["actor"], jnp.eye(6)), axis=1))
+  np.testing.assert_array_equal(greedy, expected)
 
 
 def test_states_stay_apart_after_normalisation():
@@ -323,12 +332,19 @@ def test_trpo_takes_the_natural_gradient_step_that_keeps_the_bound(number):
     reached = ravel_pytree(after.params["actor"])[0]
     np.testing.assert_allclose(metrics["kl"], kl(reached), rtol=2e-2, atol=1e-6)
     assert 0 < float(kl(reached)) <= 0.02 * (1 + 1e-4) and surrogate(reached) > surrogate(vector)
-    critic = before.params["critic"]
+    improvement = float(surrogate(reached) - surrogate(vector))
+    np.testing.assert_allclose(metrics["surrogate_improvement"], improvement, rtol=2e-2)
+    entropy = -np.mean(np.sum(np.exp(old_log_p) * old_log_p, axis=1))
+    np.testing.assert_allclose(metrics["entropy"], entropy, rtol=1e-4)
+    critic, losses = before.params["critic"], []
     loss = lambda critic, batch: jnp.mean((network(critic, x[batch])[:, 0] - target[batch]) ** 2) / 2
-    fit = jax.jit(jax.grad(loss))
+    fit = jax.jit(jax.value_and_grad(loss))
     for batch in on_policy.minibatch_rows(value_key, 2, 3, 15):
-      critic = jax.tree.map(lambda p, g: p - RATE * (1 - number / 4) * g, critic, fit(critic, batch))
+      value, gradient = fit(critic, batch)
+      losses.append(value)
+      critic = jax.tree.map(lambda p, g: p - RATE * (1 - number / 4) * g, critic, gradient)
   assert_close(after.params["critic"], critic)
+  np.testing.assert_allclose(metrics["value_loss"], np.mean(losses), rtol=1e-3)
 
 
 def test_curvature_is_of_states_from_every_environment():
@@ -368,3 +384,110 @@ def test_the_greedy_policy_is_evaluated(variant):
 
 def evaluation_resets(state, episodes):
   return jax.random.split(jax.random.split(stream_key(state.key, "evaluate"))[0], episodes)
+
+
+# -- what an update says of itself, and where its flags go -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["ppo", "a2c", "trpo"])
+def test_figures_of_a_rollout_are_of_its_own_episodes(variant):
+  """Of both updates together, so that episodes which the first began and the second ended are among them."""
+  config, updates = recorded(variant)
+  running, lengths = np.zeros(ENVS), np.zeros(ENVS)
+  ends = set()
+  for before, metrics, trajectory, _ in updates:
+    returned, length = [], []
+    for t in range(5):
+      running, lengths = running + trajectory.reward[t], lengths + 1
+      for n in np.flatnonzero(trajectory.last[t]):
+        returned.append(running[n])
+        length.append(lengths[n])
+        running[n], lengths[n] = 0, 0
+        ends.add(float(trajectory.discount[t, n]))
+    assert float(metrics["episode_return"].count) == float(metrics["episode_length"].count) == len(length)
+    assert float(metrics["episode_return"].total) == pytest.approx(sum(returned))
+    assert float(metrics["episode_length"].total) == sum(length)
+    advantage, value = gae(trajectory.reward, trajectory, before, config.gae_lambda)
+    explained = metrics["explained_variance"]
+    expected = 1 - np.var(advantage) / np.var(advantage + value)
+    assert float(explained.total / explained.count) == pytest.approx(expected, rel=1e-3)
+  assert ends == {0.0, 1.0}
+
+
+def test_ppos_figures_are_means_over_all_its_gradient_steps():
+  config, updates = recorded("ppo")
+  before, metrics, trajectory, _ = updates[0]
+  batches = on_policy.minibatch_rows(stream_key(before.key, "learn", before.step), 2, 3, 15)
+
+  @jax.jit
+  def figures(params, rows):
+    x, action, old, advantage, old_value, target = rows
+    log_p = log_policy(params["actor"], x)
+    ratio = jnp.exp(log_p[jnp.arange(len(x)), action] - old)
+    cut = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
+    value, advantage = network(params["critic"], x)[:, 0], to_unit(advantage)
+    kept = old_value + jnp.clip(value - old_value, -config.clip, config.clip)
+    return {
+      "policy_loss": -jnp.mean(jnp.minimum(ratio * advantage, cut * advantage)),
+      "value_loss": jnp.mean(jnp.maximum((value - target) ** 2, (kept - target) ** 2)) / 2,
+      "entropy": -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=1)),
+      "approximate_kl": jnp.mean(ratio - 1 - jnp.log(ratio)),
+      "clip_fraction": jnp.mean(cut != ratio),
+    }
+
+  with jax.numpy_rank_promotion("allow"):
+    rows, params = learn_data(config, before, trajectory), before.params
+    surrogate = lambda new, old, advantage: jnp.minimum(
+      jnp.exp(new - old) * advantage, jnp.clip(jnp.exp(new - old), 1 - config.clip, 1 + config.clip) * advantage
+    )
+    gradient = jax.jit(jax.grad(lambda params, rows: policy_gradient_loss(config, params, rows, surrogate)))
+    found = []
+    for batch in batches:
+      some = tuple(x[batch] for x in rows)
+      found.append(figures(params, some))
+      params = jax.tree.map(lambda p, g: p - RATE * g, params, gradient(params, some))
+  for name in found[0]:
+    np.testing.assert_allclose(metrics[name], np.mean([f[name] for f in found]), rtol=2e-3, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("module", [a2c, ppo, trpo])
+def test_networks_are_those_of_the_flags(module, monkeypatch):
+  asked, make = [], _on_policy.make_actor_critic
+  monkeypatch.setattr(_on_policy, "make_actor_critic", lambda env, *rest: asked.append(rest) or make(env, *rest))
+  module.make(module.Config(hidden=(5, 3), activation="relu", initial_std=0.3, precision="bfloat16"))
+  assert asked == [((5, 3), "relu", 0.3, jnp.bfloat16)]
+
+
+def test_trpos_flags_reach_its_step(monkeypatch):
+  """And its states: one in three for the curvature, all for the bound."""
+  asked, sizes, make = {}, [], trpo.trust_region_step
+
+  def spy(surrogate, kl, params, max_kl, **given):
+    asked.update(given)
+    return make(surrogate, kl, params, max_kl, **given)
+
+  rows = trpo.minibatch_rows
+  monkeypatch.setattr(trpo, "trust_region_step", spy)
+  monkeypatch.setattr(trpo, "minibatch_rows", lambda key, *sized: sizes.append(sized) or rows(key, *sized))
+  config = trpo.Config(
+    num_envs=2, rollout_length=6, minibatches=4, value_epochs=3, cg_iterations=7, max_backtracks=4, curvature_stride=3
+  )
+  experiment = trpo.make(config)
+  state = jax.eval_shape(experiment.init, jax.random.key(0), ())
+  jax.eval_shape(experiment.step, state, ())
+  assert (asked["cg_iterations"], asked["max_backtracks"]) == (7, 4)
+  assert sizes == [(1, 1, 12), (3, 4, 12)]
+
+
+def test_defaults_are_the_published_recipes():
+  """PPO on CartPole: Huang et al. 2022, of which one thing left out would still train, worse. A2C: Mnih et al. 2016
+  normalise no advantages."""
+  config = ppo.Config()
+  recipe = dict(
+    learning_rate=2.5e-4, schedule="linear", adam_eps=1e-5, clip_norm=0.5, gae_lambda=0.95, discount=0.99, epochs=4,
+    minibatches=4, clip=0.2, clip_value_loss=True, normalize_advantages=True, entropy_weight=0.01, value_weight=0.5,
+    num_envs=4, rollout_length=128, optimizer="adam", hidden=(64, 64), activation="tanh",
+  )  # fmt: skip
+  assert {name: getattr(config, name) for name in recipe} == recipe
+  assert not a2c.Config().normalize_advantages and a2c.Config().clip_norm == 0.5
+  assert (trpo.Config().max_kl, trpo.Config().damping, trpo.Config().cg_iterations) == (0.01, 0.1, 10)

@@ -201,20 +201,42 @@ def test_a_reinforce_update_is_descent_on_the_formulas(variant, monkeypatch):
     return state, metrics, recorded[-1]
 
   before = jax.jit(experiment.init)(jax.random.key(0), ())
-  steps_so_far = 0
+  steps_so_far, starts = 0, []
   for number in range(2):
     after, metrics, episodes = step(before)
+    starts.append(np.asarray(episodes.observation[0]))
     with jax.numpy_rank_promotion("allow"):
       expected, lengths = reinforce_update(
         config, before.params, jax.tree.map(np.asarray, episodes), 0.3 - 0.075 * number
       )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=5e-6), after.params, expected)
-    assert float(metrics["episode_length"]) == pytest.approx(np.mean(lengths))
+    assert float(metrics["episode_length"]) == pytest.approx(np.mean(lengths)) and max(lengths) == 3
+    earned = [np.sum(episodes.reward[:length, n]) for n, length in enumerate(lengths)]
+    assert float(metrics["episode_return"]) == pytest.approx(np.mean(earned), rel=1e-5)
     # Steps so far are a count: they stand with the evaluation, and nowhere among what is averaged over updates.
     steps_so_far += sum(lengths)
     counted = jax.jit(experiment.evaluate)(after, ())["env_steps"]
     assert float(counted.total / counted.count) == steps_so_far and "env_steps" not in metrics
     before = after
+  assert np.any(starts[0] != starts[1])
+
+
+def test_reinforce_acts_within_bounds_and_by_the_networks_of_its_flags(monkeypatch):
+  """The reward is the size of the action that the environment was given, whose bound the policy exceeds by far."""
+  base = constant_reward_env(time_limit=3, terminates=True, actions=Box((1,), -1.0, 1.0))
+
+  def step(key, state, action):
+    state, timestep = base.step(key, state, action)
+    return state, timestep._replace(reward=jnp.abs(action[0]))
+
+  asked, make = [], reinforce.make_actor_critic
+  monkeypatch.setattr(reinforce, "make_env", lambda name: base._replace(step=step))
+  monkeypatch.setattr(reinforce, "make_actor_critic", lambda env, *rest: asked.append(rest) or make(env, *rest))
+  flags = dict(hidden=(4, 3), activation="relu", initial_std=50.0, precision="bfloat16")
+  experiment = reinforce.make(reinforce.Config(steps=10, **flags))
+  assert asked == [((4, 3), "relu", 50.0, jnp.bfloat16)]
+  _, metrics = jax.jit(experiment.step)(jax.jit(experiment.init)(jax.random.key(0), ()), ())
+  assert 2 < float(metrics["episode_return"]) <= 3
 
 
 def reinforce_update(config, params, episodes, rate):
