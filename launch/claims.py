@@ -49,7 +49,7 @@ from mlnotes.engine.record import check_writable, write_atomically
 from mlnotes.engine.revision import find_revision
 from mlnotes.engine.summary import Summary, format_summary
 
-BEGIN, END = "<!-- claims: rendered by python -m launch.claims --write -->", "<!-- end of claims -->"
+BEGIN, END = "<!-- claims -->", "<!-- /claims -->"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,21 +248,26 @@ def update_claims(rows: Sequence[Mapping[str, Any]]) -> None:
 def render(claims: Sequence[Claim]) -> str:
   """The claims of a chapter as a Markdown table, a row for each figure."""
   lines = [
-    "| id | figure | measured | seeds | held against | band of a re-run | minutes |",
-    "|---|---|---|---|---|---|---|",
+    "Before each command stands `python -m experiments.`; `python -m launch.claims --check=ID` runs it again and says",
+    "whether each figure is in its band. (From `claims.toml`, by `python -m launch.claims --write`.)",
+    "",
+    "| id | command | figure | seeds | held against | band of a re-run | date | minutes |",
+    "|---|---|---|---|---|---|---|---|",
   ]
   for claim in claims:
     for i, figure in enumerate(claim.figures):
       low, high = figure.band
       against = "; ".join(text for text in (figure.against, figure.note) if text)
-      first = [f"`{claim.id}`", f"{claim.minutes:g}"] if i == 0 else ["", ""]
-      cells = [first[0], figure.name, format_value(figure.mean, figure.std, figure.seeds), str(figure.seeds), against]
-      lines.append(f"| {' | '.join(cells)} | {low:g} to {high:g} | {first[1]} |")
-  lines += ["", "| id | command, `python -m experiments.` before it | date | revision |", "|---|---|---|---|"]
-  lines += [f"| `{c.id}` | `{c.command}` | {c.date} | {c.revision} |" for c in claims]
+      value = f"`{figure.name}` {format_value(figure.mean, figure.std, figure.seeds)}"
+      cells = [value, str(figure.seeds), against, f"{low:g} to {high:g}"]
+      first, last = [f"`{claim.name}`", f"`{claim.command}`"], [claim.date, f"{claim.minutes:g}"]
+      cells = [*first, *cells, *last] if i == 0 else ["", "", *cells, "", ""]
+      lines.append(f"| {' | '.join(cells)} |")
   machines = sorted({claim.machine for claim in claims})
-  notes = [f"`{c.id}`: {c.note}" for c in claims if c.note]
-  return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}.", *(["", *notes] if notes else [])])
+  revisions = sorted({claim.revision for claim in claims})
+  notes = [f"`{c.name}`: {c.note}" for c in claims if c.note]
+  measured = f"Measured on: {'; '.join(machines)}. Revisions: {', '.join(revisions)}."
+  return "\n".join([*lines, "", measured, *(["", *notes] if notes else [])])
 
 
 def put_between(text: str, table: str) -> str:
@@ -275,12 +280,15 @@ def put_between(text: str, table: str) -> str:
 
 
 def pages() -> Iterator[tuple[Path, str, str]]:
-  """(page, its text, its text with the claims of today) of each chapter that has claims and a page."""
+  """(page, its text, its text with the claims of today) of each chapter that has claims."""
   for path in claim_files():
     page = path.parent / "README.md"
-    if page.exists():
-      text = page.read_text(encoding="utf-8")
-      yield page, text, put_between(text, render(read_claims(path)))
+    if not page.exists():
+      raise InputError(
+        f"{page} is not there: expected the page of the chapter, with its claims between {BEGIN} and {END}."
+      )
+    text = page.read_text(encoding="utf-8")
+    yield page, text, put_between(text, render(read_claims(path)))
 
 
 def unclaimed(claims: Sequence[Claim]) -> list[str]:
