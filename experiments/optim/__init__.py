@@ -1,1 +1,1 @@
-"""Optimization: optimizers compared, loss landscapes, batch sizes and warm-up."""
+"""Optimization (notes: 优化): optimizers compared, loss landscapes, batch sizes and warm-up."""

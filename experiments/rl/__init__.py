@@ -1,1 +1,1 @@
-"""Reinforcement learning."""
+"""Reinforcement learning (notes: 强化学习)."""
