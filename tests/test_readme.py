@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments import catalogue, import_experiment
-from launch import bench
+from launch import bench, claims
 from launch.plan import make_runs, parse_grid
 from mlnotes.engine.flags import parse, read
 
@@ -148,6 +148,8 @@ def check_command(module: str, *arguments: str) -> None:
   else:
     assert find_spec(module) is not None, module
     values = read(import_module(module).Config, flags, module)
+    if module == "launch.claims" and "--check=ID" not in flags:  # raises where such a claim is not there
+      claims.choose(claims.all_claims(), parse(claims.Config, values), "revision")
     if module == "launch.sweep" and flags:
       assert make_runs(
         values["experiment"].value, values["fixed"].value, parse_grid(values["grid"].value), Path("runs")
