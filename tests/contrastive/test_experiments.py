@@ -171,7 +171,6 @@ def test_encoders_by_flag(name, features):
     (lambda: simclr.Config(temperature=0.0), r"--temperature=0.0 is out of range"),
     (lambda: simsiam.Config(bottleneck=0), r"--bottleneck=0 is out of range"),
     (lambda: cpc.make(cpc.Config(patch_size=8)), r"--patch_size=8 is out of range: expected patches of which one"),
-    (lambda: probe.Config(), r"--run='' is out of range"),
     (lambda: probe.Config(run="x", labels_per_class=(-1,)), r"--labels_per_class=\(-1,\) is out of range"),
   ],
 )
