@@ -3,6 +3,7 @@
 The training loop and the benchmarks run the same program; nothing here knows about files or flags.
 """
 
+import copy
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -90,6 +91,15 @@ class Program:
           f"--batch_size={size} cannot be shared by {self.mesh.size} devices: expected a multiple of that, or fewer "
           "--devices."
         )
+
+  def with_seeds(self, seeds: Sequence[int]) -> "Program":
+    """This program for other seeds, as many, without compiling anew. Raises ValueError for more, or streamed data."""
+    if len(seeds) != self.num_seeds or self.streamed:
+      raise ValueError(f"found seeds {tuple(seeds)}: expected {self.num_seeds} of them, and resident data.")
+    self.compile()
+    other = copy.copy(self)
+    other._seeds = np.asarray(seeds, np.uint32)
+    return other
 
   # -- the state ---------------------------------------------------------------------------------------------------
 
