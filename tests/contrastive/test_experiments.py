@@ -30,6 +30,7 @@ def finished(tmp_path_factory):
   return directory
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_figures_and_pictures_of_every_seed(finished):
   metrics = card(finished)["metrics"]
   for name in ("knn_accuracy", "linear_probe", "linear_probe_10_per_class", "alignment", "uniformity"):
@@ -42,6 +43,7 @@ def test_a_run_leaves_figures_and_pictures_of_every_seed(finished):
       assert (finished / f"seed_{seed}" / f"{picture}.png").stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_the_probe_finds_what_the_report_found(finished, tmp_path):
   out = tmp_path / "probe"
   config = probe.Config(run=str(finished), labels_per_class=(10, 0), workdir=str(out))
@@ -55,6 +57,7 @@ def test_the_probe_finds_what_the_report_found(finished, tmp_path):
   assert (out / "probe.png").stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_the_probe_refuses_what_is_no_such_run(finished, tmp_path):
   with pytest.raises(InputError, match="expected the --workdir of a run"):
     probe.main(probe.Config(run=str(tmp_path)))
@@ -65,6 +68,7 @@ def test_the_probe_refuses_what_is_no_such_run(finished, tmp_path):
     probe.main(probe.Config(run=str(finished), model_seed=7))
 
 
+@pytest.mark.thorough
 def test_without_the_stopped_gradient_simsiam_collapses_and_says_so(tmp_path, capfd):
   ranks = {}
   for stop in (True, False):
@@ -81,6 +85,7 @@ def test_without_the_stopped_gradient_simsiam_collapses_and_says_so(tmp_path, ca
   assert ranks[True] > 1.5 * ranks[False]
 
 
+@pytest.mark.thorough
 def test_images_that_are_all_alike_collapse_without_a_crash(tmp_path):
   np.savez(tmp_path / "same.npz", image=np.full((80, 8, 8, 1), 7, np.uint8), label=np.zeros(80, np.int64))
   directory = tmp_path / "run"
@@ -103,6 +108,7 @@ def test_a_run_that_is_refused_late_gives_its_directory_back(tmp_path):
   assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.thorough
 def test_features_of_a_split_are_in_order_and_without_padding(finished):
   config = simclr.Config(**SMALL)
   experiment, data = simclr.make(config), load_data(config)

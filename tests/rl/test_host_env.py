@@ -211,6 +211,7 @@ def walking():
   return run, run.update(run.init(), run.empty_window(), WALKING.steps)[0]
 
 
+@pytest.mark.thorough
 def test_an_agent_learns_in_ones_own_environment(walking, tmp_path):
   """Reward is the place, so to the right."""
   run, state = walking
