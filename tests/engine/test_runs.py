@@ -1,7 +1,9 @@
 """A trained model as a function: what it computes, for one experiment of each chapter and of one's own."""
 
 import importlib
+import inspect
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -54,6 +56,25 @@ def test_an_agent(tmp_path):
   assert int(run.model(jnp.array([0.1, -0.2, 0.3, 0.4]))) in (0, 1)
   with pytest.raises(InputError, match="has no seed 5: expected 3 to 4"):
     mlnotes.load_run(tmp_path / "run", seed=5)
+
+
+def test_what_load_run_refuses_is_said_in_its_own_words_and_the_rest_in_none(tmp_path, caplog):
+  """It has arguments and no flags; that a run is only read is what it is for."""
+  write_run(tmp_path / "run", "rl.q_learning")
+  mlnotes.load_run(tmp_path / "run")
+  assert not caplog.records
+  with pytest.raises(
+    InputError, match=r"^checkpoint='worst' is none of the two that are kept: expected 'last' or 'best'"
+  ):
+    inspect.unwrap(mlnotes.load_run)(tmp_path / "run", checkpoint="worst")  # without the types that tests check
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  (tmp_path / "run" / "checkpoints").mkdir()
+  with pytest.raises(InputError, match=f"^{tmp_path}/run has no checkpoint yet"):
+    mlnotes.load_run(tmp_path / "run")
+  with pytest.raises(InputError, match=rf"^{tmp_path}/run is a run of rl\.q_learning, expected rl\.ppo"):
+    mlnotes.load_run(tmp_path / "run", experiment="rl.ppo")
+  with pytest.raises(InputError, match=f"^{tmp_path}/absent has no readable config.json"):
+    mlnotes.load_run(tmp_path / "absent", experiment="rl.ppo")
 
 
 def test_a_table(tmp_path):
