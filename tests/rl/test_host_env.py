@@ -172,6 +172,58 @@ def test_nothing_is_stepped_beyond_the_end_of_its_episode():
   assert len(steps) == lengths.sum()
 
 
+def changed(base, **attributes):
+  return type("Changed", (base,), attributes)
+
+
+@pytest.mark.parametrize(
+  ("world", "said"),
+  [
+    (
+      changed(Push, action_space=gymnasium.spaces.Box(-np.inf, np.inf, (2,))),
+      "has actions Box.*expected finite bounds",
+    ),
+    (changed(Push, action_space=gymnasium.spaces.Box(0, np.inf, (2,))), "has actions Box.*expected finite bounds"),
+    (
+      changed(Push, action_space=gymnasium.spaces.Box(np.float32([0, 0]), np.float32([1, 2]))),
+      "has other bounds for each action",
+    ),
+    (
+      changed(Push, step=lambda self, action: (self.place, float("nan"), False, False, {})),
+      "gives the reward nan after 1 steps",
+    ),
+    (
+      changed(Push, step=lambda self, action: (self.place * np.nan, 1.0, False, False, {})),
+      r"gives the observation \[nan nan\] after 1 steps",
+    ),
+    (
+      changed(Push, reset=lambda self: (np.zeros(2), {})),
+      r"its reset takes no seed: expected reset\(self, \*, seed=None",
+    ),
+    (changed(Push, reset=lambda self, **_: np.zeros(2)), r"its reset gives ndarray: expected \(observation, info\)"),
+    (changed(Push, step=lambda self, action: (np.zeros(2), 1.0, False, {})), "its step gives 4 values: expected"),
+    (
+      changed(Push, reset=lambda self, **_: (np.zeros(3), {})),
+      r"gives an observation of shape \(3,\): expected one of",
+    ),
+    (
+      changed(Push, step=lambda self, action: (np.zeros((1, 2)), 1.0, False, False, {})),
+      r"gives an observation of shape \(1, 2\)",
+    ),
+    (changed(Push, reset=lambda self, **_: ({"a": 1}, {})), "gives an observation of type dict"),
+    (changed(Rooms, reset=lambda self, **_: (5, {})), r"gives an observation of the value 5: .* Discrete\(5\)"),
+    (changed(Rooms, reset=lambda self, **_: (0.5, {})), "gives an observation of the value 0.5"),
+    (changed(Rooms, reset=lambda self, **_: (np.zeros(5), {})), r"gives an observation of shape \(5,\)"),
+  ],
+)
+def test_what_an_environment_does_unlike_its_spaces_is_said_at_the_door(world, said, monkeypatch):
+  """In one sentence and before anything is compiled, where a callback could only fail with a traceback."""
+  monkeypatch.setattr(sys.modules["own_worlds"], "changed", world, raising=False)
+  monkeypatch.setattr(host_env, "_make_host", host_env._make_host.__wrapped__)  # other tests keep theirs
+  with pytest.raises(InputError, match=f"^--env=own_worlds:changed:? {said}"):
+    make_env("own_worlds:changed")
+
+
 def test_spaces_are_read_and_what_has_no_fixed_size_is_refused():
   walk, cards = make_env("own_worlds:Walk"), make_env("gymnasium:Blackjack-v1")
   assert walk.observations.shape == (3,) and walk.actions == Discrete(2)
@@ -181,6 +233,8 @@ def test_spaces_are_read_and_what_has_no_fixed_size_is_refused():
     ("own_worlds:number", "gives int: expected a gymnasium.Env"),
     ("own_worlds:nothing", "cannot be made"),
     ("no_such_module:nothing", "cannot be made"),
+    (":Walk", "lacks the module: expected module:function"),
+    ("own_worlds:", "lacks the function: expected module:function"),
     ("gymnasium:CartPole-v77", "cannot be made"),
   ]:
     with pytest.raises(InputError, match=f"--env={name} {said}"):
