@@ -54,9 +54,7 @@ def _read_spaces(name: str, env: Any) -> tuple[Discrete | Box, Discrete | Box]:
 
   actions = env.action_space
   if isinstance(actions, spaces.Box) and not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
-    raise InputError(
-      f"--env={name} has actions {actions}: expected finite bounds, as those of spaces.Box(-1, 1, ..)."
-    )
+    raise InputError(f"--env={name} has actions {actions}: expected finite bounds, as those of spaces.Box(-1, 1, ..).")
   if isinstance(actions, spaces.Box) and (np.ptp(actions.low) or np.ptp(actions.high)):
     raise InputError(f"--env={name} has other bounds for each action: wrap it in gymnasium.wrappers.RescaleAction.")
   if not isinstance(actions, (spaces.Box, spaces.Discrete)):
