@@ -100,6 +100,12 @@ def test_a_diffusion_model(tmp_path):
   np.testing.assert_allclose(noise, expected, rtol=1e-3, atol=1e-4)
   images = run.model.sample(jax.random.key(0), jnp.arange(2), num_steps=2)
   assert images.shape == (2, 8, 8, 1) and jnp.abs(images).max() <= 1.001
+  for wrong in (99, 10, -1):
+    classes = jnp.array([3, wrong])
+    with pytest.raises(InputError, match=f"^label: found the class {wrong}, expected 0 to 9"):
+      run.model.sample(jax.random.key(0), classes, num_steps=2)
+    with pytest.raises(InputError, match=f"^label: found the class {wrong}, expected 0 to 9"):
+      run.model(x, t, classes)
 
 
 def test_features(tmp_path):
