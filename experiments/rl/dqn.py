@@ -20,9 +20,9 @@ from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.rl import dqn
+from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import observation_size, observation_vector, require_discrete
 from mlnotes.rl.normalize import normalize
-from mlnotes.rl.registry import make_env
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,14 @@ class Config(OffPolicyConfig):
       idle["double"] = "with --tau=1 and --target_period=1 the target network is the online network"
     return super().idle_flags() | idle
 
+  def make_world(self) -> Environment:
+    env = super().make_world()
+    require_discrete(env)
+    return env
+
 
 def make(config: Config) -> Experiment:
-  env = make_env(config.env)
+  env = config.make_world()
   num_actions = require_discrete(env)
   network = dqn.QNetwork(config.hidden, num_actions, dueling=config.dueling, dtype=jnp.dtype(config.precision))
 
