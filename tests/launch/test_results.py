@@ -230,7 +230,10 @@ def test_which_split_chose_the_row_is_said(tmp_path, capsys):
   results.main(results.Config(out=str(tmp_path / "out")), [str(tmp_path)])
   said = capsys.readouterr().out.splitlines()
   assert "highest episode_return: 0.2, rl.ppo learning_rate=0.2, chosen on the test split" in said
-  assert any(line.startswith("Rows are ordered by episode_return, chosen on the test split.") for line in said)
+  assert "Rows are ordered by episode_return, chosen on the test split." in said
+  assert any(line.startswith("All with ") for line in said) and said[-1].startswith("2 runs in 2 groups: open")
+  results.main(results.Config(out=str(tmp_path / "out")), [str(tmp_path / "0.1")])
+  assert capsys.readouterr().out.splitlines()[-1].startswith("1 run in 1 group: open")
   data = data_of(tmp_path / "out" / "index.html")
   assert {group["split"] for group in data["groups"]} == {"test"}
 
