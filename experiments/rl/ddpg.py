@@ -20,6 +20,7 @@ from mlnotes.rl import ddpg
 from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import observation_size, observation_vector, require_box
 from mlnotes.rl.off_policy import can_learn
+from mlnotes.rl.registry import make_env
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Config(OffPolicyConfig):
 
 def make(config: Config) -> Experiment:
   """`params` and `target` hold "actor" and "critic"."""
-  played = config.make_world()
+  played = make_env(config.env)
   bounds = require_box(played)
   env = ddpg.normalize_actions(played)
   (action_size,) = bounds.shape

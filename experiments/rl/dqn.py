@@ -23,6 +23,7 @@ from mlnotes.rl import dqn
 from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import observation_size, observation_vector, require_discrete
 from mlnotes.rl.normalize import normalize
+from mlnotes.rl.registry import make_env
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class Config(OffPolicyConfig):
 
 
 def make(config: Config) -> Experiment:
-  env = config.make_world()
+  env = make_env(config.env)
   num_actions = require_discrete(env)
   network = dqn.QNetwork(config.hidden, num_actions, dueling=config.dueling, dtype=jnp.dtype(config.precision))
 

@@ -21,6 +21,7 @@ from mlnotes.rl.ddpg import Critic, normalize_actions, sample_action_noise, scal
 from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import observation_size, observation_vector, require_box
 from mlnotes.rl.off_policy import can_learn
+from mlnotes.rl.registry import make_env
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Config(OffPolicyConfig):
 
 def make(config: Config) -> Experiment:
   """`params` hold "actor", "critics" and "log_alpha"; the target is a moving average of the critics."""
-  played = config.make_world()
+  played = make_env(config.env)
   bounds = require_box(played)
   env = normalize_actions(played)
   (action_size,) = bounds.shape
