@@ -43,6 +43,7 @@ from typing import Any
 
 import experiments
 from experiments import catalogue
+from launch.jobs import last_words
 from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.record import check_writable, write_atomically
@@ -184,8 +185,7 @@ def run_claim(claim: Claim, directory: Path, data_dir: str) -> dict[str, Any]:
   except (OSError, ValueError):
     card = {}
   if code or not card.get("finished"):
-    lines = (directory / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return {"error": f"exit code {code}: {lines[-1] if lines else 'no word'}", "minutes": minutes}
+    return {"error": f"exit code {code}: {last_words(directory / 'log.txt') or 'no word'}", "minutes": minutes}
   return {"card": card, "minutes": minutes}
 
 

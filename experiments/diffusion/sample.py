@@ -77,7 +77,7 @@ def draw(config: Config, model: DiffusionModel, params, label: np.ndarray) -> np
 
 
 def main(config: Config) -> int:
-  from mlnotes.engine.plot import new_figure, save_figure, show_images
+  from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
 
   enable_compilation_cache()
   directory = find_stage("run", config.run, ddpm, Path(config.out or "runs/diffusion.sample").expanduser())
@@ -105,7 +105,7 @@ def main(config: Config) -> int:
   try:
     out.mkdir(parents=True, exist_ok=True)
     np.savez(out / "samples.npz", image=images, label=label)
-    figure, axes = new_figure(width=5.0, height=5.0)
+    figure, axes = new_figure(width=5.0, height=sheet_height(5.0, images[:100], 10))
     order = np.argsort(label[:100], kind="stable")
     show_images(axes[0, 0], images[:100][order] / (model.num_levels - 1), columns=10)
     save_figure(figure, out / "samples.png")

@@ -17,7 +17,8 @@ from mlnotes.engine.errors import require
 class NamedArrays:
   """A split as named arrays, examples along the first axis; real numbers become float32, whole ones int32.
 
-  Raises DataError for arrays of different lengths, none at all, or what is no number.
+  Raises DataError for arrays of different lengths, none at all, what is no number, and numbers that are not finite in
+  float32: fill in or leave out rows with missing values first.
   """
 
   def __init__(self, arrays: Mapping[str, Any]):
@@ -46,7 +47,22 @@ def _as_numbers(name: str, value: np.ndarray) -> np.ndarray:
     if value.size and (value.min() < -(2**31) or value.max() >= 2**31):
       raise DataError(f"the array {name!r} holds numbers beyond 32 bits: expected smaller ones.")
     return value.astype(np.int32)
-  return value.astype(np.float32) if value.dtype.kind == "f" else value
+  return _as_float32(name, value) if value.dtype.kind == "f" else value
+
+
+def _as_float32(name: str, value: np.ndarray) -> np.ndarray:
+  with np.errstate(over="ignore"):
+    value = value.astype(np.float32)
+  bad = np.argwhere(~np.isfinite(value))
+  if len(bad):
+    place = tuple(map(int, bad[0]))
+    number = "NaN" if np.isnan(value[place]) else str(value[place])
+    count = "1 number that is" if len(bad) == 1 else f"{len(bad)} numbers that are"
+    raise DataError(
+      f"the array {name!r} holds {count} not finite ({number} at {place}): expected finite ones of float32; fill in "
+      "or leave out the rows that lack them."
+    )
+  return value
 
 
 def make_array_feeds(train: Mapping[str, Any], test: Mapping[str, Any], config: Any) -> Feeds:

@@ -103,6 +103,40 @@ class DataSet(NamedTuple):
   image_shape: tuple[int, int, int]
 
 
+# More names than this are not listed.
+_NAMED_CLASSES = 5
+
+
+def describe_classes(data: DataSet) -> list[str]:
+  """A sentence about each thing that keeps accuracies from telling what was learned: classes of one split alone, one
+  class in all. Nothing where the labels would have to be decoded first.
+
+  Raises DataError where no class of the test split can be learned.
+  """
+  labels = [getattr(split, "label", getattr(getattr(split, "source", None), "labels", None)) for split in data[1:3]]
+  if any(label is None for label in labels):
+    return []
+  train, test = (set(np.unique(label).tolist()) for label in labels)
+
+  def names(classes):
+    some = ", ".join(data.class_names[i] for i in sorted(classes)[:_NAMED_CLASSES])
+    return some + (f" and {len(classes) - _NAMED_CLASSES} more" if len(classes) > _NAMED_CLASSES else "")
+
+  if not train & test:
+    raise DataError(
+      f"--dataset={data.name}: found the classes {names(train)} to learn from and {names(test)} to test on, expected "
+      "some in both."
+    )
+  said = []
+  if len(train | test) == 1:
+    said.append(f"all images are of one class ({names(train)}), so that an accuracy is 1 whatever is learned.")
+  if test - train:
+    said.append(f"no training image is of {names(test - train)}: their test images count as errors in any accuracy.")
+  if train - test:
+    said.append(f"no test image is of {names(train - test)}: no figure says how these are recognised.")
+  return said
+
+
 def make_array_split(
   flag: str, image: Any, label: Any, levels: int = 256, num_classes: int | None = None
 ) -> ArraySplit:

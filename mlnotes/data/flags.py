@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+import sys
 from typing import Any, Literal
 
 import jax
 
-from mlnotes.data.dataset import DataSet
+from mlnotes.data.dataset import DataSet, describe_classes
 from mlnotes.data.feed import (
   choose_placement,
   make_eval_batches,
@@ -65,12 +66,21 @@ def load_data(config: Any) -> DataSet:
   return _load(config.dataset, config.data_dir, config.train_split, config.test_split, config.image_size)
 
 
+@functools.cache
+def _note(text: str) -> None:
+  """Once, however often the feeds are made."""
+  print(f"note: {text}", file=sys.stderr)
+
+
 def make_feeds(data: DataSet, config: Any) -> Feeds:
   """Training batches drawn on the device or streamed to it, and the test split in order.
 
   `config` has the fields of `DataConfig`, `seed`, `seeds` and `fsdp`. Raises InputError for a batch size that the
-  training split cannot fill, or that the processes cannot share.
+  training split cannot fill, or that the processes cannot share; DataError as `describe_classes` does, whose sentences
+  are said as notes.
   """
+  for sentence in describe_classes(data):
+    _note(f"--dataset={config.dataset}: {sentence}")
   require(config.batch_size <= len(data.train), "batch_size", config.batch_size, f"at most {len(data.train)} examples")
   if choose_placement(data.train, config.data_placement) == "device":
     train = make_resident_feed(data.train, config.batch_size)

@@ -77,8 +77,8 @@ def test_without_the_stopped_gradient_simsiam_collapses_and_says_so(tmp_path, ca
       workdir=str(directory), stop_gradient=stop, steps=250, warmup_steps=10, bottleneck=8, **SMALL
     )
     assert simsiam.main(config) == 0
-    said = "collapsed: the embeddings of the test images lie at one point or on one line" in capfd.readouterr().err
-    assert said == (not stop)
+    said = capfd.readouterr().err
+    assert ("collapsed: the embeddings of" in said) == (not stop)
     metrics = card(directory)["metrics"]
     assert metrics["collapsed"]["mean"] == (0.0 if stop else 1.0)
     ranks[stop] = metrics["embedding_rank"]["mean"]
