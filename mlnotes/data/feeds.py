@@ -35,12 +35,13 @@ class Feeds(NamedTuple):
   fingerprint: str = ""
 
 
-def make_split_feeds(train: Split, test: Split, config: Any) -> Feeds:
+def make_split_feeds(train: Split, test: Split, config: Any, fingerprint: str = "") -> Feeds:
   """Training batches drawn on the device or streamed to it, and the test split in order.
 
   `config` has `batch_size` and, where these are not the defaults, `data_placement`, `eval_examples`, `seed`, `seeds`
-  and `fsdp`. Raises InputError for a batch size that the training split cannot fill, or that the processes cannot
-  share.
+  and `fsdp`. `fingerprint`: another than that of the two splits.
+
+  Raises InputError for a batch size that the training split cannot fill, or that the processes cannot share.
   """
   batch_size, seed, seeds = config.batch_size, getattr(config, "seed", 0), getattr(config, "seeds", 1)
   require(1 <= batch_size <= len(train), "batch_size", batch_size, f"1 to {len(train)} examples, the training split")
@@ -56,4 +57,4 @@ def make_split_feeds(train: Split, test: Split, config: Any) -> Feeds:
     require(batch_size % count == 0, "batch_size", batch_size, f"a multiple of the {count} processes")
     feed = make_stream_feed(train, batch_size, own, process_index=index, process_count=count)
   evaluate = make_eval_batches(test, batch_size, getattr(config, "eval_examples", 0) or None)
-  return Feeds(feed, evaluate, split="test", fingerprint=fingerprint_splits(train, test))
+  return Feeds(feed, evaluate, split="test", fingerprint=fingerprint or fingerprint_splits(train, test))

@@ -85,7 +85,7 @@ def load_table(
 def standardize(
   train: np.ndarray, *others: np.ndarray
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray | float, np.ndarray | float]:
-  """((train, *others) less the mean over the rows of `train`, divided by its standard deviation, that mean, that scale).
+  """((train, *others) less the mean over `train`, divided by its standard deviation; that mean; that scale).
 
   A column that does not vary in `train` is not divided. Arithmetic in 64 bits, results in 32.
   """
@@ -144,7 +144,7 @@ def _load_built_in(dataset: str, target_kind: str) -> Table:
   parts = train_test_split(index, test_size=0.2, stratify=bunch.target if is_class else None, random_state=0)
   names = tuple(map(str, bunch.target_names)) if is_class else ()
   pairs = [(bunch.data[i], bunch.target[i]) for i in parts]
-  return _make_table(f"--dataset={dataset}", dataset, pairs, bunch.feature_names, is_class, names)
+  return _make_table(f"--dataset={dataset}", dataset, pairs, list(map(str, bunch.feature_names)), is_class, names)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -169,7 +169,9 @@ def _load_npz(path: str, test_path: str, target_kind: str) -> Table:
 def _pick(flag: str, arrays: Mapping[str, np.ndarray], suffix: str) -> tuple[np.ndarray, np.ndarray | None]:
   x, y = (next((name + suffix for name in names if name + suffix in arrays), "") for names in (_X_NAMES, _Y_NAMES))
   if not x:
-    raise DataError(f"{flag}: found the arrays {', '.join(sorted(arrays)) or 'none'}, expected x{suffix} and y{suffix}.")
+    raise DataError(
+      f"{flag}: found the arrays {', '.join(sorted(arrays)) or 'none'}, expected x{suffix} and y{suffix}."
+    )
   return arrays[x], arrays[y] if y else None
 
 
@@ -244,8 +246,8 @@ def _load_csv(path: str, test_path: str, target: str, target_kind: str, categori
     spell = lambda words: ", ".join(words[:4]) + (", ..." if len(words) > 4 else "")
     found = "; ".join(f"{name!r} ({spell(words)})" for name, words in encoded.items())
     raise DataError(
-      f"{flags[0]}: found words in the column{'s' * (len(encoded) > 1)} {found}, expected numbers, or --categories=encode "
-      "to count the words of each from 0."
+      f"{flags[0]}: found words in the column{'s' * (len(encoded) > 1)} {found}, expected numbers, or "
+      "--categories=encode to count the words of each from 0."
     )
   ys, is_class = [None for _ in files], False
   if target != "none":

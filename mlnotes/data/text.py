@@ -117,7 +117,9 @@ def load_corpus(
   splits = []
   for name, texts, step in (("training", found.train, stride), ("test", found.test, length)):
     tokens = join_documents(texts, codec, end)
-    tokens = check_arrays(f"--dataset={dataset} ({name})", {"tokens": tokens}, expect_tokens(codec.vocab_size))["tokens"]
+    tokens = check_arrays(f"--dataset={dataset} ({name})", {"tokens": tokens}, expect_tokens(codec.vocab_size))[
+      "tokens"
+    ]
     if len(tokens) <= length:
       raise DataError(
         f"--dataset={dataset}: the {name} text has {len(tokens)} tokens, expected more than --length={length}."
@@ -132,9 +134,7 @@ def join_documents(documents: Sequence[str], tokenizer: Tokenizer, end: int | No
   return np.concatenate([part for text in documents for part in (tokenizer.encode(text), last)] or [last])
 
 
-def pad_sequences(
-  sequences: Sequence[Any], length: int = 0, padding: int = 0
-) -> dict[str, Int32[np.ndarray, "..."]]:
+def pad_sequences(sequences: Sequence[Any], length: int = 0, padding: int = 0) -> dict[str, Int32[np.ndarray, "..."]]:
   """{"tokens": (N, length), "length": (N,)} of sequences of ids of their own lengths, for `NamedArrays`.
 
   Cut at `length`, filled up with `padding`; 0: as long as the longest.
@@ -165,13 +165,19 @@ def load_documents(dataset: str, test_dataset: str = "", documents: Literal["fil
   if test_dataset:
     return Documents(name, texts, _read_documents(test_dataset, documents, f"--test_dataset={test_dataset}"))
   if len(texts) == 1:
-    (text,) = texts
-    cut = len(text) - max(1, len(text) // 10)
-    cut = text.find("\n", cut) + 1 or cut
-    cut = cut if cut < len(text) else len(text) - max(1, len(text) // 10)
-    return Documents(name, (text[:cut],), (text[cut:],))
+    return Documents(name, *_cut_end(texts[0], f"--dataset={dataset}"))
   parts = hold_out(len(texts), f"--dataset={dataset}")
   return Documents(name, *(tuple(texts[i] for i in np.sort(part)) for part in parts))
+
+
+def _cut_end(text: str, flag: str) -> tuple[tuple[str], tuple[str]]:
+  """A text without its last tenth, and that: from the start of a line on, where one starts in it."""
+  if len(text) < 2:
+    raise DataError(f"{flag}: found a single character, expected 2 or more to set a test split aside.")
+  cut = len(text) - max(1, len(text) // 10)
+  line = text.find("\n", cut - 1) + 1
+  cut = line if 0 < line < len(text) else cut
+  return (text[:cut],), (text[cut:],)
 
 
 def _read_documents(dataset: str, documents: str, flag: str) -> tuple[str, ...]:
@@ -192,7 +198,7 @@ def _read_documents(dataset: str, documents: str, flag: str) -> tuple[str, ...]:
   if dataset.endswith(".jsonl"):
     found = list(_json_texts(text, flag))
   else:
-    found = [line for line in text.splitlines() if line.strip()] if documents == "line" else [text]
+    found = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()] if documents == "line" else [text]
   found = [text for text in found if text]
   if not found:
     raise DataError(f"{flag}: found no text, expected a character or more.")

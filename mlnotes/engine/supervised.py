@@ -30,6 +30,7 @@ def make_supervised(
 ) -> Experiment:
   """Minimises the mean of `losses(params, batch)` over a batch by the optimizer of the flags, from `init(key, batch)`.
 
+  Of a batch with a `mask`, such as a whole graph, the mean over what it counts.
   `config` has the fields of `OptimConfig` and `LoopConfig`. It is evaluated by the same losses.
   `predict(params, inputs)` is the model that `mlnotes.load_run` gives. Both take the parameters of `eval_params`.
   """
@@ -39,8 +40,15 @@ def make_supervised(
     params = init(stream_key(key, "init"), batch)
     return State(jnp.zeros([], jnp.int32), key, params, optimizer.init(params))
 
+  def mean_loss(params, batch):
+    each = losses(params, batch)
+    if "mask" not in batch:
+      return jnp.mean(each)
+    total, count = masked_mean(each, batch["mask"])
+    return total / count
+
   def step(state: State, batch):
-    loss, grads = jax.value_and_grad(lambda params: jnp.mean(losses(params, batch)))(state.params)
+    loss, grads = jax.value_and_grad(mean_loss)(state.params, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
