@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from mlnotes.data.image import DataError, decode_image
+from mlnotes.data.split import Rows, Split
 
 # Grey, RGB, RGBA.
 _CHANNELS = (1, 3, 4)
@@ -16,27 +17,19 @@ _ID_CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ArraySplit:
-  """Examples held as arrays, in memory or memory-mapped."""
+class ArraySplit(Rows):
+  """Images held as arrays, in memory or memory-mapped: {"image": uint8 (B, H, W, C), "label": int32 (B,)}."""
 
   image: UInt8[np.ndarray, "N H W C"]
   label: Int32[np.ndarray, " N"]
 
-  def __len__(self) -> int:
-    return len(self.label)
+  @property
+  def arrays(self) -> Mapping[str, np.ndarray]:
+    return {"image": self.image, "label": self.label}
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
     return self.image.shape[1:]
-
-  @property
-  def nbytes(self) -> int:
-    """Bytes of all examples as arrays."""
-    return self.image.nbytes + self.label.nbytes
-
-  def read(self, index: Int[np.ndarray, " B"]) -> Mapping[str, np.ndarray]:
-    """The examples at `index`: {"image": uint8 (B, H, W, C), "label": int32 (B,)}."""
-    return {"image": self.image[index], "label": self.label[index]}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +47,7 @@ class RecordSplit:
   name: str = "records"
   num_classes: int | None = None
   resize: bool = False
+  arrays: ClassVar[None] = None
 
   def __len__(self) -> int:
     return len(self.source)
@@ -86,9 +80,6 @@ class RecordSplit:
       if label[row] < 0 or (self.num_classes is not None and label[row] >= self.num_classes):
         raise DataError(f"{where}: label has the value {label[row]}, expected 0 to {(self.num_classes or 2**31) - 1}.")
     return {"image": image, "label": label}
-
-
-Split: TypeAlias = ArraySplit | RecordSplit
 
 
 class DataSet(NamedTuple):

@@ -72,9 +72,11 @@ class Program:
     rows = PartitionSpec(None, mesh.axis_names) if vectorized and not self._by_seed else PartitionSpec(mesh.axis_names)
     self._batch_sharding = NamedSharding(mesh, rows)
     self._map = jax.vmap if vectorized else lambda f, in_axes=0: f
+    self._whole = not self.streamed and feeds.train.whole
+    batch_axis = None if self._whole else 0
     # The inner jits cache their trace, which the shape inference and the compilation below then share.
-    self._init = jax.jit(self._map(experiment.init))
-    self._step = jax.jit(self._map(experiment.step))
+    self._init = jax.jit(self._map(experiment.init, in_axes=(0, batch_axis)))
+    self._step = jax.jit(self._map(experiment.step, in_axes=(0, batch_axis)))
     self._update = None
     self._evaluate = None
     self._arrays = () if self.streamed else place(feeds.train.arrays, self._replicated)
@@ -83,6 +85,8 @@ class Program:
     self._check_divisible()
 
   def _check_divisible(self) -> None:
+    if self.feeds.evaluate.whole:
+      return
     draw = lambda arrays: self.feeds.evaluate.draw(arrays, 0)
     for leaf in jax.tree.leaves(jax.eval_shape(draw, self.feeds.evaluate.arrays))[:1]:
       size = leaf.shape[0]
@@ -108,7 +112,7 @@ class Program:
     return jnp.stack(keys) if self.num_seeds > 1 else keys[0]
 
   def _first_state(self, keys, data):
-    if self.streamed:
+    if self.streamed or self._whole:
       return self._init(keys, data)
     draw = self._map(self.feeds.train.draw, in_axes=(None, 0, None))
     return self._init(keys, draw(data, keys, jnp.zeros([], jnp.int32)))
@@ -171,7 +175,7 @@ class Program:
   def _one_update(self, state, data):
     """One update; `data` is a streamed batch or the resident arrays that a batch is drawn from."""
     batch = data
-    if not self.streamed:
+    if not self.streamed and not self._whole:
       batch = self._map(self.feeds.train.draw, in_axes=(None, 0, 0))(data, state.key, state.step)
       batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
     return self._step(state, batch)
@@ -223,6 +227,8 @@ class Program:
   # -- evaluation --------------------------------------------------------------------------------------------------
 
   def _eval_batch(self, batches: EvalBatches, arrays, i):
+    if batches.whole:
+      return batches.draw(arrays, i)
     return jax.lax.with_sharding_constraint(batches.draw(arrays, i), self._over_devices)
 
   def _embed_reference(self, state, arrays):

@@ -30,7 +30,8 @@ def make_supervised(
 ) -> Experiment:
   """Minimises the mean of `losses(params, batch)` over a batch by the optimizer of the flags, from `init(key, batch)`.
 
-  `losses` gives an array (B,), a loss for each example and not their mean: in evaluations padding does not count.
+  `losses` gives an array (B,), a loss for each example and not their mean: in evaluations padding does not count, nor
+  where a training batch has a `mask`, such as a whole graph, what that leaves out.
   `config` has the fields of `OptimConfig` and `LoopConfig`. It is evaluated by the same losses.
   `predict(params, inputs)` is the model that `mlnotes.load_run` gives. Both take the parameters of `eval_params`.
   """
@@ -38,16 +39,23 @@ def make_supervised(
 
   def examples_losses(params, batch):
     values = losses(params, batch)
-    for leaf in jax.tree.leaves(batch)[:1]:
-      require_per_example("losses(params, batch)", values, leaf.shape[:1])
+    like = batch["mask"] if "mask" in batch else jax.tree.leaves(batch)[0]
+    require_per_example("losses(params, batch)", values, like.shape[:1])
     return values
 
   def start(key, batch) -> State:
     params = init(stream_key(key, "init"), batch)
     return State(jnp.zeros([], jnp.int32), key, params, optimizer.init(params))
 
+  def mean_loss(params, batch):
+    each = examples_losses(params, batch)
+    if "mask" not in batch:
+      return jnp.mean(each)
+    total, count = masked_mean(each, batch["mask"])
+    return total / count
+
   def step(state: State, batch):
-    loss, grads = jax.value_and_grad(lambda params: jnp.mean(examples_losses(params, batch)))(state.params)
+    loss, grads = jax.value_and_grad(mean_loss)(state.params, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
