@@ -167,6 +167,10 @@ def test_the_projects_claims_are_those_of_its_experiments():
     assert claim.figures and all(figure.holds(figure.mean) for figure in claim.figures), claim.name
 
 
+def test_every_experiment_has_a_claim_but_the_one_without_a_card():
+  assert claims.unclaimed(claims.all_claims()) == ["diffusion.sample"]
+
+
 def test_every_page_shows_the_claims_of_today():
   for page, text, wanted in claims.pages():
     assert text == wanted, f"{page}: run python -m launch.claims --write"
