@@ -23,7 +23,8 @@ Claims are in experiments/<chapter>/claims.toml:
 
 A figure is a metric of the result card, or another number of it by its path (`timing.examples_per_second`). `band` is
 where the mean of a re-run must fall, both ends included; `against` is the floor or the published number that the figure
-is held against, with its source. `{data_dir}` in a command stands for --data_dir.
+is held against, with its source. `{data_dir}` in a command stands for --data_dir, `{before}` for the work directory of
+another command that is run first, the claim's `before` ("contrastive.simclr --seeds=8").
 """
 
 import dataclasses
@@ -99,6 +100,7 @@ class Claim:
   revision: str
   machine: str
   figures: tuple[Figure, ...]
+  before: str = ""
   note: str = ""
 
   @property
@@ -109,9 +111,20 @@ class Claim:
   def experiment(self) -> str:
     return shlex.split(self.command)[0]
 
-  def arguments(self, data_dir: str) -> list[str]:
-    experiment, *flags = shlex.split(self.command)
-    return [f"experiments.{experiment}", *(flag.replace("{data_dir}", data_dir) for flag in flags)]
+  @property
+  def commands(self) -> str:
+    """As it is written."""
+    return ", then ".join(f"`{command}`" for command in (self.before, self.command) if command)
+
+  def arguments(self, data_dir: str, directory: Path) -> list[list[str]]:
+    """Of each command that is run, the last being the claim's own: its module, flags and work directory."""
+    found = []
+    for command, workdir in ((self.before, "before"), (self.command, "run")):
+      if command:
+        experiment, *flags = shlex.split(command.replace("{data_dir}", shlex.quote(data_dir)))
+        flags = [flag.replace("{before}", str(directory / "before")) for flag in flags]
+        found.append([f"experiments.{experiment}", *flags, f"--workdir={directory / workdir}"])
+    return found
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -152,7 +165,7 @@ def choose(claims: Sequence[Claim], config: Config, revision: str) -> list[Claim
   asked = set(config.check)
   chosen = [c for c in claims if asked & {c.name, c.chapter, "all"}]
   chosen = [c for c in chosen if not config.max_minutes or c.minutes <= config.max_minutes]
-  chosen = [c for c in chosen if config.data_dir or "{data_dir}" not in c.command]
+  chosen = [c for c in chosen if config.data_dir or "{data_dir}" not in c.before + c.command]
   if config.sample and config.sample < len(chosen):
     chosen = random.Random(revision).sample(chosen, config.sample)
   return chosen
@@ -177,8 +190,11 @@ def run_claim(claim: Claim, directory: Path, data_dir: str) -> dict[str, Any]:
   started = time.monotonic()
   directory.mkdir(parents=True, exist_ok=True)
   with (directory / "log.txt").open("w", encoding="utf-8") as log:
-    command = [sys.executable, "-m", *claim.arguments(data_dir), f"--workdir={directory / 'run'}"]
-    code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    for arguments in claim.arguments(data_dir, directory):
+      command = [sys.executable, "-m", *arguments]
+      code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+      if code:
+        break
   minutes = (time.monotonic() - started) / 60
   try:
     card = json.loads((directory / "run" / "result.json").read_text(encoding="utf-8"))
@@ -259,7 +275,7 @@ def render(claims: Sequence[Claim]) -> str:
       cells = [first[0], figure.name, format_value(figure.mean, figure.std, figure.seeds), str(figure.seeds), against]
       lines.append(f"| {' | '.join(cells)} | {low:g} to {high:g} | {first[1]} |")
   lines += ["", "| id | command, `python -m experiments.` before it | date | revision |", "|---|---|---|---|"]
-  lines += [f"| `{c.id}` | `{c.command}` | {c.date} | {c.revision} |" for c in claims]
+  lines += [f"| `{c.id}` | {c.commands} | {c.date} | {c.revision} |" for c in claims]
   machines = sorted({claim.machine for claim in claims})
   notes = [f"`{c.id}`: {c.note}" for c in claims if c.note]
   return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}.", *(["", *notes] if notes else [])])
