@@ -27,9 +27,10 @@ def catalogue() -> Iterator[tuple[str, str]]:
     yield module.name.removeprefix("experiments."), summary
 
 
-def no_experiment(name: str, flag: str = "") -> InputError:
-  """What is to be said of an experiment that is not there."""
+def no_experiment(name: str, flag: str = "", chapters: bool = False) -> InputError:
+  """What is to be said of an experiment that is not there; `chapters`: where the name of a chapter would do."""
   names = [known for known, _ in catalogue()]
+  names = [*dict.fromkeys(known.partition(".")[0] for known in names if chapters), *names]
   hint = nearest(name, names, "expected one that `python -m experiments` lists, a module or a file of one's own.")
   return InputError(f"{flag}{name} is not an experiment: {hint}")
 
@@ -98,7 +99,7 @@ def _explain_missing_module() -> None:
   name = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
   place = Path(__file__).parent.joinpath(*name.split(".")[1:])
   if name.startswith("experiments.") and not (place.with_suffix(".py").exists() or (place / "__main__.py").exists()):
-    print(f"error: {no_experiment(name.removeprefix('experiments.'))}", file=sys.stderr)
+    print(f"error: {no_experiment(name.removeprefix('experiments.'), chapters=True)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import jax
 
 from experiments import catalogue, import_experiment
+from launch.jobs import error_line
 from launch.measure import describe_machine, make_stepper, measure
 from launch.profiler import compare_with_profiler, write_trace
 from mlnotes.engine.errors import InputError, require
@@ -276,7 +277,7 @@ def bench_apart(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if path.exists():
       return load_report(path)
-  error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+  error = error_line(done.stderr.splitlines()) or f"exit code {done.returncode}"
   return {"machine": {}, "rows": [{"experiment": name, "error": error}]}
 
 

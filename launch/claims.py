@@ -23,7 +23,8 @@ Claims are in experiments/<chapter>/claims.toml:
 
 A figure is a metric of the result card, or another number of it by its path (`timing.examples_per_second`). `band` is
 where the mean of a re-run must fall, both ends included; `against` is the floor or the published number that the figure
-is held against, with its source. `{data_dir}` in a command stands for --data_dir.
+is held against, with its source. `{data_dir}` in a command stands for --data_dir, `{before}` for the work directory of
+another command that is run first, the claim's `before` ("contrastive.simclr --seeds=8").
 """
 
 import dataclasses
@@ -43,6 +44,7 @@ from typing import Any
 
 import experiments
 from experiments import catalogue
+from launch.jobs import last_words
 from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.record import check_writable, write_atomically
@@ -98,6 +100,7 @@ class Claim:
   revision: str
   machine: str
   figures: tuple[Figure, ...]
+  before: str = ""
   note: str = ""
 
   @property
@@ -108,9 +111,20 @@ class Claim:
   def experiment(self) -> str:
     return shlex.split(self.command)[0]
 
-  def arguments(self, data_dir: str) -> list[str]:
-    experiment, *flags = shlex.split(self.command)
-    return [f"experiments.{experiment}", *(flag.replace("{data_dir}", data_dir) for flag in flags)]
+  @property
+  def commands(self) -> str:
+    """As it is written."""
+    return ", then ".join(f"`{command}`" for command in (self.before, self.command) if command)
+
+  def arguments(self, data_dir: str, directory: Path) -> list[list[str]]:
+    """Of each command that is run, the last being the claim's own: its module, flags and work directory."""
+    found = []
+    for command, workdir in ((self.before, "before"), (self.command, "run")):
+      if command:
+        experiment, *flags = shlex.split(command.replace("{data_dir}", shlex.quote(data_dir)))
+        flags = [flag.replace("{before}", str(directory / "before")) for flag in flags]
+        found.append([f"experiments.{experiment}", *flags, f"--workdir={directory / workdir}"])
+    return found
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -151,7 +165,7 @@ def choose(claims: Sequence[Claim], config: Config, revision: str) -> list[Claim
   asked = set(config.check)
   chosen = [c for c in claims if asked & {c.name, c.chapter, "all"}]
   chosen = [c for c in chosen if not config.max_minutes or c.minutes <= config.max_minutes]
-  chosen = [c for c in chosen if config.data_dir or "{data_dir}" not in c.command]
+  chosen = [c for c in chosen if config.data_dir or "{data_dir}" not in c.before + c.command]
   if config.sample and config.sample < len(chosen):
     chosen = random.Random(revision).sample(chosen, config.sample)
   return chosen
@@ -176,16 +190,18 @@ def run_claim(claim: Claim, directory: Path, data_dir: str) -> dict[str, Any]:
   started = time.monotonic()
   directory.mkdir(parents=True, exist_ok=True)
   with (directory / "log.txt").open("w", encoding="utf-8") as log:
-    command = [sys.executable, "-m", *claim.arguments(data_dir), f"--workdir={directory / 'run'}"]
-    code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    for arguments in claim.arguments(data_dir, directory):
+      command = [sys.executable, "-m", *arguments]
+      code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+      if code:
+        break
   minutes = (time.monotonic() - started) / 60
   try:
     card = json.loads((directory / "run" / "result.json").read_text(encoding="utf-8"))
   except (OSError, ValueError):
     card = {}
   if code or not card.get("finished"):
-    lines = (directory / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return {"error": f"exit code {code}: {lines[-1] if lines else 'no word'}", "minutes": minutes}
+    return {"error": f"exit code {code}: {last_words(directory / 'log.txt') or 'no word'}", "minutes": minutes}
   return {"card": card, "minutes": minutes}
 
 
@@ -260,7 +276,7 @@ def render(claims: Sequence[Claim]) -> str:
       against = "; ".join(text for text in (figure.against, figure.note) if text)
       value = f"`{figure.name}` {format_value(figure.mean, figure.std, figure.seeds)}"
       cells = [value, str(figure.seeds), against, f"{low:g} to {high:g}"]
-      first, last = [f"`{claim.name}`", f"`{claim.command}`"], [claim.date, f"{claim.minutes:g}"]
+      first, last = [f"`{claim.name}`", claim.commands], [claim.date, f"{claim.minutes:g}"]
       cells = [*first, *cells, *last] if i == 0 else ["", "", *cells, "", ""]
       lines.append(f"| {' | '.join(cells)} |")
   machines = sorted({claim.machine for claim in claims})

@@ -103,18 +103,46 @@ class Job:
       words.append("gone, as when it is cancelled or killed")
     elif code < 0:
       words.append(f"ended by {signal.Signals(-code).name}")
-    self.note = "; ".join([*words, last_line(self.log) or f"no word, exit code {code}"])
+    self.note = "; ".join([*words, last_words(self.log) or f"no word, exit code {code}"])
 
 
-def last_line(path: Path, size: int = 1 << 16) -> str:
+def last_line(path: Path) -> str:
   """The last line of a file that is not empty; "" where there is none."""
+  return next((line.strip() for line in reversed(_last_lines(path)) if line.strip()), "")
+
+
+# What comes after an exception's first line, the rest of its message and the notes that libraries add, is no longer.
+_LONGEST_MESSAGE = 60
+
+
+def last_words(path: Path) -> str:
+  """What a process that failed has said of it at the end of its log: the line of the exception that has ended it, else
+  the last line; "" where there is none.
+
+  Below that exception may stand more of its message and notes, such as JAX's about its traceback.
+  """
+  return error_line(_last_lines(path))
+
+
+def error_line(lines: Sequence[str]) -> str:
+  """`last_words` of what a process has printed."""
+  last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+  head = "Traceback (most recent call last):"
+  start = max((i for i, line in enumerate(lines) if line.startswith(head)), default=None)
+  if start is None or last.startswith("error:"):
+    return last
+  said = [line for line in lines[start + 1 :] if line.strip()]
+  first = next((i for i, line in enumerate(said) if not line[0].isspace()), None)
+  return last if first is None or len(said) - first > _LONGEST_MESSAGE else said[first].strip()
+
+
+def _last_lines(path: Path, size: int = 1 << 16) -> list[str]:
   try:
     with path.open("rb") as file:
       file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-      lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+      return file.read().decode(errors="replace").replace("\r", "\n").splitlines()
   except OSError:
-    return ""
-  return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return []
 
 
 def lock(directories: Sequence[Path]) -> list[int] | None:

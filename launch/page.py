@@ -68,14 +68,17 @@ def page_data(
   experiments = {group.experiment: [g for g in groups if g.experiment == group.experiment] for group in groups}
   settings = {name: split_settings(own) for name, own in experiments.items()}
   metrics = sorted({name for group in groups for name in group.final}, key=lambda n: (n.startswith("train/"), n))
+  judged = {name: choose_metric(own) for name, own in experiments.items()}
+  stated = {run.best[0] for group in groups for run in group.runs if run.best}
+  unknown = {name for name, way in judged.values() if not way} - stated
   curves = sum(len(group.curves) for group in groups)
   points = int(np.clip(_CURVE_BYTES / _BYTES_PER_POINT / max(curves, 1), *_POINTS))
   pictures = choose_pictures(groups, picture_bytes)
   return {
     "metric": metric,
     "metrics": metrics,
-    "modes": {name: mode if name == metric else find_mode(groups, name) for name in metrics},
-    "judged": {name: choose_metric(own)[0] for name, own in experiments.items()},
+    "modes": {name: find_mode(groups, name) for name in metrics} | dict.fromkeys(unknown, "") | {metric: mode},
+    "judged": {name: found for name, (found, _) in judged.items()},
     "shared": {name: to_json(shared) for name, (shared, _) in settings.items()},
     "problems": list(problems),
     "groups": [

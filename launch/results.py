@@ -29,6 +29,7 @@ from launch.runs import (
   find_mode,
   find_runs,
   group_runs,
+  judge,
   rank,
   split_settings,
 )
@@ -77,6 +78,11 @@ def format_setting(value: Any) -> str:
   return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+def count(number: int, what: str) -> str:
+  """`1 run`, `2 runs`."""
+  return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def describe_seeds(seeds: Sequence[int]) -> str:
   """0-4 for neighbours, else 0, 3, 7."""
   if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
@@ -121,12 +127,15 @@ def printable(text: str) -> str:
   return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def to_markdown(groups: Sequence[Group], metric: str) -> str:
-  """A section for each experiment and task: a row per group, best first, then what all of them share."""
+def to_markdown(groups: Sequence[Group], metric: str, mode: str) -> str:
+  """A section for each experiment and task: a row per group, best first, then what all of them share.
+
+  Where nobody says which way is better (`mode` is ""), the rows are in no order, and nothing is said of one.
+  """
   parts = []
   for heading, own in sections(groups).items():
-    sort_by = metric if any(metric in group.final for group in own) else choose_metric(own)[0]
-    own = rank(own, sort_by, find_mode(own, sort_by)) if sort_by != metric else own
+    sort_by, way = judge(own, metric, mode)
+    own = rank(own, sort_by, way)
     shared, differ = split_settings(own)
     others = [n for n in dict.fromkeys(n for g in own for n in g.final) if n != sort_by and not n.startswith("train/")]
     metrics = [sort_by, *others[: _METRICS_IN_MARKDOWN - 1]]
@@ -141,8 +150,8 @@ def to_markdown(groups: Sequence[Group], metric: str) -> str:
       for group in own
     ]  # fmt: skip
     common = ", ".join(f"{name}={format_setting(value)}" for name, value in shared.items())
-    chosen = f"Rows are ordered by {sort_by}{chosen_on(own)}. " if len(own) > 1 else ""
-    end = f"{_escape(chosen)}All with {_escape(common)}."
+    chosen = f"Rows are ordered by {sort_by}{chosen_on(own)}." if len(own) > 1 and way else ""
+    end = "\n\n".join(_escape(part) for part in (chosen, f"All with {common}.") if part)
     parts.append(f"## {_escape(heading)}\n\n{_markdown_table(header, rows)}\n\n{end}\n")
   return printable("\n".join(parts))
 
@@ -168,39 +177,46 @@ def _escape(text: str) -> str:
 
 
 def find_curve(group: Group, metric: str) -> Curve | None:
-  """The curve that shows `metric` best: of the evaluations, or of training where there were less than two."""
+  """The curve of what the tables call `metric`: of the evaluations, or of training where it is a train/<name>.
+
+  Never one for the other: a training loss in the place of the evaluation's would tell another story than the ranking.
+  """
+  return group.curves.get(metric if metric.startswith("train/") else f"eval/{metric}")
+
+
+def describe_metric(metric: str) -> str:
+  """`metric` with the split that it is measured on."""
   name = metric.removeprefix("train/")
-  found = [group.curves[key] for key in (f"eval/{name}", f"train/{name}") if key in group.curves]
-  if metric.startswith("train/"):
-    found = found[-1:]
-  return max(found, key=lambda curve: min(len(curve.steps), 2), default=None)
+  return f"{name}, {'training' if name != metric else 'evaluation'}"
 
 
-def draw_comparison(groups: Sequence[Group], metric: str, path: Path) -> None:
+def draw_comparison(groups: Sequence[Group], metric: str, mode: str, path: Path) -> None:
   """A panel for each experiment and task: mean and band over the seeds against updates, a line for each of the best.
 
   A group has the colour that it has in the page.
   """
   panels, color = [], dict(zip(map(id, groups), colors(len(groups))))
   for heading, own in sections(groups).items():
-    name = metric if any(metric in group.final for group in own) else choose_metric(own)[0]
-    best = rank(own, name, find_mode(own, name))
+    name, way = judge(own, metric, mode)
+    best = rank(own, name, way)
     differ = split_settings(own)[1]
     lines = [(label(group, differ) or heading, find_curve(group, name), color[id(group)]) for group in best]
     lines = [line for line in lines if line[1] is not None and np.isfinite(line[1].mean).any()]
     if lines:
-      panels.append((f"{heading}: {name}", lines))
+      panels.append((heading, name, way, lines))
   if not panels:
     return
   columns = min(2, len(panels))
   rows = -(-len(panels) // columns)
   figure, axes = new_figure(rows, columns, width=7.0 * columns, height=4.2 * rows)
-  for axis, (title, lines) in zip(axes.flat, panels):
+  for axis, (title, name, way, lines) in zip(axes.flat, panels):
     for text, curve, shade in lines[:_LINES_PER_PANEL]:
       _draw_line(axis, curve, text, shade)
     rest = len(lines) - _LINES_PER_PANEL
-    axis.set_title(_no_mathematics(title) + (f" (best {_LINES_PER_PANEL} of {len(lines)})" if rest > 0 else ""))
+    some = f" ({'best' if way else 'first'} {_LINES_PER_PANEL} of {len(lines)})" if rest > 0 else ""
+    axis.set_title(_no_mathematics(title) + some)
     axis.set_xlabel("update")
+    axis.set_ylabel(_no_mathematics(describe_metric(name)))
     axis.legend(frameon=False, fontsize="small")
   for axis in axes.flat[len(panels) :]:
     axis.remove()
@@ -227,18 +243,20 @@ def write_results(directories: Sequence[str], config: Config) -> Mapping[str, An
   runs, problems = find_runs(directories)
   groups, repeated = group_runs(runs)
   problems += repeated
-  metric = config.metric or choose_metric(groups)[0]
+  judged_by, chosen = choose_metric(groups)
+  metric = config.metric or judged_by
   known = sorted({name for group in groups for name in group.final})
   if config.metric and metric not in known:
     raise InputError(f"--metric={metric} is in none of the runs: {nearest(metric, known or ['none'])}")
-  mode = find_mode(groups, metric) if config.mode == "auto" else config.mode
+  auto = find_mode(groups, metric) if config.metric else chosen
+  mode = auto if config.mode == "auto" else config.mode
   groups = rank(groups, metric, mode)
   out = Path(config.out).expanduser()
   try:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "results.csv", to_csv(groups))
-    write_atomically(out / "results.md", to_markdown(groups, metric))
-    draw_comparison(groups, metric, out / "comparison.png")
+    write_atomically(out / "results.md", to_markdown(groups, metric, mode))
+    draw_comparison(groups, metric, mode, out / "comparison.png")
     write_page(
       out / "index.html", groups, problems, metric=metric, mode=mode, title=config.title,
       picture_bytes=int(1e6 * config.picture_megabytes),
@@ -255,17 +273,17 @@ def main(config: Config, directories: Sequence[str]) -> int:
   groups, metric = found["groups"], found["metric"]
   for problem in found["problems"]:
     print(printable(f"warning: {problem}"), file=sys.stderr)
-  print(to_markdown(groups, metric))
+  print(to_markdown(groups, metric, found["mode"]))
   best, tasks = choose_best(groups, metric, found["mode"]), by_task(groups)
-  for task, (group, name) in best.items():
-    mode = found["mode"] if name == metric else find_mode(tasks[task], name)
+  for task, (group, name, mode) in best.items():
     kind = {"min": "lowest", "max": "highest"}[mode]
     differ = split_settings([g for g in tasks[task] if g.experiment == group.experiment])[1]
     where = f" of {task}" if len(tasks) > 1 else ""
     text = f"{group.experiment} {label(group, differ)}".strip()
     print(printable(f"{kind} {name}{where}: {format_summary(group.final[name])}, {text}{chosen_on(tasks[task])}"))
   out = Path(config.out).expanduser()
-  print(f"{sum(len(g.runs) for g in groups)} runs in {len(groups)} groups: open {out / 'index.html'}")
+  runs = count(sum(len(g.runs) for g in groups), "run")
+  print(f"{runs} in {count(len(groups), 'group')}: open {out / 'index.html'}")
   return 0
 
 

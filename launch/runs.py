@@ -19,7 +19,7 @@ from mlnotes.engine.record import free_fields, read_json, read_metrics
 from mlnotes.engine.summary import Summary, order_key, over_seeds
 
 PICTURES = (".png", ".gif", ".jpg", ".jpeg")
-# Metrics that are better the lower they are, for experiments whose result card does not say.
+# Metrics that are better the lower they are, for those that no run is judged by.
 _LOWER_IS_BETTER = ("loss", "error", "bits_per_dim", "distance", "divergence", "perplexity", "regret", "gap")
 
 # Settings that say what is to be learned: figures for different values of one of them are not compared.
@@ -56,8 +56,9 @@ class Run:
   """One work directory.
 
   `final` holds per metric one value per seed: of the result card, or the last that was logged; training metrics are
-  called train/<name>. `best` is (metric, "min" or "max") where the card says it, `split` the part of the data that it
-  was measured on, `revision` the commit of the code, with a + where files had been changed; "" where these are unknown.
+  called train/<name>. `best` is (metric, "min" or "max") where the run says what it is judged by, `split` the part of
+  the data that it was measured on, `revision` the commit of the code, with a + where files had been changed; "" where
+  these are unknown.
   """
 
   directory: Path
@@ -140,7 +141,8 @@ def read_run(directory: Path, problems: list[str]) -> Run:
     raise InputError(f"{directory / 'config.json'} is not that of a run ({_reason(error)}): skipped.") from error
   curves, step = _read_curves(directory, problems)
   card = _read_card(directory, problems)
-  best = (_text(card, "best_metric"), _text(card, "best_mode"))
+  # Before there is a card, config.json has it.
+  best = next((b for b in map(_read_best, (card, saved)) if b), None)
   revision = _text(card, "revision")[:10]
   return Run(
     directory=directory,
@@ -154,10 +156,15 @@ def read_run(directory: Path, problems: list[str]) -> Run:
     device=_text(card, "device"),
     command=_text(card, "command"),
     pictures=_find_pictures(directory),
-    best=best if best[0] and best[1] in ("min", "max") else None,
+    best=best,
     split=_text(card, "best_split"),
     revision=revision + ("+" if revision and card.get("clean") is False else ""),
   )
+
+
+def _read_best(saved: Mapping[str, Any]) -> tuple[str, str] | None:
+  metric, mode = _text(saved, "best_metric"), _text(saved, "best_mode")
+  return (metric, mode) if metric and mode in ("min", "max") else None
 
 
 def _text(card: Mapping[str, Any], name: str) -> str:
@@ -359,7 +366,10 @@ def split_settings(groups: Sequence[Group]) -> tuple[dict[str, Any], list[str]]:
 
 
 def choose_metric(groups: Sequence[Group]) -> tuple[str, str]:
-  """(metric, "min" or "max") that most groups are judged by."""
+  """(metric, "min" or "max") that most groups are judged by.
+
+  Where none says by which: the one that most of them have, in no order (""), for a guess may rank the worst first.
+  """
   votes: dict[tuple[str, str], int] = {}
   for group in groups:
     for best in dict.fromkeys(run.best for run in group.runs if run.best):
@@ -369,9 +379,8 @@ def choose_metric(groups: Sequence[Group]) -> tuple[str, str]:
     return max(votes, key=votes.get)
   counts = {name: sum(name in group.final for group in groups) for group in groups for name in group.final}
   if not counts:
-    return "loss", "min"
-  name = max(counts, key=lambda name: (counts[name], not name.startswith("train/"), name == "loss"))
-  return name, guess_mode(name)
+    return "loss", ""
+  return max(counts, key=lambda name: (counts[name], not name.startswith("train/"), name == "loss")), ""
 
 
 def guess_mode(metric: str) -> str:
@@ -379,7 +388,7 @@ def guess_mode(metric: str) -> str:
 
 
 def find_mode(groups: Sequence[Group], metric: str) -> str:
-  """Which way `metric` is better: as a result card says, or by its name."""
+  """Which way `metric`, which somebody has asked for, is better: as a run says, or by its name."""
   stated = [run.best[1] for group in groups for run in group.runs if run.best and run.best[0] == metric]
   return stated[0] if stated else guess_mode(metric)
 
@@ -387,17 +396,24 @@ def find_mode(groups: Sequence[Group], metric: str) -> str:
 def rank(groups: Iterable[Group], metric: str, mode: str) -> list[Group]:
   """Best first, of equals the finished and the one with more seeds; what lost seeds after all that lost fewer.
 
-  Without the metric, or where no seed is finite: last.
+  Without the metric, or where no seed is finite: last. Where it is not known which way is better ("") as they were.
   """
+  if not mode:
+    return list(groups)
   return sorted(groups, key=lambda g: (*order_key(g.final.get(metric), mode), not g.finished, -len(g.seeds)))
 
 
-def choose_best(groups: Iterable[Group], metric: str, mode: str) -> dict[str, tuple[Group, str]]:
-  """{task: (its best group, the metric that says so)}: `metric`, or what that task's runs were judged by."""
+def judge(groups: Sequence[Group], metric: str, mode: str) -> tuple[str, str]:
+  """(`metric`, `mode`) for groups of which one has it; for others what they were judged by."""
+  return (metric, mode) if any(metric in group.final for group in groups) else choose_metric(groups)
+
+
+def choose_best(groups: Iterable[Group], metric: str, mode: str) -> dict[str, tuple[Group, str, str]]:
+  """{task: (its best group, the metric that says so, "min" or "max")}, as `judge` has it; none where it is unknown."""
   found = {}
   for task, own in by_task(groups).items():
-    name = metric if any(metric in group.final for group in own) else choose_metric(own)[0]
-    first = rank(own, name, mode if name == metric else find_mode(own, name))[0]
-    if name in first.final and first.final[name].finite:
-      found[task] = (first, name)
+    name, way = judge(own, metric, mode)
+    first = rank(own, name, way)[0]
+    if way and name in first.final and first.final[name].finite:
+      found[task] = (first, name, way)
   return found

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.jobs import ERR, OUT, STOPPED, Job, last_line, lock, release
+from launch.jobs import ERR, OUT, STOPPED, Job, last_words, lock, release
 from mlnotes.engine.errors import InputError
 
 TICKET = "slurm.json"
@@ -199,9 +199,9 @@ def _settle(job: Job, folder: Path) -> None:
   except (OSError, EOFError):
     kind, result = "", None
   job.settle(result if kind == "success" else None)
-  if job.state == "failed" and not last_line(job.directory / ERR):  # it did not come to the experiment
+  if job.state == "failed" and not last_words(job.directory / ERR):  # it did not come to the experiment
     job.log = paths.stderr
-    job.note = last_line(job.log) or job.note
+    job.note = last_words(job.log) or job.note
 
 
 def cancel_command(jobs: Sequence[Job]) -> str:

@@ -145,8 +145,10 @@ def plan_jobs(runs: Sequence[Run], config: Config) -> tuple[list[Job], list[str]
 def describe_plan(config: Config, jobs: Sequence[Job], finished: int, apart: Sequence[str]) -> Iterator[str]:
   """What will run, line by line: how many, with which flags, where."""
   runs = sum(len(job.runs) for job in jobs)
+  many = lambda number, what: f"{number} {what}{'' if number == 1 else 's'}"
+  total, planned = many(finished + runs, "run"), many(len(jobs), "job")
   where = f"--cluster={config.cluster}" + (f", {max(1, config.jobs)} at once" if config.cluster == "local" else "")
-  yield f"{finished + runs} runs: {finished} finished before, {runs} to run in {len(jobs)} jobs ({where})"
+  yield f"{total}: {finished} finished before, {runs} to run in {planned} ({where})"
   if config.fixed:
     yield f"  all with {config.fixed}"
   if apart:

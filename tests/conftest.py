@@ -1,6 +1,8 @@
-"""What every test runs under: eight CPU devices, strict JAX, shapes checked, warnings as errors."""
+"""What every test runs under: eight CPU devices, strict JAX, shapes checked, warnings as errors, programs kept."""
 
+import collections
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time of a test is LLVM's: at its first optimisation level a program compiles several times faster.
@@ -17,6 +19,12 @@ install_import_hook("mlnotes", "beartype.beartype")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from mlnotes.engine.cache import cache_directory  # noqa: E402
+
+# Most of a test's time is compilation: workers, and later runs of the tests, take each other's programs.
+jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
@@ -33,6 +41,26 @@ def pytest_configure(config):
   config.addinivalue_line("filterwarnings", "error")
   # Other projects' deprecations, raised while they are imported.
   config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:(?!mlnotes|experiments|launch)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_programs():
+  """A worker keeps the programs of one module at a time: all of them together take gigabytes."""
+  yield
+  jax.clear_caches()
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Seconds of all workers by chapter, the most first."""
+  seconds = collections.Counter()
+  for reports in terminalreporter.stats.values():
+    for report in reports:
+      if hasattr(report, "duration") and hasattr(report, "nodeid"):
+        place = Path(report.nodeid.partition("::")[0]).relative_to("tests")
+        seconds[place.parts[0] if len(place.parts) > 1 else place.stem] += report.duration
+  if seconds:
+    parts = ", ".join(f"{name} {value:.0f}" for name, value in seconds.most_common())
+    terminalreporter.write_line(f"seconds by chapter, of all workers: {parts}; together {seconds.total():.0f}")
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ A new experiment enters by being in the catalogue; this file then asks for a sma
 
 import functools
 import importlib
+from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,8 @@ SMALL = {
 
 
 def trains(name):
-  return hasattr(importlib.import_module(f"experiments.{name}"), "make")
+  """Read, not imported: a worker imports the experiments that it tests."""
+  return "\ndef make(" in Path(find_spec(f"experiments.{name}").origin).read_text()
 
 
 NAMES = [name for name, _ in catalogue() if trains(name)]
@@ -83,19 +86,22 @@ def test_every_experiment_is_here():
   assert set(SMALL) == set(NAMES)
 
 
+@functools.lru_cache(maxsize=6)
 def build(name, **changes):
   module = importlib.import_module(f"experiments.{name}")
   config = module.Config(**{**SMALL[name], **changes})
   return module.make(config), module.make_feeds(config), config
 
 
-@functools.cache
+@functools.lru_cache(maxsize=6)
 def program(name, seeds=(0,), devices=1):
+  if seeds != (0,) and len(seeds) == devices == 1:
+    return program(name).with_seeds(seeds)
   experiment, feeds, _ = build(name)
   return Program(experiment, feeds, seeds, make_mesh(devices))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=6)
 def trained(name, seeds=(0,), devices=1, steps=3):
   """(metrics of each update, final state on the host)."""
   run = program(name, seeds, devices)
@@ -206,16 +212,16 @@ def test_vmapped_seeds_equal_single_seeds(name):
 
 
 @each_experiment
-def test_one_device_equals_eight(name):
+def test_one_device_equals_two(name):
   one, _ = trained(name)
-  eight, _ = trained(name, devices=8)
-  for a, b in zip(one, eight):
+  two, _ = trained(name, devices=2)
+  for a, b in zip(one, two):
     assert_trees_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @each_experiment
 def test_grouping_of_updates_and_a_checkpoint_change_no_bit(name, tmp_path):
-  """3 updates = 1 update, a checkpoint restored on another program, 2 more; also read on eight devices."""
+  """3 updates = 1 update, a checkpoint restored on another program, 2 more; also read on two devices."""
   _, straight = trained(name)
   run = program(name)
   state, window = run.update(run.init(), run.empty_window(), 1)
@@ -230,10 +236,10 @@ def test_grouping_of_updates_and_a_checkpoint_change_no_bit(name, tmp_path):
   assert_trees_equal(host(restored["state"]), saved)
   state, window = run.update(restored["state"], restored["window"], 2)
   assert_trees_equal(host(state), straight)
-  eight = program(name, devices=8)
-  restored, _ = checkpoints.restore(1, {"state": eight.abstract_state, "window": eight.abstract_window})
+  two = program(name, devices=2)
+  restored, _ = checkpoints.restore(1, {"state": two.abstract_state, "window": two.abstract_window})
   assert_trees_equal(host(restored["state"]), saved)
-  assert len(jax.tree.leaves(restored["state"])[0].sharding.device_set) == 8
+  assert len(jax.tree.leaves(restored["state"])[0].sharding.device_set) == 2
   checkpoints.close()
 
 

@@ -42,6 +42,7 @@ assert not heavy, heavy
   assert done.returncode == 0, done.stderr
 
 
+LIGHT = tuple(f"mlnotes.engine.{name}" for name in ("cache", "errors", "experiment", "sharding"))
 CHAPTERS = ("contrastive", "diffusion", "generative", "meta", "nn", "optim", "rl")
 
 
@@ -52,7 +53,7 @@ def test_a_chapter_brings_nothing_that_runs_experiments(chapter):
 import sys
 import mlnotes.{chapter}
 found = [name for name in sys.modules if name.startswith(("mlnotes.engine.", "experiments", "launch"))]
-allowed = ("mlnotes.engine.cache", "mlnotes.engine.errors", "mlnotes.engine.experiment")
+allowed = {LIGHT!r}
 assert set(found) <= set(allowed), found
 heavy = [name for name in {HEAVY!r} if name in sys.modules]
 assert not heavy, heavy

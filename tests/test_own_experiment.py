@@ -1,6 +1,7 @@
 """Experiments of one's own, as the README shows them: a file that runs, sweeps, is measured, and is used afterwards."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 import sys
@@ -17,8 +18,10 @@ from launch.plan import check_makes, make_runs, parse_grid
 from launch.sweep import Config, plan_jobs
 from mlnotes.data import DataError, make_array_feeds
 from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import masked_mean, root_key
 from mlnotes.engine.flags import experiment_name
 from mlnotes.engine.program import Program, make_mesh
+from mlnotes.engine.supervised import make_supervised
 
 HERE = Path(__file__).parent
 SOFTMAX, DIABETES = HERE / "softmax_regression.py", HERE / "diabetes_regression.py"
@@ -111,6 +114,41 @@ def test_features_and_a_target_through_the_loop(tmp_path):
   error = np.mean((np.c_[test["x"], np.ones(len(test["x"]))] @ solution - test["y"])[np.asarray(test["mask"]) > 0] ** 2)
   np.testing.assert_allclose(card["metrics"]["loss"]["seeds"], [error, error], rtol=0.03)
   assert module.main(config) == 0  # finished
+
+
+@pytest.mark.parametrize(
+  ("losses", "found"),
+  [
+    (lambda error: jnp.mean(error**2), r"shape \(\)"),
+    (lambda error: error[:, None] ** 2, r"shape \(32, 1\)"),
+    (lambda error: (error**2, {}), "a tuple"),
+  ],
+)
+def test_a_loss_that_is_not_one_per_example_is_refused_when_it_is_traced(losses, found):
+  """Of a mean the evaluation would count the padding of its last batch, of (B, 1) every pair of examples."""
+  module = import_experiment(str(DIABETES))
+  config = config_of(module)
+  batch = {name: jnp.zeros((32, *shape)) for name, shape in (("x", (10,)), ("y", ()), ("mask", ()))}
+  init = lambda key, batch: {"weights": jnp.zeros(10), "bias": jnp.zeros(())}
+  made = make_supervised(init, lambda params, batch: losses(module.predict(params, batch["x"]) - batch["y"]), config)
+  state = jax.eval_shape(made.init, root_key(0), batch)
+  for traced in (made.step, made.evaluate):
+    with pytest.raises(InputError, match=rf"^losses\(params, batch\): found {found}, expected \(32,\): one number for"):
+      jax.eval_shape(traced, state, batch)
+  with pytest.raises(InputError, match=r"masked_mean: found shape \(\), expected \(4,\)"):
+    inspect.unwrap(masked_mean)(jnp.zeros(()), jnp.ones(4))  # without the types that tests check beside
+
+
+def test_data_that_are_not_finite_are_refused_at_the_door():
+  """They would end as a loss that is not finite, after which one would look for a learning rate."""
+  good = {"x": np.zeros((8, 2)), "y": np.zeros(8)}
+  for bad, said in ((np.nan, "NaN"), (np.inf, "inf"), (1e39, "inf")):
+    x = np.zeros((8, 2))
+    x[5, 1] = bad
+    with pytest.raises(DataError, match=rf"'x' holds 1 number that is not finite \({said} at \(5, 1\)\): expected"):
+      make_array_feeds({**good, "x": x}, good, type("Config", (), {"batch_size": 4}))
+  with pytest.raises(DataError, match=r"'y' holds 8 numbers that are not finite \(NaN at \(0,\)\)"):
+    make_array_feeds(good, {**good, "y": np.full(8, np.nan)}, type("Config", (), {"batch_size": 4}))
 
 
 def test_named_arrays_are_drawn_once_an_epoch_and_evaluated_in_order():

@@ -18,10 +18,12 @@ from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.engine.experiment import example_keys, root_key, stream_key
 from mlnotes.engine.plot import new_figure, save_figure, show_images
 
-# A run counts as collapsed where its embeddings are one point, or lie on one line: below this spread (1 is even), or
-# with fewer directions than this in use.
+# A run counts as collapsed where its embeddings are one point, or lie along one line: below this spread (1 is even), or
+# with fewer directions than this in use. Of N examples that spread over R directions about N R / (N + R) are found, so
+# that with ten examples per direction the line is told from the plane; fewer give no verdict.
 COLLAPSED_SPREAD = 0.02
 COLLAPSED_RANK = 2.0
+_FEWEST_JUDGED = int(10 * COLLAPSED_RANK)
 _CHUNK = 512
 # How many test images at most, a fixed pseudo-random subset, the metrics see that compare all pairs ...
 _PAIRED_EXAMPLES = 2000
@@ -76,7 +78,8 @@ def write_report(
   few = config.labels_per_class
   pair = (train.features, train.label), (test.features, test.label)
   some = jnp.asarray(test.embedding[fixed_subset(len(test.label), _PAIRED_EXAMPLES)])
-  spread, rank = float(embedding_spread(some)), float(participation_ratio(some))
+  searched = jnp.asarray(train.embedding[fixed_subset(len(train.label), config.knn_examples or len(train.label))])
+  spread, rank = float(embedding_spread(searched)), float(participation_ratio(searched))
   finite = all(np.isfinite(x).all() for x in (train.features, test.features, test.embedding))
   figures = {
     "knn_accuracy_all": knn(
@@ -85,7 +88,7 @@ def write_report(
     "alignment": _test_alignment(embed, augment_batch, state, data),
     "uniformity": float(uniformity(some)),
     "effective_rank": float(effective_rank(some)),
-    "collapsed": float(spread < COLLAPSED_SPREAD or rank < COLLAPSED_RANK) if finite else np.nan,
+    "collapsed": np.nan,
   }
   if len(np.unique(train.label)) > 1:  # a line needs two sides
     figures |= {
@@ -96,18 +99,37 @@ def write_report(
     _compare_with_pixels(figures, few, recipe)
   if not finite:
     print("the features are not finite: all their figures are NaN", file=sys.stderr)
-  elif figures["collapsed"]:
-    print(
-      f"collapsed: the embeddings of the test images lie at one point or on one line (spread {spread:.2f}, 1 is even; "
-      f"{rank:.1f} directions in use)",
-      file=sys.stderr,
-    )
+  else:
+    verdict, sentence = judge_collapse(spread, rank, len(searched), len(np.unique(train.label)))
+    if verdict is None:
+      del figures["collapsed"]
+    else:
+      figures["collapsed"] = float(verdict)
+    if sentence:
+      print(sentence, file=sys.stderr)
   if recipe != "none":
     _draw_views(augment_batch, data, directory / "views.png")
   _draw_neighbours(data, train, test, directory / "neighbours.png")
   if finite:
-    _draw_map(data, test, "collapsed" if figures["collapsed"] else "learned", directory / "map.png")
+    _draw_map(data, test, "collapsed" if figures.get("collapsed") else "learned", directory / "map.png")
   return figures
+
+
+def judge_collapse(spread: float, rank: float, images: int, classes: int) -> tuple[bool | None, str]:
+  """(whether the embedding of so many images has collapsed, the sentence to say), None where they are too few to tell.
+
+  By `embedding_spread` and `embedding_rank` as the last evaluation prints them. Two classes that lie as far apart as
+  there is room take one line, three a plane: with no more than these the spread alone decides.
+  """
+  of = f"the embeddings of {images} training images lie"
+  numbers = f"(embedding_spread {spread:.2f}, 1 is even; embedding_rank {rank:.1f})"
+  if spread < COLLAPSED_SPREAD:
+    return True, f"collapsed: {of} at one point {numbers}"
+  if classes - 1 <= COLLAPSED_RANK:
+    return False, ""
+  if images < _FEWEST_JUDGED:
+    return None, f"{images} training images are too few to say whether the embedding has collapsed {numbers}"
+  return rank < COLLAPSED_RANK, f"collapsed: {of} along one line {numbers}" if rank < COLLAPSED_RANK else ""
 
 
 def _compare_with_pixels(figures: dict[str, float], few: int, recipe: str) -> None:

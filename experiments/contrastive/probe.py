@@ -1,5 +1,6 @@
 """What the features of a trained contrastive run are worth: kNN and linear probes with few and with all labels.
 
+python -m experiments.contrastive.probe                                   # trains simclr on digits first
 python -m experiments.contrastive.probe --run=runs/simclr --labels_per_class=1,5,10,50,0
 """
 
@@ -17,6 +18,7 @@ from experiments.contrastive._pretraining import ContrastiveConfig
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field, run
+from mlnotes.engine.stage import find_stage
 from mlnotes.engine.study import run_study
 from mlnotes.engine.trained import load_config, restore_states
 
@@ -29,7 +31,7 @@ def find_methods() -> dict[str, ModuleType]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
-  run: str = field("", "work directory of a training run of this chapter")
+  run: str = field("", "work directory of a training run of this chapter; empty: contrastive.simclr is trained first")
   checkpoint: Literal["last", "best"] = field("last", "which of the two kept checkpoints; best: highest kNN accuracy")
   model_seed: int = field(-1, "which seed of a run with several; -1: all of them")
   labels_per_class: tuple[int, ...] = field((1, 2, 5, 10, 20, 50, 0), "numbers of labels to learn from; 0: all")
@@ -41,7 +43,6 @@ class Config(BaseConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    require(bool(self.run), "run", repr(self.run), "the --workdir of a training run")
     counts = self.labels_per_class
     require(len(counts) > 0 and min(counts) >= 0, "labels_per_class", counts, "numbers of 0 or more")
     for name in ("draws", "knn_k"):
@@ -82,8 +83,9 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[int, np.ndarray]], num_
 
 
 def main(config: Config) -> int:
-  directory = Path(config.run).expanduser()
   methods = find_methods()
+  workdir = Path(config.workdir or "runs/contrastive.probe").expanduser()
+  directory = find_stage("run", config.run, methods["contrastive.simclr"], workdir)
   name, trained = load_config(directory, {name: module.Config for name, module in methods.items()})
   trained = dataclasses.replace(trained, data_dir=config.data_dir or trained.data_dir, devices=1)
   module, data = methods[name], load_data(trained)

@@ -19,7 +19,7 @@ from mlnotes.diffusion.sample import ddim_step, ddpm_step
 from mlnotes.diffusion.schedule import compute_log_snr, make_timesteps
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import example_keys, stream_key
-from mlnotes.engine.plot import new_figure, save_figure, show_images
+from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
 from mlnotes.engine.progress import report_step
 
 # Most images that go through the network at a time.
@@ -314,7 +314,7 @@ def _rows_of_labels(model: DiffusionModel, data: DataSet, columns: int) -> np.nd
 def _draw_samples(studio: Studio, key, data: DataSet, sampler: Sampler, path: Path) -> None:
   label = _rows_of_labels(studio.model, data, 10)
   images = to_unit(studio.sample(stream_key(key, "grid"), label, sampler))
-  figure, axes = new_figure(width=5.0, height=5.3)
+  figure, axes = new_figure(width=5.0, height=sheet_height(4.5, images, 10) + 0.6)
   show_images(axes[0, 0], images, columns=10)
   if studio.model.num_classes:
     height = data.image_shape[0] + 1
@@ -334,13 +334,18 @@ def _draw_trajectory(studio: Studio, key, data: DataSet, sampler: Sampler, path:
   label = _rows_of_labels(studio.model, data, 1)[:4]
   steps = list(studio.iterate(stream_key(key, "trajectory"), label, sampler))
   picked = [steps[i] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int)]
-  figure, axes = new_figure(1, 2, width=10.0, height=3.2)
+  height = sheet_height(4.6, np.concatenate([step[1] for step in picked]), len(picked)) + 0.8
+  figure, axes = new_figure(1, 2, width=10.0, height=height)
   for axis, which, title in ((axes[0, 0], 1, "the chain $x_t$"), (axes[0, 1], 2, "the clean image it expects")):
     sheet = np.stack([to_unit(step[which]) for step in picked], axis=1)
     show_images(axis, sheet.reshape(-1, *sheet.shape[2:]), columns=len(picked))
     width = data.image_shape[1] + 1
     ticks = [str(step[0]) if step[0] >= 0 else "sample" for step in picked]
     axis.set_xticks([width * i + width / 2 - 1 for i in range(len(picked))], ticks)
+    if studio.model.num_classes and which == 1:
+      height = data.image_shape[0] + 1
+      rows = [data.class_names[i] for i in label]
+      axis.set_yticks([height * i + height / 2 - 1 for i in range(len(rows))], rows, parse_math=False)
     axis.tick_params(length=0)
     axis.set_xlabel("time t")
     axis.set_title(title)
@@ -355,7 +360,8 @@ def _draw_real_and_generated(reference: Reference, images: np.ndarray, num_level
   generated = images[pick(len(images))]
   nearest = reference.train["image"][find_nearest(generated, reference.train["image"]).index]
   real = reference.test["image"][pick(len(reference.test["image"]))]
-  figure, axes = new_figure(1, 3, width=12.0, height=2.3)
+  height = max(sheet_height(3.9, sheet, 10) for sheet in (real, generated, nearest))
+  figure, axes = new_figure(1, 3, width=12.0, height=height + 0.4)
   titles = ("real, held out", "generated", f"nearest of {len(reference.train['label'])} training images to each")
   for axis, sheet, title in zip(axes[0], (real, generated, nearest), titles):
     show_images(axis, sheet / (num_levels - 1), columns=10)

@@ -1,5 +1,6 @@
 """Samples from a trained diffusion model with any sampler, number of steps and guidance: a grid and an .npz.
 
+python -m experiments.diffusion.sample                                   # trains ddpm on digits first
 python -m experiments.diffusion.sample --run=runs/digits --sampler=ddpm --num_samples=100 --out=samples
 """
 
@@ -19,12 +20,13 @@ from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.loop import enable_compilation_cache
+from mlnotes.engine.stage import find_stage
 from mlnotes.engine.trained import load_config, restore_states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
-  run: str = field("", "work directory of a training run of diffusion.ddpm")
+  run: str = field("", "work directory of a training run of diffusion.ddpm; empty: one is trained first")
   checkpoint: Literal["last", "best"] = field(
     "last", "which of the two kept checkpoints; best: fewest bits per dimension"
   )
@@ -42,7 +44,6 @@ class Config(BaseConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    require(bool(self.run), "run", repr(self.run), "the --workdir of a training run")
     require(self.label >= -1, "label", self.label, "-1 or a class")
     require(0 <= self.eta <= 1, "eta", self.eta, "a number in [0, 1]")
     require(self.sample_steps >= 0, "sample_steps", self.sample_steps, "0 or more")
@@ -76,10 +77,10 @@ def draw(config: Config, model: DiffusionModel, params, label: np.ndarray) -> np
 
 
 def main(config: Config) -> int:
-  from mlnotes.engine.plot import new_figure, save_figure, show_images
+  from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
 
   enable_compilation_cache()
-  directory = Path(config.run).expanduser()
+  directory = find_stage("run", config.run, ddpm, Path(config.out or "runs/diffusion.sample").expanduser())
   out = Path(config.out).expanduser() if config.out else directory / "samples"
   _, trained = load_config(directory, {"diffusion.ddpm": ddpm.Config})
   trained = dataclasses.replace(trained, data_dir=config.data_dir or trained.data_dir, devices=1)
@@ -104,7 +105,7 @@ def main(config: Config) -> int:
   try:
     out.mkdir(parents=True, exist_ok=True)
     np.savez(out / "samples.npz", image=images, label=label)
-    figure, axes = new_figure(width=5.0, height=5.0)
+    figure, axes = new_figure(width=5.0, height=sheet_height(5.0, images[:100], 10))
     order = np.argsort(label[:100], kind="stable")
     show_images(axes[0, 0], images[:100][order] / (model.num_levels - 1), columns=10)
     save_figure(figure, out / "samples.png")

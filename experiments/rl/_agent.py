@@ -7,6 +7,7 @@ return Experiment(init, step, make_evaluate(env, act, config), make_report(env, 
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,13 +15,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from experiments.rl._animation import animate_policy, can_draw
+from experiments.rl._animation import animate_policy, can_draw, why_not_drawn
 from mlnotes.data import Feeds
-from mlnotes.engine.errors import require
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, State, stream_key
 from mlnotes.engine.flags import field
 from mlnotes.engine.loop import LoopConfig, train
-from mlnotes.engine.progress import report_step
+from mlnotes.engine.progress import report_step, warn
 from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import (
   run_episodes,
@@ -41,7 +42,8 @@ class RLConfig(LoopConfig):
 
   env: str = field(
     "CartPole-v1",
-    "environment: a name of gymnax, a table of Gymnasium's such as FrozenLake-v1, gymnasium:NAME or module:function; "
+    "environment: a name of gymnax, a table of Gymnasium's such as FrozenLake-v1, gymnasium:NAME or module:function, "
+    "which makes one that is drawn if its render_mode is rgb_array; "
     "some bring settings of their own in place of the defaults, see config.json",
   )
   discount: float = field(0.99, "gamma, in [0, 1]")
@@ -68,7 +70,7 @@ class RLConfig(LoopConfig):
     if not has_gymnasium(self.env):
       idle["gym_episodes"] = f"Gymnasium has no {self.env}"
     if not can_draw(self.make_world()):
-      idle["gif"] = f"{self.env} cannot be drawn"
+      idle["gif"] = why_not_drawn(self.make_world())
     return idle
 
   @property
@@ -131,11 +133,16 @@ def make_report(env: Environment, act: Callable[[State, Any], Any], config: RLCo
       threshold = solved_at(env.name)
       if threshold is not None:
         figures["gymnasium_solved"] = float(returns.mean() >= threshold)
+    if config.gif and ":" in env.name and (reason := why_not_drawn(env)):
+      print(f"note: no policy.gif: {reason}", file=sys.stderr)
     if config.gif and can_draw(env):
       report_step("drawing policy.gif")
       # The key of a seed's state is made of the seed: its last word is the seed.
       seed = int(jax.random.key_data(state.key)[-1])
-      animate_policy(env, policy, directory / "policy.gif", who=f"agent of --seed={seed}")
+      try:
+        animate_policy(env, policy, directory / "policy.gif", who=f"agent of --seed={seed}")
+      except InputError as error:  # the figures do not hang on it
+        warn(f"no policy.gif: {error}")
     return figures
 
   return report

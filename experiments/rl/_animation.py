@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
 from mlnotes.rl.env import Box, Environment
 from mlnotes.rl.gymnasium_bridge import (
@@ -32,11 +33,12 @@ def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, s
   """Writes a GIF of one episode: Gymnasium's own drawing, or the observation where that is a picture.
 
   Below it stand the environment, `who` acts, the `seed` of the episode and its return. Returns False, and writes
-  nothing, where the environment can be drawn neither way.
+  nothing, where the environment can be drawn neither way. Of a `module:function` the function decides: what it makes
+  is drawn where its render_mode is "rgb_array".
   """
   if not can_draw(env):
     return False
-  if _has_drawing(env.name):
+  if not _why_no_drawing(env.name):
     frames, per_second, returned = _gymnasium_frames(env.name, policy, seed)
   else:
     frames, returned = _observation_frames(env, policy, seed)
@@ -48,17 +50,25 @@ def animate_policy(env: Environment, policy: Callable[[Any], Any], path: Path, s
 
 def can_draw(env: Environment) -> bool:
   """Whether `animate_policy` has a picture: Gymnasium's own, or an observation that is one."""
-  return _has_drawing(env.name) or (isinstance(env.observations, Box) and len(env.observations.shape) == 3)
+  return not why_not_drawn(env)
 
 
-def _has_drawing(name: str) -> bool:
+def why_not_drawn(env: Environment) -> str:
+  """Why `animate_policy` has no picture; "" where it has."""
+  if isinstance(env.observations, Box) and len(env.observations.shape) == 3:
+    return ""
+  return _why_no_drawing(env.name)
+
+
+def _why_no_drawing(name: str) -> str:
   if not has_gymnasium(name):
-    return False
-  if ":" in name and not name.startswith("gymnasium:"):
-    return False  # a function without arguments cannot be asked for pictures
+    return f"Gymnasium has no {name}, and its observations are no pictures"
   env = make_gymnasium_env(name)
   env.close()
-  return "rgb_array" in env.metadata.get("render_modes", ())
+  if ":" in name and not name.startswith("gymnasium:"):  # a function without arguments makes what it makes
+    mode = env.render_mode
+    return "" if mode == "rgb_array" else f"what {name} makes has the render_mode {mode!r}, expected 'rgb_array'"
+  return "" if "rgb_array" in env.metadata.get("render_modes", ()) else f"{name} has no render_mode 'rgb_array'"
 
 
 def write_gif(frames: list[np.ndarray], per_second: float, path: Path, caption: str = "") -> None:
@@ -118,12 +128,12 @@ def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], f
   """(frames, frames per second, return)."""
   env = make_gymnasium_env(name, render_mode="rgb_array")
   observation, _ = env.reset(seed=seed)
-  frames, returned = [env.render()], 0.0
-  for _ in range(env.spec.max_episode_steps or _FRAMES):
+  frames, returned = [_render(name, env)], 0.0
+  for _ in range((env.spec and env.spec.max_episode_steps) or LONGEST_EPISODE):
     action = np.asarray(policy(as_policy_input(np.asarray(observation)[None])))[0]
     observation, reward, terminated, truncated, _ = env.step(as_gymnasium_action(action))
     returned += float(reward)
-    frames.append(env.render())
+    frames.append(_render(name, env))
     if terminated or truncated:
       break
   per_second = float(env.metadata.get("render_fps", 10))
@@ -131,21 +141,39 @@ def _gymnasium_frames(name: str, policy, seed: int) -> tuple[list[np.ndarray], f
   return frames, per_second, returned
 
 
+def _render(name: str, env: Any) -> np.ndarray:
+  """A picture (H, W, 3) of uint8. Raises InputError for anything else."""
+  frame = env.render()
+  if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+    found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+    raise InputError(f"--env={name}: its render gives {found}, expected an array (height, width, 3) of uint8.")
+  return frame
+
+
 def _observation_frames(env: Environment, policy, seed: int) -> tuple[list[np.ndarray], float]:
   """(frames, return)."""
   reset_key, step_key = jax.random.split(root_key(seed))
   state, observation = jax.jit(env.reset)(reset_key)
   step = jax.jit(lambda t, state, action: env.step(jax.random.fold_in(step_key, t), state, action))
-  frames, returned = [_draw_channels(observation)], 0.0
+  draw = _draw_picture if (env.observations.low, env.observations.high) == (0.0, 255.0) else _draw_channels
+  frames, returned = [draw(observation)], 0.0
   for t in range(min(env.time_limit or LONGEST_EPISODE, LONGEST_EPISODE)):
     action = policy(np.asarray(observation)[None])[0]
     state, timestep = step(t, state, action)
     observation = timestep.observation
     returned += float(timestep.reward)
-    frames.append(_draw_channels(observation))
+    frames.append(draw(observation))
     if timestep.last:
       break
   return frames, returned
+
+
+def _draw_picture(observation: Any) -> np.ndarray:
+  """An RGB image with values up to 255 as it is; of other numbers of channels, as of grey frames in a row, the last."""
+  picture = np.clip(np.round(np.asarray(observation)), 0, 255).astype(np.uint8)
+  picture = picture if picture.shape[-1] == 3 else np.repeat(picture[..., -1:], 3, axis=-1)
+  cell = max(1, _WIDTH // picture.shape[1])
+  return picture.repeat(cell, axis=0).repeat(cell, axis=1)
 
 
 def _draw_channels(observation: Any, cell: int = 24) -> np.ndarray:

@@ -17,6 +17,7 @@ from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.rl import ddpg
+from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import observation_size, observation_vector, require_box
 from mlnotes.rl.off_policy import can_learn
 from mlnotes.rl.registry import make_env
@@ -45,6 +46,11 @@ class Config(OffPolicyConfig):
   def __post_init__(self):
     super().__post_init__()
     require(self.exploration_noise >= 0, "exploration_noise", self.exploration_noise, "0 or more")
+
+  def make_world(self) -> Environment:
+    env = super().make_world()
+    require_box(env)
+    return env
 
 
 def make(config: Config) -> Experiment:

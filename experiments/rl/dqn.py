@@ -20,6 +20,7 @@ from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.rl import dqn
+from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import observation_size, observation_vector, require_discrete
 from mlnotes.rl.normalize import normalize
 from mlnotes.rl.registry import make_env
@@ -76,6 +77,11 @@ class Config(OffPolicyConfig):
     if self.tau == self.target_period == 1:
       idle["double"] = "with --tau=1 and --target_period=1 the target network is the online network"
     return super().idle_flags() | idle
+
+  def make_world(self) -> Environment:
+    env = super().make_world()
+    require_discrete(env)
+    return env
 
 
 def make(config: Config) -> Experiment:

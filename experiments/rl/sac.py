@@ -18,6 +18,7 @@ from mlnotes.engine.experiment import Experiment, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.rl import sac
 from mlnotes.rl.ddpg import Critic, normalize_actions, sample_action_noise, scale_action
+from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import observation_size, observation_vector, require_box
 from mlnotes.rl.off_policy import can_learn
 from mlnotes.rl.registry import make_env
@@ -47,6 +48,11 @@ class Config(OffPolicyConfig):
   def __post_init__(self):
     super().__post_init__()
     require(self.initial_temperature > 0, "initial_temperature", self.initial_temperature, "a number above 0")
+
+  def make_world(self) -> Environment:
+    env = super().make_world()
+    require_box(env)
+    return env
 
 
 def make(config: Config) -> Experiment:

@@ -1,7 +1,7 @@
-"""Data sets in, batches out."""
+"""Data sets in, batches out: images, tables, texts, graphs, and any named arrays."""
 
 from mlnotes.data.arrays import make_array_feeds
-from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit, Split
+from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit
 from mlnotes.data.feed import (
   EMPTY_FEED,
   EvalBatches,
@@ -11,27 +11,55 @@ from mlnotes.data.feed import (
   make_eval_batches,
   make_resident_feed,
   make_stream_feed,
+  make_whole_eval,
+  make_whole_feed,
 )
-from mlnotes.data.feeds import Feeds
+from mlnotes.data.feeds import Feeds, make_split_feeds
+from mlnotes.data.graph import Graph, load_graph, make_graph, make_graph_feeds
 from mlnotes.data.order import fixed_subset
 from mlnotes.data.source import load
+from mlnotes.data.split import Expected, NamedArrays, Split, check_arrays
+from mlnotes.data.table import Table, load_table, standardize
+from mlnotes.data.text import Corpus, Windows, load_corpus, load_documents, pad_sequences
+from mlnotes.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = [
   "EMPTY_FEED",
   "ArraySplit",
+  "Corpus",
   "DataError",
   "DataSet",
   "EvalBatches",
+  "Expected",
   "Feeds",
+  "Graph",
+  "NamedArrays",
   "RecordSplit",
   "ResidentFeed",
   "Split",
   "StreamFeed",
+  "Table",
+  "Tokenizer",
+  "Windows",
+  "check_arrays",
   "choose_placement",
   "fixed_subset",
   "load",
+  "load_corpus",
+  "load_documents",
+  "load_graph",
+  "load_table",
+  "load_tokenizer",
   "make_array_feeds",
   "make_eval_batches",
+  "make_graph",
+  "make_graph_feeds",
   "make_resident_feed",
+  "make_split_feeds",
   "make_stream_feed",
+  "make_whole_eval",
+  "make_whole_feed",
+  "pad_sequences",
+  "standardize",
+  "train_tokenizer",
 ]

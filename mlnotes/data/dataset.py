@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from mlnotes.data.image import DataError, decode_image
+from mlnotes.data.split import Rows, Split
 
 # Grey, RGB, RGBA.
 _CHANNELS = (1, 3, 4)
@@ -16,27 +17,19 @@ _ID_CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ArraySplit:
-  """Examples held as arrays, in memory or memory-mapped."""
+class ArraySplit(Rows):
+  """Images held as arrays, in memory or memory-mapped: {"image": uint8 (B, H, W, C), "label": int32 (B,)}."""
 
   image: UInt8[np.ndarray, "N H W C"]
   label: Int32[np.ndarray, " N"]
 
-  def __len__(self) -> int:
-    return len(self.label)
+  @property
+  def arrays(self) -> Mapping[str, np.ndarray]:
+    return {"image": self.image, "label": self.label}
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
     return self.image.shape[1:]
-
-  @property
-  def nbytes(self) -> int:
-    """Bytes of all examples as arrays."""
-    return self.image.nbytes + self.label.nbytes
-
-  def read(self, index: Int[np.ndarray, " B"]) -> Mapping[str, np.ndarray]:
-    """The examples at `index`: {"image": uint8 (B, H, W, C), "label": int32 (B,)}."""
-    return {"image": self.image[index], "label": self.label[index]}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +47,7 @@ class RecordSplit:
   name: str = "records"
   num_classes: int | None = None
   resize: bool = False
+  arrays: ClassVar[None] = None
 
   def __len__(self) -> int:
     return len(self.source)
@@ -88,9 +82,6 @@ class RecordSplit:
     return {"image": image, "label": label}
 
 
-Split: TypeAlias = ArraySplit | RecordSplit
-
-
 class DataSet(NamedTuple):
   """A training and a test split that share their classes."""
 
@@ -101,6 +92,40 @@ class DataSet(NamedTuple):
   class_names: tuple[str, ...]
   levels: int  # pixel values are 0 .. levels - 1
   image_shape: tuple[int, int, int]
+
+
+# More names than this are not listed.
+_NAMED_CLASSES = 5
+
+
+def describe_classes(data: DataSet) -> list[str]:
+  """A sentence about each thing that keeps accuracies from telling what was learned: classes of one split alone, one
+  class in all. Nothing where the labels would have to be decoded first.
+
+  Raises DataError where no class of the test split can be learned.
+  """
+  labels = [getattr(split, "label", getattr(getattr(split, "source", None), "labels", None)) for split in data[1:3]]
+  if any(label is None for label in labels):
+    return []
+  train, test = (set(np.unique(label).tolist()) for label in labels)
+
+  def names(classes):
+    some = ", ".join(data.class_names[i] for i in sorted(classes)[:_NAMED_CLASSES])
+    return some + (f" and {len(classes) - _NAMED_CLASSES} more" if len(classes) > _NAMED_CLASSES else "")
+
+  if not train & test:
+    raise DataError(
+      f"--dataset={data.name}: found the classes {names(train)} to learn from and {names(test)} to test on, expected "
+      "some in both."
+    )
+  said = []
+  if len(train | test) == 1:
+    said.append(f"all images are of one class ({names(train)}), so that an accuracy is 1 whatever is learned.")
+  if test - train:
+    said.append(f"no training image is of {names(test - train)}: their test images count as errors in any accuracy.")
+  if train - test:
+    said.append(f"no test image is of {names(train - test)}: no figure says how these are recognised.")
+  return said
 
 
 def make_array_split(

@@ -1,8 +1,8 @@
 """Batches for the training loop: drawn on the device from resident arrays, or streamed from the host.
 
-Both kinds visit the examples in the same order, bit for bit, so which of the two feeds an experiment changes nothing
-but its speed. A batch is {"image": uint8 (B, H, W, C), "label": int32 (B,), "index": int32 (B,)}; `index` is the
-example's position in its split.
+Both visit the examples in the same order, bit for bit, so which of the two feeds an experiment changes nothing but its
+speed. A batch is what the split reads, {"image": uint8 (B, H, W, C), "label": int32 (B,)} for images, and `index`:
+int32 (B,), the example's position in its split.
 """
 
 import functools
@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, Key, PyTree
 
-from mlnotes.data.dataset import ArraySplit, Split
 from mlnotes.data.order import epoch_positions, fixed_subset, order_bits, permute_index, steps_per_epoch
+from mlnotes.data.split import Split
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
 
@@ -32,10 +32,13 @@ class ResidentFeed(NamedTuple):
   """Data that lives on the device, and the pure function that draws batch number `step` of the run with root key `key`.
 
   `arrays` is an argument of the compiled loop, never a constant of it.
+
+  whole: every batch is `arrays` as they are, such as one graph: the same for all seeds, and whole on every device.
   """
 
   arrays: PyTree
   draw: Callable[[PyTree, Key[Array, ""], Int[Array, ""] | int], PyTree]
+  whole: bool = False
 
 
 # For experiments that make their own data.
@@ -46,34 +49,43 @@ class EvalBatches(NamedTuple):
   """A split in order, as `num_batches` batches of one size. `draw(arrays, i)` gives batch i, which also holds `mask`:
 
   float32 (B,), 1 for an example and 0 for the padding that fills up the last batch (copies of the last example).
+
+  whole: the one batch has no leading axis to share: it is whole on every device.
   """
 
   arrays: PyTree
   draw: Callable[[PyTree, Int[Array, ""] | int], PyTree]
   num_batches: int
+  whole: bool = False
 
 
-def make_resident_feed(split: ArraySplit, batch_size: int) -> ResidentFeed:
+def make_whole_feed(arrays: PyTree) -> ResidentFeed:
+  """Every batch is `arrays`, resident as a whole: for data that are one object, such as a graph."""
+  return ResidentFeed(jax.tree.map(jnp.asarray, arrays), lambda arrays, key, step: arrays, whole=True)
+
+
+def make_whole_eval(arrays: PyTree) -> EvalBatches:
+  """The same as the one batch of an evaluation; `arrays` hold its `mask`."""
+  return EvalBatches(jax.tree.map(jnp.asarray, arrays), lambda arrays, i: arrays, 1, whole=True)
+
+
+def make_resident_feed(split: Split, batch_size: int) -> ResidentFeed:
   """Puts `split` on the device; each epoch draws without replacement, its remainder dropped.
 
   Raises ValueError if `batch_size` is not in 1 .. len(split).
   """
-  size = len(split)
+  size, take = len(split), split.take
   steps_per_epoch(batch_size, size)
 
   def draw(arrays, key, step):
     epoch, positions = epoch_positions(step, batch_size, size)
     index = permute_index(jnp.asarray(positions), size, order_bits(key, epoch))
-    return {**_take(arrays, index), "index": index}
+    return {**take(arrays, index), "index": index}
 
-  return ResidentFeed({"image": jnp.asarray(split.image), "label": jnp.asarray(split.label)}, draw)
-
-
-def _take(arrays: PyTree, index: Int[Array, " B"]) -> PyTree:
-  return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), arrays)
+  return ResidentFeed({name: jnp.asarray(value) for name, value in split.arrays.items()}, draw)
 
 
-def make_eval_batches(split: Any, batch_size: int, limit: int | None = None) -> EvalBatches:
+def make_eval_batches(split: Split, batch_size: int, limit: int | None = None) -> EvalBatches:
   """Every example of `split` once, in order; with `limit`, a fixed pseudo-random subset of that size.
 
   Raises ValueError if `batch_size` or `limit` is not positive.
@@ -200,7 +212,7 @@ def make_stream_feed(
   rows = slice(process_index * local, (process_index + 1) * local)
   if num_threads is None:
     # Copying from a memory map needs little; decoding needs every core.
-    num_threads = 2 if isinstance(split, ArraySplit) else os.cpu_count() or 1
+    num_threads = 2 if split.arrays is not None else os.cpu_count() or 1
   source = _BatchSource(split, batch_size, seeds, seed_axis, rows)
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
   return StreamFeed(iter(grain.MapDataset.source(source).to_iter_dataset(options)), start_step)
@@ -214,7 +226,7 @@ def choose_placement(
   The limit defaults to a quarter of the device's memory, or 2 GiB where the device does not tell. Raises InputError
   for "device" if the data was too large to decode.
   """
-  if isinstance(split, ArraySplit):
+  if split.arrays is not None:
     if placement != "auto":
       return placement
     return "device" if split.nbytes <= (_resident_limit() if limit_bytes is None else limit_bytes) else "stream"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mlnotes.data.dataset import DataSet, RecordSplit
+from mlnotes.data.dataset import DataSet
 
 # Hashing reads about a gigabyte per second, decoding images a few megabytes.
 _WHOLE_BYTES = 2**28
@@ -23,7 +23,7 @@ def fingerprint(data: DataSet) -> str:
 
 
 def fingerprint_splits(train: Any, test: Any, shape: str = "") -> str:
-  """The same of two splits, which have a length, `nbytes` and `read`, whatever their arrays are."""
+  """The same of two splits, which have a length, `nbytes` and `read`, whatever their `arrays` are."""
   digest = hashlib.blake2b(digest_size=8)
   for split in (train, test):
     _add(digest, split)
@@ -31,11 +31,20 @@ def fingerprint_splits(train: Any, test: Any, shape: str = "") -> str:
 
 
 def _add(digest: "hashlib._Hash", split: Any) -> None:
-  size = len(split)
-  rows = size if split.nbytes <= _WHOLE_BYTES else _ROWS
-  if isinstance(split, RecordSplit):
-    rows = _DECODED_ROWS
-  index = np.unique(np.linspace(0, size - 1, min(rows, size)).astype(np.int64))
-  for name, array in sorted(split.read(index).items()):
-    digest.update(f"{name} {array.dtype} {size} {array.shape[1:]}".encode())
-    digest.update(np.ascontiguousarray(array))
+  if split.arrays is None:
+    rows = _spread(len(split), _DECODED_ROWS)
+    for name, array in sorted(split.read(rows).items()):
+      _add_rows(digest, name, len(split), array)
+    return
+  for name, array in sorted(split.arrays.items()):
+    rows = _spread(len(array), len(array) if split.nbytes <= _WHOLE_BYTES else _ROWS)
+    _add_rows(digest, name, len(array), array[rows])
+
+
+def _spread(size: int, count: int) -> np.ndarray:
+  return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
+
+
+def _add_rows(digest: "hashlib._Hash", name: str, size: int, rows: np.ndarray) -> None:
+  digest.update(f"{name} {rows.dtype} {size} {rows.shape[1:]}".encode())
+  digest.update(np.ascontiguousarray(rows))

@@ -2,28 +2,41 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
-import jax
-
-from mlnotes.data.dataset import DataSet
-from mlnotes.data.feed import (
-  choose_placement,
-  make_eval_batches,
-  make_resident_feed,
-  make_stream_feed,
-)
-from mlnotes.data.feeds import Feeds
+from mlnotes.data.dataset import DataSet, describe_classes
+from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.fingerprint import fingerprint
+from mlnotes.data.graph import Graph, load_graph, make_graph_feeds
 from mlnotes.data.source import kind_of, load
+from mlnotes.data.table import BUILT_IN, Table, load_table
+from mlnotes.data.text import Corpus, load_corpus
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field
-from mlnotes.engine.sharding import shares_seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(BaseConfig):
-  """The flags of an experiment that learns from a data set."""
+class FeedConfig(BaseConfig):
+  """The flags of an experiment that learns from batches of examples, of whatever kind."""
+
+  batch_size: int = field(128, "examples per update, over all devices")
+  data_placement: Literal["auto", "device", "stream"] = field(
+    "auto", "where training data lives: on the device, streamed from the host, or whichever fits", free=True
+  )
+  eval_examples: int = field(0, "evaluate on a fixed subset of this many test examples; 0: all")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+    require(self.eval_examples >= 0, "eval_examples", self.eval_examples, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(FeedConfig):
+  """The flags of an experiment that learns from images."""
 
   dataset: str = field(
     "digits", "digits (built in), a file.npz with image and label, a folder of class folders, or the name of a TFDS set"
@@ -36,16 +49,9 @@ class DataConfig(BaseConfig):
   )
   test_split: str = field("test", "split of a TFDS set or folder to evaluate on")
   image_size: int = field(0, "pixels a side that images are resized to; 0: as they are")
-  batch_size: int = field(128, "examples per update, over all devices")
-  data_placement: Literal["auto", "device", "stream"] = field(
-    "auto", "where training data lives: on the device, streamed from the host, or whichever fits", free=True
-  )
-  eval_examples: int = field(0, "evaluate on a fixed subset of this many test examples; 0: all")
 
   def __post_init__(self):
     super().__post_init__()
-    require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-    require(self.eval_examples >= 0, "eval_examples", self.eval_examples, "0 or more")
     require(self.image_size >= 0, "image_size", self.image_size, "0 or more")
 
   def idle_flags(self):
@@ -57,31 +63,130 @@ class DataConfig(BaseConfig):
     return idle
 
 
-_load = functools.lru_cache(maxsize=1)(load)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableConfig(FeedConfig):
+  """The flags of an experiment that learns from a table."""
+
+  dataset: str = field("diabetes", "diabetes, iris, wine, breast_cancer (built in), a file.csv or a file.npz")
+  test_dataset: str = field("", "a file of the same kind to evaluate on; empty: a fixed part of --dataset")
+  target: str = field("", "column of a file.csv to predict; empty: the last, none: no one")
+  target_kind: Literal["auto", "number", "class"] = field(
+    "auto", "what the target is; auto: words of a .csv and whole numbers of an .npz are classes"
+  )
+  categories: Literal["refuse", "encode"] = field(
+    "refuse", "columns of words in a file.csv: refuse them, or encode them as whole numbers"
+  )
+  standardize: Literal["none", "x", "xy"] = field(
+    "x", "bring x, or a number y as well, to mean 0 and deviation 1 over the training split"
+  )
+  batch_size: int = 32
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if not self.dataset.endswith(".csv"):
+      idle |= dict.fromkeys(("target", "categories"), f"--dataset={self.dataset} is no .csv file")
+    if self.dataset in BUILT_IN:
+      idle["test_dataset"] = f"--dataset={self.dataset} has its own two splits"
+    return idle
 
 
-def load_data(config: Any) -> DataSet:
-  """The data set that the fields of `DataConfig` name, kept for the next call. Raises DataError as `load` does."""
-  return _load(config.dataset, config.data_dir, config.train_split, config.test_split, config.image_size)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig(FeedConfig):
+  """The flags of an experiment that learns from windows of a text."""
+
+  dataset: str = field("pydoc", "pydoc (built in: the manual pages inside Python), a file.txt or a file.jsonl")
+  test_dataset: str = field("", "a file of the same kind to evaluate on; empty: a fixed part of --dataset")
+  documents: Literal["file", "line"] = field("file", "what is a document in a file.txt: the whole file, or each line")
+  tokenizer: str = field("characters", "characters, bytes or bpe, trained on the training text, or a file.json of one")
+  vocab_size: int = field(1024, "how many ids --tokenizer=bpe has")
+  end_token: bool = field(True, "put the special token <end> after each document")
+  length: int = field(128, "tokens of a window that are predicted")
+  stride: int = field(
+    0, "tokens between the starts of two training windows; 0: --length, each is predicted once an epoch"
+  )
+  batch_size: int = 32
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.length >= 1, "length", self.length, "1 or more")
+    require(self.stride >= 0, "stride", self.stride, "0 or more")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if not self.dataset.endswith(".txt"):
+      idle["documents"] = f"--dataset={self.dataset} is no .txt file"
+    if self.tokenizer != "bpe":
+      idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
+    return idle
 
 
-def make_feeds(data: DataSet, config: Any) -> Feeds:
-  """Training batches drawn on the device or streamed to it, and the test split in order.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphConfig(BaseConfig):
+  """The flags of an experiment that learns from one graph, whole in every update."""
 
-  `config` has the fields of `DataConfig`, `seed`, `seeds` and `fsdp`. Raises InputError for a batch size that the
-  training split cannot fill, or that the processes cannot share.
+  dataset: str = field("karate", "karate (built in), sbm (drawn from --graph_seed) or a file.npz in the sparse form")
+  undirected: bool = field(True, "add the reverse of each edge of a file, drop loops and repetitions")
+  nodes: int = field(200, "nodes of --dataset=sbm")
+  blocks: int = field(4, "blocks of --dataset=sbm, its classes")
+  p_within: float = field(0.1, "probability of an edge inside a block of --dataset=sbm")
+  p_between: float = field(0.01, "probability of an edge between two blocks of --dataset=sbm")
+  graph_seed: int = field(0, "seed that --dataset=sbm is drawn from")
+  eval_split: Literal["valid", "test"] = field("test", "nodes to evaluate on, which choose the best checkpoint")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.nodes >= 4, "nodes", self.nodes, "4 or more")
+    require(1 <= self.blocks <= self.nodes // 4, "blocks", self.blocks, "1 to a quarter of --nodes")
+    require(0 <= self.p_within <= 1, "p_within", self.p_within, "0 to 1")
+    require(0 <= self.p_between <= 1, "p_between", self.p_between, "0 to 1")
+    require(0 <= self.graph_seed < 2**32, "graph_seed", self.graph_seed, "0 to 2^32 - 1")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if self.dataset != "sbm":
+      names = ("nodes", "blocks", "p_within", "p_between", "graph_seed")
+      idle |= dict.fromkeys(names, f"--dataset={self.dataset} is not drawn")
+    if not self.dataset.endswith(".npz"):
+      idle["undirected"] = f"--dataset={self.dataset} is undirected"
+    return idle
+
+
+Data: TypeAlias = DataSet | Table | Corpus | Graph
+
+# (a part of a config, what reads the data that its flags name); the fields are the arguments of the same names.
+_KINDS = ((TableConfig, load_table), (TextConfig, load_corpus), (GraphConfig, load_graph))
+
+
+@functools.lru_cache(maxsize=1)
+def _load(read: Callable[..., Data], arguments: tuple[tuple[str, Any], ...]) -> Data:
+  return read(**dict(arguments))
+
+
+def load_data(config: Any) -> Data:
+  """The data that the fields of `DataConfig`, `TableConfig`, `TextConfig` or `GraphConfig` name, kept for another call.
+
+  Images are a `DataSet`, the others a `Table`, a `Corpus` of text, a `Graph`. Raises DataError as what reads them does:
+  `load`, `load_table`, `load_corpus`, `load_graph`.
   """
-  require(config.batch_size <= len(data.train), "batch_size", config.batch_size, f"at most {len(data.train)} examples")
-  if choose_placement(data.train, config.data_placement) == "device":
-    train = make_resident_feed(data.train, config.batch_size)
-  else:
-    seeds = config.seed if config.seeds == 1 else range(config.seed, config.seed + config.seeds)
-    index, count = jax.process_index(), jax.process_count()
-    if count > 1 and shares_seeds(config.seeds, jax.device_count(), config.fsdp):
-      # This process trains some of the seeds alone, on whole batches.
-      own = config.seeds // count
-      seeds, index, count = seeds[index * own : (index + 1) * own], 0, 1
-    require(config.batch_size % count == 0, "batch_size", config.batch_size, f"a multiple of the {count} processes")
-    train = make_stream_feed(data.train, config.batch_size, seeds, process_index=index, process_count=count)
-  evaluate = make_eval_batches(data.test, config.batch_size, config.eval_examples or None)
-  return Feeds(train, evaluate, split="test", fingerprint=fingerprint(data))
+  read = next((read for part, read in _KINDS if isinstance(config, part)), load)
+  return _load(read, tuple((name, getattr(config, name)) for name in inspect.signature(read).parameters))
+
+
+@functools.cache
+def _note(text: str) -> None:
+  """Once, however often the feeds are made."""
+  print(f"note: {text}", file=sys.stderr)
+
+
+def make_feeds(data: Data, config: Any) -> Feeds:
+  """Training batches drawn on the device or streamed to it, and the test split in order; or the whole graph for both.
+
+  `config` has the fields of the kind's config, and `seed`, `seeds` and `fsdp`. Raises InputError as `make_split_feeds`
+  does, DataError as `make_graph_feeds` and `describe_classes` do; what the latter says of images is said as notes.
+  """
+  if isinstance(data, Graph):
+    return make_graph_feeds(data, config.eval_split)
+  if isinstance(data, DataSet):
+    for sentence in describe_classes(data):
+      _note(f"--dataset={config.dataset}: {sentence}")
+  return make_split_feeds(data.train, data.test, config, fingerprint(data) if isinstance(data, DataSet) else "")

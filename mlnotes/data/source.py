@@ -1,13 +1,14 @@
 """Where data sets come from: scikit-learn's digits, an .npz file, a folder of images, or a TFDS directory."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, make_array_split, name_classes
 from mlnotes.data.folder_source import load_folder
 from mlnotes.data.image import resize_images
+from mlnotes.data.npz import read_npz
 from mlnotes.data.order import hold_out
 from mlnotes.data.tfds_source import load_tfds, tfds_directory
 
@@ -77,7 +78,7 @@ def load_npz(path: str) -> DataSet:
   Without test arrays a fixed pseudo-random tenth of the examples (at least one) is the test split.
   """
   flag = f"--dataset={path}"
-  arrays = _read_npz(path, flag)
+  arrays = read_npz(path, flag, "image and label", ("image", "label", "image_test", "label_test"))
   missing = {"image", "label"} - arrays.keys()
   if missing:
     raise DataError(
@@ -96,23 +97,3 @@ def load_npz(path: str) -> DataSet:
   else:
     train, test = (ArraySplit(**train.read(part)) for part in hold_out(len(train), flag))
   return DataSet(Path(path).stem, train, test, len(names), names, 256, train.image_shape)
-
-
-def _read_npz(path: str, flag: str) -> dict[str, Any]:
-  import zipfile
-  import zlib
-
-  try:
-    with open(Path(path).expanduser(), "rb") as file:
-      if not zipfile.is_zipfile(file):
-        raise DataError(f"{flag}: not an .npz archive or cut short, expected a file written by np.savez.")
-      file.seek(0)
-      with np.load(file, allow_pickle=False) as archive:
-        names = {"image", "label", "image_test", "label_test"}.intersection(archive.files) or archive.files
-        return {name: archive[name] for name in names}
-  except FileNotFoundError as error:
-    raise DataError(f"{flag}: no such file, expected an .npz with image and label.") from error
-  except DataError:
-    raise
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-    raise DataError(f"{flag}: not readable ({error}), expected plain arrays written by np.savez.") from error

@@ -31,6 +31,7 @@ from mlnotes.diffusion.process import (
 )
 from mlnotes.diffusion.sample import ddim_step, ddpm_step, sample, sample_trajectory
 from mlnotes.diffusion.schedule import Schedule, make_timesteps
+from mlnotes.engine.errors import InputError
 
 # (network, x0, noise, t, vlb_weight) -> loss of each example.
 Loss: TypeAlias = Callable[[Network, Array, Array, Array, Array], Array]
@@ -173,6 +174,14 @@ class TrainedModel:
     self._predict = jax.jit(self._predict_noise)
     self._sample = jax.jit(model.sample, static_argnames=("sampler", "num_steps", "eta", "weight"))
 
+  def _check_label(self, label: Int[Array, " B"] | None) -> None:
+    classes = self.model.num_classes
+    if classes and label is not None and not isinstance(label, jax.core.Tracer):
+      wrong = (label < 0) | (label >= classes)  # the network would take the nearest row of its table, or none
+      if wrong.any():
+        found = int(label[jnp.argmax(wrong)])
+        raise InputError(f"label: found the class {found}, expected 0 to {classes - 1}.")
+
   def _predict_noise(self, params, x_t, t, label):
     network = self.model.make_network(params, None if label is None else self.model.as_condition(label))
     return make_denoiser(network, self.model.schedule, self.model.parameterization)(x_t, t).noise
@@ -180,12 +189,18 @@ class TrainedModel:
   def __call__(
     self, x_t: Float[Array, "B H W C"], t: Int[Array, " B"], label: Int[Array, " B"] | None = None
   ) -> Float[Array, "B H W C"]:
-    """The noise in `x_t` at the times `t`, 0 .. T - 1. A conditional model needs the classes `label`."""
+    """The noise in `x_t` at the times `t`, 0 .. T - 1. A conditional model needs the classes `label`.
+
+    Raises InputError for a label that is none of its classes, where its value is known (outside of `jit`).
+    """
+    self._check_label(label)
     return self._predict(self.params, x_t, t, label)
 
   def sample(self, key: Key[Array, ""], label: Int[Array, " B"], **options: Any) -> Float[Array, "B H W C"]:
     """Images on [-1, 1] of the classes `label` (an unconditional model takes their number alone from it).
 
-    `options` are those of `DiffusionModel.sample`: sampler, num_steps, eta, weight.
+    `options` are those of `DiffusionModel.sample`: sampler, num_steps, eta, weight. Raises InputError for labels as a
+    call does.
     """
+    self._check_label(label)
     return self._sample(self.params, key, label, **options)

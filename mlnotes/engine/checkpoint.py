@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import time
@@ -92,7 +93,8 @@ class Checkpoints:
     )
     for last in (False,) * 20 + (True,):
       try:
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        with _no_word_of_reading() if read_only else contextlib.nullcontext():
+          self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
         break
       except (OSError, ValueError):  # the run that writes them is removing one
         if last or not read_only:
@@ -186,6 +188,18 @@ class Checkpoints:
     elif jax.process_count() == 1:  # otherwise closing would wait for other processes, and these may be gone
       with contextlib.suppress(Exception):  # what could not be saved has been said
         self.close()
+
+
+@contextlib.contextmanager
+def _no_word_of_reading() -> Iterator[None]:
+  """Within it Orbax's logger does not warn that a directory is only read, which is what was asked for."""
+  logger = logging.getLogger("absl")
+  asked_for = lambda record: "read only" not in record.getMessage()
+  logger.addFilter(asked_for)
+  try:
+    yield
+  finally:
+    logger.removeFilter(asked_for)
 
 
 def _quiet_writers() -> None:

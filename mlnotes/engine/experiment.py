@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, Num
 
+from mlnotes.engine.errors import InputError
+
 # A NamedTuple of arrays with at least `step` (int32 scalar: updates done) and `key` (typed key: the constant root).
 State: TypeAlias = Any
 # What the data feed gives: a dict of arrays with a leading batch axis, or () where the step makes its own data.
@@ -80,8 +82,16 @@ def example_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
+def require_per_example(what: str, values: Any, shape: tuple[int, ...]) -> None:
+  """Raises InputError, when it is traced, where `what` has found `values` of another shape than one per example."""
+  found = f"shape {values.shape}" if hasattr(values, "shape") else f"a {type(values).__name__}"
+  if getattr(values, "shape", None) != shape:
+    raise InputError(f"{what}: found {found}, expected {shape}: one number for each example of the batch, not a mean.")
+
+
 def masked_mean(values: Num[Array, " B"], mask: Num[Array, " B"]) -> Mean:
-  """Sum and count of the per-example `values` where `mask` is 1."""
+  """Sum and count of the per-example `values` where `mask` is 1. Raises InputError for other shapes than `mask` has."""
+  require_per_example("masked_mean", values, mask.shape)
   return Mean(jnp.sum(jnp.where(mask > 0, values, 0)), jnp.sum(mask))
 
 

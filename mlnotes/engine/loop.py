@@ -383,7 +383,7 @@ def train(
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
   make_mesh(config.devices, config.fsdp)  # before there is a directory, what the machine lacks is said
   writes = jax.process_index() == 0
-  options = {"writes": writes, "tensorboard": config.tensorboard}
+  options = {"writes": writes, "tensorboard": config.tensorboard, "judged_by": (best_metric, best_mode)}
   record = RowsRecord(name, config, **options) if config.rows else Record(workdir, name, config, **options)
   directory = record.directory
   try:

@@ -86,13 +86,25 @@ def show_images(axis: Any, images: np.ndarray, columns: int, *, gap: int = 1) ->
     spine.set_visible(False)
 
 
+def sheet_height(width: float, images: Any, columns: int) -> float:
+  """How high `show_images` draws so many images (N, H, W, C) where they are `width` wide."""
+  count, height, across = images.shape[:3]
+  return width * (-(-count // columns) * height) / (columns * across)
+
+
 def plot_curves(directory: Path, unit: str = "update", per_update: int = 1, first: str = "loss") -> None:
   """Draws `curves.png`: each metric over the updates, training and evaluation together, with spread over seeds.
 
   The axis counts `unit`s, of which an update has `per_update`; the metric called `first` is drawn first.
   """
   lines = read_metrics(directory / "metrics.jsonl")
-  names = {name for line in lines for name in line if name.startswith(("train/", "eval/")) and name.count("/") == 1}
+  # One that is finite nowhere has no panel: it would be empty, on a scale of nothing.
+  names = {
+    name
+    for line in lines
+    for name, value in line.items()
+    if name.startswith(("train/", "eval/")) and name.count("/") == 1 and value is not None
+  }
   metrics = sorted({name.partition("/")[2] for name in names}, key=lambda metric: (metric != first, metric))
   if not metrics:
     return
@@ -104,6 +116,9 @@ def plot_curves(directory: Path, unit: str = "update", per_update: int = 1, firs
       _plot_metric(axis, lines, f"{split}/{metric}", style, per_update)
     axis.set_title(as_text(metric))
     axis.set_xlabel(unit)
+    # The same updates in every panel, also in one of a single point; few ticks, so that large numbers stay apart.
+    axis.set_xlim(0, 1.04 * per_update * lines[-1]["step"])
+    axis.locator_params(axis="x", nbins=4)
     axis.legend(frameon=False)
   for axis in axes.flat[len(metrics) :]:
     axis.remove()

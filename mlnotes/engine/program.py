@@ -3,6 +3,7 @@
 The training loop and the benchmarks run the same program; nothing here knows about files or flags.
 """
 
+import copy
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -71,9 +72,11 @@ class Program:
     rows = PartitionSpec(None, mesh.axis_names) if vectorized and not self._by_seed else PartitionSpec(mesh.axis_names)
     self._batch_sharding = NamedSharding(mesh, rows)
     self._map = jax.vmap if vectorized else lambda f, in_axes=0: f
+    self._whole = not self.streamed and feeds.train.whole
+    batch_axis = None if self._whole else 0
     # The inner jits cache their trace, which the shape inference and the compilation below then share.
-    self._init = jax.jit(self._map(experiment.init))
-    self._step = jax.jit(self._map(experiment.step))
+    self._init = jax.jit(self._map(experiment.init, in_axes=(0, batch_axis)))
+    self._step = jax.jit(self._map(experiment.step, in_axes=(0, batch_axis)))
     self._update = None
     self._evaluate = None
     self._arrays = () if self.streamed else place(feeds.train.arrays, self._replicated)
@@ -82,6 +85,8 @@ class Program:
     self._check_divisible()
 
   def _check_divisible(self) -> None:
+    if self.feeds.evaluate.whole:
+      return
     draw = lambda arrays: self.feeds.evaluate.draw(arrays, 0)
     for leaf in jax.tree.leaves(jax.eval_shape(draw, self.feeds.evaluate.arrays))[:1]:
       size = leaf.shape[0]
@@ -91,6 +96,15 @@ class Program:
           "--devices."
         )
 
+  def with_seeds(self, seeds: Sequence[int]) -> "Program":
+    """This program for other seeds, as many, without compiling anew. Raises ValueError for more, or streamed data."""
+    if len(seeds) != self.num_seeds or self.streamed:
+      raise ValueError(f"found seeds {tuple(seeds)}: expected {self.num_seeds} of them, and resident data.")
+    self.compile()
+    other = copy.copy(self)
+    other._seeds = np.asarray(seeds, np.uint32)
+    return other
+
   # -- the state ---------------------------------------------------------------------------------------------------
 
   def _root_keys(self):
@@ -98,7 +112,7 @@ class Program:
     return jnp.stack(keys) if self.num_seeds > 1 else keys[0]
 
   def _first_state(self, keys, data):
-    if self.streamed:
+    if self.streamed or self._whole:
       return self._init(keys, data)
     draw = self._map(self.feeds.train.draw, in_axes=(None, 0, None))
     return self._init(keys, draw(data, keys, jnp.zeros([], jnp.int32)))
@@ -161,7 +175,7 @@ class Program:
   def _one_update(self, state, data):
     """One update; `data` is a streamed batch or the resident arrays that a batch is drawn from."""
     batch = data
-    if not self.streamed:
+    if not self.streamed and not self._whole:
       batch = self._map(self.feeds.train.draw, in_axes=(None, 0, 0))(data, state.key, state.step)
       batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
     return self._step(state, batch)
@@ -213,6 +227,8 @@ class Program:
   # -- evaluation --------------------------------------------------------------------------------------------------
 
   def _eval_batch(self, batches: EvalBatches, arrays, i):
+    if batches.whole:
+      return batches.draw(arrays, i)
     return jax.lax.with_sharding_constraint(batches.draw(arrays, i), self._over_devices)
 
   def _embed_reference(self, state, arrays):

@@ -111,6 +111,7 @@ class Record:
   """The files of one run. Only one process of a job writes; the others hold a Record with `writes=False`.
 
   Nothing is written before `hold`. Raises InputError where the directory belongs to a run with other settings.
+  `judged_by` (metric, "min" or "max") stands beside the settings, for readers of a run that has no result card yet.
   """
 
   def __init__(
@@ -122,12 +123,14 @@ class Record:
     writes: bool = True,
     tensorboard: bool = True,
     command: str = "",
+    judged_by: tuple[str, str] | None = None,
   ):
     self.directory = directory
     self.command = command or command_line()
     self.experiment = experiment
     self.config = config
     self.writes = writes
+    self._judged_by = judged_by
     self._revision = find_revision() if writes else Revision("", None)  # now: the files may change while it trains
     self._tensorboard = tensorboard
     self._metrics_file = None
@@ -162,8 +165,9 @@ class Record:
       print(f"note: {note}", file=sys.stderr)
 
   def write_config(self) -> None:
-    text = json.dumps({"experiment": self.experiment, "config": config_dict(self.config)}, indent=2) + "\n"
-    write_atomically(self.directory / "config.json", text)
+    judged = dict(zip(("best_metric", "best_mode"), self._judged_by or ()))
+    whole = {"experiment": self.experiment, **judged, "config": config_dict(self.config)}
+    write_atomically(self.directory / "config.json", json.dumps(whole, indent=2) + "\n")
 
   def _check_config(self) -> list[str]:
     """Raises InputError where config.json is not that of this run; returns what is to be said about it."""

@@ -33,7 +33,15 @@ from mlnotes.engine.summary import Score, is_better
 class RowsRecord:
   """What `Record` is for one run, for those that a file lists. Raises InputError where the file cannot be used."""
 
-  def __init__(self, experiment: str, config: Any, *, writes: bool = True, tensorboard: bool = True):
+  def __init__(
+    self,
+    experiment: str,
+    config: Any,
+    *,
+    writes: bool = True,
+    tensorboard: bool = True,
+    judged_by: tuple[str, str] | None = None,
+  ):
     path = Path(config.rows)
     try:
       found = read_json(path)
@@ -49,9 +57,9 @@ class RowsRecord:
     self.experiment, self.config, self.writes = experiment, config, writes
     self.directory = Path(config.workdir).expanduser() if config.workdir else path.parent
     self._hold: Hold | None = None
+    options = {"writes": writes, "tensorboard": tensorboard, "judged_by": judged_by}
     self.records = [
-      Record(Path(c.workdir), experiment, c, writes=writes, tensorboard=tensorboard, command=command)
-      for c, command in zip(configs, commands)
+      Record(Path(c.workdir), experiment, c, command=command, **options) for c, command in zip(configs, commands)
     ]
 
   def hold(self) -> None:

@@ -63,11 +63,13 @@ def load_run(
     data_dir: where the run's TFDS data set is now; empty: as in the run.
     experiment: of one's own: its module, or the name or file of that.
 
-  Raises InputError for a directory that holds no run, no checkpoint, no such seed.
+  Raises InputError for a directory that holds no run, no checkpoint, no such seed, and for another checkpoint.
   """
   directory = Path(run).expanduser()
+  if checkpoint not in ("last", "best"):
+    raise InputError(f"checkpoint={checkpoint!r} is none of the two that are kept: expected 'last' or 'best'.")
   module = experiment if isinstance(experiment, ModuleType) else _find_module(directory, experiment)
-  name, config = load_config(directory, {experiment_name(module.Config): module.Config})
+  name, config = load_config(directory, {experiment_name(module.Config): module.Config}, str(directory))
   here = {"devices": 1, "fsdp": 1, "rows": ""} | ({"data_dir": data_dir} if data_dir else {})
   config = dataclasses.replace(config, **here)
   made = module.make(config)
@@ -75,7 +77,8 @@ def load_run(
   if seed not in range(config.seed, config.seed + config.seeds):
     last = config.seed + config.seeds - 1
     raise InputError(f"{directory} has no seed {seed}: expected {config.seed} to {last}.")
-  states, step = restore_states(directory, made, module.make_feeds(config), config, checkpoint, seed)
+  feeds = module.make_feeds(config)
+  states, step = restore_states(directory, made, feeds, config, checkpoint, seed, said=str(directory))
   state = states[seed]
   return TrainedRun(made.model and made.model(state), config, name, made, state, seed, step, directory)
 

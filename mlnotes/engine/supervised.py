@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.engine.experiment import Batch, Experiment, masked_mean, stream_key
+from mlnotes.engine.experiment import Batch, Experiment, masked_mean, require_per_example, stream_key
 from mlnotes.optim import eval_params
 from mlnotes.optim.flags import make_optimizer
 
@@ -30,22 +30,37 @@ def make_supervised(
 ) -> Experiment:
   """Minimises the mean of `losses(params, batch)` over a batch by the optimizer of the flags, from `init(key, batch)`.
 
+  `losses` gives an array (B,), a loss for each example and not their mean: in evaluations padding does not count, nor
+  where a training batch has a `mask`, such as a whole graph, what that leaves out.
   `config` has the fields of `OptimConfig` and `LoopConfig`. It is evaluated by the same losses.
   `predict(params, inputs)` is the model that `mlnotes.load_run` gives. Both take the parameters of `eval_params`.
   """
   optimizer = make_optimizer(config, config.steps)
 
+  def examples_losses(params, batch):
+    values = losses(params, batch)
+    like = batch["mask"] if "mask" in batch else jax.tree.leaves(batch)[0]
+    require_per_example("losses(params, batch)", values, like.shape[:1])
+    return values
+
   def start(key, batch) -> State:
     params = init(stream_key(key, "init"), batch)
     return State(jnp.zeros([], jnp.int32), key, params, optimizer.init(params))
 
+  def mean_loss(params, batch):
+    each = examples_losses(params, batch)
+    if "mask" not in batch:
+      return jnp.mean(each)
+    total, count = masked_mean(each, batch["mask"])
+    return total / count
+
   def step(state: State, batch):
-    loss, grads = jax.value_and_grad(lambda params: jnp.mean(losses(params, batch)))(state.params)
+    loss, grads = jax.value_and_grad(mean_loss)(state.params, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
 
   learned = lambda state: eval_params(state.opt_state, state.params)
-  evaluate = lambda state, batch: {"loss": masked_mean(losses(learned(state), batch), batch["mask"])}
+  evaluate = lambda state, batch: {"loss": masked_mean(examples_losses(learned(state), batch), batch["mask"])}
   model = predict and (lambda state: jax.jit(partial(predict, learned(state))))
   return Experiment(start, step, evaluate, lambda state, directory: None, model=model)

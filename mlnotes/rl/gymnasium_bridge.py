@@ -85,11 +85,14 @@ def as_gymnasium_action(action: Any) -> Any:
 def make_python_env(name: str, **settings: Any) -> Any:
   """The Gymnasium environment behind `name`, with observations that are a Discrete number or one Box.
 
-  Dict and Tuple observations are flattened as Gymnasium does it. Raises InputError for what cannot be made.
+  Dict and Tuple observations are flattened as Gymnasium does it. `settings` are those of a `gymnasium:NAME`; a function
+  makes what it makes. Raises InputError for what cannot be made.
   """
   import gymnasium
 
   module, _, attribute = name.partition(":")
+  if not (module and attribute):
+    raise InputError(f"--env={name} lacks the {'function' if module else 'module'}: expected module:function.")
   try:
     if module == "gymnasium":
       env = make_gymnasium_env(attribute, disable_env_checker=True, **settings)

@@ -11,6 +11,7 @@ environments that are deterministic given seed and actions, which is tried once 
 
 import collections
 import functools
+import inspect
 import threading
 from typing import Any, NamedTuple
 
@@ -52,11 +53,17 @@ def _read_spaces(name: str, env: Any) -> tuple[Discrete | Box, Discrete | Box]:
     return Box(tuple(space.shape), float(space.low.min()), float(space.high.max()))
 
   actions = env.action_space
+  if isinstance(actions, spaces.Box) and not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
+    raise InputError(f"--env={name} has actions {actions}: expected finite bounds, as those of spaces.Box(-1, 1, ..).")
   if isinstance(actions, spaces.Box) and (np.ptp(actions.low) or np.ptp(actions.high)):
     raise InputError(f"--env={name} has other bounds for each action: wrap it in gymnasium.wrappers.RescaleAction.")
   if not isinstance(actions, (spaces.Box, spaces.Discrete)):
     raise InputError(f"--env={name} has actions {actions}: expected Discrete or Box ones.")
   return convert(env.observation_space), convert(actions)
+
+
+def _kind(found: Any) -> str:
+  return f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
 
 
 class _Host:
@@ -72,21 +79,47 @@ class _Host:
     self.ended: collections.OrderedDict[int, tuple[np.ndarray, tuple]] = collections.OrderedDict()
     self.example = make_python_env(name)
     self.observations, self.actions = _read_spaces(name, self.example)
+    parameters = inspect.signature(self.example.unwrapped.reset).parameters.values()
+    if not any(p.name == "seed" or p.kind == p.VAR_KEYWORD for p in parameters):
+      raise InputError(f"--env={name}: its reset takes no seed: expected reset(self, *, seed=None, options=None).")
     self.waiting = np.zeros_like(self.reset(0)), np.float32(0), True, False
     self.time_limit = (self.example.spec and self.example.spec.max_episode_steps) or LONGEST_EPISODE
 
   def observe(self, observation: Any) -> Any:
-    if isinstance(self.observations, Discrete):
-      return np.int32(observation)
-    return np.asarray(observation, np.float32)
+    discrete = isinstance(self.observations, Discrete)
+    try:
+      found = np.asarray(observation)
+      found = found.astype(np.float32) if not discrete else found
+      said = f"shape {found.shape}" + (f" and type {found.dtype}" if discrete else "")
+    except (TypeError, ValueError):
+      found, said = np.zeros(0), f"type {type(observation).__name__}"
+    if discrete and found.shape == () and np.issubdtype(found.dtype, np.integer) and 0 <= found < self.observations.n:
+      return np.int32(found)
+    if not discrete and found.shape == self.observations.shape:
+      return found
+    said = f"the value {observation}" if discrete and found.shape == () else said
+    space = self.example.observation_space
+    raise InputError(
+      f"--env={self.name} gives an observation of {said}: expected one of its observation_space {space}."
+    )
 
   def take(self, env: Any, action: Any) -> tuple[Any, float, bool, bool]:
     discrete = isinstance(self.actions, Discrete)
     action = int(action) if discrete else np.asarray(action, self.example.action_space.dtype)
-    return env.step(action)[:4]
+    found = env.step(action)
+    if not isinstance(found, tuple) or len(found) != 5:
+      expected = "(observation, reward, terminated, truncated, info)"
+      raise InputError(f"--env={self.name}: its step gives {_kind(found)}: expected {expected}.")
+    return found[:4]
 
   def reset(self, seed: Any) -> Any:
-    return self.observe(self.example.reset(seed=int(seed))[0])
+    return self.begin(self.example, seed)
+
+  def begin(self, env: Any, seed: Any) -> Any:
+    found = env.reset(seed=int(seed))
+    if not isinstance(found, tuple) or len(found) != 2:
+      raise InputError(f"--env={self.name}: its reset gives {_kind(found)}: expected (observation, info).")
+    return self.observe(found[0])
 
   def step(self, seed: Any, actions: np.ndarray, time: Any) -> tuple[Any, Any, bool, bool]:
     """The step number `time`, counted from 1, of the episode."""
@@ -143,10 +176,15 @@ class _Host:
       actions = rng.uniform(low, high, (_TRIED, *self.actions.shape)).astype(np.float32)
 
     def play(env):
-      rows = [(self.observe(env.reset(seed=7)[0]),)]
+      rows = [(self.begin(env, 7),)]
       for action in actions:
         observation, *rest = self.take(env, action)
         rows.append((self.observe(observation), *rest))
+        for what, value in (("reward", rest[0]), ("observation", rows[-1][0])):
+          if np.isnan(value).any() or (what == "reward" and not np.isfinite(value)):
+            raise InputError(
+              f"--env={self.name} gives the {what} {value} after {len(rows) - 1} steps: expected numbers."
+            )
         if rest[1] or rest[2]:
           break
       return rows
@@ -172,7 +210,8 @@ def _make_host(name: str) -> _Host:
 def make_host_env(name: str) -> Environment:
   """The environment behind `gymnasium:NAME` or `module:function`, stepped on the host from within compiled programs.
 
-  Raises InputError where it cannot be made, is not deterministic, or has spaces of another kind.
+  Raises InputError where it cannot be made, is not deterministic, has spaces of another kind, or gives in its first
+  steps what its spaces do not hold.
   """
   host = _make_host(name)
   if isinstance(host.observations, Discrete):

@@ -30,6 +30,7 @@ def finished(tmp_path_factory):
   return directory
 
 
+@pytest.mark.thorough
 def test_a_run_leaves_figures_and_pictures_of_every_seed(finished):
   metrics = card(finished)["metrics"]
   for name in ("knn_accuracy", "linear_probe", "linear_probe_10_per_class", "alignment", "uniformity"):
@@ -42,6 +43,7 @@ def test_a_run_leaves_figures_and_pictures_of_every_seed(finished):
       assert (finished / f"seed_{seed}" / f"{picture}.png").stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_the_probe_finds_what_the_report_found(finished, tmp_path):
   out = tmp_path / "probe"
   config = probe.Config(run=str(finished), labels_per_class=(10, 0), workdir=str(out))
@@ -55,6 +57,7 @@ def test_the_probe_finds_what_the_report_found(finished, tmp_path):
   assert (out / "probe.png").stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_the_probe_refuses_what_is_no_such_run(finished, tmp_path):
   with pytest.raises(InputError, match="expected the --workdir of a run"):
     probe.main(probe.Config(run=str(tmp_path)))
@@ -65,6 +68,7 @@ def test_the_probe_refuses_what_is_no_such_run(finished, tmp_path):
     probe.main(probe.Config(run=str(finished), model_seed=7))
 
 
+@pytest.mark.thorough
 def test_without_the_stopped_gradient_simsiam_collapses_and_says_so(tmp_path, capfd):
   ranks = {}
   for stop in (True, False):
@@ -73,14 +77,15 @@ def test_without_the_stopped_gradient_simsiam_collapses_and_says_so(tmp_path, ca
       workdir=str(directory), stop_gradient=stop, steps=250, warmup_steps=10, bottleneck=8, **SMALL
     )
     assert simsiam.main(config) == 0
-    said = "collapsed: the embeddings of the test images lie at one point or on one line" in capfd.readouterr().err
-    assert said == (not stop)
+    said = capfd.readouterr().err
+    assert ("collapsed: the embeddings of" in said) == (not stop)
     metrics = card(directory)["metrics"]
     assert metrics["collapsed"]["mean"] == (0.0 if stop else 1.0)
     ranks[stop] = metrics["embedding_rank"]["mean"]
   assert ranks[True] > 1.5 * ranks[False]
 
 
+@pytest.mark.thorough
 def test_images_that_are_all_alike_collapse_without_a_crash(tmp_path):
   np.savez(tmp_path / "same.npz", image=np.full((80, 8, 8, 1), 7, np.uint8), label=np.zeros(80, np.int64))
   directory = tmp_path / "run"
@@ -103,6 +108,7 @@ def test_a_run_that_is_refused_late_gives_its_directory_back(tmp_path):
   assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.thorough
 def test_features_of_a_split_are_in_order_and_without_padding(finished):
   config = simclr.Config(**SMALL)
   experiment, data = simclr.make(config), load_data(config)
@@ -171,7 +177,6 @@ def test_encoders_by_flag(name, features):
     (lambda: simclr.Config(temperature=0.0), r"--temperature=0.0 is out of range"),
     (lambda: simsiam.Config(bottleneck=0), r"--bottleneck=0 is out of range"),
     (lambda: cpc.make(cpc.Config(patch_size=8)), r"--patch_size=8 is out of range: expected patches of which one"),
-    (lambda: probe.Config(), r"--run='' is out of range"),
     (lambda: probe.Config(run="x", labels_per_class=(-1,)), r"--labels_per_class=\(-1,\) is out of range"),
   ],
 )

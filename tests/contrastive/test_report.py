@@ -45,7 +45,7 @@ def dim(keys, images):
   return np.asarray(images) * np.linspace(0.2, 1, len(images), dtype=np.float32)[:, None, None, None]
 
 
-CONFIG = SimpleNamespace(knn_k=7, knn_temperature=0.2, labels_per_class=5)
+CONFIG = SimpleNamespace(knn_k=7, knn_examples=0, knn_temperature=0.2, labels_per_class=5)
 
 
 def write(data, directory, monkeypatch=None, state=1.0, config=CONFIG, recipe="crop"):
@@ -88,6 +88,42 @@ def test_parts_of_a_sorted_test_split_are_drawn_from_all_of_it(tmp_path, monkeyp
   embedding = jnp.asarray(report.embed_split(embed, 1.0, data.test).embedding)
   everything, first = report.uniformity(embedding), report.uniformity(embedding[:40])
   assert abs(figures["uniformity"] - everything) < 0.3 < 0.5 < abs(first - everything)
+
+
+def test_collapse_is_judged_by_the_numbers_that_the_evaluation_prints(tmp_path, monkeypatch, capfd):
+  """Of the training images: a handful of test images of one class lie at one point in any embedding."""
+  data = make_data(classes=5)
+  one_class = data._replace(test=ArraySplit(**data.test.read(np.flatnonzero(data.test.label == 0)[:6])))
+  monkeypatch.setattr(report, "compute_probe_accuracy", lambda *args: np.zeros(1))
+  drawn = []
+  draw = lambda made, embed: report.write_report(embed, dim, 1.0, made, CONFIG, tmp_path, "crop")
+  for name in ("_draw_views", "_draw_neighbours"):
+    monkeypatch.setattr(report, name, lambda *args: None)
+  monkeypatch.setattr(report, "_draw_map", lambda data, test, kind, path: drawn.append(kind))
+  assert draw(one_class, embed)["collapsed"] == 0 and "collapsed" not in capfd.readouterr().err
+
+  def line(state, batch):
+    own = embed(state, batch)
+    place = jnp.asarray(batch["image"], jnp.float32).mean((1, 2, 3))[:, None] / 128 - 1
+    return own | {"embedding": place * jnp.ones((1, 5)) + jnp.array([[0.0, 0, 0, 0, 1]])}
+
+  assert draw(data, line)["collapsed"] == 1
+  z = np.asarray(line(1.0, data.train.read(np.arange(120)))["embedding"])
+  spread = np.sqrt(5) * (z / np.linalg.norm(z, axis=1, keepdims=True)).std(axis=0).mean()
+  values = np.linalg.eigvalsh(np.cov(z.T))
+  numbers = f"(embedding_spread {spread:.2f}, 1 is even; embedding_rank {values.sum() ** 2 / (values**2).sum():.1f})"
+  assert f"collapsed: the embeddings of 120 training images lie along one line {numbers}" in capfd.readouterr().err
+  assert spread > 0.3
+  few = data._replace(train=ArraySplit(**data.train.read(np.arange(19))))
+  assert "collapsed" not in draw(few, line)
+  assert "19 training images are too few to say whether the embedding has collapsed" in capfd.readouterr().err
+  point = lambda state, batch: embed(state, batch) | {"embedding": jnp.ones((len(batch["image"]), 5))}
+  assert draw(few, point)["collapsed"] == 1 and "lie at one point" in capfd.readouterr().err
+  # Few classes that are far apart take few directions.
+  for classes in (2, 3):
+    found = draw(make_data(classes=classes), embed)
+    assert found["collapsed"] == 0 and "collapsed" not in capfd.readouterr().err
+  assert drawn == ["learned", "collapsed", "learned", "collapsed", "learned", "learned"]
 
 
 def test_features_that_are_not_finite_have_no_figures_and_no_crash(tmp_path, capfd):

@@ -1,10 +1,14 @@
 """A folder of images with a folder for each class."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from mlnotes.data import ArraySplit, DataError, RecordSplit, load
+from mlnotes.data.dataset import describe_classes
+from mlnotes.data.flags import make_feeds
 from mlnotes.data.folder_source import load_folder
 
 
@@ -56,6 +60,34 @@ def test_splits_have_folders_of_their_own(tmp_path):
     load(str(tmp_path), test_split="valid")
   with pytest.raises(DataError, match="expected --train_split=learn with"):
     load(str(tmp_path), train_split="learn")
+
+
+def test_classes_of_one_split_alone_and_a_single_class_are_said_once(tmp_path, capsys):
+  def said(root):
+    data = load(str(root))
+    config = SimpleNamespace(dataset=str(root), batch_size=2, data_placement="device", eval_examples=0)
+    for _ in range(2):
+      make_feeds(data, config)
+    return capsys.readouterr().err.splitlines()
+
+  write(tmp_path / "a/train", ("cat", "dog"), 4)
+  write(tmp_path / "a/test", ("dog", "eel"), 3)
+  notes = said(tmp_path / "a")
+  assert [note.partition(": ")[2].partition(": ")[2] for note in notes] == [
+    "no training image is of eel: their test images count as errors in any accuracy.",
+    "no test image is of cat: no figure says how these are recognised.",
+  ]
+  assert all(note.startswith(f"note: --dataset={tmp_path}/a: ") for note in notes)
+  assert len(describe_classes(load_folder(str(tmp_path / "a"), decode_limit_bytes=1))) == 2  # files, not arrays
+  write(tmp_path / "one", ("cat",), 4)
+  (note,) = said(tmp_path / "one")
+  assert note.endswith("all images are of one class (cat), so that an accuracy is 1 whatever is learned.")
+  write(tmp_path / "two", ("cat", "dog"), 20)
+  assert said(tmp_path / "two") == []
+  write(tmp_path / "apart/train", [f"c{i}" for i in range(7)], 1)
+  write(tmp_path / "apart/test", ("x",), 1)
+  with pytest.raises(DataError, match="found the classes c0, c1, c2, c3, c4 and 2 more to learn from and x to test on"):
+    said(tmp_path / "apart")
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -4,6 +4,7 @@ network of four numbers in place of the U-Net."""
 import csv
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -462,6 +463,26 @@ def test_a_report_samples_and_draws_as_its_flags_say(data, monkeypatch, tmp_path
   assert rows(real) == rows(data.test.image / 255)
   np.testing.assert_array_equal(generated, nearest)
   assert rows(generated) <= rows(data.train.image / 255)
+
+
+def test_rows_of_the_trajectory_have_the_names_of_their_classes_and_no_margin(data, monkeypatch, tmp_path):
+  class Still:
+    model = SimpleNamespace(num_classes=3)
+
+    def iterate(self, key, label, sampler):
+      x = np.zeros((len(label), *SHAPE))
+      yield from ((t, x, x) for t in (4, 2, 0, -1))
+
+  reporting, figures = experiments.diffusion._report, []
+  monkeypatch.setattr(reporting, "save_figure", lambda figure, path: figures.append(figure))
+  reporting._draw_trajectory(Still(), jax.random.key(0), data, reporting.Sampler("ddim", 3), tmp_path / "t.png")
+  (figure,) = figures
+  left, right = figure.axes
+  assert [label.get_text() for label in left.get_yticklabels()] == list(data.class_names)
+  assert left.get_yticks().tolist() == [i * (SHAPE[0] + 1) + SHAPE[0] / 2 - 0.5 for i in range(3)]
+  assert not len(right.get_yticks())
+  rows, columns = left.images[0].get_array().shape
+  assert figure.get_figheight() < 1.1 * 5.0 * rows / columns + 0.8
 
 
 def test_samples_do_not_repeat_from_chunk_to_chunk(data, monkeypatch):

@@ -10,6 +10,8 @@ from experiments.diffusion._report import Sampler, Studio, make_reference, write
 from mlnotes.data.flags import load_data
 from mlnotes.engine.experiment import example_keys
 
+pytestmark = pytest.mark.thorough  # whole runs
+
 SMALL = dict(timesteps=6, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), sample_steps=3)
 
 

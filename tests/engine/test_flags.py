@@ -238,6 +238,11 @@ def test_a_module_that_is_not_there_gets_the_nearest(arguments):
   assert done.returncode == 2 and done.stderr == "error: rl.pppo is not an experiment: did you mean rl.ppo?\n"
 
 
+def test_a_chapter_that_is_not_there_gets_the_nearest():
+  done = run_module("experiments.rll")
+  assert done.returncode == 2 and done.stderr == "error: rll is not an experiment: did you mean rl?\n"
+
+
 NOTED = """
 import contextlib, dataclasses
 from mlnotes.engine import distributed

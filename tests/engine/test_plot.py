@@ -1,15 +1,18 @@
 """Pictures are drawn whatever Matplotlib has been told elsewhere, and whatever things are called."""
 
+import itertools
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 
-from mlnotes.engine import progress
-from mlnotes.engine.plot import as_text, new_figure, plain_style, save_figure
+from mlnotes.engine import plot, progress
+from mlnotes.engine.plot import as_text, new_figure, plain_style, plot_curves, save_figure, sheet_height, show_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,3 +71,31 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
   figure, _ = new_figure(width=3.0, height=2.0)
   with pytest.raises(OSError):
     save_figure(figure, tmp_path / "file" / "x.png")
+
+
+def test_curves_have_one_scale_and_ticks_that_stand_apart(tmp_path, monkeypatch):
+  """Also of a metric with a single point; one without any has no panel."""
+  lines = [{"step": step, "train/loss": 1 / step, "train/empty": None} for step in range(2000, 16001, 2000)]
+  lines.append({"step": 16000, "eval/score": 3.0})
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  figures = []
+  monkeypatch.setattr(plot, "save_figure", lambda figure, path: figures.append(figure))
+  plot_curves(tmp_path, "env_steps", 50)
+  (figure,) = figures
+  assert [axis.get_title() for axis in figure.axes] == ["loss", "score"]
+  figure.canvas.draw()
+  for axis in figure.axes:
+    low, high = axis.get_xlim()
+    assert low == 0 and 800_000 < high < 850_000
+    boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
+    shown = [box for box, tick in zip(boxes, axis.get_xticks()) if low <= tick <= high]
+    assert len(shown) >= 3 and all(a.x1 + 5 < b.x0 for a, b in itertools.pairwise(shown))
+
+
+@pytest.mark.parametrize("count", [3, 20, 25])
+def test_a_sheet_is_as_high_as_its_images(count):
+  images = np.zeros((count, 6, 8, 1))
+  _, axes = new_figure(width=5.0, height=2.0)
+  show_images(axes[0, 0], images, 10, gap=0)
+  height, width = axes[0, 0].images[0].get_array().shape
+  np.testing.assert_allclose(sheet_height(5.0, images, 10), 5.0 * height / width)

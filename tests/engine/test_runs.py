@@ -1,7 +1,9 @@
 """A trained model as a function: what it computes, for one experiment of each chapter and of one's own."""
 
 import importlib
+import inspect
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -56,6 +58,25 @@ def test_an_agent(tmp_path):
     mlnotes.load_run(tmp_path / "run", seed=5)
 
 
+def test_what_load_run_refuses_is_said_in_its_own_words_and_the_rest_in_none(tmp_path, caplog):
+  """It has arguments and no flags; that a run is only read is what it is for."""
+  write_run(tmp_path / "run", "rl.q_learning")
+  mlnotes.load_run(tmp_path / "run")
+  assert not caplog.records
+  with pytest.raises(
+    InputError, match=r"^checkpoint='worst' is none of the two that are kept: expected 'last' or 'best'"
+  ):
+    inspect.unwrap(mlnotes.load_run)(tmp_path / "run", checkpoint="worst")  # without the types that tests check
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  (tmp_path / "run" / "checkpoints").mkdir()
+  with pytest.raises(InputError, match=f"^{tmp_path}/run has no checkpoint yet"):
+    mlnotes.load_run(tmp_path / "run")
+  with pytest.raises(InputError, match=rf"^{tmp_path}/run is a run of rl\.q_learning, expected rl\.ppo"):
+    mlnotes.load_run(tmp_path / "run", experiment="rl.ppo")
+  with pytest.raises(InputError, match=f"^{tmp_path}/absent has no readable config.json"):
+    mlnotes.load_run(tmp_path / "absent", experiment="rl.ppo")
+
+
 def test_a_table(tmp_path):
   write_run(tmp_path / "run", "rl.q_learning")
   run = mlnotes.load_run(tmp_path / "run")
@@ -79,6 +100,12 @@ def test_a_diffusion_model(tmp_path):
   np.testing.assert_allclose(noise, expected, rtol=1e-3, atol=1e-4)
   images = run.model.sample(jax.random.key(0), jnp.arange(2), num_steps=2)
   assert images.shape == (2, 8, 8, 1) and jnp.abs(images).max() <= 1.001
+  for wrong in (99, 10, -1):
+    classes = jnp.array([3, wrong])
+    with pytest.raises(InputError, match=f"^label: found the class {wrong}, expected 0 to 9"):
+      run.model.sample(jax.random.key(0), classes, num_steps=2)
+    with pytest.raises(InputError, match=f"^label: found the class {wrong}, expected 0 to 9"):
+      run.model(x, t, classes)
 
 
 def test_features(tmp_path):

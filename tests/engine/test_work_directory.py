@@ -183,6 +183,26 @@ def test_what_is_taken_back_is_removed_before_the_directory_is_let_go(tmp_path, 
   assert left == [[".held"]] and not workdir.exists()
 
 
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_run_says_what_it_is_judged_by_before_there_is_a_card(tmp_path, monkeypatch, rows):
+  """And one that was begun without these words goes on."""
+  workdir = tmp_path / "run"
+  config = Config(workdir=str(workdir))
+  record = Record(workdir, "toy", config)
+  record.hold()
+  record.close()
+  if rows:
+    runs = [{"workdir": str(workdir), "settings": {}, "state": {}}]
+    (tmp_path / "rows.json").write_text(json.dumps({"experiment": "toy", "runs": runs}))
+    config = Config(rows=str(tmp_path / "rows.json"))
+  seen = []
+  look = lambda *args: seen.append(json.loads((workdir / "config.json").read_text())) or 0
+  monkeypatch.setattr(loop, "_train", look)
+  train(make(config), Feeds(), config, name="toy", best_metric="error", best_mode="max")
+  (saved,) = seen
+  assert (saved["best_metric"], saved["best_mode"]) == ("error", "max") and "best_metric" not in saved["config"]
+
+
 def test_a_study_holds_its_directory(tmp_path):
   from mlnotes.engine.study import run_study
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import catalogue, import_experiment
 from launch import bench
@@ -57,6 +58,16 @@ def module(**sizes):
 @pytest.fixture(scope="module")
 def stepper():
   return make_stepper(module(), LoopConfig(devices=1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_afresh():
+  """What is measured here is compiled here, whatever other tests have kept."""
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_enable_compilation_cache", True)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Claims: figures that stand beside the command that gives them, and what re-runs them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -58,6 +59,10 @@ def fake_runs(monkeypatch, mean):
   monkeypatch.setattr(claims, "run_claim", lambda claim, directory, data_dir: found)
 
 
+def with_before(claim, before, command):
+  return dataclasses.replace(claim, before=before, command=command)
+
+
 @pytest.mark.parametrize("value, holds", [(0, True), (1, True), (1.01, False), (-0.1, False), (None, False)])
 def test_both_ends_belong_to_a_band(value, holds):
   assert claims.Figure(name="x", mean=0.5, band=(0, 1)).holds(value) == holds
@@ -67,14 +72,16 @@ def test_what_is_not_finite_is_in_no_band():
   assert not claims.Figure(name="x", mean=0.5, band=(float("-inf"), float("inf"))).holds(float("nan"))
 
 
-def test_names_chapters_cost_and_data_choose_the_claims(chapter):
+def test_names_chapters_cost_and_data_choose_the_claims(chapter, tmp_path):
   found = claims.all_claims()
   names = lambda *flags: [claim.name for claim in claims.choose(found, config(*flags), "revision")]
   assert names("--check=rl") == names("--check=all") == names("--check=rl.maze") == ["rl.maze"]  # the other needs data
   assert names("--check=all", "--data_dir=D") == ["rl.maze", "rl.images"]
   assert names("--check=all", "--data_dir=D", "--max_minutes=1") == ["rl.maze"]
   assert len(names("--check=all", "--data_dir=D", "--sample=1")) == 1
-  assert found[1].arguments("D")[-1] == "--data_dir=D"
+  (arguments,) = found[1].arguments("a set's", tmp_path)
+  assert arguments[0] == "experiments.optim.compare" and arguments[2] == "--data_dir=a set's"
+  assert arguments[-1] == f"--workdir={tmp_path / 'run'}"
   with pytest.raises(InputError, match=r"--check=rl.maz is no claim: .*rl\.maze"):
     names("--check=rl.maz")
 
@@ -97,10 +104,21 @@ def test_a_figure_outside_its_band_is_caught(chapter, monkeypatch, capsys, tmp_p
 
 
 def test_a_command_that_fails_is_broken_and_says_its_last_words(tmp_path, chapter):
-  bad = claims.read_claims(chapter)[0]
-  bad = claims.Claim(**{**vars(bad), "command": "rl.q_learning --env=DynaMaze --steps=0"})
+  bad = with_before(claims.read_claims(chapter)[0], "", "rl.q_learning --env=DynaMaze --steps=0")
   found = claims.run_claim(bad, tmp_path / "run", "")
   assert "exit code 2" in found["error"] and "--steps=0 is out of range" in found["error"]
+
+
+def test_a_claim_of_a_trained_run_trains_it_first(tmp_path, chapter):
+  maze, images = claims.read_claims(chapter)
+  probe = with_before(images, "contrastive.simclr --data_dir={data_dir} --seeds=8", "contrastive.probe --run={before}")
+  first, then = probe.arguments("D", tmp_path)
+  assert first == ["experiments.contrastive.simclr", "--data_dir=D", "--seeds=8", f"--workdir={tmp_path / 'before'}"]
+  assert then == ["experiments.contrastive.probe", f"--run={tmp_path / 'before'}", f"--workdir={tmp_path / 'run'}"]
+  assert claims.choose([with_before(maze, "x --data_dir={data_dir}", "y")], config("--check=all"), "revision") == []
+  assert "| `contrastive.simclr --data_dir={data_dir} --seeds=8`, then `contrastive.probe" in claims.render([probe])
+  found = claims.run_claim(with_before(maze, "rl.q_learning --steps=0", "rl.q_learning"), tmp_path / "broken", "")
+  assert "--steps=0 is out of range" in found["error"] and not (tmp_path / "broken" / "run").exists()
 
 
 @pytest.mark.processes

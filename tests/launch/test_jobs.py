@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from launch.jobs import Job, last_line, lock, release, run_debug, run_local
+from launch.jobs import Job, last_line, last_words, lock, release, run_debug, run_local
 from launch.table import Table, describe, summary
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.record import read_metrics
@@ -170,6 +170,25 @@ def test_debug_stops_at_the_first_failure_and_shows_it(tmp_path, capfd):
   assert [job.state for job in jobs] == ["finished", "failed", "waiting"]
   shown = capfd.readouterr()
   assert "in full" in shown.out and "ZeroDivisionError" in shown.err
+
+
+@pytest.mark.parametrize("message", ["no luck", "no luck\nat all"])
+def test_the_last_words_are_the_error_and_not_what_is_noted_below_it(tmp_path, message):
+  """By a process that ends as Python ends it, with a note such as JAX adds."""
+  code = (
+    "import sys\nprint('to the log', file=sys.stderr)\n"
+    "try:\n  1 / 0\nexcept ZeroDivisionError as first:\n"
+    f"  error = ValueError({message!r})\n  error.add_note('-' * 20 + '\\nFor simplicity, frames were removed.')\n"
+    "  raise error from first"
+  )
+  log = tmp_path / "stderr.log"
+  with log.open("wb") as file:
+    assert subprocess.run([sys.executable, "-c", code], stderr=file, check=False).returncode == 1
+  assert last_line(log) == "For simplicity, frames were removed." and last_words(log) == "ValueError: no luck"
+  with log.open("a") as file:  # a later attempt, with words of its own
+    file.write("error: --learning_rate=-1 is out of range\n")
+  assert last_words(log) == "error: --learning_rate=-1 is out of range"
+  assert last_words(tmp_path / "none") == ""
 
 
 def test_last_line(tmp_path):

@@ -113,11 +113,53 @@ def test_metric_and_direction_are_those_of_the_cards(tmp_path):
   assert find_mode(groups, "episode_return") == "max"
 
 
-def test_metric_and_direction_by_name_without_a_card(tmp_path):
-  write_run(tmp_path / "a", finished=False, metric="bits_per_dim_estimate")
+def test_a_run_on_its_way_is_judged_as_its_config_says(tmp_path, capsys):
+  """Beside a metric that comes first in every line and would be taken otherwise."""
+  for rate, values in ((0.1, (500, 1.0)), (0.2, (7, 2.0))):
+    directory = write_run(tmp_path / str(rate), config={"learning_rate": rate}, finished=False)
+    line = {"step": 10} | dict(zip(("eval/episode_length", "eval/score"), values))
+    (directory / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    saved = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**saved, "best_metric": "score", "best_mode": "min"}))
   groups, _ = read(tmp_path)
-  assert choose_metric(groups) == ("bits_per_dim_estimate", "min")
-  assert find_mode(groups, "knn_accuracy") == "max"
+  assert choose_metric(groups) == ("score", "min")
+  results.main(results.Config(out=str(tmp_path / "out")), [str(tmp_path)])
+  assert "lowest score: 1, rl.ppo learning_rate=0.1" in capsys.readouterr().out
+
+
+def test_of_runs_that_do_not_say_what_they_are_judged_by_none_is_the_best(tmp_path, capsys):
+  for rate in (0.1, 0.2):
+    config = {"learning_rate": rate}
+    write_run(tmp_path / str(rate), config=config, finished=False, metric="episode_length", curve=((20, 1 + rate),))
+  groups, _ = read(tmp_path)
+  assert choose_metric(groups) == ("episode_length", "") and not choose_best(groups, "episode_length", "")
+  results.main(results.Config(out=str(tmp_path / "out")), [str(tmp_path)])
+  said = capsys.readouterr().out
+  assert "| 1.2 " in said and not re.search("highest|lowest|ordered", said)
+  assert data_of(tmp_path / "out" / "index.html")["modes"]["episode_length"] == ""
+  # Who asks for a metric is told which is the highest of it, or the lowest.
+  assert find_mode(groups, "episode_length") == "max" and find_mode(groups, "bits_per_dim_estimate") == "min"
+  results.main(results.Config(out=str(tmp_path / "out"), mode="min"), [str(tmp_path)])
+  assert "lowest episode_length: 1.1, " in capsys.readouterr().out
+
+
+def test_a_curve_is_of_the_split_that_the_table_ranks_by(tmp_path, monkeypatch):
+  """Of one evaluation a point is drawn, and not the training curve of that name, however long."""
+  for rate, loss in ((0.1, 3.0), (0.2, 4.0)):
+    directory = write_run(
+      tmp_path / str(rate), config={"learning_rate": rate}, metric="loss", best=("loss", "min"), curve=((20, loss),)
+    )
+    with (directory / "metrics.jsonl").open("a") as file:
+      file.writelines(json.dumps({"step": step, "train/loss": 0.1}) + "\n" for step in (21, 22, 23))
+  figures = []
+  monkeypatch.setattr(results, "save_figure", lambda figure, path: figures.append(figure))
+  for metric, points, label in (("", 1, "loss, evaluation"), ("train/loss", 4, "loss, training")):
+    results.write_results([str(tmp_path)], results.Config(out=str(tmp_path / "out"), metric=metric))
+    (axis,) = figures.pop().axes
+    assert axis.get_ylabel() == label and [len(line.get_xdata()) for line in axis.lines] == [points, points]
+    if not metric:
+      assert [line.get_ydata().tolist() for line in axis.lines] == [[3.0], [4.0]]
+      assert all(line.get_marker() == "o" for line in axis.lines)
 
 
 def test_what_is_missing_or_not_finite_ranks_last(tmp_path):
@@ -136,7 +178,7 @@ def test_a_row_that_lost_seeds_says_so_and_ranks_below_those_that_lost_fewer(tmp
   groups, _ = read(tmp_path)
   for mode, order in (("max", [0.01, 1.0, 0.1, 0.001]), ("min", [0.01, 1.0, 0.1, 0.001])):
     assert [g.settings["learning_rate"] for g in rank(groups, "episode_return", mode)] == order
-  text = results.to_markdown(rank(groups, "episode_return", "max"), "episode_return")
+  text = results.to_markdown(rank(groups, "episode_return", "max"), "episode_return", "max")
   assert "0.95 ± 0 (1 of 8 seeds finite)" in text and "0.99 ± 0 (4 of 8 seeds finite)" in text
   assert "not finite (0 of 8 seeds)" in text and "| 0.9 ± 0 " in text
   rows = list(csv.DictReader(io.StringIO(results.to_csv(rank(groups, "episode_return", "max")))))
@@ -170,7 +212,7 @@ def test_each_task_has_its_own_best(tmp_path, capsys):
   write_run(tmp_path / "c", "chapter.x", config={"dataset": "digits"}, metric="accuracy", best=("accuracy", "max"))
   groups, _ = read(tmp_path)
   best = choose_best(groups, "episode_return", "max")
-  assert {task: (g.experiment, name) for task, (g, name) in best.items()} == {
+  assert {task: (g.experiment, name) for task, (g, name, _) in best.items()} == {
     "rl env=A-v0": ("rl.a2c", "episode_return"),
     "rl env=B-v0": ("rl.ppo", "episode_return"),
     "chapter dataset=digits": ("chapter.x", "accuracy"),
@@ -188,7 +230,10 @@ def test_which_split_chose_the_row_is_said(tmp_path, capsys):
   results.main(results.Config(out=str(tmp_path / "out")), [str(tmp_path)])
   said = capsys.readouterr().out.splitlines()
   assert "highest episode_return: 0.2, rl.ppo learning_rate=0.2, chosen on the test split" in said
-  assert any(line.startswith("Rows are ordered by episode_return, chosen on the test split.") for line in said)
+  assert "Rows are ordered by episode_return, chosen on the test split." in said
+  assert any(line.startswith("All with ") for line in said) and said[-1].startswith("2 runs in 2 groups: open")
+  results.main(results.Config(out=str(tmp_path / "out")), [str(tmp_path / "0.1")])
+  assert capsys.readouterr().out.splitlines()[-1].startswith("1 run in 1 group: open")
   data = data_of(tmp_path / "out" / "index.html")
   assert {group["split"] for group in data["groups"]} == {"test"}
 
@@ -236,7 +281,7 @@ def test_csv_holds_every_metric(sweep):
 
 def test_markdown_lists_what_differs_and_once_what_does_not(sweep):
   groups, _ = read(sweep)
-  text = results.to_markdown(rank(groups, "episode_return", "max"), "episode_return")
+  text = results.to_markdown(rank(groups, "episode_return", "max"), "episode_return", "max")
   header, _, first, *_ = text.split("\n\n")[1].splitlines()
   assert [cell.strip() for cell in header.split("|")[1:3]] == ["learning_rate", "episode_return"]
   assert [cell.strip() for cell in first.split("|")[1:3]] == ["0.01", "6 ± 1.7"]
@@ -247,7 +292,7 @@ def test_markdown_survives_any_name(tmp_path):
   write_run(tmp_path / "a", experiment="<script>", config={"note": "a|b\nc"})
   write_run(tmp_path / "b", experiment="<script>", config={"note": "d"})
   groups, _ = read(tmp_path)
-  text = results.to_markdown(groups, "episode_return")
+  text = results.to_markdown(groups, "episode_return", "max")
   assert "a\\|b c" in text and "<script" not in text
 
 
@@ -321,7 +366,7 @@ def test_broken_files_are_named_in_one_sentence(tmp_path, name, content, sentenc
   (broken / name).write_bytes(content)
   groups, problems = read(tmp_path)
   assert len(groups) == (1 if name == "config.json" else 2)
-  results.to_csv(groups), results.to_markdown(groups, "episode_return")
+  results.to_csv(groups), results.to_markdown(groups, "episode_return", "max")
   (problem,) = problems
   assert str(broken / name) in problem and sentence in problem and "\n" not in problem
 

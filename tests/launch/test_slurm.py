@@ -67,7 +67,7 @@ def test_twelve_runs_and_one_that_fails(cluster, sweep, tmp_path):
 
   (broken / "result.json").rmdir()
   out, err = finish(sweep(tmp_path, *flags))
-  assert "12 runs: 11 finished before, 1 to run in 1 jobs" in out and "12 of 12 runs finished" in out
+  assert "12 runs: 11 finished before, 1 to run in 1 job (" in out and "12 of 12 runs finished" in out
   assert "resumed from step 20" in (broken / "stderr.log").read_text()  # trained before it failed
   assert all(path.stat().st_mtime_ns == before for path, before in times.items())
 
@@ -132,7 +132,7 @@ def test_a_cancelled_job_stays_out_and_the_state_is_kept(sweep, slurm_command, t
 def test_runs_as_rows_are_one_job(sweep, tmp_path):
   out, _ = finish(sweep(tmp_path / "rows", "--experiment=rl.sarsa", f"--fixed={SHORT}", "--vectorize",
                         "--grid=learning_rate=.1,.5; seed=0,3", "--cluster=slurm", "--time=5"))  # fmt: skip
-  assert "4 to run in 1 jobs" in out and "4 of 4 runs finished" in out
+  assert "4 to run in 1 job (" in out and "4 of 4 runs finished" in out
   assert len(list((tmp_path / "rows" / "slurm").glob("*_submission.sh"))) == 1
 
 

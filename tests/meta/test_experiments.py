@@ -22,6 +22,7 @@ def run(module, directory, **settings):
   return json.loads((directory / "result.json").read_text())["metrics"]
 
 
+@pytest.mark.thorough
 def test_sinusoids_are_learned_in_fewer_steps_than_before(tmp_path):
   """After some hundred updates one step goes further than the same step from an untrained start."""
   sizes = dict(batch_size=10, shots=5, queries=5, widths=(16, 16), eval_inner_steps=4, eval_examples=10, test_tasks=100)
@@ -34,6 +35,7 @@ def test_sinusoids_are_learned_in_fewer_steps_than_before(tmp_path):
     assert (tmp_path / f"{picture}.png").stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_image_runs_say_what_needs_no_learning(tmp_path):
   metrics = run(reptile, tmp_path, steps=3, eval_inner_steps=3, eval_examples=8, test_tasks=20, seeds=2, **IMAGES)
   assert len(metrics["test_accuracy_after_3"]["seeds"]) == 2

@@ -8,6 +8,8 @@ import pytest
 from experiments.optim import batch_size, compare, landscape
 from mlnotes.engine.errors import InputError
 
+pytestmark = pytest.mark.thorough  # whole runs
+
 
 def figures(directory):
   return json.loads((directory / "result.json").read_text())["metrics"]

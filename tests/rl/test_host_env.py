@@ -1,5 +1,6 @@
 """Environments that run in Python, seen as pure functions: against themselves stepped by hand."""
 
+import inspect
 import sys
 import types
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.rl import dqn, ppo, reinforce, sac
+from experiments.rl import _animation, dqn, ppo, reinforce, sac
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.program import Program, seed_state
 from mlnotes.engine.sharding import make_mesh
@@ -172,6 +173,58 @@ def test_nothing_is_stepped_beyond_the_end_of_its_episode():
   assert len(steps) == lengths.sum()
 
 
+def changed(base, **attributes):
+  return type("Changed", (base,), attributes)
+
+
+@pytest.mark.parametrize(
+  ("world", "said"),
+  [
+    (
+      changed(Push, action_space=gymnasium.spaces.Box(-np.inf, np.inf, (2,))),
+      "has actions Box.*expected finite bounds",
+    ),
+    (changed(Push, action_space=gymnasium.spaces.Box(0, np.inf, (2,))), "has actions Box.*expected finite bounds"),
+    (
+      changed(Push, action_space=gymnasium.spaces.Box(np.float32([0, 0]), np.float32([1, 2]))),
+      "has other bounds for each action",
+    ),
+    (
+      changed(Push, step=lambda self, action: (self.place, float("nan"), False, False, {})),
+      "gives the reward nan after 1 steps",
+    ),
+    (
+      changed(Push, step=lambda self, action: (self.place * np.nan, 1.0, False, False, {})),
+      r"gives the observation \[nan nan\] after 1 steps",
+    ),
+    (
+      changed(Push, reset=lambda self: (np.zeros(2), {})),
+      r"its reset takes no seed: expected reset\(self, \*, seed=None",
+    ),
+    (changed(Push, reset=lambda self, **_: np.zeros(2)), r"its reset gives ndarray: expected \(observation, info\)"),
+    (changed(Push, step=lambda self, action: (np.zeros(2), 1.0, False, {})), "its step gives 4 values: expected"),
+    (
+      changed(Push, reset=lambda self, **_: (np.zeros(3), {})),
+      r"gives an observation of shape \(3,\): expected one of",
+    ),
+    (
+      changed(Push, step=lambda self, action: (np.zeros((1, 2)), 1.0, False, False, {})),
+      r"gives an observation of shape \(1, 2\)",
+    ),
+    (changed(Push, reset=lambda self, **_: ({"a": 1}, {})), "gives an observation of type dict"),
+    (changed(Rooms, reset=lambda self, **_: (5, {})), r"gives an observation of the value 5: .* Discrete\(5\)"),
+    (changed(Rooms, reset=lambda self, **_: (0.5, {})), "gives an observation of the value 0.5"),
+    (changed(Rooms, reset=lambda self, **_: (np.zeros(5), {})), r"gives an observation of shape \(5,\)"),
+  ],
+)
+def test_what_an_environment_does_unlike_its_spaces_is_said_at_the_door(world, said, monkeypatch):
+  """In one sentence and before anything is compiled, where a callback could only fail with a traceback."""
+  monkeypatch.setattr(sys.modules["own_worlds"], "changed", world, raising=False)
+  monkeypatch.setattr(host_env, "_make_host", inspect.unwrap(host_env._make_host))  # other tests keep theirs
+  with pytest.raises(InputError, match=f"^--env=own_worlds:changed:? {said}"):
+    make_env("own_worlds:changed")
+
+
 def test_spaces_are_read_and_what_has_no_fixed_size_is_refused():
   walk, cards = make_env("own_worlds:Walk"), make_env("gymnasium:Blackjack-v1")
   assert walk.observations.shape == (3,) and walk.actions == Discrete(2)
@@ -181,10 +234,62 @@ def test_spaces_are_read_and_what_has_no_fixed_size_is_refused():
     ("own_worlds:number", "gives int: expected a gymnasium.Env"),
     ("own_worlds:nothing", "cannot be made"),
     ("no_such_module:nothing", "cannot be made"),
+    (":Walk", "lacks the module: expected module:function"),
+    ("own_worlds:", "lacks the function: expected module:function"),
     ("gymnasium:CartPole-v77", "cannot be made"),
   ]:
     with pytest.raises(InputError, match=f"--env={name} {said}"):
       make_env(name)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+class Shown(Push):
+  """Draws the time: a grey picture that grows lighter."""
+
+  render_mode = "rgb_array"
+
+  def render(self):
+    return np.full((40, 60, 3), 40 * self.time, np.uint8)
+
+
+def frames_of(name, monkeypatch, tmp_path):
+  """What `animate_policy` writes."""
+  written = []
+  monkeypatch.setattr(_animation, "write_gif", lambda frames, *rest: written.append(frames))
+  monkeypatch.setattr(host_env, "_make_host", inspect.unwrap(host_env._make_host))
+  env = make_env(name)
+  drawn = _animation.animate_policy(env, lambda o: np.zeros((1, 2), np.float32), tmp_path / "policy.gif")
+  assert drawn == bool(written)
+  return env, written and written[0]
+
+
+def test_what_a_function_makes_is_drawn_where_it_renders(monkeypatch, tmp_path):
+  worlds = sys.modules["own_worlds"]
+  monkeypatch.setattr(worlds, "shown", lambda: Shown(), raising=False)
+  _, frames = frames_of("own_worlds:shown", monkeypatch, tmp_path)
+  assert [frame[0, 0, 0] for frame in frames] == [0, 40, 80, 120, 160, 200, 240]
+  env, frames = frames_of("own_worlds:Push", monkeypatch, tmp_path)
+  assert not frames
+  assert _animation.why_not_drawn(env) == "what own_worlds:Push makes has the render_mode None, expected 'rgb_array'"
+  monkeypatch.setattr(worlds, "shown", lambda: changed(Shown, render=lambda self: None)(), raising=False)
+  with pytest.raises(InputError, match=r"own_worlds:shown: its render gives NoneType, expected an array"):
+    frames_of("own_worlds:shown", monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_observations_of_pixels_are_drawn_as_they_are(channels, monkeypatch, tmp_path):
+  """Planes of MinAtar have a colour each; those of an RGB image are its colours."""
+  picture = np.random.default_rng(0).integers(0, 256, (5, 4, channels), np.uint8)
+  world = changed(
+    Push, observation_space=gymnasium.spaces.Box(0, 255, picture.shape, np.uint8),
+    reset=lambda self, **_: (picture, {}), step=lambda self, action: (picture, 0.0, True, False, {}),
+  )  # fmt: skip
+  monkeypatch.setattr(sys.modules["own_worlds"], "pixels", world, raising=False)
+  _, frames = frames_of("own_worlds:pixels", monkeypatch, tmp_path)
+  assert len(frames) == 2 and frames[0].shape == (400, 320, 3)
+  np.testing.assert_array_equal(frames[1][40::80, 40::80], np.broadcast_to(picture, (5, 4, 3)))
 
 
 # -- methods -----------------------------------------------------------------------------------------------------------
@@ -211,6 +316,7 @@ def walking():
   return run, run.update(run.init(), run.empty_window(), WALKING.steps)[0]
 
 
+@pytest.mark.thorough
 def test_an_agent_learns_in_ones_own_environment(walking, tmp_path):
   """Reward is the place, so to the right."""
   run, state = walking

@@ -509,3 +509,9 @@ def test_the_wrong_kind_of_actions_is_refused(method, name):
   module = importlib.import_module(f"experiments.rl.{method}")
   with pytest.raises(InputError, match=f"--env={name} has (continuous|discrete) actions"):
     module.make(module.Config(env=name))
+
+
+@pytest.mark.parametrize(("method", "env"), [("sac", "CartPole-v1"), ("ddpg", "CartPole-v1"), ("dqn", "Pendulum-v1")])
+def test_an_environment_that_does_not_suit_is_refused_before_other_flags_are_spoken_of(method, env):
+  with pytest.raises(InputError, match=f"--env={env} has"):
+    importlib.import_module(f"experiments.rl.{method}").Config(env=env, steps=1).idle_flags()

@@ -137,6 +137,7 @@ def test_a2c_values_of_a_constant_reward(terminates, monkeypatch):
   np.testing.assert_allclose(values, exact, rtol=0.06)
 
 
+@pytest.mark.thorough
 def test_reinforce_learns_cartpole_and_counts_real_steps():
   config = reinforce.Config(steps=60)
   program = Program(reinforce.make(config), reinforce.make_feeds(config), (0, 1), make_mesh(1))

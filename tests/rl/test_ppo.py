@@ -104,6 +104,7 @@ def test_values_of_a_constant_reward(terminates, expected, monkeypatch):
   np.testing.assert_allclose(values, exact, rtol=0.06)
 
 
+@pytest.mark.thorough
 def test_learns_cartpole_and_reports_the_kl():
   config = ppo.Config(steps=160)
   program = Program(ppo.make(config), ppo.make_feeds(config), (0, 1), make_mesh(1))

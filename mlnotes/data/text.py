@@ -1,0 +1,225 @@
+"""Text: documents, and a corpus of them as one array of token ids that windows are cut from.
+
+The manual pages inside Python's own `pydoc_data` need no file; a .txt file is a document, or each of its lines is; a
+.jsonl file has one in the field `text` of each line.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Int32
+
+from mlnotes.data.image import DataError
+from mlnotes.data.order import hold_out
+from mlnotes.data.split import Expected, check_arrays
+from mlnotes.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+END = "<end>"
+
+
+def expect_tokens(vocab_size: int) -> Mapping[str, Expected]:
+  """What a corpus is: one array of ids."""
+  return {"tokens": Expected("T", "iu", np.int32, 0, vocab_size - 1)}
+
+
+class Windows:
+  """A split of windows: example i is the `length` + 1 tokens from position i * `stride` on, inputs and what follows.
+
+    {"tokens": int32 (B, length + 1)}     inputs tokens[:, :-1], targets tokens[:, 1:]
+
+  With `stride` = `length` (0 means that) an epoch predicts every token once, but for the rest at the end that fills no
+  window. The array is resident as a whole, in as few bytes an id as the largest one allows; windows are cut from it on
+  the device. Raises ValueError for a length or stride below 1, or fewer tokens than one window.
+  """
+
+  def __init__(self, tokens: Int[np.ndarray, " T"], length: int, stride: int = 0):
+    stride = stride or length
+    if length < 1 or stride < 1:
+      raise ValueError(f"length={length}, stride={stride} are out of range: expected 1 or more.")
+    if len(tokens) <= length:
+      raise ValueError(f"length={length} is out of range: expected less than the {len(tokens)} tokens that there are.")
+    if len(tokens) >= 2**31:
+      raise ValueError(f"found {len(tokens)} tokens: expected fewer than 2^31.")
+    self.length, self.stride = length, stride
+    self.arrays = {"tokens": tokens.astype(np.min_scalar_type(int(tokens.max())))}
+    self._size = (len(tokens) - 1 - length) // stride + 1
+    self.take: Callable = partial(cut_windows, length=length, stride=stride)
+
+  def __len__(self) -> int:
+    return self._size
+
+  @property
+  def nbytes(self) -> int:
+    return self.arrays["tokens"].nbytes
+
+  def read(self, index: Int[np.ndarray, " B"]) -> Mapping[str, np.ndarray]:
+    place = np.asarray(index, np.int64)[:, np.newaxis] * self.stride + np.arange(self.length + 1)
+    return {"tokens": self.arrays["tokens"][place].astype(np.int32)}
+
+
+def cut_windows(
+  arrays: Mapping[str, Int[Array, " T"]], index: Int[Array, " B"], length: int, stride: int
+) -> dict[str, Int32[Array, "B L"]]:
+  """The windows number `index` of `Windows`, on the device."""
+  place = index[:, jnp.newaxis] * stride + jnp.arange(length + 1, dtype=jnp.int32)[jnp.newaxis]
+  return {"tokens": arrays["tokens"].at[place].get(mode="promise_in_bounds").astype(jnp.int32)}
+
+
+class Corpus(NamedTuple):
+  """Two splits of windows and the tokenizer that made their ids, trained on the training documents alone."""
+
+  name: str
+  train: Windows
+  test: Windows
+  tokenizer: Tokenizer
+
+  @property
+  def vocab_size(self) -> int:
+    return self.tokenizer.vocab_size
+
+
+class Documents(NamedTuple):
+  name: str
+  train: tuple[str, ...]
+  test: tuple[str, ...]
+
+
+def load_corpus(
+  dataset: str,
+  test_dataset: str = "",
+  documents: Literal["file", "line"] = "file",
+  tokenizer: str = "characters",
+  vocab_size: int = 1024,
+  end_token: bool = True,
+  length: int = 128,
+  stride: int = 0,
+) -> Corpus:
+  """The text that `--dataset` names (see `load_documents`) as windows of `length` + 1 tokens.
+
+  `tokenizer` is a kind that is trained on the training documents ("characters", "bytes", "bpe" with `vocab_size`
+  ids), or a .json file that one was saved as. With `end_token` each document is followed by the special token
+  `<end>`. The test windows lie side by side, whatever `stride` is. Raises DataError, one sentence.
+  """
+  found = load_documents(dataset, test_dataset, documents)
+  special = (END,) if end_token else ()
+  if tokenizer.endswith(".json"):
+    codec = load_tokenizer(tokenizer)
+    if end_token and END not in codec.special:
+      raise DataError(f"--tokenizer={tokenizer}: found no special token {END}, expected one, or --noend_token.")
+  else:
+    codec = train_tokenizer(tokenizer, found.train, vocab_size, special)
+  end = codec.special[END] if end_token else None
+  splits = []
+  for name, texts, step in (("training", found.train, stride), ("test", found.test, length)):
+    tokens = join_documents(texts, codec, end)
+    tokens = check_arrays(f"--dataset={dataset} ({name})", {"tokens": tokens}, expect_tokens(codec.vocab_size))[
+      "tokens"
+    ]
+    if len(tokens) <= length:
+      raise DataError(
+        f"--dataset={dataset}: the {name} text has {len(tokens)} tokens, expected more than --length={length}."
+      )
+    splits.append(Windows(tokens, length, step))
+  return Corpus(found.name, *splits, codec)
+
+
+def join_documents(documents: Sequence[str], tokenizer: Tokenizer, end: int | None) -> Int32[np.ndarray, " T"]:
+  """The ids of all documents in one array, `end` after each unless it is None."""
+  last = np.zeros(0, np.int32) if end is None else np.array([end], np.int32)
+  return np.concatenate([part for text in documents for part in (tokenizer.encode(text), last)] or [last])
+
+
+def pad_sequences(sequences: Sequence[Any], length: int = 0, padding: int = 0) -> dict[str, Int32[np.ndarray, "..."]]:
+  """{"tokens": (N, length), "length": (N,)} of sequences of ids of their own lengths, for `NamedArrays`.
+
+  Cut at `length`, filled up with `padding`; 0: as long as the longest.
+  """
+  sizes = np.array([len(sequence) for sequence in sequences], np.int32)
+  length = length or int(sizes.max(initial=0))
+  tokens = np.full((len(sequences), length), padding, np.int32)
+  for row, sequence in zip(tokens, sequences):
+    row[: len(sequence)] = sequence[:length]
+  return {"tokens": tokens, "length": np.minimum(sizes, length)}
+
+
+# -- documents ---------------------------------------------------------------------------------------------------------
+
+
+def load_documents(dataset: str, test_dataset: str = "", documents: Literal["file", "line"] = "file") -> Documents:
+  """The documents that `--dataset` names, those of `test_dataset` for testing.
+
+  "pydoc":       the manual pages inside Python's `pydoc_data`, a document each; they differ between Python's versions.
+  "path.txt":    one document, or with `documents` = "line" one in each line that is not blank. UTF-8.
+  "path.jsonl":  one in the field `text` of each line.
+
+  Without `test_dataset` a fixed pseudo-random tenth of the documents is set aside; of a single one its end, a tenth,
+  from the start of a line where there is one. Raises DataError, one sentence.
+  """
+  texts = _read_documents(dataset, documents, f"--dataset={dataset}")
+  name = Path(dataset).stem
+  if test_dataset:
+    return Documents(name, texts, _read_documents(test_dataset, documents, f"--test_dataset={test_dataset}"))
+  if len(texts) == 1:
+    return Documents(name, *_cut_end(texts[0], f"--dataset={dataset}"))
+  parts = hold_out(len(texts), f"--dataset={dataset}")
+  return Documents(name, *(tuple(texts[i] for i in np.sort(part)) for part in parts))
+
+
+def _cut_end(text: str, flag: str) -> tuple[tuple[str], tuple[str]]:
+  """A text without its last tenth, and that: from the start of a line on, where one starts in it."""
+  if len(text) < 2:
+    raise DataError(f"{flag}: found a single character, expected 2 or more to set a test split aside.")
+  cut = len(text) - max(1, len(text) // 10)
+  line = text.find("\n", cut - 1) + 1
+  cut = line if 0 < line < len(text) else cut
+  return (text[:cut],), (text[cut:],)
+
+
+def _read_documents(dataset: str, documents: str, flag: str) -> tuple[str, ...]:
+  if dataset == "pydoc":
+    from pydoc_data.topics import topics
+
+    return tuple(topics[name] for name in sorted(topics))
+  if not dataset.endswith((".txt", ".jsonl")):
+    raise DataError(f"{flag}: no such text, expected pydoc, a file.txt or a file.jsonl.")
+  try:
+    text = Path(dataset).expanduser().read_bytes().decode("utf-8-sig")
+  except FileNotFoundError as error:
+    raise DataError(f"{flag}: no such file, expected a text in UTF-8.") from error
+  except OSError as error:
+    raise DataError(f"{flag}: not readable ({error.strerror}), expected a text in UTF-8.") from error
+  except UnicodeDecodeError as error:
+    raise DataError(f"{flag}: byte {error.start} is no UTF-8 ({error.reason}), expected a text in UTF-8.") from error
+  if dataset.endswith(".jsonl"):
+    found = list(_json_texts(text, flag))
+  else:
+    found = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()] if documents == "line" else [text]
+  found = [text for text in found if text]
+  if not found:
+    raise DataError(f"{flag}: found no text, expected a character or more.")
+  return tuple(found)
+
+
+def _json_texts(text: str, flag: str) -> Iterator[str]:
+  for number, line in enumerate(text.split("\n"), 1):
+    if not line.strip():
+      continue
+    try:
+      record = json.loads(line)
+    except ValueError as error:
+      raise DataError(f"{flag}: line {number} is no JSON ({error}), expected an object with the field text.") from error
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+      there = f"the fields {', '.join(record)}" if isinstance(record, dict) else type(record).__name__
+      if isinstance(record, dict) and "text" in record:
+        there = f"{type(record['text']).__name__} in the field text"
+      raise DataError(f"{flag}: line {number}: found {there}, expected an object with a string in the field text.")
+    try:
+      record["text"].encode("utf-8")
+    except UnicodeEncodeError as error:
+      raise DataError(f"{flag}: line {number}: found half a surrogate pair, expected characters.") from error
+    yield record["text"]
