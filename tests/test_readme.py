@@ -103,12 +103,13 @@ def docstrings() -> Iterator[tuple[Path, str]]:
 
 
 def commands(text: str) -> list[tuple[str, ...]]:
-  """(module, arguments) of each `python -m` that is written out."""
+  """(module or file, arguments) of each `python -m` and `python FILE.py` that is written out."""
   found = []
   for line in code_lines(text):
-    if "python -m " in line and not re.search("python -m [a-z.]*<", line):
+    if re.search(r"python (-m |[\w/]+\.py)", line) and not re.search("python -m [a-z.]*<", line):
       words = shlex.split(line, comments=True)
-      for start in [i + 2 for i, pair in enumerate(itertools.pairwise(words)) if pair == ("python", "-m")]:
+      pairs = enumerate(itertools.pairwise(words))
+      for start in [i + 1 + (w == "-m") for i, (v, w) in pairs if v == "python" and (w == "-m" or w.endswith(".py"))]:
         end = next((i for i in range(start, len(words)) if words[i] in ("&&", ";", "|", ">")), len(words))
         found.append(tuple(words[start:end]))
   return found
@@ -129,6 +130,10 @@ def check_command(module: str, *arguments: str) -> None:
     check_command(*arguments[end + 3 :])
     arguments = arguments[:end]
   if module.partition(".")[0] in EXTERNAL:
+    return
+  if module.endswith(".py"):
+    path = next(path for path in (ROOT / module, ROOT / "tests" / module) if path.exists())
+    read(import_experiment(str(path)).Config, [word for word in arguments if word != "--helpshort"], module)
     return
   if module == "experiments" and arguments and not arguments[0].startswith("-"):
     return check_command(f"experiments.{arguments[0]}", *arguments[1:])
