@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib import import_module
 
 import pytest
 
@@ -164,13 +165,15 @@ def test_an_incomplete_claim_is_named(chapter):
 # -- the project's own -------------------------------------------------------------------------------------------------
 
 
-def test_the_projects_claims_are_those_of_its_experiments():
+def test_the_projects_claims_are_those_of_its_experiments(tmp_path):
   names = {name for name, _ in catalogue()}
   found = claims.all_claims()
   assert len({claim.name for claim in found}) == len(found)
   for claim in found:
     assert claim.experiment in names and claim.experiment.startswith(f"{claim.chapter}."), claim.name
     assert claim.figures and all(figure.holds(figure.mean) for figure in claim.figures), claim.name
+    for module, *flags in claim.arguments("DIR", tmp_path):
+      read(import_module(module).Config, flags, claim.name)  # raises where a flag is gone
 
 
 # This list only ever gets shorter: what enters the catalogue brings a claim.
