@@ -216,6 +216,8 @@ def draw_comparison(groups: Sequence[Group], metric: str, mode: str, path: Path)
     some = f" ({'best' if way else 'first'} {_LINES_PER_PANEL} of {len(lines)})" if rest > 0 else ""
     axis.set_title(_no_mathematics(title) + some)
     axis.set_xlabel("update")
+    axis.set_xlim(0, 1.04 * max(curve.steps[-1] for _, curve, _ in lines))  # also for a single point
+    axis.locator_params(axis="x", nbins=6)
     axis.set_ylabel(_no_mathematics(describe_metric(name)))
     axis.legend(frameon=False, fontsize="small")
   for axis in axes.flat[len(panels) :]:
