@@ -47,7 +47,9 @@ _LINES_PER_PANEL = 10
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
   out: str = field("results", "directory for the tables, the picture and the page")
-  metric: str = field("", "what to sort by and to draw; empty: what most of the runs were judged by")
+  metric: str = field(
+    "", "what to sort by and to draw; empty: what most of the runs are judged by, and no best row where none says"
+  )
   mode: Literal["auto", "min", "max"] = field("auto", "which values of --metric are better; auto: as the runs say")
   title: str = field("Results", "heading of the page")
   picture_megabytes: float = field(3.0, "of the runs' pictures in the page, >= 0; the rest is named by path")
