@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import import_experiment
-from mlnotes.engine.program import Program, make_mesh
 from mlnotes import load_run
+from mlnotes.engine.program import Program, make_mesh
 
 HERE = Path(__file__).parent
 FILES = ("table_classifier", "text_bigrams", "graph_nodes", "image_classifier")

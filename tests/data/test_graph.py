@@ -51,8 +51,8 @@ def test_a_block_model_is_its_seed():
   assert 0.6 < inside.mean() < 0.9  # 49 * 0.1 / (49 * 0.1 + 150 * 0.01) = 0.77
 
 
-def sparse_file(path, adjacency, features=None, **more):
-  matrices = {"adj": scipy.sparse.csr_matrix(adjacency)} | ({} if features is None else {"attr": features})
+def sparse_file(path, adjacency, attr=None, **more):
+  matrices = {"adj": scipy.sparse.csr_matrix(adjacency)} | ({} if attr is None else {"attr": attr})
   parts = {}
   for name, matrix in matrices.items():
     matrix = scipy.sparse.csr_matrix(matrix)
