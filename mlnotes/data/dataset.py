@@ -139,8 +139,8 @@ def name_classes(
   """(labels counted from 0 for each of the given arrays, the classes' names) of labels that are any integers or words.
 
   The classes are the distinct values of all arrays together, in order; each keeps its value as its name. Raises
-  DataError that begins with `flag`, about labels each `of` something, for other labels, negative ones, and ids: more than a thousand distinct values of
-  which the average has fewer than two examples.
+  DataError that begins with `flag` for other labels, negative ones, and ids: more than a thousand distinct values of
+  which the average has fewer than two examples. `of`: what has a label, in its sentence.
   """
   arrays = [np.asarray(label) for label in labels]
   for label in arrays:
