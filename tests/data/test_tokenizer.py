@@ -91,7 +91,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(content, sentence, tmp_path):
 
 
 def test_what_cannot_be_trained_is_refused(monkeypatch):
-  with pytest.raises(DataError, match="--tokenizer=byte: did you mean bytes"):
+  with pytest.raises(DataError, match="--tokenizer=byte is none: did you mean bytes"):
     train_tokenizer("byte", ["a"])
   with pytest.raises(DataError, match="--vocab_size=256 is out of range: expected 257"):
     train_tokenizer("bpe", ["a"], vocab_size=256, special=("<end>",))
