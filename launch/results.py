@@ -47,7 +47,9 @@ _LINES_PER_PANEL = 10
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
   out: str = field("results", "directory for the tables, the picture and the page")
-  metric: str = field("", "what to sort by and to draw; empty: what most of the runs were judged by")
+  metric: str = field(
+    "", "what to sort by and to draw; empty: what most of the runs are judged by, and no best row where none says"
+  )
   mode: Literal["auto", "min", "max"] = field("auto", "which values of --metric are better; auto: as the runs say")
   title: str = field("Results", "heading of the page")
   picture_megabytes: float = field(3.0, "of the runs' pictures in the page, >= 0; the rest is named by path")
@@ -216,6 +218,8 @@ def draw_comparison(groups: Sequence[Group], metric: str, mode: str, path: Path)
     some = f" ({'best' if way else 'first'} {_LINES_PER_PANEL} of {len(lines)})" if rest > 0 else ""
     axis.set_title(_no_mathematics(title) + some)
     axis.set_xlabel("update")
+    axis.set_xlim(0, 1.04 * max(curve.steps[-1] for _, curve, _ in lines))  # also for a single point
+    axis.locator_params(axis="x", nbins=6)
     axis.set_ylabel(_no_mathematics(describe_metric(name)))
     axis.legend(frameon=False, fontsize="small")
   for axis in axes.flat[len(panels) :]:

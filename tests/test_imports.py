@@ -16,7 +16,7 @@ MODULES = [
 ]
 HEAVY = (
   *("tensorflow", "tensorflow_datasets", "grain", "matplotlib", "orbax", "sklearn", "torch", "tensorboardX"),
-  *("gymnasium", "gymnax", "pygame", "PIL"),
+  *("gymnasium", "gymnax", "pygame", "PIL", "tokenizers"),
 )
 
 

@@ -32,7 +32,7 @@ from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
 from mlnotes.engine.flags import BaseConfig, field
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.nn import BatchNorm, ConvNet, ResNet18, ResNet34, ResNet50
-from mlnotes.optim import ScheduleName
+from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 _RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
@@ -168,9 +168,11 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
     new = {"params": params, "batch_stats": outcome.batch_stats, "opt_state": opt_state, "memory": outcome.memory}
     return state._replace(step=state.step + 1, **new), metrics
 
+  def variables(state: State):
+    return {"params": eval_params(state.opt_state, state.params), "batch_stats": state.batch_stats}
+
   def embed(state: State, batch):
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    features, embedding = method.embed(variables, to_network(to_unit(batch["image"], data.levels)))
+    features, embedding = method.embed(variables(state), to_network(to_unit(batch["image"], data.levels)))
     return {"features": features, "embedding": embedding, "label": batch["label"], "mask": batch["mask"]}
 
   def evaluate(state: State, batch, reference) -> dict[str, Mean]:
@@ -182,9 +184,8 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
     once = lambda metric: Mean(metric(reference["embedding"], reference["mask"]), jnp.float32(1))
     own_figures = {}
     if method.judge is not None:
-      variables = {"params": state.params, "batch_stats": state.batch_stats}
       size = jnp.sum(batch["mask"])
-      judged = method.judge(variables, to_network(to_unit(batch["image"], data.levels)), batch["mask"])
+      judged = method.judge(variables(state), to_network(to_unit(batch["image"], data.levels)), batch["mask"])
       own_figures = {name: Mean(size * value, size) for name, value in judged.items()}
     return {
       **own_figures,
@@ -202,7 +203,6 @@ def make_pretraining(method: Method, data: DataSet, config: ContrastiveConfig) -
     return write_report(compiled_embed, augment_batch, state, data, config, directory, recipe)
 
   # Images as they are stored, uint8, to features.
-  variables = lambda state: {"params": state.params, "batch_stats": state.batch_stats}
   to_features = lambda state, images: method.embed(variables(state), to_network(to_unit(images, data.levels)))[0]
   model = lambda state: jax.jit(partial(to_features, state))
   return Experiment(init, step, evaluate, report, embed, model)

@@ -22,6 +22,7 @@ from mlnotes.engine.experiment import Experiment, Mean, State, stream_key
 from mlnotes.engine.flags import field
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.progress import report_step, warn
+from mlnotes.optim import eval_params
 from mlnotes.rl.env import Environment
 from mlnotes.rl.episodes import (
   run_episodes,
@@ -99,15 +100,23 @@ def train_agent(experiment: Experiment, config: RLConfig, best_metric: str = "ep
   return train(experiment, make_feeds(config), config, best_metric=best_metric, best_mode="max")
 
 
+def trained_policy(state: State) -> State:
+  """The state whose policy is judged: where an optimizer returns other parameters than it trains, these."""
+  if not hasattr(state, "opt_state"):
+    return state
+  return state._replace(params=eval_params(state.opt_state, state.params))
+
+
 def as_policy(act: Callable[[State, Any], Any]) -> Callable[[State], Callable[[Any], Any]]:
   """The contract's `model`: state -> (observation of one environment -> the greedy action)."""
-  return lambda state: jax.jit(functools.partial(act, state))
+  return lambda state: jax.jit(functools.partial(act, trained_policy(state)))
 
 
 def make_evaluate(env: Environment, act: Callable[[State, Any], Any], config: RLConfig):
   """The contract's `evaluate`: the greedy policy in `--eval_episodes` episodes on the device, always the same ones."""
 
   def evaluate(state: State, batch) -> dict[str, Mean]:
+    state = trained_policy(state)
     key = stream_key(state.key, "evaluate")
     returns, lengths = run_episodes(env, lambda observation: act(state, observation), key, config.eval_episodes)
     count = jnp.float32(config.eval_episodes)
@@ -124,7 +133,8 @@ def make_report(env: Environment, act: Callable[[State, Any], Any], config: RLCo
   """
 
   def report(state: State, directory: Path) -> dict[str, float]:
-    policy = jax.jit(jax.vmap(lambda observation: act(state, observation)))
+    judged = trained_policy(state)
+    policy = jax.jit(jax.vmap(lambda observation: act(judged, observation)))
     figures = {}
     if config.gym_episodes and has_gymnasium(env.name):
       report_step(f"playing {config.gym_episodes} episodes of {env.name} in Gymnasium")

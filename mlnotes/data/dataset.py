@@ -167,19 +167,21 @@ def make_array_split(
   return ArraySplit(image, label.astype(np.int32))
 
 
-def name_classes(flag: str, *labels: Any) -> tuple[tuple[Int32[np.ndarray, " _"], ...], tuple[str, ...]]:
+def name_classes(
+  flag: str, *labels: Any, of: str = "image"
+) -> tuple[tuple[Int32[np.ndarray, " _"], ...], tuple[str, ...]]:
   """(labels counted from 0 for each of the given arrays, the classes' names) of labels that are any integers or words.
 
   The classes are the distinct values of all arrays together, in order; each keeps its value as its name. Raises
   DataError that begins with `flag` for other labels, negative ones, and ids: more than a thousand distinct values of
-  which the average has fewer than two examples.
+  which the average has fewer than two examples. `of`: what has a label, in its sentence.
   """
   arrays = [np.asarray(label) for label in labels]
   for label in arrays:
     if label.dtype.kind not in "iuU" or label.ndim != 1:
       found = f"dtype {label.dtype}" if label.ndim == 1 else f"shape {label.shape}"
       remedy = _label_remedy(label)
-      raise DataError(f"{flag}: label has {found}, expected integers or words, one for each image{remedy}.")
+      raise DataError(f"{flag}: label has {found}, expected integers or words, one for each {of}{remedy}.")
     if label.size and label.dtype.kind != "U" and not 0 <= label.min() <= label.max() < 2**63:
       found = label.min() if label.min() < 0 else label.max()
       raise DataError(f"{flag}: label has the value {found}, expected classes from 0 to 2^63 - 1.")
@@ -190,8 +192,8 @@ def name_classes(flag: str, *labels: Any) -> tuple[tuple[Int32[np.ndarray, " _"]
   values, index = np.unique(together, return_inverse=True)
   if len(values) > max(_ID_CLASSES, len(together) // 2):
     raise DataError(
-      f"{flag}: found {len(values)} distinct labels (up to {values[-1]}) of {len(together)} images, expected classes "
-      "of several images each, not an id for each."
+      f"{flag}: found {len(values)} distinct labels (up to {values[-1]}) of {len(together)} {of}s, expected classes "
+      f"of several {of}s each, not an id for each."
     )
   ends = np.cumsum([len(label) for label in arrays])[:-1]
   return tuple(np.split(index.reshape(-1).astype(np.int32), ends)), tuple(map(str, values.tolist()))

@@ -230,7 +230,7 @@ def _load_npz(path: str, undirected: bool) -> Graph:
   found = read_npz(path, flag, "adj_data, adj_indices, adj_indptr, adj_shape and labels")
   if not (label_name := next((name for name in ("labels", "label") if name in found), "")):
     raise _lack(flag, found, "labels")
-  (label,), class_names = name_classes(flag, found[label_name])
+  (label,), class_names = name_classes(flag, found[label_name], of="node")
   size = len(label)
   senders, receivers = _read_edges(flag, found)
   for name, value in (("senders", senders), ("receivers", receivers)):

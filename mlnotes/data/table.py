@@ -115,7 +115,7 @@ def _make_table(
 ) -> Table:
   """The table of the (x, y) of both splits, or of one that is divided; `y` is None where there is no target."""
   if is_class and not class_names:
-    labels, class_names = name_classes(flag, *(y for _, y in parts))
+    labels, class_names = name_classes(flag, *(y for _, y in parts), of="row")
     parts = [(x, label) for (x, _), label in zip(parts, labels)]
   expected = {"x": X} | ({} if parts[0][1] is None else {"y": CLASS if is_class else NUMBER})
   checked = []

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int32
+from jaxtyping import Array, Int, Int32, Integer
 
 from mlnotes.data.image import DataError
 from mlnotes.data.order import hold_out
@@ -37,7 +37,7 @@ class Windows:
   the device. Raises ValueError for a length or stride below 1, or fewer tokens than one window.
   """
 
-  def __init__(self, tokens: Int[np.ndarray, " T"], length: int, stride: int = 0):
+  def __init__(self, tokens: Integer[np.ndarray, " T"], length: int, stride: int = 0):
     stride = stride or length
     if length < 1 or stride < 1:
       raise ValueError(f"length={length}, stride={stride} are out of range: expected 1 or more.")
@@ -63,7 +63,7 @@ class Windows:
 
 
 def cut_windows(
-  arrays: Mapping[str, Int[Array, " T"]], index: Int[Array, " B"], length: int, stride: int
+  arrays: Mapping[str, Integer[Array, " T"]], index: Int[Array, " B"], length: int, stride: int
 ) -> dict[str, Int32[Array, "B L"]]:
   """The windows number `index` of `Windows`, on the device."""
   place = index[:, jnp.newaxis] * stride + jnp.arange(length + 1, dtype=jnp.int32)[jnp.newaxis]

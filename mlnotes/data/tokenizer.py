@@ -54,9 +54,8 @@ class Tokenizer:
   def decode(self, ids: Any) -> str:
     """The text of `ids`, without special tokens; U+FFFD for what is no character. Raises ValueError for other ids."""
     ids = np.asarray(ids).reshape(-1).astype(np.int64)
-    if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-      raise ValueError(f"found the id {ids.max() if ids.max() >= self.vocab_size else ids.min()}: expected 0 to "
-                       f"{self.vocab_size - 1}.")  # fmt: skip
+    for bad in ids[(ids < 0) | (ids >= self.vocab_size)][:1]:
+      raise ValueError(f"found the id {bad}: expected 0 to {self.vocab_size - 1}.")
     return self._decode(ids)
 
   def _decode(self, ids: np.ndarray) -> str:
@@ -193,7 +192,8 @@ def train_tokenizer(
   if kind == "characters":
     return Characters("".join(sorted(set().union(*documents))), special)
   if kind != "bpe":
-    raise DataError(f"--tokenizer={kind}: {nearest(kind, KINDS, f'expected {chr(44).join(KINDS)} or a file.json.')}")
+    expected = nearest(kind, KINDS, f"expected one of {', '.join(KINDS)}, or a file.json.")
+    raise DataError(f"--tokenizer={kind} is none: {expected}")
   least = 256 + len(special)
   if vocab_size < least:
     raise DataError(f"--vocab_size={vocab_size} is out of range: expected {least} or more, a token for each byte.")

@@ -95,6 +95,7 @@ def test_the_best_run_stands_out_at_once(opened):
   (thick,) = opened.find_elements("css selector", "path.line.top")
   assert thick.get_attribute("data-index") == "0"
   assert len(opened.find_elements("css selector", "path.line")) == 4
+  assert "episode_return, evaluation;" in opened.find_element("id", "legend").text
   assert "9 runs in 5 rows" in opened.find_element("id", "count").text
 
 

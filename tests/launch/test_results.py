@@ -156,7 +156,11 @@ def test_a_curve_is_of_the_split_that_the_table_ranks_by(tmp_path, monkeypatch):
   for metric, points, label in (("", 1, "loss, evaluation"), ("train/loss", 4, "loss, training")):
     results.write_results([str(tmp_path)], results.Config(out=str(tmp_path / "out"), metric=metric))
     (axis,) = figures.pop().axes
-    assert axis.get_ylabel() == label and [len(line.get_xdata()) for line in axis.lines] == [points, points]
+    assert (
+      axis.get_xlim()[0] == 0
+      and axis.get_ylabel() == label
+      and [len(line.get_xdata()) for line in axis.lines] == [points, points]
+    )
     if not metric:
       assert [line.get_ydata().tolist() for line in axis.lines] == [[3.0], [4.0]]
       assert all(line.get_marker() == "o" for line in axis.lines)

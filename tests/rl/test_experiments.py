@@ -2,10 +2,15 @@
 
 import importlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from experiments.rl import _agent as experiment
+from experiments.rl import _agent as shared
 from mlnotes.engine.errors import InputError
+from mlnotes.optim import LookaheadState
 from mlnotes.rl.registry import make_env
 
 AGENTS = ("a2c", "actor_critic", "ddpg", "dqn", "ppo", "reinforce", "sac", "trpo")
@@ -21,7 +26,7 @@ def load(name):
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_best_checkpoint_is_that_of_the_highest_return(name, monkeypatch):
   given = {}
-  monkeypatch.setattr(experiment, "train", lambda *args, **settings: given.update(settings) or 0)
+  monkeypatch.setattr(shared, "train", lambda *args, **settings: given.update(settings) or 0)
   assert load(name).main(load(name).Config(steps=400)) == 0
   assert (given["best_metric"], given["best_mode"]) == ("episode_return", "max")
 
@@ -105,3 +110,22 @@ def test_environments_with_settings_of_their_own_are_there_and_get_them(name):
     tuned = config.tuned(env=env)
     assert {key: getattr(tuned, key) for key in settings} == settings
     assert any(getattr(config(env=env), key) != value for key, value in settings.items())
+
+
+@pytest.mark.parametrize("name", ["a2c", "dqn", "reinforce", "sac"])
+def test_what_lookahead_returns_is_judged(name):
+  """The slow weights, in evaluations, in reports and in what a run gives."""
+  module = load(name)
+  agent = module.make(module.Config(lookahead=5, hidden=(4,), steps=400))
+  state = jax.jit(agent.init)(jax.random.key(0), ())
+  flat, restore = ravel_pytree(state.params)
+  slow = restore(jnp.linspace(-1.0, 1.0, flat.size))
+  is_lookahead = lambda node: isinstance(node, LookaheadState)
+  swap = lambda node: node._replace(slow=slow) if is_lookahead(node) else node
+  trained = state._replace(opt_state=jax.tree.map(swap, state.opt_state, is_leaf=is_lookahead))
+  jax.tree.map(np.testing.assert_array_equal, shared.trained_policy(trained).params, slow)
+  plain = module.make(module.Config(hidden=(4,), steps=400))
+  expected = jax.jit(plain.evaluate)(jax.jit(plain.init)(jax.random.key(0), ())._replace(params=slow), ())
+  found = jax.jit(agent.evaluate)(trained, ())
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert found != jax.jit(plain.evaluate)(jax.jit(plain.init)(jax.random.key(0), ()), ())

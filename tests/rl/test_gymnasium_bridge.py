@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.rl import _agent
 from experiments.rl._agent import RLConfig, make_report
 from experiments.rl._animation import animate_policy, write_gif
 from mlnotes.rl import gymnasium_bridge as bridge
@@ -110,7 +111,7 @@ def test_a_report_is_of_the_mean_over_the_episodes_that_were_asked_for(returns, 
   """The mean beside CartPole's 475, neither the best episode nor as many as an evaluation has."""
   asked = []
   monkeypatch.setattr(
-    bridge, "run_gymnasium_episodes", lambda *args: asked.append((args[0], args[2])) or np.array(returns)
+    _agent, "run_gymnasium_episodes", lambda *args: asked.append((args[0], args[2])) or np.array(returns)
   )
   config = RLConfig(gym_episodes=3, eval_episodes=7, gif=False)
   act = lambda state, observation: jnp.int32(1)

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from mlnotes.data import DataError, load_table, standardize
+from mlnotes.data.flags import TableConfig
+
+CSV = "age,size,colour,kind\n1,2.5,red,a\n2,-3e1,blue,b\n\n3,.5,red,a\n4,0,blue,b\n"
+
+
+def write(path, text):
+  path.write_text(text)
+  return str(path)
+
+
+def together(table, name):
+  """Both splits as they stood: the rows of `x` sorted by the first column, which counts them."""
+  order = np.argsort(np.concatenate([split.arrays["x"][:, 0] for split in (table.train, table.test)]))
+  return np.concatenate([split.arrays[name] for split in (table.train, table.test)])[order]
+
+
+def test_numbers_of_a_csv_are_those_that_numpy_reads(tmp_path):
+  random = np.random.default_rng(0)
+  values = np.c_[np.arange(50), random.normal(size=(50, 3)) * 10.0 ** random.integers(-8, 8, (50, 3))]
+  path = tmp_path / "numbers.csv"
+  np.savetxt(path, values, delimiter=",", header="a,b,c,d", comments="")
+  expected = np.genfromtxt(path, delimiter=",", names=True)
+  table = load_table(str(path), target="c")
+  assert table.feature_names == ("a", "b", "d") and not table.num_classes and len(table.test) == 5
+  for i, name in enumerate(table.feature_names):
+    np.testing.assert_array_equal(together(table, "x")[:, i], expected[name].astype(np.float32))
+  np.testing.assert_array_equal(together(table, "y"), expected["c"].astype(np.float32))
+  assert load_table(str(path)).feature_names == ("a", "b", "c")
+  assert set(load_table(str(path), target="none").train.arrays) == {"x"}
+
+
+def test_words_are_classes_and_categories(tmp_path):
+  path = write(tmp_path / "t.csv", CSV)
+  table = load_table(path, categories="encode")
+  assert table.class_names == ("a", "b") and table.categories == {"colour": ("blue", "red")}
+  np.testing.assert_array_equal(together(table, "y"), [0, 1, 0, 1])
+  np.testing.assert_array_equal(together(table, "x"), [[1, 2.5, 1], [2, -30, 0], [3, 0.5, 1], [4, 0, 0]])
+  # Whole numbers are classes where they are said to be.
+  numbers = load_table(path, target="age", categories="encode", target_kind="class")
+  assert numbers.class_names == ("1", "2", "3", "4")
+
+
+def test_a_test_file_is_the_test_split_and_shares_the_words(tmp_path):
+  test = write(tmp_path / "test.csv", "age,size,colour,kind\n9,8,green,c\n")
+  table = load_table(write(tmp_path / "t.csv", CSV), test, categories="encode")
+  assert (len(table.train), len(table.test)) == (4, 1) and table.class_names == ("a", "b", "c")
+  np.testing.assert_array_equal(table.test.arrays["x"], [[9, 8, 1]])
+  assert table.categories == {"colour": ("blue", "green", "red")}
+
+
+@pytest.mark.parametrize(
+  ("text", "given", "sentence"),
+  [
+    ("a,b\n1,2\n3,x\n5,6\n", {}, r"line 3, column 'b': found 'x', expected a number"),
+    ("a,b\n1,2\n,4\n", {}, r"line 3, column 'a': found an empty cell, expected a number"),
+    ("a,b\nred,2\n?,4\n", {}, r"line 3, column 'a': found '\?', expected a word"),
+    ("a,b\n1,2\nnan,4\n", {}, r"line 3, column 'a': found 'nan', expected a number"),
+    ("a,b\n1,2\n3\n", {}, r"line 3 has 1 cells, expected 2: a, b"),
+    ("1,2\n3,4\n", {}, r"found numbers in the first line \(1, 2\), expected the columns' names"),
+    ("a,a\n3,4\n", {}, r"column 2 is called 'a', expected a name of its own"),
+    ("a,b\n", {}, r"found 1 lines, expected one of names and one or more of cells"),
+    ("a,b\n1,2\n", {}, r"found 1 example, expected at least 2"),
+    (
+      "a,b\nred,1\nblue,2\n",
+      {},
+      r"found words in the column 'a' \(blue, red\), expected numbers, or --categories=encode",
+    ),
+    ("a,b\n1,2\n", {"target": "c"}, r"--target=c: .* has no such column, expected one of a, b, or none"),
+    ("a\n1\n2\n", {}, r"found the column a alone"),
+    ("a,b\n1,x\n2,\n", {"target_kind": "class"}, r"line 3, column 'b': found an empty cell, expected a class"),
+    ('a,b\n1,"2\n', {}, r"not readable"),
+  ],
+)
+def test_a_csv_that_does_not_fit_is_refused_at_its_place(text, given, sentence, tmp_path):
+  path = write(tmp_path / "t.csv", text)
+  with pytest.raises(DataError, match=sentence) as refused:
+    load_table(path, **given)
+  assert "t.csv" in str(refused.value)
+
+
+def test_arrays_of_an_npz(tmp_path):
+  x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2 + 5
+  np.savez(tmp_path / "t.npz", x=x, label=y)
+  table = load_table(str(tmp_path / "t.npz"))
+  assert table.class_names == ("5", "6") and len(table.test) == 2
+  np.testing.assert_array_equal(together(table, "x"), x)
+  np.testing.assert_array_equal(together(table, "y"), y - 5)
+  np.savez(tmp_path / "n.npz", x=x, y=y / 2, x_test=x[:3], y_test=y[:3] / 2)
+  table = load_table(str(tmp_path / "n.npz"))
+  assert not table.num_classes and len(table.train) == 20
+  np.testing.assert_array_equal(table.test.arrays["y"], y[:3].astype(np.float32) / 2)
+
+
+@pytest.mark.parametrize(
+  ("arrays", "sentence"),
+  [
+    ({"z": np.zeros(3)}, "found the arrays z, expected x and y"),
+    ({"x": np.zeros(3), "y": np.zeros(3)}, r"x has shape \(3,\), expected N D"),
+    ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, r"y has shape \(4,\), expected N = 3 as in x"),
+    ({"x": np.array([[1.0], [np.inf]]), "y": np.zeros(2)}, r"x\[1, 0\] is inf, expected finite numbers"),
+    ({"x": np.array([["a"]]), "y": np.zeros(1)}, "x has dtype <U1, expected numbers"),
+    ({"x": np.zeros((3, 0)), "y": np.zeros(3)}, "expected a row and a column or more"),
+    ({"x": np.zeros((3, 2)), "x_test": np.zeros((3, 1))}, "x has 1 columns in the test split, expected 2"),
+    ({"x": np.zeros((3, 2)), "y": np.zeros(3), "x_test": np.zeros((3, 2))}, "found y in one of the two splits"),
+  ],
+)
+def test_an_npz_that_does_not_fit_is_refused(arrays, sentence, tmp_path):
+  np.savez(tmp_path / "t.npz", **arrays)
+  with pytest.raises(DataError, match=sentence):
+    load_table(str(tmp_path / "t.npz"))
+
+
+@pytest.mark.parametrize(("name", "rows", "classes"), [("diabetes", 442, 0), ("iris", 150, 3), ("wine", 178, 3)])
+def test_those_of_scikit_learn(name, rows, classes):
+  table = load_table(name)
+  bunch = getattr(datasets, f"load_{name}")(**({} if classes else {"scaled": False}))
+  assert len(table.train) + len(table.test) == rows and table.num_classes == classes
+  pairs = [np.c_[s.arrays["x"], s.arrays["y"]] for s in (table.train, table.test)]
+  ours, theirs = np.concatenate(pairs), np.c_[bunch.data, bunch.target].astype(np.float32)
+  np.testing.assert_array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)])
+
+
+def test_standardised_by_the_training_split_alone():
+  plain, table = load_table("diabetes"), load_table("diabetes", standardize="xy")
+  for name in ("x", "y"):
+    train = plain.train.arrays[name].astype(np.float64)
+    mean, scale = train.mean(axis=0, keepdims=True), train.std(axis=0, keepdims=True)
+    for ours, raw in ((table.train, plain.train), (table.test, plain.test)):
+      np.testing.assert_allclose(ours.arrays[name], (raw.arrays[name] - mean) / scale, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(table.test.arrays["y"] * table.y_scale + table.y_mean, plain.test.arrays["y"], rtol=1e-5)
+  assert np.abs(table.test.arrays["x"].mean(axis=0)).max() > 0.01
+  (constant,), mean, scale = standardize(np.full((4, 1), 7.0))
+  assert not constant.any() and mean == 7 and scale == 1
+
+
+def test_other_names_and_flags_without_effect():
+  with pytest.raises(DataError, match=r"--dataset=irs: no such table, expected diabetes, iris"):
+    load_table("irs")
+  with pytest.raises(DataError, match="--target_kind=number: the target of iris is a class"):
+    load_table("iris", target_kind="number")
+  with pytest.raises(DataError, match="no such file"):
+    load_table("absent.csv")
+  assert set(TableConfig().idle_flags()) == {"target", "categories", "test_dataset"}
+  assert not TableConfig(dataset="a.csv").idle_flags()

@@ -1,0 +1,121 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlnotes.data import DataError, Windows, load_corpus, load_documents, make_resident_feed, make_stream_feed
+from mlnotes.data.flags import TextConfig
+from mlnotes.data.text import pad_sequences
+
+
+@pytest.mark.parametrize(("size", "length", "stride"), [(100, 7, 0), (100, 7, 1), (99, 9, 9), (8, 7, 3), (300, 3, 5)])
+def test_windows_are_slices(size, length, stride):
+  tokens = np.random.default_rng(size).integers(0, 70000, size)
+  windows = Windows(tokens, length, stride)
+  step = stride or length
+  expected = [tokens[i : i + length + 1] for i in range(0, size - length, step)]
+  assert len(windows) == len(expected)
+  index = np.arange(len(expected), dtype=np.int32)[::-1]
+  for found in (
+    windows.read(index),
+    windows.take({"tokens": jnp.asarray(windows.arrays["tokens"])}, jnp.asarray(index)),
+  ):
+    np.testing.assert_array_equal(found["tokens"], np.array(expected)[::-1])
+    assert found["tokens"].dtype == np.int32
+
+
+def test_an_epoch_predicts_each_token_once():
+  windows = Windows(np.arange(101), 10)
+  targets = windows.read(np.arange(len(windows)))["tokens"][:, 1:]
+  np.testing.assert_array_equal(np.sort(targets.ravel()), np.arange(1, 101))
+  assert windows.nbytes == 101  # a byte an id is enough
+
+
+def test_streamed_windows_are_the_resident_ones(key):
+  windows = Windows(np.random.default_rng(0).integers(0, 300, 500), 6, 2)
+  resident = make_resident_feed(windows, 8)
+  streams = [make_stream_feed(windows, 8, 0, process_index=i, process_count=2) for i in range(2)]
+  for step in range(4):
+    expected = resident.draw(resident.arrays, key, step)
+    parts = [stream.next() for stream in streams]
+    for name in ("tokens", "index"):
+      np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), expected[name])
+  for stream in streams:
+    stream.close()
+
+
+def test_a_corpus_is_its_documents_one_after_the_other(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"text": "ab\\ncé"}\n\n{"text": "d", "more": 1}\n')
+  (tmp_path / "b.txt").write_text("abz")
+  path, test = str(tmp_path / "a.jsonl"), str(tmp_path / "b.txt")
+  corpus = load_corpus(path, test, length=2)
+  end, unknown = (corpus.tokenizer.special[name] for name in ("<end>", "<unknown>"))
+  assert corpus.tokenizer.alphabet == "\nabcdé" and corpus.vocab_size == 8
+  np.testing.assert_array_equal(corpus.train.arrays["tokens"], [1, 2, 0, 3, 5, end, 4, end])
+  np.testing.assert_array_equal(corpus.test.arrays["tokens"], [1, 2, unknown, end])  # z is not in the training text
+  plain = load_corpus(path, test, end_token=False, tokenizer="bytes", length=2)
+  assert bytes(plain.train.arrays["tokens"].astype(np.uint8)) == "ab\ncéd".encode()
+  corpus.tokenizer.save(tmp_path / "t.json")
+  again = load_corpus(path, test, tokenizer=str(tmp_path / "t.json"), length=2)
+  np.testing.assert_array_equal(again.train.arrays["tokens"], corpus.train.arrays["tokens"])
+  plain.tokenizer.save(tmp_path / "p.json")
+  with pytest.raises(DataError, match="found no special token <end>"):
+    load_corpus(path, test, tokenizer=str(tmp_path / "p.json"))
+
+
+def test_the_manual_pages():
+  from pydoc_data.topics import topics
+
+  found = load_documents("pydoc")
+  assert sorted(found.train + found.test) == sorted(topics.values()) and len(found.test) == len(topics) // 10
+  corpus = load_corpus("pydoc")
+  assert corpus.train.arrays["tokens"].size == sum(map(len, found.train)) + len(found.train)
+
+
+def test_what_is_set_aside_of_files(tmp_path):
+  lines = "".join(f"line {i}\n" for i in range(20))
+  (tmp_path / "t.txt").write_text("\ufeff" + lines.replace("\n", "\r\n"), newline="")
+  by_line = load_documents(str(tmp_path / "t.txt"), documents="line")
+  assert len(by_line.train) == 18 and set(by_line.train + by_line.test) == set(lines.split("\n")) - {""}
+  (tmp_path / "t.txt").write_text(lines)
+  (train,), (test,) = load_documents(str(tmp_path / "t.txt"))[1:]
+  assert train + test == lines and train.endswith("\n") and test == "line 19\n"
+  (tmp_path / "t.txt").write_text("x" * 25)
+  assert load_documents(str(tmp_path / "t.txt"))[1:] == (("x" * 23,), ("xx",))
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "sentence"),
+  [
+    ("t.txt", b"ab\xff", r"byte 2 is no UTF-8"),
+    ("t.txt", b"", "found no text"),
+    ("t.txt", b"a", "found a single character"),
+    ("t.jsonl", b'{"text": "a"}\n{"text"', "line 2 is no JSON"),
+    ("t.jsonl", b'{"body": "a"}', "line 1: found the fields body, expected an object with a string in the field text"),
+    ("t.jsonl", b'{"text": 3}', "line 1: found int in the field text"),
+    ("t.jsonl", b"[1]", "line 1: found list"),
+    ("t.jsonl", b'{"text": "\\ud800"}', "line 1: found half a surrogate pair"),
+    ("t.txt", b"abcdefghijklmnopqrst", r"the training text has 19 tokens, expected more than --length=64"),
+  ],
+)
+def test_a_text_that_cannot_be_used_is_refused(name, content, sentence, tmp_path):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(DataError, match=sentence) as refused:
+    load_corpus(str(tmp_path / name), length=64)
+  assert str(refused.value).startswith(f"--dataset={tmp_path / name}")
+
+
+def test_other_names_and_flags_without_effect():
+  for name, sentence in (("wiki", "no such text, expected pydoc"), ("absent.txt", "no such file")):
+    with pytest.raises(DataError, match=sentence):
+      load_documents(name)
+  with pytest.raises(ValueError, match="length=5 is out of range: expected less than the 5 tokens"):
+    Windows(np.arange(5), 5)
+  assert set(TextConfig().idle_flags()) == {"documents", "vocab_size"}
+  assert not TextConfig(dataset="a.txt", tokenizer="bpe").idle_flags()
+
+
+def test_sequences_of_their_own_lengths():
+  found = pad_sequences([[1, 2, 3], [], [4]], padding=9)
+  np.testing.assert_array_equal(found["tokens"], [[1, 2, 3], [9, 9, 9], [4, 9, 9]])
+  np.testing.assert_array_equal(found["length"], [3, 0, 1])
+  np.testing.assert_array_equal(pad_sequences([[1, 2, 3]], length=2)["tokens"], [[1, 2]])
