@@ -21,7 +21,7 @@ class Revision(NamedTuple):
 
 
 @functools.cache
-def find_revision(root: Path = Path(__file__).parents[1]) -> Revision:
+def find_revision(root: Path = Path(__file__).parents[2]) -> Revision:
   """The revision of the source tree at `root`, by one call of git of at most a few seconds.
 
   Packages that are installed, though it be below somebody else's repository, have none.

@@ -1,6 +1,8 @@
 """The commit in the result card, against git itself."""
 
+import inspect
 import subprocess
+from pathlib import Path
 
 from mlnotes.engine.revision import Revision, find_revision
 
@@ -51,3 +53,8 @@ def test_the_environment_of_a_hook_names_no_other_repository(tmp_path, monkeypat
   commit = git(tmp_path, "rev-parse", "HEAD")
   monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
   assert find_revision.__wrapped__(tmp_path).revision == commit
+
+
+def test_the_tree_is_the_one_that_is_imported():
+  root = inspect.signature(find_revision.__wrapped__).parameters["root"].default
+  assert root == Path(__file__).parents[2] and (root / "pyproject.toml").exists()
