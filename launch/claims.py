@@ -186,7 +186,13 @@ def look_up(card: Mapping[str, Any], name: str) -> tuple[float | None, float, in
 
 
 def run_claim(claim: Claim, directory: Path, data_dir: str) -> dict[str, Any]:
-  """Runs the command in `directory`: {"card", "minutes"}, or {"error": its last words} where it left no card."""
+  """Runs the command in `directory`: {"card", "minutes"}, or {"error": its last words} where it left no card.
+
+  Raises InputError where a run is there already: its card would be taken for a new measurement.
+  """
+  for name in ("before", "run"):
+    if (directory / name).exists():
+      raise InputError(f"--workdir: {directory / name} is there already: expected a directory without runs.")
   started = time.monotonic()
   directory.mkdir(parents=True, exist_ok=True)
   with (directory / "log.txt").open("w", encoding="utf-8") as log:
@@ -250,7 +256,8 @@ def update_claims(rows: Sequence[Mapping[str, Any]]) -> None:
       if row := rows.get(f"{path.parent.name}.{entry['id']}"):
         entry["minutes"] = float(f"{row['minutes']:.2g}")
         entry["date"] = datetime.date.today().isoformat()
-        entry["revision"] = row["card"].get("revision", "")
+        # A figure of changed sources is not that of their commit.
+        entry["revision"] = row["card"].get("revision", "") + ("" if row["card"].get("clean") else "+")
         for figure, measured in zip(entry["figures"], row["figures"]):
           if measured["mean"] is not None:
             figure["mean"], figure["std"] = float(f"{measured['mean']:.5g}"), float(f"{measured['std']:.2g}")

@@ -37,7 +37,7 @@ class Config(ContrastiveConfig):
 def make(config: Config) -> Experiment:
   data = load_data(config)
   encoder = make_encoder(config, data)
-  head = MLPHead((config.projection,) * 3, norm=BatchNorm, dtype=encoder.dtype)
+  head = MLPHead((config.projection,) * 3, norm=BatchNorm, norm_last=True, dtype=encoder.dtype)
   return make_pretraining(make_barlow_twins(Embedder(encoder, head), config.redundancy_weight), data, config)
 
 

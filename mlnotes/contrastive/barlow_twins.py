@@ -34,7 +34,11 @@ def redundancy_reduction(correlation: Float[Array, "D D"], redundancy_weight: Sc
 def make_barlow_twins(network: Embedder, redundancy_weight: float) -> Method:
   """Zbontar et al. 2021, algorithm 1. The statistics of the correlation are those of the whole batch, over all devices.
 
-  Differences from the paper: the encoder normalises both views as one batch.
+  `network` ends with a BatchNorm without scale and shift (`MLPHead(norm_last=True)`), so that what is embedded is what
+  the loss sees. The paper's weight, 0.005, is for 8192 features: with D of them each has D - 1 others.
+
+  Differences from the paper: both views pass the network as one batch, whose statistics they share there; those of the
+  correlation are each view's own.
   """
 
   def init(key, images):
@@ -44,9 +48,8 @@ def make_barlow_twins(network: Embedder, redundancy_weight: float) -> Method:
     (_, projection, _), batch_stats = apply_network(network, params, state.batch_stats, flatten_views(views))
     z = projection.reshape(*views.shape[:2], -1)
     correlation = cross_correlation(z[:, 0], z[:, 1])
-    seen = standardize_features(z[:, 0]), standardize_features(z[:, 1])
     metrics = {"correlation": jnp.mean(jnp.diagonal(correlation))}
     value = redundancy_reduction(correlation, state.hparams["redundancy_weight"])
-    return value, Outcome(batch_stats, (), seen, metrics)
+    return value, Outcome(batch_stats, (), (z[:, 0], z[:, 1]), metrics)
 
   return Method(init, loss, make_embed(network), num_views=2, hparams={"redundancy_weight": redundancy_weight})

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECONDS = 3.0
-PACKAGES = ("mlnotes", "experiments")
+# What is written into the pages and claims changes no figure.
+SOURCES = ("mlnotes", "experiments", ":(exclude)*.md", ":(exclude)*.toml")
 
 
 class Revision(NamedTuple):
@@ -29,7 +30,7 @@ def find_revision(root: Path = Path(__file__).parents[2]) -> Revision:
   if not (root / ".git").exists():
     return Revision("", None)
   environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-  command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *PACKAGES]
+  command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--", *SOURCES]
   try:
     done = subprocess.run(
       command, cwd=root, env=environment, capture_output=True, text=True, timeout=SECONDS, check=True

@@ -108,6 +108,7 @@ def explained_variance(value: Float[Array, "*B"], target: Float[Array, "*B"]) ->
 
 
 def one_hot_observation(env: Environment) -> Callable[[Any], Any]:
+  """Observations of `env` as they are normalised: numbers of states as one-hot vectors, others as they are."""
   discrete = isinstance(env.observations, Discrete)
   return lambda observation: jax.nn.one_hot(observation, env.observations.n) if discrete else observation
 

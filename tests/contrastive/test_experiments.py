@@ -62,7 +62,7 @@ def test_the_probe_refuses_what_is_no_such_run(finished, tmp_path):
   with pytest.raises(InputError, match="expected the --workdir of a run"):
     probe.main(probe.Config(run=str(tmp_path)))
   (tmp_path / "config.json").write_text(json.dumps({"experiment": "rl.ppo", "config": {}}))
-  with pytest.raises(InputError, match=r"is a run of rl\.ppo, expected contrastive\.cpc or"):
+  with pytest.raises(InputError, match=r"is a run of rl\.ppo, expected contrastive\.barlow_twins or"):
     probe.main(probe.Config(run=str(tmp_path)))
   with pytest.raises(InputError, match=r"--model_seed=7 is out of range: expected 0 to 1"):
     probe.main(probe.Config(run=str(finished), model_seed=7))

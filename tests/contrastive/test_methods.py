@@ -61,7 +61,7 @@ def compute(method, state, views, key, sharding=None):
 
 
 METHODS = {
-  "barlow_twins": lambda: make_barlow_twins(Embedder(Linear(), MLPHead((8, 4), norm=BatchNorm)), 5e-3),
+  "barlow_twins": lambda: make_barlow_twins(Embedder(Linear(), MLPHead((8, 4), norm=BatchNorm, norm_last=True)), 5e-3),
   "simclr": lambda: make_simclr(Embedder(Linear(), MLPHead((8, 4), norm=BatchNorm)), 0.5),
   "simsiam": lambda: make_simsiam(Embedder(Linear(), MLPHead((8,), BatchNorm, True), MLPHead((4, 8), BatchNorm))),
   "moco": moco,

@@ -15,7 +15,7 @@ import pytest
 from jaxtyping import Array, Float, Int
 from sklearn.neighbors import KNeighborsClassifier
 
-from experiments.contrastive import _pretraining as chapter, cpc, instance, moco, simclr, simsiam
+from experiments.contrastive import _pretraining as chapter, barlow_twins, cpc, instance, moco, simclr, simsiam
 from mlnotes.data import ArraySplit, DataSet
 from mlnotes.nn import BatchNorm
 
@@ -46,7 +46,7 @@ class Linear(nn.Module):
 def small():
   """Noise for data, a linear encoder, and views that are the image times a random number."""
   with pytest.MonkeyPatch.context() as patch:
-    for module in (cpc, instance, moco, simclr, simsiam):
+    for module in (barlow_twins, cpc, instance, moco, simclr, simsiam):
       features = 32 if module is cpc else 8  # four to a group of GroupNorm
       patch.setattr(
         module, "make_encoder", lambda config, data, norm=BatchNorm, features=features: Linear(norm, features)
@@ -59,6 +59,7 @@ def small():
 
 MOCO = dict(momentum_encoder=0.6, queue_size=16)
 CASES = {
+  "barlow_twins": (barlow_twins, dict(redundancy_weight=0.2)),
   "simclr": (simclr, {}),
   "moco v1, symmetric": (moco, dict(version="v1", symmetric=True, bn_splits=2, bn_shuffle="permutation", **MOCO)),
   "moco v2": (moco, dict(version="v2", bn_splits=2, bn_shuffle="stride", **MOCO)),
@@ -72,7 +73,7 @@ each_case = pytest.mark.parametrize("case", CASES)
 
 def configure(case):
   module, settings = CASES[case]
-  settings = settings if module in (cpc, simsiam) else {"temperature": TEMPERATURE, **settings}
+  settings = settings if module in (barlow_twins, cpc, simsiam) else {"temperature": TEMPERATURE, **settings}
   return module, module.Config(
     batch_size=BATCH, projection=4, optimizer="sgd", momentum=0.0, learning_rate=RATE, weight_decay=DECAY,
     schedule="linear", warmup_steps=0, steps=STEPS, seed=0, knn_k=2, knn_temperature=0.5, **settings,
@@ -154,6 +155,16 @@ def simclr_loss(p, memory, draws, step):
   return cross_entropy(logits, np.roll(np.arange(2 * BATCH), BATCH)), memory
 
 
+def barlow_twins_loss(p, memory, draws, step):
+  h, head = encode(p["encoder"], draws.views.reshape(2 * BATCH, -1)), p["head"]
+  for i in range(2):
+    h = nn.relu(batch_norm(h @ head[f"Dense_{i}"]["kernel"], head[f"BatchNorm_{i}"]))
+  z = batch_norm(h @ head["Dense_2"]["kernel"]).reshape(2, BATCH, -1)
+  c = batch_norm(z[0]).T @ batch_norm(z[1]) / BATCH
+  wanted = np.eye(len(c))
+  return jnp.sum(jnp.where(wanted == 1, 1.0, 0.2) * (c - wanted) ** 2), memory
+
+
 def simsiam_loss(p, memory, draws, step):
   head, predictor = p["head"], p["predictor"]
   h = encode(p["encoder"], draws.views.reshape(2 * BATCH, -1))
@@ -232,7 +243,7 @@ def reference_loss(case):
   if module is instance:
     own = (settings.get("noise_samples", 0), settings.get("proximal_weight", 0.0))
     return lambda *args: instance_loss(*args, *own)
-  return {simclr: simclr_loss, simsiam: simsiam_loss, cpc: cpc_loss}[module]
+  return {barlow_twins: barlow_twins_loss, simclr: simclr_loss, simsiam: simsiam_loss, cpc: cpc_loss}[module]
 
 
 def memory_of(case, state):
@@ -268,7 +279,7 @@ def normalise_as_seen(p, stats, x):
   return (x - stats["mean"][None]) / np.sqrt(stats["var"][None] + 1e-5) * p["scale"][None] + p["bias"][None]
 
 
-@pytest.mark.parametrize("case", ["simclr", "moco v2", "simsiam", "instance"])
+@pytest.mark.parametrize("case", ["barlow_twins", "simclr", "moco v2", "simsiam", "instance"])
 def test_a_probe_sees_the_encoders_features_under_running_statistics_and_the_monitor_searches_them(case):
   experiment, states, _ = trained(case)
   state, (module, config) = states[-1], configure(case)

@@ -52,7 +52,7 @@ def config(*flags):
 
 def result_card(mean):
   metrics = {"start_value": {"mean": mean, "std": 0.2, "seeds": [mean, mean]}}
-  return {"finished": True, "metrics": metrics, "timing": {"step_seconds": 0.25}, "revision": "def"}
+  return {"finished": True, "metrics": metrics, "timing": {"step_seconds": 0.25}, "revision": "def", "clean": True}
 
 
 def fake_runs(monkeypatch, mean):
@@ -120,6 +120,13 @@ def test_a_claim_of_a_trained_run_trains_it_first(tmp_path, chapter):
   assert "| `contrastive.simclr --data_dir={data_dir} --seeds=8`, then `contrastive.probe" in claims.render([probe])
   found = claims.run_claim(with_before(maze, "rl.q_learning --steps=0", "rl.q_learning"), tmp_path / "broken", "")
   assert "--steps=0 is out of range" in found["error"] and not (tmp_path / "broken" / "run").exists()
+
+
+def test_a_run_that_is_there_already_is_no_new_measurement(chapter, tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "result.json").write_text('{"finished": true, "metrics": {}}')
+  with pytest.raises(InputError, match="run is there already: expected a directory without runs"):
+    claims.run_claim(claims.read_claims(chapter)[0], tmp_path, "")
 
 
 @pytest.mark.processes

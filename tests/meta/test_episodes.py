@@ -152,7 +152,8 @@ def test_frozen_episodes_do_not_depend_on_the_batch():
 def test_frozen_episodes_are_the_same_in_another_process():
   code = """
 import jax, numpy as np, zlib
-from mlnotes.meta import EpisodeConfig, frozen_episodes, load_episode_sets
+from experiments.meta._episodes import EpisodeConfig, load_episode_sets
+from mlnotes.meta import frozen_episodes
 batches = frozen_episodes(load_episode_sets(EpisodeConfig()).test, 0, 6, 5, 1, 15, 3)
 draw = jax.jit(batches.draw)
 print([zlib.crc32(np.asarray(draw(batches.arrays, i)["task"].query["image"]).tobytes()) for i in range(2)])

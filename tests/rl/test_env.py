@@ -153,12 +153,11 @@ def test_continuous_actions_need_bounds():
 
 
 def test_every_public_function_says_what_it_does():
-  modules = (
-    "env host_env gymnasium_bridge experiment table tabular tabular_experiment gridworld_report dynamic_programming "
-    "linear tiles corridor traces dqn"
-  )
-  for name in modules.split():
-    module = importlib.import_module(f"mlnotes.rl.{name}")
+  library = "env registry gymnax_env host_env gymnasium_bridge episodes table tabular interaction dynamic_programming"
+  library = f"{library} linear tiles corridor traces dqn on_policy off_policy"
+  shared = "_agent _animation _gridworld_report _off_policy _on_policy _tabular"
+  for name in (*(f"mlnotes.rl.{m}" for m in library.split()), *(f"experiments.rl.{m}" for m in shared.split())):
+    module = importlib.import_module(name)
     for key, value in vars(module).items():
       if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_"):
         assert value.__doc__, f"{name}.{key}"
