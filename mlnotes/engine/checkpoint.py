@@ -79,7 +79,8 @@ class Checkpoints:
       managers.LatestN(n=1),
       managers.BestN(get_metric_fn=_rank, n=1),
     ]
-    _quiet_writers()
+    if not read_only:
+      _quiet_writers()
     self.directory = directory
     self._args = ocp.args
     options = ocp.CheckpointManagerOptions(
