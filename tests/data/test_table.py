@@ -134,8 +134,33 @@ def test_standardised_by_the_training_split_alone():
       np.testing.assert_allclose(ours.arrays[name], (raw.arrays[name] - mean) / scale, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(table.test.arrays["y"] * table.y_scale + table.y_mean, plain.test.arrays["y"], rtol=1e-5)
   assert np.abs(table.test.arrays["x"].mean(axis=0)).max() > 0.01
-  (constant,), mean, scale = standardize(np.full((4, 1), 7.0))
-  assert not constant.any() and mean == 7 and scale == 1
+
+
+def test_a_column_that_varies_little_beside_its_mean_is_standardised(tmp_path):
+  """Seconds of this century, one after the other: neither all the same nor rounded to a few."""
+  time = 1_700_000_000 + np.random.default_rng(0).permutation(100)
+  expected = np.arange(100) - 49.5
+  np.savez(tmp_path / "t.npz", x=time[:, None], y=time / 2, x_test=time[:1, None], y_test=time[:1] / 2)
+  np.savetxt(tmp_path / "t.csv", np.c_[time, time / 2], fmt="%.1f", delimiter=",", header="a,b", comments="")
+  for path, test in ((tmp_path / "t.npz", ""), (tmp_path / "t.csv", tmp_path / "t.csv")):
+    table = load_table(str(path), str(test), standardize="xy")
+    for found, scale in ((table.train.arrays["x"][:, 0], table.x_scale), (table.train.arrays["y"], 2 * table.y_scale)):
+      np.testing.assert_allclose(scale, np.sqrt((100**2 - 1) / 12), rtol=1e-9)  # a discrete uniform distribution's
+      np.testing.assert_allclose(np.sort(found) * scale, expected, rtol=1e-6)
+    np.testing.assert_allclose(table.test.arrays["x"][0, 0] * table.x_scale, time[0] - 1_700_000_049.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [7, 0.1, -1e30, 0.0])
+def test_a_column_that_does_not_vary_is_not_divided(value):
+  (constant, other), mean, scale = standardize(np.full((100_000, 1), value), np.full((1, 1), value + 1))
+  assert not constant.any() and mean == value and scale == 1 and other == np.float32(value + 1 - value)
+
+
+def test_numbers_beyond_32_bits_are_refused_standardised_or_not(tmp_path):
+  path = write(tmp_path / "t.csv", "a,b\n1,1\n2,1e39\n3,2\n")
+  for which in ("none", "x", "xy"):
+    with pytest.raises(DataError, match=rf"--dataset={path}: the array 'y' holds .* expected finite ones of float32"):
+      load_table(path, standardize=which)
 
 
 def test_other_names_and_flags_without_effect():
