@@ -205,8 +205,11 @@ class _Column(NamedTuple):
   def is_number(self) -> list[bool]:
     return [_is_number(cell) for cell in self.cells]
 
+  def is_missing(self) -> list[bool]:
+    return [cell.lower() in _MISSING for cell in self.cells]
+
   def is_words(self) -> bool:
-    return not any(self.is_number()) and not any(cell.lower() in _MISSING for cell in self.cells)
+    return not any(self.is_number()) and not any(self.is_missing())
 
   def refuse(self, i: int, expected: str) -> DataError:
     cell = self.cells[i]
@@ -214,20 +217,31 @@ class _Column(NamedTuple):
     return DataError(f"{self.where}: line {self.lines[i]}, column {self.name!r}: {found}, expected {expected}.")
 
   def as_numbers(self) -> np.ndarray:
-    known = self.is_number()
-    if not any(known):  # words, of which some are missing
-      raise self.refuse(next(i for i, cell in enumerate(self.cells) if cell.lower() in _MISSING), "a word")
+    known, missing = self.is_number(), self.is_missing()
+    if not any(known) and any(missing):  # words, of which some are missing
+      raise self.refuse(missing.index(True), "a word")
     if not all(known):
       raise self.refuse(known.index(False), "a number")
     return np.array([float(cell) for cell in self.cells])
 
   def as_classes(self) -> np.ndarray:
     """Words, or whole numbers where all of them are."""
-    for i, cell in enumerate(self.cells):
-      if cell.lower() in _MISSING:
-        raise self.refuse(i, "a class")
+    if any(missing := self.is_missing()):
+      raise self.refuse(missing.index(True), "a class")
     whole = [cell.removeprefix("+").isdecimal() for cell in self.cells]
     return np.array([int(cell) for cell in self.cells] if all(whole) else list(self.cells))
+
+
+def _are_words(columns: Sequence[_Column]) -> bool:
+  """Whether a column is one of words in every file. Raises DataError where it is in --dataset alone."""
+  first, *others = columns
+  if not first.is_words():
+    return False
+  for other in others:
+    if not other.is_words():
+      known = [number or missing for number, missing in zip(other.is_number(), other.is_missing())]
+      raise other.refuse(known.index(True), "a word, as in --dataset")
+  return True
 
 
 def _is_number(cell: str) -> bool:
@@ -254,7 +268,7 @@ def _load_csv(path: str, test_path: str, target: str, target_kind: str, categori
   encoded, xs = {}, [[] for _ in files]
   for name in features:
     columns = [table[name] for table in by_name]
-    if all(column.is_words() for column in columns):
+    if _are_words(columns):
       encoded[name] = tuple(sorted({cell for column in columns for cell in column.cells}))
       values = [np.searchsorted(encoded[name], column.cells).astype(np.float64) for column in columns]
     else:
@@ -271,7 +285,7 @@ def _load_csv(path: str, test_path: str, target: str, target_kind: str, categori
   ys, is_class = [None for _ in files], False
   if target != "none":
     goals = [table[target] for table in by_name]
-    is_class = target_kind == "class" or (target_kind == "auto" and all(goal.is_words() for goal in goals))
+    is_class = target_kind == "class" or (target_kind == "auto" and _are_words(goals))
     ys = [goal.as_classes() if is_class else goal.as_numbers() for goal in goals]
   parts = [(np.stack(x, axis=1), y) for x, y in zip(xs, ys)]
   return _check(flags[0], Path(path).stem, parts, features, is_class, categories=encoded)

@@ -59,6 +59,7 @@ def test_a_test_file_is_the_test_split_and_shares_the_words(tmp_path):
     ("a,b\n1,2\n3,x\n5,6\n", {}, r"line 3, column 'b': found 'x', expected a number"),
     ("a,b\n1,2\n,4\n", {}, r"line 3, column 'a': found an empty cell, expected a number"),
     ("a,b\nred,2\n?,4\n", {}, r"line 3, column 'a': found '\?', expected a word"),
+    ("a,b\n1,x\n2,y\n", {"target_kind": "number"}, r"line 2, column 'b': found 'x', expected a number"),
     ("a,b\n1,2\nnan,4\n", {}, r"line 3, column 'a': found 'nan', expected a number"),
     ("a,b\n1,2\n3\n", {}, r"line 3 has 1 cells, expected 2: a, b"),
     ("1,2\n3,4\n", {}, r"found numbers in the first line \(1, 2\), expected the columns' names"),
@@ -81,6 +82,23 @@ def test_a_csv_that_does_not_fit_is_refused_at_its_place(text, given, sentence, 
   with pytest.raises(DataError, match=sentence) as refused:
     load_table(path, **given)
   assert "t.csv" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "test", "sentence"),
+  [
+    ("a,b\n1,2\n", "a,b\nx,2\n", r"test.csv: line 2, column 'a': found 'x', expected a number"),
+    ("a,b\nx,2\n", "a,b\ny,2\n1,2\n", r"test.csv: line 3, column 'a': found '1', expected a word, as in --dataset"),
+    ("a,b\nx,2\n", "a,b\n,2\n", r"test.csv: line 2, column 'a': found an empty cell, expected a word, as in"),
+    ("a,b\n1,2\n", "a,b\n1,x\n", r"test.csv: line 2, column 'b': found 'x', expected a number"),
+    ("a,b\n1,x\n", "a,b\n1,2\n", r"test.csv: line 2, column 'b': found '2', expected a word, as in --dataset"),
+  ],
+)
+def test_a_test_file_whose_columns_are_of_another_kind_is_refused(text, test, sentence, tmp_path):
+  path, test = write(tmp_path / "t.csv", text), write(tmp_path / "test.csv", test)
+  with pytest.raises(DataError, match=sentence) as refused:
+    load_table(path, test, categories="encode")
+  assert str(refused.value).startswith("--test_dataset=")
 
 
 def test_arrays_of_an_npz(tmp_path):
