@@ -233,8 +233,8 @@ def _load_npz(path: str, undirected: bool) -> Graph:
   (label,), class_names = name_classes(flag, found[label_name], of="node")
   size = len(label)
   senders, receivers = _read_edges(flag, found)
-  for name, value in (("senders", senders), ("receivers", receivers)):
-    check_arrays(flag, {name: value}, {name: expect_graph(size, 1)[name]})
+  expected = {name: expect_graph(size, 1)[name] for name in ("senders", "receivers")}
+  senders, receivers = check_arrays(flag, {"senders": senders, "receivers": receivers}, expected).values()
   if undirected:
     senders, receivers = make_undirected(senders, receivers, size)
   features = _read_features(flag, found, size)

@@ -102,6 +102,8 @@ RING = np.roll(np.eye(12), 1, axis=1)
     ({"adj_shape": np.array([12, 13])}, r"adj_shape is \[12, 13\], expected a square"),
     ({"adj_shape": np.array([12])}, "expected rows and columns"),
     ({"labels": LABELS[:9]}, r"senders\[9\] is 9, expected 0 to 8"),
+    ({"senders": LABELS, "receivers": LABELS[:1]}, r"receivers has shape \(1,\), expected E = 12 as in senders"),
+    ({"senders": LABELS, "receivers": LABELS[:5]}, r"receivers has shape \(5,\), expected E = 12 as in senders"),
     ({"features": np.zeros((11, 2))}, r"the features have shape \(11, 2\), expected 12 rows"),
     ({"features": np.full((12, 1), np.nan)}, r"features\[0, 0\] is nan, expected finite"),
     ({"train_mask": LABELS == 0}, "found masks of train, expected test_mask or test_index too"),
