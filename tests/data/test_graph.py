@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+import mlnotes.data.graph
 from mlnotes.data import DataError, load_graph, make_graph_feeds
 from mlnotes.data.flags import GraphConfig
 from mlnotes.data.graph import make_undirected, sample_block_model, split_nodes
@@ -49,6 +50,26 @@ def test_a_block_model_is_its_seed():
   np.testing.assert_allclose(means, np.eye(4), atol=5 / np.sqrt(50))
   inside = first.label[first.senders] == first.label[first.receivers]
   assert 0.6 < inside.mean() < 0.9  # 49 * 0.1 / (49 * 0.1 + 150 * 0.01) = 0.77
+
+
+def test_a_block_model_is_drawn_on_the_first_cpu_whatever_the_default_device_is(monkeypatch):
+  """An accelerator may round in another way, and the graph is to be the same beside one."""
+  places = []
+
+  def spied(sample):
+    def draw(*args):
+      places.append((drawn := sample(*args)).devices())
+      return drawn
+
+    return draw
+
+  monkeypatch.setattr(mlnotes.data.graph, "sample_block_model", spied(sample_block_model))
+  monkeypatch.setattr(jax.random, "normal", spied(jax.random.normal))
+  with jax.default_device(jax.devices()[3]):
+    graph = load_graph("sbm")
+  assert places == [{jax.local_devices(backend="cpu")[0]}] * 2
+  monkeypatch.undo()
+  np.testing.assert_array_equal(graph.features, load_graph("sbm").features)
 
 
 def sparse_file(path, adjacency, attr=None, **more):
