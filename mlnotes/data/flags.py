@@ -131,7 +131,9 @@ class GraphConfig(BaseConfig):
   p_within: float = field(0.1, "probability of an edge inside a block of --dataset=sbm")
   p_between: float = field(0.01, "probability of an edge between two blocks of --dataset=sbm")
   graph_seed: int = field(0, "seed that --dataset=sbm is drawn from")
-  eval_split: Literal["valid", "test"] = field("test", "nodes to evaluate on, which choose the best checkpoint")
+  eval_split: Literal["valid", "test"] = field(
+    "valid", "nodes to evaluate on, which choose the best checkpoint; test where no node is in valid"
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -185,7 +187,7 @@ def make_feeds(data: Data, config: Any) -> Feeds:
   does, DataError as `make_graph_feeds` and `describe_classes` do; what the latter says of images is said as notes.
   """
   if isinstance(data, Graph):
-    return make_graph_feeds(data, config.eval_split)
+    return make_graph_feeds(data, config.eval_split if data.arrays[config.eval_split].any() else "test")
   if isinstance(data, DataSet):
     for sentence in describe_classes(data):
       _note(f"--dataset={config.dataset}: {sentence}")

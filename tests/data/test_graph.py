@@ -6,7 +6,7 @@ import scipy.sparse
 
 import mlnotes.data.graph
 from mlnotes.data import DataError, load_graph, make_graph_feeds
-from mlnotes.data.flags import GraphConfig
+from mlnotes.data.flags import GraphConfig, make_feeds
 from mlnotes.data.graph import make_undirected, sample_block_model, split_nodes
 from mlnotes.engine.errors import InputError
 
@@ -173,6 +173,17 @@ def test_the_mask_of_a_batch_says_which_nodes_count(key):
   assert feeds.fingerprint != make_graph_feeds(graph._replace(label=1 - graph.label)).fingerprint
   with pytest.raises(DataError, match="--eval_split=valid: karate has no node in it"):
     make_graph_feeds(graph._replace(valid=np.zeros(34, bool)), "valid")
+
+
+def test_the_flag_says_which_nodes_are_evaluated():
+  """Those to validate on unless there are none: what chooses a checkpoint is not what it is tested on."""
+  graph = load_graph("karate")
+  bare = graph._replace(valid=np.zeros(34, bool))
+  cases = ((graph, {}, "valid"), (graph, {"eval_split": "test"}, "test"), (bare, {}, "test"))
+  for data, given, expected in cases:
+    feeds = make_feeds(data, GraphConfig(**given))
+    assert feeds.split == expected
+    np.testing.assert_array_equal(feeds.evaluate.draw(feeds.evaluate.arrays, 0)["mask"], getattr(data, expected))
 
 
 def test_flags():
