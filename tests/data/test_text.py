@@ -79,8 +79,15 @@ def test_what_is_set_aside_of_files(tmp_path):
   (tmp_path / "t.txt").write_text(lines)
   (train,), (test,) = load_documents(str(tmp_path / "t.txt"))[1:]
   assert train + test == lines and train.endswith("\n") and test == "line 19\n"
-  (tmp_path / "t.txt").write_text("x" * 25)
-  assert load_documents(str(tmp_path / "t.txt"))[1:] == (("x" * 23,), ("xx",))
+  for text, test in (
+    ("x" * 25, "xx"),
+    ("x" * 94 + "\n" + "y" * 5, "xxxx\nyyyyy"),  # a line from the middle of the tenth on would leave half of it
+    ("x" * 93 + "\n" + "y" * 6, "yyyyyy"),
+    ("x" * 98 + "\ny", "xxxxxxxx\ny"),
+    ("x" * 99 + "\n", "xxxxxxxxx\n"),
+  ):
+    (tmp_path / "t.txt").write_text(text)
+    assert load_documents(str(tmp_path / "t.txt"))[1:] == ((text[: -len(test)],), (test,))
 
 
 @pytest.mark.parametrize(
