@@ -3,7 +3,7 @@ import pytest
 from sklearn import datasets
 
 from mlnotes.data import DataError, load_table, standardize
-from mlnotes.data.flags import TableConfig
+from mlnotes.data.flags import TableConfig, load_data
 
 CSV = "age,size,colour,kind\n1,2.5,red,a\n2,-3e1,blue,b\n\n3,.5,red,a\n4,0,blue,b\n"
 
@@ -179,6 +179,34 @@ def test_numbers_beyond_32_bits_are_refused_standardised_or_not(tmp_path):
   for which in ("none", "x", "xy"):
     with pytest.raises(DataError, match=rf"--dataset={path}: the array 'y' holds .* expected finite ones of float32"):
       load_table(path, standardize=which)
+
+
+def test_the_flag_says_what_is_standardised():
+  plain = load_data(TableConfig(standardize="none"))
+  scaled = {"none": (), "x": ("x",), "xy": ("x", "y")}
+  assert load_data(TableConfig()).train.arrays["x"].std(axis=0) == pytest.approx(1, rel=1e-4)
+  for which, names in scaled.items():
+    table = load_data(TableConfig(standardize=which))
+    for name in ("x", "y"):
+      raw = plain.train.arrays[name].astype(np.float64)
+      expected = (raw - raw.mean(axis=0)) / raw.std(axis=0) if name in names else raw
+      np.testing.assert_allclose(table.train.arrays[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_flag_says_what_the_target_is(tmp_path):
+  y = np.arange(20) % 3 * 2
+  np.savez(tmp_path / "t.npz", x=np.arange(20.0)[:, None], y=y)
+  path = str(tmp_path / "t.npz")
+  for kind, classes, expected in (
+    ("auto", ("0", "2", "4"), y // 2),
+    ("class", ("0", "2", "4"), y // 2),
+    ("number", (), y),
+  ):
+    table = load_data(TableConfig(dataset=path, target_kind=kind, standardize="none"))
+    assert table.class_names == classes
+    found = together(table, "y")
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == (np.int32 if classes else np.float32)
 
 
 def test_other_names_and_flags_without_effect():

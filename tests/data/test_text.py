@@ -62,6 +62,15 @@ def test_a_corpus_is_its_documents_one_after_the_other(tmp_path):
     load_corpus(path, test, tokenizer=str(tmp_path / "p.json"))
 
 
+def test_training_windows_start_a_stride_apart_and_test_windows_side_by_side(tmp_path):
+  (tmp_path / "t.txt").write_text("abcdefghij" * 4)
+  corpus = load_corpus(str(tmp_path / "t.txt"), str(tmp_path / "t.txt"), end_token=False, length=6, stride=2)
+  for split, step in ((corpus.train, 2), (corpus.test, 6)):
+    starts = np.arange(0, 40 - 6, step)
+    expected = (starts[:, np.newaxis] + np.arange(7)) % 10  # the ids of the letters in their order
+    np.testing.assert_array_equal(split.read(np.arange(len(split)))["tokens"], expected)
+
+
 def test_the_manual_pages():
   from pydoc_data.topics import topics
 
