@@ -87,6 +87,8 @@ class TableConfig(FeedConfig):
       idle |= dict.fromkeys(("target", "categories"), f"--dataset={self.dataset} is no .csv file")
     if self.dataset in BUILT_IN:
       idle["test_dataset"] = f"--dataset={self.dataset} has its own two splits"
+    if self.target == "none" and "target" not in idle:
+      idle["target_kind"] = "--target=none leaves nothing to predict"
     return idle
 
 
@@ -113,8 +115,9 @@ class TextConfig(FeedConfig):
 
   def idle_flags(self):
     idle = super().idle_flags()
-    if not self.dataset.endswith(".txt"):
-      idle["documents"] = f"--dataset={self.dataset} is no .txt file"
+    if not self.dataset.endswith(".txt") and not self.test_dataset.endswith(".txt"):
+      other = f" and --test_dataset={self.test_dataset}" if self.test_dataset else ""
+      idle["documents"] = f"--dataset={self.dataset}{other} {'are' if other else 'is'} no .txt file"
     if self.tokenizer != "bpe":
       idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
     return idle
@@ -184,11 +187,15 @@ def make_feeds(data: Data, config: Any) -> Feeds:
   """Training batches drawn on the device or streamed to it, and the test split in order; or the whole graph for both.
 
   `config` has the fields of the kind's config, and `seed`, `seeds` and `fsdp`. Raises InputError as `make_split_feeds`
-  does, DataError as `make_graph_feeds` and `describe_classes` do; what the latter says of images is said as notes.
+  does, DataError as `make_graph_feeds` and `describe_classes` do. Notes say what the latter says of images, and that a
+  y is no number where `standardize` asks for one.
   """
   if isinstance(data, Graph):
     return make_graph_feeds(data, config.eval_split if data.arrays[config.eval_split].any() else "test")
   if isinstance(data, DataSet):
     for sentence in describe_classes(data):
       _note(f"--dataset={config.dataset}: {sentence}")
+  if isinstance(data, Table) and config.standardize == "xy" and ("y" not in data.train.arrays or data.num_classes):
+    found = f"y is one of {data.num_classes} classes" if data.num_classes else "there is no y"
+    _note(f"--standardize=xy: {found}, so that x alone is standardised.")
   return make_split_feeds(data.train, data.test, config, fingerprint(data) if isinstance(data, DataSet) else "")

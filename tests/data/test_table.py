@@ -3,7 +3,7 @@ import pytest
 from sklearn import datasets
 
 from mlnotes.data import DataError, load_table, standardize
-from mlnotes.data.flags import TableConfig, load_data
+from mlnotes.data.flags import TableConfig, load_data, make_feeds
 
 CSV = "age,size,colour,kind\n1,2.5,red,a\n2,-3e1,blue,b\n\n3,.5,red,a\n4,0,blue,b\n"
 
@@ -218,3 +218,21 @@ def test_other_names_and_flags_without_effect():
     load_table("absent.csv")
   assert set(TableConfig().idle_flags()) == {"target", "categories", "test_dataset"}
   assert not TableConfig(dataset="a.csv").idle_flags()
+  assert set(TableConfig(dataset="a.csv", target="none").idle_flags()) == {"target_kind"}
+  assert "target_kind" not in TableConfig(dataset="a.npz", target="none").idle_flags()
+
+
+def test_a_y_that_is_no_number_is_not_standardised_and_that_is_said(tmp_path, capsys):
+  np.savez(tmp_path / "t.npz", x=np.arange(20.0)[:, None], y=np.arange(20) % 7)
+  np.savez(tmp_path / "x.npz", x=np.arange(20.0)[:, None])
+  cases = (
+    ("t", {}, "y is one of 7 classes"),
+    ("t", {"target_kind": "number"}, ""),
+    ("x", {}, "there is no y"),
+    ("t", {"standardize": "x"}, ""),
+  )
+  for name, given, found in cases:
+    config = TableConfig(**{"dataset": str(tmp_path / f"{name}.npz"), "standardize": "xy", "batch_size": 2, **given})
+    make_feeds(load_data(config), config)
+    note = f"note: --standardize=xy: {found}, so that x alone is standardised.\n"
+    assert capsys.readouterr().err == (note if found else "")

@@ -128,6 +128,8 @@ def test_other_names_and_flags_without_effect():
     Windows(np.arange(5), 5)
   assert set(TextConfig().idle_flags()) == {"documents", "vocab_size"}
   assert not TextConfig(dataset="a.txt", tokenizer="bpe").idle_flags()
+  assert "documents" not in TextConfig(dataset="a.jsonl", test_dataset="b.txt").idle_flags()
+  assert "documents" in TextConfig(dataset="a.jsonl", test_dataset="b.jsonl").idle_flags()
 
 
 def test_sequences_of_their_own_lengths():
