@@ -71,7 +71,7 @@ class TableConfig(FeedConfig):
   test_dataset: str = field("", "a file of the same kind to evaluate on; empty: a fixed part of --dataset")
   target: str = field("", "column of a file.csv to predict; empty: the last, none: no one")
   target_kind: Literal["auto", "number", "class"] = field(
-    "auto", "what the target is; auto: words of a .csv and whole numbers of an .npz are classes"
+    "auto", "what the target is; auto: words of a .csv, whole numbers and truth values of an .npz are classes"
   )
   categories: Literal["refuse", "encode"] = field(
     "refuse", "columns of words in a file.csv: refuse them, or encode them as whole numbers"

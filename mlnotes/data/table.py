@@ -65,9 +65,9 @@ def load_table(
   "path.npz":  arrays `x` and `y` (or `label`) and, optionally, `x_test` and `y_test`.
 
   The rows of `test_dataset` are the test split of a file; without one a fixed pseudo-random tenth is set aside.
-  `target_kind`: "auto" takes words (of a .csv) and whole numbers (of an .npz) for classes. `categories`: columns of
-  words are refused, or encoded as whole numbers in the order of their words. `standardize` brings `x`, or `x` and a
-  number `y`, to mean 0 and standard deviation 1 over the training split, whatever the test split is.
+  `target_kind`: "auto" takes words (of a .csv), whole numbers and truth values (of an .npz) for classes. `categories`:
+  columns of words are refused, or encoded as whole numbers in the order of their words. `standardize` brings `x`, or
+  `x` and a number `y`, to mean 0 and standard deviation 1 over the training split, whatever the test split is.
 
   Raises DataError, one sentence, if there is no such table or it cannot be used.
   """
@@ -181,7 +181,9 @@ def _load_npz(path: str, test_path: str, target_kind: str) -> _Read:
     parts.append(_pick(*archives[0], "_test"))
   if len({y is None for _, y in parts}) > 1:
     raise DataError(f"{flag}: found y in one of the two splits, expected it in both or in neither.")
-  is_class = y is not None and (target_kind == "class" or (target_kind == "auto" and y.dtype.kind in "iuU"))
+  is_class = y is not None and (target_kind == "class" or (target_kind == "auto" and y.dtype.kind in "iubU"))
+  if is_class:
+    parts = [(x, y.astype(np.int32) if y.dtype.kind == "b" else y) for x, y in parts]
   return _check(flag, Path(path).stem, parts, (), is_class)
 
 

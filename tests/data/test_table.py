@@ -114,6 +114,15 @@ def test_arrays_of_an_npz(tmp_path):
   np.testing.assert_array_equal(table.test.arrays["y"], y[:3].astype(np.float32) / 2)
 
 
+def test_truth_values_are_two_classes_or_numbers(tmp_path):
+  x, y = np.arange(20.0)[:, None], np.arange(20) % 3 == 0
+  np.savez(tmp_path / "t.npz", x=x, y=y)
+  for kind, classes in (("auto", ("0", "1")), ("class", ("0", "1")), ("number", ())):
+    table = load_table(str(tmp_path / "t.npz"), target_kind=kind)
+    assert table.class_names == classes and table.train.arrays["y"].dtype == (np.int32 if classes else np.float32)
+    np.testing.assert_array_equal(together(table, "y"), y)
+
+
 @pytest.mark.parametrize(
   ("arrays", "sentence"),
   [
