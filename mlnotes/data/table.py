@@ -294,11 +294,11 @@ def _load_csv(path: str, test_path: str, target: str, target_kind: str, categori
 
 
 def _read_csv(path: str, flag: str) -> list[_Column]:
-  """The columns of a file with a line of names at its head; blank lines are passed over."""
+  """The columns of a file with a line of names at its head; lines without anything are passed over."""
   try:
     with open(Path(path).expanduser(), encoding="utf-8-sig", newline="") as file:
       reader = csv.reader(file, strict=True)
-      rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
+      rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
   except FileNotFoundError as error:
     raise DataError(f"{flag}: no such file, expected a .csv with a line of names at its head.") from error
   except (OSError, UnicodeDecodeError, csv.Error) as error:

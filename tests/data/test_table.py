@@ -61,6 +61,8 @@ def test_a_test_file_is_the_test_split_and_shares_the_words(tmp_path):
     ("a,b\nred,2\n?,4\n", {}, r"line 3, column 'a': found '\?', expected a word"),
     ("a,b\n1,x\n2,y\n", {"target_kind": "number"}, r"line 2, column 'b': found 'x', expected a number"),
     ("a,b\n1,2\nnan,4\n", {}, r"line 3, column 'a': found 'nan', expected a number"),
+    ("a,b\n1,2\n,\n5,6\n", {}, r"line 3, column 'a': found an empty cell, expected a number"),
+    ("a,b\nx,y\n , \n", {"target": "none"}, r"line 3, column 'a': found an empty cell, expected a word"),
     ("a,b\n1,2\n3\n", {}, r"line 3 has 1 cells, expected 2: a, b"),
     ("1,2\n3,4\n", {}, r"found numbers in the first line \(1, 2\), expected the columns' names"),
     ("a,a\n3,4\n", {}, r"column 2 is called 'a', expected a name of its own"),
