@@ -101,7 +101,9 @@ class TextConfig(FeedConfig):
   documents: Literal["file", "line"] = field("file", "what is a document in a file.txt: the whole file, or each line")
   tokenizer: str = field("characters", "characters, bytes or bpe, trained on the training text, or a file.json of one")
   vocab_size: int = field(1024, "how many ids --tokenizer=bpe has")
-  end_token: bool = field(True, "put the special token <end> after each document")
+  end_token: bool = field(
+    True, "put the special token <end> after each document; windows run across documents, nothing else marks their ends"
+  )
   length: int = field(128, "tokens of a window that are predicted")
   stride: int = field(
     0, "tokens between the starts of two training windows; 0: --length, each is predicted once an epoch"

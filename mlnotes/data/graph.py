@@ -154,7 +154,8 @@ def split_nodes(
 ) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
   """Masks (train, valid, test), fixed and pseudo-random: `per_class` nodes of each class, `num_valid`, the rest.
 
-  At most half of a class is to learn from, and at most a third of what then remains to validate on.
+  At most half of a class, but one node of it in any case, is to learn from, and at most a third of what then remains
+  to validate on.
   """
   order = permute_index(np.arange(len(label)), len(label), np.zeros(2, np.uint32))
   masks = np.zeros((3, len(label)), bool)

@@ -103,7 +103,8 @@ def load_corpus(
 
   `tokenizer` is a kind that is trained on the training documents ("characters", "bytes", "bpe" with `vocab_size`
   ids), or a .json file that one was saved as. With `end_token` each document is followed by the special token
-  `<end>`. The test windows lie side by side, whatever `stride` is. Raises DataError, one sentence.
+  `<end>`. Windows run on from one document into the next; without `end_token` nothing marks where. The test windows
+  lie side by side, whatever `stride` is. Raises DataError, one sentence.
   """
   found = load_documents(dataset, test_dataset, documents)
   special = (END,) if end_token else ()

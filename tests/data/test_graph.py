@@ -157,10 +157,10 @@ def test_both_directions_once_without_loops():
 
 
 def test_nodes_are_divided_by_class():
-  label = np.repeat([0, 1, 2], [100, 50, 6])
+  label = np.repeat([0, 1, 2, 3], [100, 50, 6, 1])
   train, valid, test = split_nodes(label, 20, 30)
-  assert np.bincount(label[train]).tolist() == [20, 20, 3] and valid.sum() == 30
-  np.testing.assert_array_equal(train.astype(int) + valid + test, np.ones(156))
+  assert np.bincount(label[train]).tolist() == [20, 20, 3, 1] and valid.sum() == 30
+  np.testing.assert_array_equal(train.astype(int) + valid + test, np.ones(157))
 
 
 def test_the_mask_of_a_batch_says_which_nodes_count(key):
