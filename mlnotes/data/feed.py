@@ -9,6 +9,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -170,14 +171,18 @@ class _BatchSource:
     return {name: x.reshape(*shape, *x.shape[1:]) for name, x in {**examples, "index": index.reshape(-1)}.items()}
 
 
-def _host_order_bits(seed: int, epoch: int) -> np.ndarray:
-  """The words of `order_bits` for the run of `seed`."""
-  # On the CPU, because the accelerator may be busy with a long step.
+def on_cpu() -> AbstractContextManager:
+  """What is computed inside is computed on the first CPU of this process, as far as JAX has one."""
   try:
     cpu = jax.local_devices(backend="cpu")[0]
   except RuntimeError:  # JAX_PLATFORMS may leave the CPU out.
     cpu = None
-  with jax.default_device(cpu):
+  return jax.default_device(cpu)
+
+
+def _host_order_bits(seed: int, epoch: int) -> np.ndarray:
+  """The words of `order_bits` for the run of `seed`."""
+  with on_cpu():  # the accelerator may be busy with a long step
     return np.asarray(order_bits(root_key(seed), epoch))
 
 

@@ -71,7 +71,7 @@ class TableConfig(FeedConfig):
   test_dataset: str = field("", "a file of the same kind to evaluate on; empty: a fixed part of --dataset")
   target: str = field("", "column of a file.csv to predict; empty: the last, none: no one")
   target_kind: Literal["auto", "number", "class"] = field(
-    "auto", "what the target is; auto: words of a .csv and whole numbers of an .npz are classes"
+    "auto", "what the target is; auto: words of a .csv, whole numbers and truth values of an .npz are classes"
   )
   categories: Literal["refuse", "encode"] = field(
     "refuse", "columns of words in a file.csv: refuse them, or encode them as whole numbers"
@@ -87,6 +87,8 @@ class TableConfig(FeedConfig):
       idle |= dict.fromkeys(("target", "categories"), f"--dataset={self.dataset} is no .csv file")
     if self.dataset in BUILT_IN:
       idle["test_dataset"] = f"--dataset={self.dataset} has its own two splits"
+    if self.target == "none" and "target" not in idle:
+      idle["target_kind"] = "--target=none leaves nothing to predict"
     return idle
 
 
@@ -99,7 +101,9 @@ class TextConfig(FeedConfig):
   documents: Literal["file", "line"] = field("file", "what is a document in a file.txt: the whole file, or each line")
   tokenizer: str = field("characters", "characters, bytes or bpe, trained on the training text, or a file.json of one")
   vocab_size: int = field(1024, "how many ids --tokenizer=bpe has")
-  end_token: bool = field(True, "put the special token <end> after each document")
+  end_token: bool = field(
+    True, "put the special token <end> after each document; windows run across documents, nothing else marks their ends"
+  )
   length: int = field(128, "tokens of a window that are predicted")
   stride: int = field(
     0, "tokens between the starts of two training windows; 0: --length, each is predicted once an epoch"
@@ -113,8 +117,9 @@ class TextConfig(FeedConfig):
 
   def idle_flags(self):
     idle = super().idle_flags()
-    if not self.dataset.endswith(".txt"):
-      idle["documents"] = f"--dataset={self.dataset} is no .txt file"
+    if not self.dataset.endswith(".txt") and not self.test_dataset.endswith(".txt"):
+      other = f" and --test_dataset={self.test_dataset}" if self.test_dataset else ""
+      idle["documents"] = f"--dataset={self.dataset}{other} {'are' if other else 'is'} no .txt file"
     if self.tokenizer != "bpe":
       idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
     return idle
@@ -131,7 +136,9 @@ class GraphConfig(BaseConfig):
   p_within: float = field(0.1, "probability of an edge inside a block of --dataset=sbm")
   p_between: float = field(0.01, "probability of an edge between two blocks of --dataset=sbm")
   graph_seed: int = field(0, "seed that --dataset=sbm is drawn from")
-  eval_split: Literal["valid", "test"] = field("test", "nodes to evaluate on, which choose the best checkpoint")
+  eval_split: Literal["valid", "test"] = field(
+    "valid", "nodes to evaluate on, which choose the best checkpoint; test where no node is in valid"
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -182,11 +189,15 @@ def make_feeds(data: Data, config: Any) -> Feeds:
   """Training batches drawn on the device or streamed to it, and the test split in order; or the whole graph for both.
 
   `config` has the fields of the kind's config, and `seed`, `seeds` and `fsdp`. Raises InputError as `make_split_feeds`
-  does, DataError as `make_graph_feeds` and `describe_classes` do; what the latter says of images is said as notes.
+  does, DataError as `make_graph_feeds` and `describe_classes` do. Notes say what the latter says of images, and that a
+  y is no number where `standardize` asks for one.
   """
   if isinstance(data, Graph):
-    return make_graph_feeds(data, config.eval_split)
+    return make_graph_feeds(data, config.eval_split if data.arrays[config.eval_split].any() else "test")
   if isinstance(data, DataSet):
     for sentence in describe_classes(data):
       _note(f"--dataset={config.dataset}: {sentence}")
+  if isinstance(data, Table) and config.standardize == "xy" and ("y" not in data.train.arrays or data.num_classes):
+    found = f"y is one of {data.num_classes} classes" if data.num_classes else "there is no y"
+    _note(f"--standardize=xy: {found}, so that x alone is standardised.")
   return make_split_feeds(data.train, data.test, config, fingerprint(data) if isinstance(data, DataSet) else "")

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
 from mlnotes.data.dataset import name_classes
-from mlnotes.data.feed import make_whole_eval, make_whole_feed
+from mlnotes.data.feed import make_whole_eval, make_whole_feed, on_cpu
 from mlnotes.data.feeds import Feeds
 from mlnotes.data.fingerprint import fingerprint_splits
 from mlnotes.data.image import DataError
@@ -154,7 +154,8 @@ def split_nodes(
 ) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
   """Masks (train, valid, test), fixed and pseudo-random: `per_class` nodes of each class, `num_valid`, the rest.
 
-  At most half of a class is to learn from, and at most a third of what then remains to validate on.
+  At most half of a class, but one node of it in any case, is to learn from, and at most a third of what then remains
+  to validate on.
   """
   order = permute_index(np.arange(len(label)), len(label), np.zeros(2, np.uint32))
   masks = np.zeros((3, len(label)), bool)
@@ -211,11 +212,12 @@ def sample_block_model(
 
 def _load_block_model(nodes: int, blocks: int, p_within: float, p_between: float, seed: int) -> Graph:
   label = np.arange(nodes, dtype=np.int32) * blocks // nodes
-  probabilities = jnp.full((blocks, blocks), p_between).at[jnp.arange(blocks), jnp.arange(blocks)].set(p_within)
-  edge_key, noise_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
-  adjacency = np.asarray(sample_block_model(edge_key, jnp.asarray(label), probabilities))
+  probabilities = np.where(np.eye(blocks, dtype=bool), p_within, p_between).astype(np.float32)
+  with on_cpu():  # an accelerator rounds the noise in another way
+    edge_key, noise_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
+    adjacency = np.asarray(sample_block_model(edge_key, jnp.asarray(label), jnp.asarray(probabilities)))
+    noise = np.asarray(jax.random.normal(noise_key, (nodes, blocks)))
   receivers, senders = np.nonzero(adjacency)
-  noise = np.asarray(jax.random.normal(noise_key, (nodes, blocks)))
   masks = dict(zip(_MASKS, split_nodes(label, _TRAIN_PER_CLASS, _VALID)))
   features = np.eye(blocks, dtype=np.float32)[label] + noise
   arrays = {"senders": senders, "receivers": receivers, "features": features, "label": label, **masks}
@@ -233,8 +235,8 @@ def _load_npz(path: str, undirected: bool) -> Graph:
   (label,), class_names = name_classes(flag, found[label_name], of="node")
   size = len(label)
   senders, receivers = _read_edges(flag, found)
-  for name, value in (("senders", senders), ("receivers", receivers)):
-    check_arrays(flag, {name: value}, {name: expect_graph(size, 1)[name]})
+  expected = {name: expect_graph(size, 1)[name] for name in ("senders", "receivers")}
+  senders, receivers = check_arrays(flag, {"senders": senders, "receivers": receivers}, expected).values()
   if undirected:
     senders, receivers = make_undirected(senders, receivers, size)
   features = _read_features(flag, found, size)

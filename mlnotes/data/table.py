@@ -17,9 +17,9 @@ from mlnotes.data.order import hold_out
 from mlnotes.data.split import Expected, NamedArrays, check_arrays
 
 BUILT_IN = ("diabetes", "iris", "wine", "breast_cancer")
-# What a split holds; `y` is absent where there is no target.
-X = Expected("ND", "fiub", np.float32)
-NUMBER = Expected("N", "fiub", np.float32)
+# What a split holds, as it is read; `y` is absent where there is no target.
+X = Expected("ND", "fiub", np.float64)
+NUMBER = Expected("N", "fiub", np.float64)
 CLASS = Expected("N", "iu", np.int32, low=0)
 # What `x` and `y` are called in the files of others.
 _X_NAMES, _Y_NAMES = ("x", "X", "feature", "features", "data"), ("y", "label", "labels", "target")
@@ -65,21 +65,21 @@ def load_table(
   "path.npz":  arrays `x` and `y` (or `label`) and, optionally, `x_test` and `y_test`.
 
   The rows of `test_dataset` are the test split of a file; without one a fixed pseudo-random tenth is set aside.
-  `target_kind`: "auto" takes words (of a .csv) and whole numbers (of an .npz) for classes. `categories`: columns of
-  words are refused, or encoded as whole numbers in the order of their words. `standardize` brings `x`, or `x` and a
-  number `y`, to mean 0 and standard deviation 1 over the training split, whatever the test split is.
+  `target_kind`: "auto" takes words (of a .csv), whole numbers and truth values (of an .npz) for classes. `categories`:
+  columns of words are refused, or encoded as whole numbers in the order of their words. `standardize` brings `x`, or
+  `x` and a number `y`, to mean 0 and standard deviation 1 over the training split, whatever the test split is.
 
   Raises DataError, one sentence, if there is no such table or it cannot be used.
   """
   if dataset in BUILT_IN:
-    table = _load_built_in(dataset, target_kind)
+    read = _load_built_in(dataset, target_kind)
   elif dataset.endswith(".csv"):
-    table = _load_csv(dataset, test_dataset, target, target_kind, categories)
+    read = _load_csv(dataset, test_dataset, target, target_kind, categories)
   elif dataset.endswith(".npz"):
-    table = _load_npz(dataset, test_dataset, target_kind)
+    read = _load_npz(dataset, test_dataset, target_kind)
   else:
     raise DataError(f"--dataset={dataset}: no such table, expected {', '.join(BUILT_IN)}, a file.csv or a file.npz.")
-  return _standardize(table, standardize) if standardize != "none" else table
+  return _make_table(read, standardize)
 
 
 def standardize(
@@ -87,32 +87,51 @@ def standardize(
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray | float, np.ndarray | float]:
   """((train, *others) less the mean over `train`, divided by its standard deviation; that mean; that scale).
 
-  A column that does not vary in `train` is not divided. Arithmetic in 64 bits, results in 32.
+  A column that does not vary in `train`, to a millionth of a millionth of its mean, is not divided. Arithmetic in 64
+  bits, results in 32.
   """
-  mean, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-  scale = np.where(scale > 1e-6 * np.abs(mean), scale, 1.0)
+  first = train[0].astype(np.float64)  # less this one, a column that does not vary is 0 without rounding
+  mean, scale = first + (train - first).mean(axis=0), (train - first).std(axis=0)
+  scale = np.where(scale > 1e-12 * np.abs(mean), scale, 1.0)
   return tuple(((value - mean) / scale).astype(np.float32) for value in (train, *others)), mean, scale
 
 
-def _standardize(table: Table, which: str) -> Table:
-  train, test = (dict(split.arrays) for split in (table.train, table.test))
-  (train["x"], test["x"]), mean, scale = standardize(train["x"], test["x"])
-  table = table._replace(x_mean=mean, x_scale=scale)
-  if which == "xy" and "y" in train and not table.num_classes:
-    (train["y"], test["y"]), mean, scale = standardize(train["y"], test["y"])
-    table = table._replace(y_mean=float(mean), y_scale=float(scale))
-  return table._replace(train=NamedArrays(train), test=NamedArrays(test))
+class _Read(NamedTuple):
+  """What a table holds and how it is called; the numbers of both splits are still in 64 bits."""
+
+  flag: str
+  name: str
+  splits: Sequence[Mapping[str, np.ndarray]]
+  feature_names: tuple[str, ...]
+  class_names: tuple[str, ...]
+  categories: Mapping[str, tuple[str, ...]]
 
 
-def _make_table(
+def _make_table(read: _Read, which: Literal["none", "x", "xy"]) -> Table:
+  """The table in 32 bits, `which` of its arrays standardised before it is rounded."""
+  (train, test), moments = map(dict, read.splits), {}
+  try:
+    splits = NamedArrays(train), NamedArrays(test)  # which refuses what is not finite in 32 bits
+  except DataError as error:
+    raise DataError(f"{read.flag}: {error}") from error
+  if which != "none":
+    (train["x"], test["x"]), moments["x_mean"], moments["x_scale"] = standardize(train["x"], test["x"])
+    if which == "xy" and "y" in train and not read.class_names:
+      (train["y"], test["y"]), mean, scale = standardize(train["y"], test["y"])
+      moments |= {"y_mean": float(mean), "y_scale": float(scale)}
+    splits = NamedArrays(train), NamedArrays(test)
+  return Table(read.name, *splits, read.feature_names, read.class_names, read.categories, **moments)
+
+
+def _check(
   flag: str,
   name: str,
   parts: Sequence[tuple[Any, Any]],
   feature_names: Sequence[str],
   is_class: bool,
   class_names: Sequence[str] = (),
-  **more: Any,
-) -> Table:
+  categories: Mapping[str, tuple[str, ...]] = {},
+) -> _Read:
   """The table of the (x, y) of both splits, or of one that is divided; `y` is None where there is no target."""
   if is_class and not class_names:
     labels, class_names = name_classes(flag, *(y for _, y in parts), of="row")
@@ -129,10 +148,10 @@ def _make_table(
   if train != test:
     raise DataError(f"{flag}: x has {test} columns in the test split, expected {train}.")
   names = tuple(feature_names) or tuple(f"x{i}" for i in range(train))
-  return Table(name, *map(NamedArrays, checked), names, tuple(class_names), **more)
+  return _Read(flag, name, checked, names, tuple(class_names), categories)
 
 
-def _load_built_in(dataset: str, target_kind: str) -> Table:
+def _load_built_in(dataset: str, target_kind: str) -> _Read:
   from sklearn import datasets
   from sklearn.model_selection import train_test_split
 
@@ -144,13 +163,13 @@ def _load_built_in(dataset: str, target_kind: str) -> Table:
   parts = train_test_split(index, test_size=0.2, stratify=bunch.target if is_class else None, random_state=0)
   names = tuple(map(str, bunch.target_names)) if is_class else ()
   pairs = [(bunch.data[i], bunch.target[i]) for i in parts]
-  return _make_table(f"--dataset={dataset}", dataset, pairs, list(map(str, bunch.feature_names)), is_class, names)
+  return _check(f"--dataset={dataset}", dataset, pairs, list(map(str, bunch.feature_names)), is_class, names)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _load_npz(path: str, test_path: str, target_kind: str) -> Table:
+def _load_npz(path: str, test_path: str, target_kind: str) -> _Read:
   flag = f"--dataset={path}"
   archives = [(flag, read_npz(path, flag, "x and y"))]
   x, y = _pick(*archives[0], "")
@@ -162,8 +181,10 @@ def _load_npz(path: str, test_path: str, target_kind: str) -> Table:
     parts.append(_pick(*archives[0], "_test"))
   if len({y is None for _, y in parts}) > 1:
     raise DataError(f"{flag}: found y in one of the two splits, expected it in both or in neither.")
-  is_class = y is not None and (target_kind == "class" or (target_kind == "auto" and y.dtype.kind in "iuU"))
-  return _make_table(flag, Path(path).stem, parts, (), is_class)
+  is_class = y is not None and (target_kind == "class" or (target_kind == "auto" and y.dtype.kind in "iubU"))
+  if is_class:
+    parts = [(x, y.astype(np.int32) if y.dtype.kind == "b" else y) for x, y in parts]
+  return _check(flag, Path(path).stem, parts, (), is_class)
 
 
 def _pick(flag: str, arrays: Mapping[str, np.ndarray], suffix: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -186,8 +207,11 @@ class _Column(NamedTuple):
   def is_number(self) -> list[bool]:
     return [_is_number(cell) for cell in self.cells]
 
+  def is_missing(self) -> list[bool]:
+    return [cell.lower() in _MISSING for cell in self.cells]
+
   def is_words(self) -> bool:
-    return not any(self.is_number()) and not any(cell.lower() in _MISSING for cell in self.cells)
+    return not any(self.is_number()) and not any(self.is_missing())
 
   def refuse(self, i: int, expected: str) -> DataError:
     cell = self.cells[i]
@@ -195,20 +219,31 @@ class _Column(NamedTuple):
     return DataError(f"{self.where}: line {self.lines[i]}, column {self.name!r}: {found}, expected {expected}.")
 
   def as_numbers(self) -> np.ndarray:
-    known = self.is_number()
-    if not any(known):  # words, of which some are missing
-      raise self.refuse(next(i for i, cell in enumerate(self.cells) if cell.lower() in _MISSING), "a word")
+    known, missing = self.is_number(), self.is_missing()
+    if not any(known) and any(missing):  # words, of which some are missing
+      raise self.refuse(missing.index(True), "a word")
     if not all(known):
       raise self.refuse(known.index(False), "a number")
     return np.array([float(cell) for cell in self.cells])
 
   def as_classes(self) -> np.ndarray:
     """Words, or whole numbers where all of them are."""
-    for i, cell in enumerate(self.cells):
-      if cell.lower() in _MISSING:
-        raise self.refuse(i, "a class")
+    if any(missing := self.is_missing()):
+      raise self.refuse(missing.index(True), "a class")
     whole = [cell.removeprefix("+").isdecimal() for cell in self.cells]
     return np.array([int(cell) for cell in self.cells] if all(whole) else list(self.cells))
+
+
+def _are_words(columns: Sequence[_Column]) -> bool:
+  """Whether a column is one of words in every file. Raises DataError where it is in --dataset alone."""
+  first, *others = columns
+  if not first.is_words():
+    return False
+  for other in others:
+    if not other.is_words():
+      known = [number or missing for number, missing in zip(other.is_number(), other.is_missing())]
+      raise other.refuse(known.index(True), "a word, as in --dataset")
+  return True
 
 
 def _is_number(cell: str) -> bool:
@@ -218,7 +253,7 @@ def _is_number(cell: str) -> bool:
     return False
 
 
-def _load_csv(path: str, test_path: str, target: str, target_kind: str, categories: str) -> Table:
+def _load_csv(path: str, test_path: str, target: str, target_kind: str, categories: str) -> _Read:
   flags = [f"--dataset={path}"] + ([f"--test_dataset={test_path}"] if test_path else [])
   files = [_read_csv(name, flag) for name, flag in zip((path, test_path), flags)]
   names = [column.name for column in files[0]]
@@ -235,7 +270,7 @@ def _load_csv(path: str, test_path: str, target: str, target_kind: str, categori
   encoded, xs = {}, [[] for _ in files]
   for name in features:
     columns = [table[name] for table in by_name]
-    if all(column.is_words() for column in columns):
+    if _are_words(columns):
       encoded[name] = tuple(sorted({cell for column in columns for cell in column.cells}))
       values = [np.searchsorted(encoded[name], column.cells).astype(np.float64) for column in columns]
     else:
@@ -252,18 +287,18 @@ def _load_csv(path: str, test_path: str, target: str, target_kind: str, categori
   ys, is_class = [None for _ in files], False
   if target != "none":
     goals = [table[target] for table in by_name]
-    is_class = target_kind == "class" or (target_kind == "auto" and all(goal.is_words() for goal in goals))
+    is_class = target_kind == "class" or (target_kind == "auto" and _are_words(goals))
     ys = [goal.as_classes() if is_class else goal.as_numbers() for goal in goals]
   parts = [(np.stack(x, axis=1), y) for x, y in zip(xs, ys)]
-  return _make_table(flags[0], Path(path).stem, parts, features, is_class, categories=encoded)
+  return _check(flags[0], Path(path).stem, parts, features, is_class, categories=encoded)
 
 
 def _read_csv(path: str, flag: str) -> list[_Column]:
-  """The columns of a file with a line of names at its head; blank lines are passed over."""
+  """The columns of a file with a line of names at its head; lines without anything are passed over."""
   try:
     with open(Path(path).expanduser(), encoding="utf-8-sig", newline="") as file:
       reader = csv.reader(file, strict=True)
-      rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
+      rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
   except FileNotFoundError as error:
     raise DataError(f"{flag}: no such file, expected a .csv with a line of names at its head.") from error
   except (OSError, UnicodeDecodeError, csv.Error) as error:

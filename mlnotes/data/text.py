@@ -103,7 +103,8 @@ def load_corpus(
 
   `tokenizer` is a kind that is trained on the training documents ("characters", "bytes", "bpe" with `vocab_size`
   ids), or a .json file that one was saved as. With `end_token` each document is followed by the special token
-  `<end>`. The test windows lie side by side, whatever `stride` is. Raises DataError, one sentence.
+  `<end>`. Windows run on from one document into the next; without `end_token` nothing marks where. The test windows
+  lie side by side, whatever `stride` is. Raises DataError, one sentence.
   """
   found = load_documents(dataset, test_dataset, documents)
   special = (END,) if end_token else ()
@@ -158,7 +159,7 @@ def load_documents(dataset: str, test_dataset: str = "", documents: Literal["fil
   "path.jsonl":  one in the field `text` of each line.
 
   Without `test_dataset` a fixed pseudo-random tenth of the documents is set aside; of a single one its end, a tenth,
-  from the start of a line where there is one. Raises DataError, one sentence.
+  from the start of a line where one starts in its first half. Raises DataError, one sentence.
   """
   texts = _read_documents(dataset, documents, f"--dataset={dataset}")
   name = Path(dataset).stem
@@ -171,12 +172,12 @@ def load_documents(dataset: str, test_dataset: str = "", documents: Literal["fil
 
 
 def _cut_end(text: str, flag: str) -> tuple[tuple[str], tuple[str]]:
-  """A text without its last tenth, and that: from the start of a line on, where one starts in it."""
+  """A text without its last tenth, and that: from the start of a line on, where one starts in its first half."""
   if len(text) < 2:
     raise DataError(f"{flag}: found a single character, expected 2 or more to set a test split aside.")
   cut = len(text) - max(1, len(text) // 10)
   line = text.find("\n", cut - 1) + 1
-  cut = line if 0 < line < len(text) else cut
+  cut = line if line > 0 and 2 * (line - cut) < len(text) - cut else cut
   return (text[:cut],), (text[cut:],)
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+import mlnotes.data.graph
 from mlnotes.data import DataError, load_graph, make_graph_feeds
-from mlnotes.data.flags import GraphConfig
+from mlnotes.data.flags import GraphConfig, make_feeds
 from mlnotes.data.graph import make_undirected, sample_block_model, split_nodes
 from mlnotes.engine.errors import InputError
 
@@ -49,6 +50,26 @@ def test_a_block_model_is_its_seed():
   np.testing.assert_allclose(means, np.eye(4), atol=5 / np.sqrt(50))
   inside = first.label[first.senders] == first.label[first.receivers]
   assert 0.6 < inside.mean() < 0.9  # 49 * 0.1 / (49 * 0.1 + 150 * 0.01) = 0.77
+
+
+def test_a_block_model_is_drawn_on_the_first_cpu_whatever_the_default_device_is(monkeypatch):
+  """An accelerator may round in another way, and the graph is to be the same beside one."""
+  places = []
+
+  def spied(sample):
+    def draw(*args):
+      places.append((drawn := sample(*args)).devices())
+      return drawn
+
+    return draw
+
+  monkeypatch.setattr(mlnotes.data.graph, "sample_block_model", spied(sample_block_model))
+  monkeypatch.setattr(jax.random, "normal", spied(jax.random.normal))
+  with jax.default_device(jax.devices()[3]):
+    graph = load_graph("sbm")
+  assert places == [{jax.local_devices(backend="cpu")[0]}] * 2
+  monkeypatch.undo()
+  np.testing.assert_array_equal(graph.features, load_graph("sbm").features)
 
 
 def sparse_file(path, adjacency, attr=None, **more):
@@ -102,6 +123,8 @@ RING = np.roll(np.eye(12), 1, axis=1)
     ({"adj_shape": np.array([12, 13])}, r"adj_shape is \[12, 13\], expected a square"),
     ({"adj_shape": np.array([12])}, "expected rows and columns"),
     ({"labels": LABELS[:9]}, r"senders\[9\] is 9, expected 0 to 8"),
+    ({"senders": LABELS, "receivers": LABELS[:1]}, r"receivers has shape \(1,\), expected E = 12 as in senders"),
+    ({"senders": LABELS, "receivers": LABELS[:5]}, r"receivers has shape \(5,\), expected E = 12 as in senders"),
     ({"features": np.zeros((11, 2))}, r"the features have shape \(11, 2\), expected 12 rows"),
     ({"features": np.full((12, 1), np.nan)}, r"features\[0, 0\] is nan, expected finite"),
     ({"train_mask": LABELS == 0}, "found masks of train, expected test_mask or test_index too"),
@@ -134,10 +157,10 @@ def test_both_directions_once_without_loops():
 
 
 def test_nodes_are_divided_by_class():
-  label = np.repeat([0, 1, 2], [100, 50, 6])
+  label = np.repeat([0, 1, 2, 3], [100, 50, 6, 1])
   train, valid, test = split_nodes(label, 20, 30)
-  assert np.bincount(label[train]).tolist() == [20, 20, 3] and valid.sum() == 30
-  np.testing.assert_array_equal(train.astype(int) + valid + test, np.ones(156))
+  assert np.bincount(label[train]).tolist() == [20, 20, 3, 1] and valid.sum() == 30
+  np.testing.assert_array_equal(train.astype(int) + valid + test, np.ones(157))
 
 
 def test_the_mask_of_a_batch_says_which_nodes_count(key):
@@ -150,6 +173,17 @@ def test_the_mask_of_a_batch_says_which_nodes_count(key):
   assert feeds.fingerprint != make_graph_feeds(graph._replace(label=1 - graph.label)).fingerprint
   with pytest.raises(DataError, match="--eval_split=valid: karate has no node in it"):
     make_graph_feeds(graph._replace(valid=np.zeros(34, bool)), "valid")
+
+
+def test_the_flag_says_which_nodes_are_evaluated():
+  """Those to validate on unless there are none: what chooses a checkpoint is not what it is tested on."""
+  graph = load_graph("karate")
+  bare = graph._replace(valid=np.zeros(34, bool))
+  cases = ((graph, {}, "valid"), (graph, {"eval_split": "test"}, "test"), (bare, {}, "test"))
+  for data, given, expected in cases:
+    feeds = make_feeds(data, GraphConfig(**given))
+    assert feeds.split == expected
+    np.testing.assert_array_equal(feeds.evaluate.draw(feeds.evaluate.arrays, 0)["mask"], getattr(data, expected))
 
 
 def test_flags():

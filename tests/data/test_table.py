@@ -3,7 +3,7 @@ import pytest
 from sklearn import datasets
 
 from mlnotes.data import DataError, load_table, standardize
-from mlnotes.data.flags import TableConfig
+from mlnotes.data.flags import TableConfig, load_data, make_feeds
 
 CSV = "age,size,colour,kind\n1,2.5,red,a\n2,-3e1,blue,b\n\n3,.5,red,a\n4,0,blue,b\n"
 
@@ -59,7 +59,10 @@ def test_a_test_file_is_the_test_split_and_shares_the_words(tmp_path):
     ("a,b\n1,2\n3,x\n5,6\n", {}, r"line 3, column 'b': found 'x', expected a number"),
     ("a,b\n1,2\n,4\n", {}, r"line 3, column 'a': found an empty cell, expected a number"),
     ("a,b\nred,2\n?,4\n", {}, r"line 3, column 'a': found '\?', expected a word"),
+    ("a,b\n1,x\n2,y\n", {"target_kind": "number"}, r"line 2, column 'b': found 'x', expected a number"),
     ("a,b\n1,2\nnan,4\n", {}, r"line 3, column 'a': found 'nan', expected a number"),
+    ("a,b\n1,2\n,\n5,6\n", {}, r"line 3, column 'a': found an empty cell, expected a number"),
+    ("a,b\nx,y\n , \n", {"target": "none"}, r"line 3, column 'a': found an empty cell, expected a word"),
     ("a,b\n1,2\n3\n", {}, r"line 3 has 1 cells, expected 2: a, b"),
     ("1,2\n3,4\n", {}, r"found numbers in the first line \(1, 2\), expected the columns' names"),
     ("a,a\n3,4\n", {}, r"column 2 is called 'a', expected a name of its own"),
@@ -83,6 +86,23 @@ def test_a_csv_that_does_not_fit_is_refused_at_its_place(text, given, sentence, 
   assert "t.csv" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+  ("text", "test", "sentence"),
+  [
+    ("a,b\n1,2\n", "a,b\nx,2\n", r"test.csv: line 2, column 'a': found 'x', expected a number"),
+    ("a,b\nx,2\n", "a,b\ny,2\n1,2\n", r"test.csv: line 3, column 'a': found '1', expected a word, as in --dataset"),
+    ("a,b\nx,2\n", "a,b\n,2\n", r"test.csv: line 2, column 'a': found an empty cell, expected a word, as in"),
+    ("a,b\n1,2\n", "a,b\n1,x\n", r"test.csv: line 2, column 'b': found 'x', expected a number"),
+    ("a,b\n1,x\n", "a,b\n1,2\n", r"test.csv: line 2, column 'b': found '2', expected a word, as in --dataset"),
+  ],
+)
+def test_a_test_file_whose_columns_are_of_another_kind_is_refused(text, test, sentence, tmp_path):
+  path, test = write(tmp_path / "t.csv", text), write(tmp_path / "test.csv", test)
+  with pytest.raises(DataError, match=sentence) as refused:
+    load_table(path, test, categories="encode")
+  assert str(refused.value).startswith("--test_dataset=")
+
+
 def test_arrays_of_an_npz(tmp_path):
   x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2 + 5
   np.savez(tmp_path / "t.npz", x=x, label=y)
@@ -94,6 +114,15 @@ def test_arrays_of_an_npz(tmp_path):
   table = load_table(str(tmp_path / "n.npz"))
   assert not table.num_classes and len(table.train) == 20
   np.testing.assert_array_equal(table.test.arrays["y"], y[:3].astype(np.float32) / 2)
+
+
+def test_truth_values_are_two_classes_or_numbers(tmp_path):
+  x, y = np.arange(20.0)[:, None], np.arange(20) % 3 == 0
+  np.savez(tmp_path / "t.npz", x=x, y=y)
+  for kind, classes in (("auto", ("0", "1")), ("class", ("0", "1")), ("number", ())):
+    table = load_table(str(tmp_path / "t.npz"), target_kind=kind)
+    assert table.class_names == classes and table.train.arrays["y"].dtype == (np.int32 if classes else np.float32)
+    np.testing.assert_array_equal(together(table, "y"), y)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +163,61 @@ def test_standardised_by_the_training_split_alone():
       np.testing.assert_allclose(ours.arrays[name], (raw.arrays[name] - mean) / scale, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(table.test.arrays["y"] * table.y_scale + table.y_mean, plain.test.arrays["y"], rtol=1e-5)
   assert np.abs(table.test.arrays["x"].mean(axis=0)).max() > 0.01
-  (constant,), mean, scale = standardize(np.full((4, 1), 7.0))
-  assert not constant.any() and mean == 7 and scale == 1
+
+
+def test_a_column_that_varies_little_beside_its_mean_is_standardised(tmp_path):
+  """Seconds of this century, one after the other: neither all the same nor rounded to a few."""
+  time = 1_700_000_000 + np.random.default_rng(0).permutation(100)
+  expected = np.arange(100) - 49.5
+  np.savez(tmp_path / "t.npz", x=time[:, None], y=time / 2, x_test=time[:1, None], y_test=time[:1] / 2)
+  np.savetxt(tmp_path / "t.csv", np.c_[time, time / 2], fmt="%.1f", delimiter=",", header="a,b", comments="")
+  for path, test in ((tmp_path / "t.npz", ""), (tmp_path / "t.csv", tmp_path / "t.csv")):
+    table = load_table(str(path), str(test), standardize="xy")
+    for found, scale in ((table.train.arrays["x"][:, 0], table.x_scale), (table.train.arrays["y"], 2 * table.y_scale)):
+      np.testing.assert_allclose(scale, np.sqrt((100**2 - 1) / 12), rtol=1e-9)  # a discrete uniform distribution's
+      np.testing.assert_allclose(np.sort(found) * scale, expected, rtol=1e-6)
+    np.testing.assert_allclose(table.test.arrays["x"][0, 0] * table.x_scale, time[0] - 1_700_000_049.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [7, 0.1, -1e30, 0.0])
+def test_a_column_that_does_not_vary_is_not_divided(value):
+  (constant, other), mean, scale = standardize(np.full((100_000, 1), value), np.full((1, 1), value + 1))
+  assert not constant.any() and mean == value and scale == 1 and other == np.float32(value + 1 - value)
+
+
+def test_numbers_beyond_32_bits_are_refused_standardised_or_not(tmp_path):
+  path = write(tmp_path / "t.csv", "a,b\n1,1\n2,1e39\n3,2\n")
+  for which in ("none", "x", "xy"):
+    with pytest.raises(DataError, match=rf"--dataset={path}: the array 'y' holds .* expected finite ones of float32"):
+      load_table(path, standardize=which)
+
+
+def test_the_flag_says_what_is_standardised():
+  plain = load_data(TableConfig(standardize="none"))
+  scaled = {"none": (), "x": ("x",), "xy": ("x", "y")}
+  assert load_data(TableConfig()).train.arrays["x"].std(axis=0) == pytest.approx(1, rel=1e-4)
+  for which, names in scaled.items():
+    table = load_data(TableConfig(standardize=which))
+    for name in ("x", "y"):
+      raw = plain.train.arrays[name].astype(np.float64)
+      expected = (raw - raw.mean(axis=0)) / raw.std(axis=0) if name in names else raw
+      np.testing.assert_allclose(table.train.arrays[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_flag_says_what_the_target_is(tmp_path):
+  y = np.arange(20) % 3 * 2
+  np.savez(tmp_path / "t.npz", x=np.arange(20.0)[:, None], y=y)
+  path = str(tmp_path / "t.npz")
+  for kind, classes, expected in (
+    ("auto", ("0", "2", "4"), y // 2),
+    ("class", ("0", "2", "4"), y // 2),
+    ("number", (), y),
+  ):
+    table = load_data(TableConfig(dataset=path, target_kind=kind, standardize="none"))
+    assert table.class_names == classes
+    found = together(table, "y")
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == (np.int32 if classes else np.float32)
 
 
 def test_other_names_and_flags_without_effect():
@@ -147,3 +229,21 @@ def test_other_names_and_flags_without_effect():
     load_table("absent.csv")
   assert set(TableConfig().idle_flags()) == {"target", "categories", "test_dataset"}
   assert not TableConfig(dataset="a.csv").idle_flags()
+  assert set(TableConfig(dataset="a.csv", target="none").idle_flags()) == {"target_kind"}
+  assert "target_kind" not in TableConfig(dataset="a.npz", target="none").idle_flags()
+
+
+def test_a_y_that_is_no_number_is_not_standardised_and_that_is_said(tmp_path, capsys):
+  np.savez(tmp_path / "t.npz", x=np.arange(20.0)[:, None], y=np.arange(20) % 7)
+  np.savez(tmp_path / "x.npz", x=np.arange(20.0)[:, None])
+  cases = (
+    ("t", {}, "y is one of 7 classes"),
+    ("t", {"target_kind": "number"}, ""),
+    ("x", {}, "there is no y"),
+    ("t", {"standardize": "x"}, ""),
+  )
+  for name, given, found in cases:
+    config = TableConfig(**{"dataset": str(tmp_path / f"{name}.npz"), "standardize": "xy", "batch_size": 2, **given})
+    make_feeds(load_data(config), config)
+    note = f"note: --standardize=xy: {found}, so that x alone is standardised.\n"
+    assert capsys.readouterr().err == (note if found else "")

@@ -62,6 +62,15 @@ def test_a_corpus_is_its_documents_one_after_the_other(tmp_path):
     load_corpus(path, test, tokenizer=str(tmp_path / "p.json"))
 
 
+def test_training_windows_start_a_stride_apart_and_test_windows_side_by_side(tmp_path):
+  (tmp_path / "t.txt").write_text("abcdefghij" * 4)
+  corpus = load_corpus(str(tmp_path / "t.txt"), str(tmp_path / "t.txt"), end_token=False, length=6, stride=2)
+  for split, step in ((corpus.train, 2), (corpus.test, 6)):
+    starts = np.arange(0, 40 - 6, step)
+    expected = (starts[:, np.newaxis] + np.arange(7)) % 10  # the ids of the letters in their order
+    np.testing.assert_array_equal(split.read(np.arange(len(split)))["tokens"], expected)
+
+
 def test_the_manual_pages():
   from pydoc_data.topics import topics
 
@@ -79,8 +88,15 @@ def test_what_is_set_aside_of_files(tmp_path):
   (tmp_path / "t.txt").write_text(lines)
   (train,), (test,) = load_documents(str(tmp_path / "t.txt"))[1:]
   assert train + test == lines and train.endswith("\n") and test == "line 19\n"
-  (tmp_path / "t.txt").write_text("x" * 25)
-  assert load_documents(str(tmp_path / "t.txt"))[1:] == (("x" * 23,), ("xx",))
+  for text, test in (
+    ("x" * 25, "xx"),
+    ("x" * 94 + "\n" + "y" * 5, "xxxx\nyyyyy"),  # a line from the middle of the tenth on would leave half of it
+    ("x" * 93 + "\n" + "y" * 6, "yyyyyy"),
+    ("x" * 98 + "\ny", "xxxxxxxx\ny"),
+    ("x" * 99 + "\n", "xxxxxxxxx\n"),
+  ):
+    (tmp_path / "t.txt").write_text(text)
+    assert load_documents(str(tmp_path / "t.txt"))[1:] == ((text[: -len(test)],), (test,))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +128,8 @@ def test_other_names_and_flags_without_effect():
     Windows(np.arange(5), 5)
   assert set(TextConfig().idle_flags()) == {"documents", "vocab_size"}
   assert not TextConfig(dataset="a.txt", tokenizer="bpe").idle_flags()
+  assert "documents" not in TextConfig(dataset="a.jsonl", test_dataset="b.txt").idle_flags()
+  assert "documents" in TextConfig(dataset="a.jsonl", test_dataset="b.jsonl").idle_flags()
 
 
 def test_sequences_of_their_own_lengths():
