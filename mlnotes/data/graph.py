@@ -21,6 +21,7 @@ from mlnotes.data.image import DataError
 from mlnotes.data.npz import read_npz
 from mlnotes.data.order import permute_index
 from mlnotes.data.split import Expected, check_arrays
+from mlnotes.engine.experiment import root_key
 
 # Without masks in the file: labelled nodes of each class to learn from, and at most this many to validate on, as of the
 # citation graphs of Yang et al. 2016.
@@ -214,7 +215,7 @@ def _load_block_model(nodes: int, blocks: int, p_within: float, p_between: float
   label = np.arange(nodes, dtype=np.int32) * blocks // nodes
   probabilities = np.where(np.eye(blocks, dtype=bool), p_within, p_between).astype(np.float32)
   with on_cpu():  # an accelerator rounds the noise in another way
-    edge_key, noise_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
+    edge_key, noise_key = jax.random.split(root_key(seed))
     adjacency = np.asarray(sample_block_model(edge_key, jnp.asarray(label), jnp.asarray(probabilities)))
     noise = np.asarray(jax.random.normal(noise_key, (nodes, blocks)))
   receivers, senders = np.nonzero(adjacency)
