@@ -327,6 +327,7 @@ def list_claims(claims: Sequence[Claim]) -> None:
   for claim in claims:
     figures = ", ".join(f"{f.name} {format_value(f.mean, f.std, f.seeds)}" for f in claim.figures)
     print(f"{claim.name:40} {claim.minutes:6.2g} min  {claim.date}  {figures}")
+    print(f"  {claim.commands}")
   print(f"{len(claims)} claims, {sum(claim.minutes for claim in claims):.0f} minutes in all.")
 
 

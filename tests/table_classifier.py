@@ -6,6 +6,7 @@ import flax.linen as nn
 import optax
 
 from mlnotes.data.flags import TableConfig, load_data, make_feeds as make_data_feeds
+from mlnotes.engine.errors import require
 from mlnotes.engine.flags import run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.supervised import make_supervised
@@ -22,7 +23,9 @@ def make_feeds(config):
 
 
 def make(config):
-  model = nn.Dense(load_data(config).num_classes)
+  data = load_data(config)
+  require(data.num_classes > 0, "target_kind", config.target_kind, "class, as the target is read as a number")
+  model = nn.Dense(data.num_classes)
   init = lambda key, batch: model.init(key, batch["x"])
   losses = lambda params, batch: optax.softmax_cross_entropy_with_integer_labels(
     model.apply(params, batch["x"]), batch["y"]

@@ -287,13 +287,17 @@ _ALIASES = {
 }  # fmt: skip
 
 
+def _command(program: str) -> str:
+  return f"python {program}" if program.endswith(".py") else f"python -m {program}"
+
+
 def no_flag(program: str, name: str, values: absl_flags.FlagValues, hint: str = "", command: str = "") -> InputError:
   """What is to be said of a flag that is not there: `hint`, else the nearest that is."""
   plain = name.replace("-", "_").lower()
   known = next((other for other in (plain, _ALIASES.get(plain)) if other in values), None)
   if not hint and known:
     hint = f"did you mean --{known}?"
-  hint = hint or nearest(name, sorted(values), f"{command or f'python -m {program}'} --helpshort lists them.")
+  hint = hint or nearest(name, sorted(values), f"{command or _command(program)} --helpshort lists them.")
   return InputError(f"{program} has no flag --{name}: {hint}")
 
 

@@ -206,7 +206,7 @@ class _Run:
       self.step, self.state, self.window = latest, restored["state"], restored["window"]
       self.saved_step = latest
       self.started_from = metadata.get("started_from")
-      self._check_data(metadata.get("data"))
+      check_data(self.record.directory, metadata.get("data"), self.program.feeds.fingerprint)
       if self.best_rows:
         self.best_rows.resume(restored["best"], metadata["best"])
       elif (score := self.checkpoints.best_score()) is not None:
@@ -221,14 +221,6 @@ class _Run:
     self.state = found
     self.started_from = {"run": config_dict(self.config)["start_from"], "step": step}
     self.progress.say(f"starts from step {step} of {self.config.start_from}")
-
-  def _check_data(self, found: Any) -> None:
-    ours = self.program.feeds.fingerprint
-    if isinstance(found, str) and found and ours and found != ours:
-      raise InputError(
-        f"--workdir={self.record.directory}: the data are not those that this run has learned from (found {ours}, "
-        f"there: {found}); expected the same data, or another --workdir."
-      )
 
   def next_count(self) -> int:
     """How many updates reach the next stop, or take about a second by this process's clock."""
@@ -387,10 +379,10 @@ def train(
   record = RowsRecord(name, config, **options) if config.rows else Record(workdir, name, config, **options)
   directory = record.directory
   try:
-    if _is_finished(record):
+    if _is_finished(record, feeds.fingerprint):
       return 0
     _hold(record)
-    if _is_finished(record):  # another process has been at it meanwhile
+    if _is_finished(record, feeds.fingerprint):  # another process has been at it meanwhile
       return 0
     with usual_jax(quiet=not writes):
       return _train(record, experiment, feeds, config, best_metric, best_mode)
@@ -416,8 +408,19 @@ def train(
     record.close()
 
 
-def _is_finished(record: Record | RowsRecord) -> bool:
+def check_data(directory: Path, found: Any, ours: str) -> None:
+  """Raises InputError where the run in `directory` has learned from data of another fingerprint, as far as is known."""
+  if isinstance(found, str) and found and ours and found != ours:
+    raise InputError(
+      f"--workdir={directory}: the data are not those that this run has learned from (found {ours}, there: {found}); "
+      "expected the same data, or another --workdir."
+    )
+
+
+def _is_finished(record: Record | RowsRecord, data: str) -> bool:
   card = record.finished()
+  if card is not None:
+    check_data(record.directory, card.get("data"), data)
   finished, _ = distributed.agree(int(card is not None), 0)
   if finished and record.writes:
     print(

@@ -517,6 +517,10 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
   assert run_on_data(tmp_path / "run", "own.npz") == 0
   assert card(tmp_path / "run")["data"].startswith("18x4x4x1+2-")
   assert saved_config(tmp_path / "run")["dataset"] == str(tmp_path / "own.npz")
+  write(2)  # a finished run is no answer about other data either
+  with pytest.raises(InputError, match="the data are not those that this run has learned from"):
+    run_on_data(tmp_path / "run", "own.npz")
+  write(0)
   (tmp_path / "elsewhere").mkdir()
   os.rename(tmp_path / "own.npz", tmp_path / "elsewhere" / "own.npz")
   monkeypatch.chdir(tmp_path / "elsewhere")
