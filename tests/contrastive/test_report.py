@@ -55,6 +55,7 @@ def write(data, directory, monkeypatch=None, state=1.0, config=CONFIG, recipe="c
   return report.write_report(embed, dim, state, data, config, directory, recipe)
 
 
+@pytest.mark.thorough
 def test_figures_are_of_the_training_split_judged_on_the_test_split(tmp_path, monkeypatch):
   data = make_data()
   figures = write(data, tmp_path, monkeypatch)
@@ -155,6 +156,7 @@ def test_features_that_lose_to_raw_pixels_are_said_to(tmp_path, monkeypatch, cap
   assert "lose" not in capfd.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("channels", [2, 4, 6])
 def test_pictures_of_images_that_are_neither_grey_nor_rgb(channels, tmp_path):
   write(make_data(train=30, test=8, channels=channels), tmp_path)
@@ -344,6 +346,7 @@ def test_the_probe_reads_the_checkpoint_and_the_seed_that_its_flags_name(tmp_pat
   np.testing.assert_array_equal(seen[1]["probe_all_labels"], compute_probe_accuracy(*learned))
 
 
+@pytest.mark.thorough
 def test_the_probe_measures_every_seed_and_draws_what_it_measured(tmp_path, monkeypatch):
   """Features of the second seed are other pixels than those of the first. A tenth of the training images votes."""
   data = make_data()

@@ -78,6 +78,7 @@ def test_parameter_count(key, model, shape, count):
   assert (out.shape, out.dtype) == (x.shape, jnp.float32)
 
 
+@pytest.mark.thorough
 def test_gradient_reaches_every_parameter(trained, inputs):
   # Another weight for every pixel, so that no sum over pixels or examples vanishes by symmetry.
   weight = np.random.default_rng(2).normal(size=(3, 4, 4, 2)).astype(np.float32)

@@ -100,6 +100,7 @@ def test_a_finished_run_says_so(undisturbed, launch):
   assert (undisturbed / "result.json").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_kill_at_random_moments_changes_no_bit(undisturbed, environment, tmp_path):
   """SIGKILL cannot be caught: whatever the process was doing, running it again gives the undisturbed result."""
   moments = random.Random(0)
@@ -154,6 +155,7 @@ def _size(path):
   return path.stat().st_size if path.exists() else 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(number, undisturbed, environment, tmp_path):
   workdir = tmp_path / "run"
@@ -187,6 +189,7 @@ def test_seeds_together_are_the_seeds_alone(undisturbed, launch, tmp_path):
   np.testing.assert_allclose(line["train/loss"], np.mean(line["train/loss/seeds"]), rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "flags, devices", [(["--data_placement=stream"], 1), ([], 8), (["--data_placement=stream"], 8)]
 )
@@ -198,6 +201,7 @@ def test_feed_and_devices_change_no_number(flags, devices, undisturbed, launch, 
     np.testing.assert_allclose(list(line.values()), list(expected.values()), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_seeds_stream_and_share_eight_devices(launch, tmp_path):
   """8 seeds divide over 8 devices, 2 do not and split their batches; streamed or not, the numbers stay."""
   outcomes = {}

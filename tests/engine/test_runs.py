@@ -84,6 +84,7 @@ def test_a_table(tmp_path):
   assert [int(run.model(jnp.int32(state))) for state in range(4)] == table[:4].argmax(1).tolist()
 
 
+@pytest.mark.thorough
 def test_a_diffusion_model(tmp_path):
   """At unit signal and noise the clean image and the noise that are predicted give x_t back."""
   write_run(tmp_path / "run", "diffusion.ddpm", parameterization="x0")

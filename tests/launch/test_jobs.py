@@ -203,6 +203,7 @@ FLAGS = (
 FLAGS += " --nogif --gym_episodes=0 --notensorboard"
 
 
+@pytest.mark.thorough
 def test_ctrl_c_saves_and_a_second_sweep_keeps_off(tmp_path):
   """A real run is interrupted; the same command would go on from the step that it has reached."""
   command = [

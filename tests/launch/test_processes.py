@@ -70,6 +70,7 @@ def undisturbed(environment, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.thorough
 def test_processes_share_the_devices_and_change_no_number(environment, tmp_path):
   """Eight devices in one process, in two that stream the data, in four: the last two to the bit."""
   for name, processes, devices, flags in [
@@ -85,6 +86,7 @@ def test_processes_share_the_devices_and_change_no_number(environment, tmp_path)
   np.testing.assert_allclose(one, two, rtol=2e-5)
 
 
+@pytest.mark.thorough
 def test_seeds_are_streamed_to_the_process_that_trains_them(environment, tmp_path):
   flags = ["--steps=20", "--log_every=5", "--seeds=2"]
   for processes, more in ((1, []), (2, ["--data_placement=stream"])):

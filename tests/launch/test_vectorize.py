@@ -136,6 +136,7 @@ def card(directory):
 SHORT = "--steps=12 --log_every=4 --eval_every=6 --devices=1 --notensorboard"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_rows_leave_what_runs_alone_leave(seeds, slope, tmp_path):
   grid, fixed = "learning_rate=.1,.5; momentum_encoder=.7; seed=0,2", f"{SHORT} --seeds={seeds} --turn=6"

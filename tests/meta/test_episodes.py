@@ -306,6 +306,7 @@ class Counter(NamedTuple):
   hparams: dict
 
 
+@pytest.mark.thorough
 def test_the_loop_takes_the_feeds_on_one_device_or_eight():
   config = EpisodeConfig(batch_size=8, queries=2, eval_queries=2, eval_examples=12)
   sets = load_episode_sets(config)

@@ -79,6 +79,7 @@ def test_chunks_change_nothing(chunk):
   np.testing.assert_allclose(found["query"], 2.5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", [maml, reptile])
 def test_an_update_is_the_same_in_chunks(module):
   """Each task keeps its own mini-batches when the tasks of an update are divided."""

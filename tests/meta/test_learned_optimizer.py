@@ -176,6 +176,7 @@ def largest(tree):
   return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.thorough
 def test_truncation_and_order_of_the_gradient():
   weights = make_weights(RAW)
   first_run = lambda optimizee: start(optimizee, learned_optimizer(RAW, weights), jax.random.key(0))
@@ -240,6 +241,7 @@ def small(**changes):
   return experiment.Config(**{**sizes, "learning_rate": 0.02, "steps": 60, "families": False, **changes})
 
 
+@pytest.mark.thorough
 def test_training_makes_an_optimizer(tmp_path, monkeypatch):
   monkeypatch.setattr(experiment, "BASELINES", ("momentum",))
   config = small(workdir=str(tmp_path), tensorboard=False)

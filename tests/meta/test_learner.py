@@ -63,6 +63,7 @@ def classifier(normalization):
   return learner, learner.init(jax.random.key(2), task), task
 
 
+@pytest.mark.thorough
 def test_without_transduction_companions_do_not_matter():
   learner, params, task = classifier("support")
   query = task.query["image"]

@@ -171,6 +171,7 @@ def test_the_plane_of_a_trajectory_contains_it(network):
     np.testing.assert_allclose(values[0, 1], network_loss(point), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_bfloat16_parameters_are_computed_with_in_float32(network, key):
   narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), network[0])
   wide = jax.tree.map(lambda p: p.astype(jnp.float32), narrow)

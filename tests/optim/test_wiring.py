@@ -336,6 +336,7 @@ def point(scale):
   return {"kernel": scale * jnp.array([[1.0, 2.0], [3.0, -1.0]])}
 
 
+@pytest.mark.thorough
 def test_curvature_is_reported_with_its_sign_at_the_ends_of_the_ways(tmp_path):
   config = landscape.Config(lanczos_steps=4, probes=2)
   runs = {"sgd": landscape.Run([point(3.0), point(0.0)], np.zeros(1))}

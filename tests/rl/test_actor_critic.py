@@ -102,6 +102,7 @@ def test_on_a_bandit_the_mean_direction_is_the_gradient_of_the_mean_reward():
     np.testing.assert_allclose(mean_direction(actor, jnp.float32(belief)), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_cartpole_is_balanced_within_40_000_steps():
   config = actor_critic.Config(steps=40, eval_episodes=5)
   experiment = actor_critic.make(config)

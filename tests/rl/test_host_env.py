@@ -340,6 +340,7 @@ def test_a_run_goes_on_bit_for_bit_where_nothing_is_under_way(walking):
   jax.tree.map(np.testing.assert_array_equal, host(state), host(straight))
 
 
+@pytest.mark.thorough
 def test_two_devices_do_what_one_does(walking):
   run = program_of(ppo, WALKING, devices=2, seeds=(0, 1))
   state, _ = run.update(run.init(), run.empty_window(), WALKING.steps)

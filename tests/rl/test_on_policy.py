@@ -300,6 +300,7 @@ def test_an_update_is_descent_on_the_formulas(variant):
     assert float(metrics["entropy"]) > 0 and np.any(trajectory.last) and np.any(trajectory.reward)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [0, 1])
 def test_trpo_takes_the_natural_gradient_step_that_keeps_the_bound(number):
   """The Fisher matrix in full, of every third state in the order that was drawn, and a dense solve."""

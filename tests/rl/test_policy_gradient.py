@@ -84,6 +84,7 @@ def test_orthogonal_initialisation():
   np.testing.assert_allclose(np.mean(np.linalg.det(several) > 0), 0.5, atol=0.04)
 
 
+@pytest.mark.thorough
 def test_actor_critic_shapes_and_first_policy():
   for name, kind in (("CartPole-v1", Discrete), ("Pendulum-v1", Box), ("Breakout-MinAtar", Discrete)):
     env = make_env(name)

@@ -47,6 +47,7 @@ def test_kl_estimate_is_unbiased_and_the_clip_fraction_counts():
 SMALL = dict(num_envs=4, rollout_length=32, steps=20, minibatches=2, epochs=2, hidden=(16,))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_before_the_first_update_the_ratio_is_one_everywhere(env, monkeypatch):
   """Log-probabilities of the rollout's own actions, at every step, episode boundaries and later rollouts included."""
@@ -74,6 +75,7 @@ def test_before_the_first_update_the_ratio_is_one_everywhere(env, monkeypatch):
   assert max(seen) < 1e-4
 
 
+@pytest.mark.thorough
 def test_one_gradient_step_reports_no_divergence_and_several_do():
   one = ppo.make(ppo.Config(**{**SMALL, "epochs": 1, "minibatches": 1}))
   several = ppo.make(ppo.Config(**{**SMALL, "epochs": 8}, learning_rate=1e-2))
@@ -86,6 +88,7 @@ def test_one_gradient_step_reports_no_divergence_and_several_do():
       assert float(metrics["approximate_kl"]) > 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("terminates", "expected"), [(True, None), (False, 1 / (1 - 0.9))])
 def test_values_of_a_constant_reward(terminates, expected, monkeypatch):
   """Truncated for ever: 1 / (1 - gamma) everywhere. Terminated after 5: the finite sums. Same episodes, other ends."""
@@ -117,6 +120,7 @@ def test_learns_cartpole_and_reports_the_kl():
   assert np.all((means["approximate_kl"] > 0) & (means["approximate_kl"] < 0.05))
 
 
+@pytest.mark.thorough
 def test_actions_reach_the_environment_within_bounds():
   env = make_env("Pendulum-v1")
   assert isinstance(env.actions, Box)

@@ -61,6 +61,7 @@ def test_line_search_shortens_until_the_bound_holds_and_gives_up_cleanly():
   np.testing.assert_array_equal(worse.params, np.zeros(3))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_kl_stays_under_its_bound_in_training(env):
   config = trpo.Config(env=env, num_envs=4, rollout_length=64, steps=30, hidden=(16,), minibatches=2, value_epochs=2)
