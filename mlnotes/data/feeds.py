@@ -1,4 +1,4 @@
-"""Both feeds of an experiment that learns from a data set, as its flags ask for them."""
+"""Both feeds of an experiment that learns from a data set: training batches and those of evaluations."""
 
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from mlnotes.data.feed import (
 from mlnotes.data.fingerprint import fingerprint_splits
 from mlnotes.data.split import Split
 from mlnotes.engine.errors import require
+from mlnotes.engine.sharding import shares_seeds
 
 
 class Feeds(NamedTuple):
@@ -48,8 +49,6 @@ def make_split_feeds(train: Split, test: Split, config: Any, fingerprint: str = 
     feed = make_resident_feed(train, batch_size)
   else:
     own = seed if seeds == 1 else range(seed, seed + seeds)
-    from mlnotes.engine.sharding import shares_seeds
-
     index, count = jax.process_index(), jax.process_count()
     if count > 1 and shares_seeds(seeds, jax.device_count(), getattr(config, "fsdp", 1)):
       # This process trains some of the seeds alone, on whole batches.

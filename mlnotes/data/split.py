@@ -62,7 +62,8 @@ class Rows:
 class NamedArrays(Rows):
   """A split as named arrays, examples along the first axis; real numbers become float32, whole ones int32.
 
-  Raises DataError for arrays of different lengths, none at all, or what is no number.
+  Raises DataError for arrays of different lengths, none at all, what is no number, and numbers that are not finite in
+  float32: fill in or leave out rows with missing values first.
   """
 
   def __init__(self, arrays: Mapping[str, Any]):
