@@ -19,6 +19,7 @@ from typing import Literal
 
 from launch.plan import Run
 from mlnotes.engine.errors import InputError
+from mlnotes.engine.layout import count_cores
 
 State = Literal["waiting", "running", "finished", "failed", "stopped", "elsewhere"]
 # A training run that was asked to stop has saved its state; before its handlers are there, nothing is lost either.
@@ -183,13 +184,19 @@ def count_gpus() -> int:
   return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
-def _environment(slot: int, gpus: int) -> dict[str, str] | None:
-  """With `gpus` per job: those of number `slot`, out of CUDA_VISIBLE_DEVICES where that is set."""
-  if not gpus:
-    return None
-  visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-  names = visible.split(",") if visible else [str(i) for i in range((slot + 1) * gpus)]
-  return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(names[slot * gpus : (slot + 1) * gpus])}
+def _environment(slot: int, gpus: int, parallel: int) -> dict[str, str]:
+  """Of one of `parallel` jobs at once: its share of the cores, and of the GPUs where they have `gpus` each.
+
+  These are those of number `slot`, out of CUDA_VISIBLE_DEVICES where that is set.
+  """
+  environ = dict(os.environ)
+  if parallel > 1:
+    environ["NPROC"] = str(max(1, count_cores() // parallel))
+  if gpus:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range((slot + 1) * gpus)]
+    environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[slot * gpus : (slot + 1) * gpus])
+  return environ
 
 
 def run_local(jobs: Sequence[Job], parallel: int, gpus: int, watch: Callable[[], None], interval: float = 0.2) -> None:
@@ -215,7 +222,7 @@ def run_local(jobs: Sequence[Job], parallel: int, gpus: int, watch: Callable[[],
           continue
         slot = free.pop(0)
         job.state, job.started = "running", time.monotonic()
-        running[slot] = job, start(job, held, _environment(slot, gpus))
+        running[slot] = job, start(job, held, _environment(slot, gpus, parallel))
         release(held)
       for slot, (job, process) in list(running.items()):
         if process.poll() is not None:

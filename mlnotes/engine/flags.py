@@ -57,6 +57,10 @@ class BaseConfig:
     """
     return {}
 
+  def cpu_layout(self, cores: int) -> Any:
+    """The `mlnotes.engine.layout.Layout` that suits a machine of so many cores and no accelerator; None: JAX's own."""
+    return None
+
   @classmethod
   def tuned(cls, **given: Any) -> "BaseConfig":
     """The config with what was given; a subclass may choose other defaults that suit it, as for an environment."""
@@ -316,6 +320,14 @@ def _missing_platform() -> str:
   return ""
 
 
+def _lay_out(config: BaseConfig) -> None:
+  from mlnotes.engine import distributed, layout
+
+  chosen = config.cpu_layout(layout.count_cores())
+  if chosen and layout.runs_on_cpu() and distributed.find_peers(os.environ) is None:
+    layout.apply_layout(chosen)
+
+
 def _together() -> contextlib.AbstractContextManager[None]:
   from mlnotes.engine import distributed
 
@@ -365,6 +377,7 @@ def run(
         _require_no_more(argv)
       config = parse(config_class)
       given = (config, argv[1:]) if arguments else (config,)
+      _lay_out(config)
       # Notes may make arrays (of an environment's bounds, say): JAX lets no process join the others after that.
       with _together() if config.many_processes else contextlib.nullcontext():
         for note in idle_notes(config):

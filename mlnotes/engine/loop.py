@@ -28,11 +28,12 @@ from mlnotes.engine.checkpoint import Checkpoints
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import BaseConfig, experiment_name, field
+from mlnotes.engine.layout import Layout, choose_layout
 from mlnotes.engine.program import Feeds, Program, all_finite, make_mesh, take_rows, window_finite, window_means
 from mlnotes.engine.progress import Progress
 from mlnotes.engine.record import Record, config_dict, free_fields
 from mlnotes.engine.result import DISK_ERRORS, describe_devices, finish
-from mlnotes.engine.rows import BestRows, RowsRecord
+from mlnotes.engine.rows import BestRows, RowsRecord, count_rows
 from mlnotes.engine.start_from import learned_state
 from mlnotes.engine.summary import Score, format_summary, is_better, make_score, over_seeds
 
@@ -63,7 +64,10 @@ class LoopConfig(BaseConfig):
   checkpoint_every: int = field(
     500, "updates between two checkpoints, beside those of a new best; 0: only at the end", free=True
   )
-  devices: int = field(0, "how many of the local devices to use; 0: all", free=True)
+  devices: int = field(
+    0, "how many of the local devices to use, or of a CPU's cores to make devices of; 0: all, or what suits", free=True
+  )
+  threads: int = field(0, "threads of the CPU for each operation; 0: what suits", free=True)
   fsdp: int = field(1, "spread the large arrays of the state over groups of this many devices; 1: not", free=True)
   report_seeds: int = field(3, "how many of the seeds get pictures and final figures of their own", free="report")
   tensorboard: bool = field(True, "write TensorBoard events beside metrics.jsonl", free=True)
@@ -73,7 +77,7 @@ class LoopConfig(BaseConfig):
     super().__post_init__()
     for name in ("seeds", "steps", "log_every", "fsdp"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-    for name in ("seed", "eval_every", "checkpoint_every", "devices", "report_seeds"):
+    for name in ("seed", "eval_every", "checkpoint_every", "devices", "threads", "report_seeds"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
     require(self.seeds <= 2**16, "seeds", self.seeds, "at most 65536")
     require(self.steps < 2**31, "steps", self.steps, "fewer than 2^31")
@@ -82,6 +86,18 @@ class LoopConfig(BaseConfig):
   @property
   def units_per_update(self) -> int:
     return getattr(self, "batch_size", 1)
+
+  @property
+  def fills_cores(self) -> bool:
+    """Whether the update of one seed has work for all cores of a CPU: large products or convolutions."""
+    return True
+
+  def cpu_layout(self, cores: int) -> Layout | None:
+    if self.fsdp > 1:
+      return None
+    chosen = choose_layout(self.seeds * count_rows(self.rows), cores, self.fills_cores)
+    devices = min(self.devices, cores) or chosen.devices
+    return Layout(devices, self.threads or (chosen.threads if devices == chosen.devices else max(1, cores // devices)))
 
 
 def enable_compilation_cache() -> None:

@@ -1,4 +1,4 @@
-"""An experiment compiled: seeds vmapped, batches drawn inside, spread over a mesh of devices.
+"""An experiment compiled: seeds side by side, batches drawn inside, spread over a mesh of devices.
 
 The training loop and the benchmarks run the same program; nothing here knows about files or flags.
 """
@@ -6,7 +6,7 @@ The training loop and the benchmarks run the same program; nothing here knows ab
 import copy
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from mlnotes.data import EvalBatches, Feeds, StreamFeed
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import Experiment, Mean, State, root_key
 from mlnotes.engine.sharding import fetch, fsdp_spec, make_mesh as make_mesh, place, shares_seeds
-from mlnotes.nn.conv import contains_slow_convolution
+from mlnotes.nn.conv import contains_convolution, contains_slow_convolution
 
 
 def quick_compilation(device: jax.Device, level: int) -> dict[str, int]:
@@ -39,6 +39,22 @@ class Window(NamedTuple):
   count: Mapping[str, Float[Array, "..."]]
 
 
+def one_by_one(f: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:
+  """`jax.vmap(f, in_axes)` computed one row after the other; each entry of `in_axes` is 0 or None."""
+
+  def mapped(*args):
+    def one(rows):
+      rows = iter(rows)
+      return f(*(arg if axis is None else next(rows) for arg, axis in zip(args, in_axes)))
+
+    rows = [arg for arg, axis in zip(args, in_axes) if axis is not None]
+    if jax.tree.leaves(rows)[0].shape[0] > 1:
+      return jax.lax.map(one, rows)
+    return jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], rows)))
+
+  return mapped
+
+
 class Program:
   """`init`, `update` and `evaluate` of an experiment for one or several seeds on a mesh.
 
@@ -46,15 +62,25 @@ class Program:
   where these divide evenly, otherwise each batch; either way the numbers are those of a single device. On a mesh with
   an axis `fsdp` they share the large arrays of the state as well, and XLA gathers each where it is used.
 
+  The seeds of a device are vmapped, or on the CPU computed one after the other where vmap is slower: with convolutions.
+
   The mesh may span processes: each of them then calls every method, in the same order, with the same arguments.
 
   Attributes:
     compile_seconds: tracing and compilation so far.
     compiled_update: the executable behind `update`, for cost and memory analysis; None before the first update.
     dispatch: "scan" where a whole stretch of updates is one call, "step" where each update is a call of its own.
+    seeds_in_turn: whether the seeds of a device are computed one after the other. Chosen where None is given.
   """
 
-  def __init__(self, experiment: Experiment, feeds: Feeds, seeds: Sequence[int], mesh: jax.sharding.Mesh):
+  def __init__(
+    self,
+    experiment: Experiment,
+    feeds: Feeds,
+    seeds: Sequence[int],
+    mesh: jax.sharding.Mesh,
+    seeds_in_turn: bool | None = None,
+  ):
     self.experiment = experiment
     self.feeds = feeds
     self.mesh = mesh
@@ -65,24 +91,24 @@ class Program:
     self.dispatch = "step" if self.streamed else "scan"
     self._seeds = np.asarray(seeds, np.uint32)
     self._replicated = NamedSharding(mesh, PartitionSpec())
-    vectorized = self.num_seeds > 1
     self._fsdp = mesh.shape.get("fsdp", 1)
     self._by_seed = shares_seeds(self.num_seeds, mesh.size, self._fsdp)
     self._over_devices = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    rows = PartitionSpec(None, mesh.axis_names) if vectorized and not self._by_seed else PartitionSpec(mesh.axis_names)
-    self._batch_sharding = NamedSharding(mesh, rows)
-    self._map = jax.vmap if vectorized else lambda f, in_axes=0: f
+    batches_of_seeds = self.streamed and self.num_seeds > 1
+    rows = (None, mesh.axis_names) if batches_of_seeds and not self._by_seed else (mesh.axis_names,)
+    self._streamed_sharding = NamedSharding(mesh, PartitionSpec(*rows))
+    self._data_axis = 0 if batches_of_seeds else None
     self._whole = not self.streamed and feeds.train.whole
-    batch_axis = None if self._whole else 0
     # The inner jits cache their trace, which the shape inference and the compilation below then share.
-    self._init = jax.jit(self._map(experiment.init, in_axes=(0, batch_axis)))
-    self._step = jax.jit(self._map(experiment.step, in_axes=(0, batch_axis)))
-    self._update = None
+    self._init = jax.jit(experiment.init)
+    self._step = jax.jit(experiment.step)
     self._evaluate = None
     self._arrays = () if self.streamed else place(feeds.train.arrays, self._replicated)
     arrays = (feeds.evaluate.arrays, feeds.reference.arrays if feeds.reference else ())
     self._eval_arrays = place(arrays, self._replicated)
     self._check_divisible()
+    if seeds_in_turn is not None:
+      self.seeds_in_turn = seeds_in_turn
 
   def _check_divisible(self) -> None:
     if self.feeds.evaluate.whole:
@@ -95,6 +121,35 @@ class Program:
           f"--batch_size={size} cannot be shared by {self.mesh.size} devices: expected a multiple of that, or fewer "
           "--devices."
         )
+
+  # -- seeds -------------------------------------------------------------------------------------------------------
+
+  @functools.cached_property
+  def seeds_in_turn(self) -> bool:
+    if self.num_seeds == 1 or self.mesh.devices.flat[0].platform != "cpu":
+      return False
+    if self._by_seed and self.num_seeds == self.mesh.size:
+      return True  # no turns at all
+    update = jax.make_jaxpr(self._update_one)(*self._abstract_one())
+    return contains_convolution(update) and not contains_slow_convolution(update)
+
+  def _abstract_one(self):
+    """State and data of one seed, by their shapes."""
+    first = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    data = self._example_input()
+    return jax.tree.map(first, self.abstract_state), jax.tree.map(first, data) if self._data_axis == 0 else data
+
+  def _over_seeds(self, f: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:
+    """`f` of one seed for all seeds, each device its own; `in_axes` has 0 for what has a leading seed axis."""
+    if self.num_seeds == 1:
+      return f
+    mapped = (one_by_one if self.seeds_in_turn else jax.vmap)(f, in_axes)
+    if not self._by_seed or self.mesh.size == 1:
+      return mapped
+    seeds = PartitionSpec(self.mesh.axis_names)
+    in_specs = tuple(PartitionSpec() if axis is None else seeds for axis in in_axes)
+    # The devices have nothing to say to each other: `check_vma` would ask loops within `f` to know of the mesh.
+    return jax.shard_map(mapped, mesh=self.mesh, in_specs=in_specs, out_specs=seeds, check_vma=False)
 
   def with_seeds(self, seeds: Sequence[int]) -> "Program":
     """This program for other seeds, as many, without compiling anew. Raises ValueError for more, or streamed data."""
@@ -112,10 +167,11 @@ class Program:
     return jnp.stack(keys) if self.num_seeds > 1 else keys[0]
 
   def _first_state(self, keys, data):
-    if self.streamed or self._whole:
-      return self._init(keys, data)
-    draw = self._map(self.feeds.train.draw, in_axes=(None, 0, None))
-    return self._init(keys, draw(data, keys, jnp.zeros([], jnp.int32)))
+    def one(key, data):
+      batch = data if self.streamed or self._whole else self.feeds.train.draw(data, key, jnp.zeros([], jnp.int32))
+      return self._init(key, batch)
+
+    return jax.vmap(one, (0, self._data_axis))(keys, data) if self.num_seeds > 1 else one(keys, data)
 
   def init(self) -> State:
     """The state before the first update."""
@@ -142,7 +198,7 @@ class Program:
 
   @functools.cached_property
   def abstract_window(self) -> Window:
-    metrics = jax.eval_shape(self._one_update, self.abstract_state, self._example_input())[1]
+    metrics = jax.eval_shape(self._update_all, self.abstract_state, self._example_input())[1]
     shape = (self.num_seeds,) if self.num_seeds > 1 else ()
     for name, value in metrics.items():
       for leaf in jax.tree.leaves(value):
@@ -158,7 +214,7 @@ class Program:
   # -- updates -----------------------------------------------------------------------------------------------------
 
   def _place(self, batch):
-    place = functools.partial(jax.make_array_from_process_local_data, self._batch_sharding)
+    place = functools.partial(jax.make_array_from_process_local_data, self._streamed_sharding)
     return jax.tree.map(place, batch)
 
   @functools.cached_property
@@ -172,19 +228,28 @@ class Program:
   def _example_input(self):
     return self._streamed_batch if self.streamed else self._arrays
 
-  def _one_update(self, state, data):
-    """One update; `data` is a streamed batch or the resident arrays that a batch is drawn from."""
-    batch = data
+  def _share(self, batch):
+    """A batch spread over the devices, unless each of these has seeds of its own."""
+    return batch if self._by_seed else jax.lax.with_sharding_constraint(batch, self._over_devices)
+
+  def _update_one(self, state, data):
+    """One update of one seed; `data` is a streamed batch or the resident arrays that a batch is drawn from."""
     if not self.streamed and not self._whole:
-      batch = self._map(self.feeds.train.draw, in_axes=(None, 0, 0))(data, state.key, state.step)
-      batch = jax.lax.with_sharding_constraint(batch, self._batch_sharding)
-    return self._step(state, batch)
+      data = self._share(self.feeds.train.draw(data, state.key, state.step))
+    return self._step(state, data)
+
+  def _update_all(self, state, data):
+    """One update of all seeds."""
+    return self._over_seeds(self._update_one, (0, self._data_axis))(state, data)
 
   def _accumulate(self, state, window, data):
-    state, metrics = self._one_update(state, data)
+    state, metrics = self._update_one(state, data)
     means = {name: m if isinstance(m, Mean) else Mean(m, jnp.ones_like(m)) for name, m in metrics.items()}
     add = lambda sums, field: {name: sums[name] + getattr(m, field).astype(jnp.float32) for name, m in means.items()}
     return state, Window(add(window.total, "total"), add(window.count, "count"))
+
+  def _repeat(self, state, window, data, count):
+    return jax.lax.fori_loop(0, count, lambda _, carry: self._accumulate(*carry, data), (state, window))
 
   def _compile_update(self):
     start = time.perf_counter()
@@ -192,15 +257,13 @@ class Program:
     shardings = jax.tree.map(lambda s: s.sharding, args[:2])
     jit = functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=shardings)
 
-    def repeat(state, window, data, count):
-      return jax.lax.fori_loop(0, count, lambda _, carry: self._accumulate(*carry, data), (state, window))
-
     if self.dispatch == "scan":
+      repeat = self._over_seeds(self._repeat, (0, 0, self._data_axis, None))
       traced = jit(repeat).trace(*args, jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated))
       if self.mesh.devices.flat[0].platform == "cpu" and contains_slow_convolution(traced.jaxpr):
         self.dispatch = "step"
     if self.dispatch == "step":
-      traced = jit(self._accumulate).trace(*args)
+      traced = jit(self._over_seeds(self._accumulate, (0, 0, self._data_axis))).trace(*args)
     self.compiled_update = traced.lower().compile()
     self.compile_seconds += time.perf_counter() - start
 
@@ -211,7 +274,7 @@ class Program:
 
   def trace_update(self) -> jax.extend.core.ClosedJaxpr:
     """One update as JAX traced it, before any compiler: for counting its operations."""
-    return jax.make_jaxpr(self._one_update)(self.abstract_state, self._example_input())
+    return jax.make_jaxpr(self._update_all)(self.abstract_state, self._example_input())
 
   def update(self, state: State, window: Window, count: int) -> tuple[State, Window]:
     """`count` updates. Donates both arguments. Any `count` runs the same executable and gives the same bits."""
@@ -227,37 +290,35 @@ class Program:
   # -- evaluation --------------------------------------------------------------------------------------------------
 
   def _eval_batch(self, batches: EvalBatches, arrays, i):
-    if batches.whole:
-      return batches.draw(arrays, i)
-    return jax.lax.with_sharding_constraint(batches.draw(arrays, i), self._over_devices)
+    return batches.draw(arrays, i) if batches.whole else self._share(batches.draw(arrays, i))
 
   def _embed_reference(self, state, arrays):
-    """What `evaluate` takes after state and batch: nothing, or the embedded reference examples, ([seeds,] N, ...)."""
+    """What `evaluate` takes after state and batch: nothing, or the embedded reference examples, (N, ...)."""
     if self.experiment.embed is None:
       return ()
     batches = self.feeds.reference
-    embed = self._map(self.experiment.embed, in_axes=(0, None))
-    rows = jax.lax.map(lambda i: embed(state, self._eval_batch(batches, arrays, i)), jnp.arange(batches.num_batches))
-    if self.num_seeds == 1:
-      return (jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows),)
-    return (jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), rows),)
+    embed = lambda i: self.experiment.embed(state, self._eval_batch(batches, arrays, i))
+    rows = jax.lax.map(embed, jnp.arange(batches.num_batches))
+    return (jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows),)
 
-  def _evaluate_batches(self, state, all_arrays):
+  def _evaluate_one(self, state, all_arrays):
     arrays, reference_arrays = all_arrays
     reference = self._embed_reference(state, reference_arrays)
-    evaluate = self._map(self.experiment.evaluate, in_axes=(0, None, *(0 for _ in reference)))
 
     def one(i):
-      metrics = evaluate(state, self._eval_batch(self.feeds.evaluate, arrays, i), *reference)
+      metrics = self.experiment.evaluate(state, self._eval_batch(self.feeds.evaluate, arrays, i), *reference)
       return jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
 
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), jax.eval_shape(one, jnp.zeros([], jnp.int32)))
     body = lambda i, sums: jax.tree.map(jnp.add, sums, one(i))
     return jax.lax.fori_loop(0, self.feeds.evaluate.num_batches, body, zero)
 
+  def _evaluate_all(self, state, all_arrays):
+    return self._over_seeds(self._evaluate_one, (0, None))(state, all_arrays)
+
   @functools.cached_property
   def _traced_evaluation(self):
-    jitted = jax.jit(self._evaluate_batches, out_shardings=self._replicated)
+    jitted = jax.jit(self._evaluate_all, out_shardings=self._replicated)
     return jitted.trace(self.abstract_state, self._eval_arrays)
 
   @property
@@ -278,8 +339,8 @@ class Program:
 
   def lower(self) -> str:
     """One update and the evaluation as StableHLO: programs with the same text differ in what they start from alone."""
-    update = jax.jit(self._one_update).lower(self.abstract_state, self._example_input())
-    evaluate = jax.jit(self._evaluate_batches).lower(self.abstract_state, self._eval_arrays)
+    update = jax.jit(self._update_all).lower(self.abstract_state, self._example_input())
+    evaluate = jax.jit(self._evaluate_all).lower(self.abstract_state, self._eval_arrays)
     return update.as_text() + evaluate.as_text()
 
 

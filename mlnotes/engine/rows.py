@@ -30,6 +30,14 @@ from mlnotes.engine.record import Record, read_json
 from mlnotes.engine.summary import Score, is_better
 
 
+def count_rows(path: str) -> int:
+  """How many runs the file of `--rows` lists; 1 without one, and for a file that cannot be read."""
+  try:
+    return max(1, len(read_json(Path(path))["runs"])) if path else 1
+  except (OSError, ValueError, KeyError, TypeError):
+    return 1  # RowsRecord says what is wrong
+
+
 class RowsRecord:
   """What `Record` is for one run, for those that a file lists. Raises InputError where the file cannot be used."""
 

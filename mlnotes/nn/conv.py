@@ -425,6 +425,15 @@ def contains_slow_convolution(closed_jaxpr: ClosedJaxpr | Jaxpr) -> bool:
   return False
 
 
+def contains_convolution(closed_jaxpr: ClosedJaxpr | Jaxpr) -> bool:
+  """Whether a traced function holds a convolution, of this module or XLA's own, on the CPU."""
+  jaxpr = getattr(closed_jaxpr, "jaxpr", closed_jaxpr)
+  names = {"conv_general_dilated", _trilinear.name}
+  return any(
+    eqn.primitive.name in names or any(map(contains_convolution, _inner_jaxprs_on_cpu(eqn))) for eqn in jaxpr.eqns
+  )
+
+
 def _inner_jaxprs_on_cpu(eqn) -> list[ClosedJaxpr | Jaxpr]:
   platforms = eqn.params.get("branches_platforms")
   if platforms is not None:

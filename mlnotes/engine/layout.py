@@ -1,0 +1,58 @@
+"""How a run uses the cores of a CPU: simulated devices and threads, set before JAX starts its backend.
+
+XLA's threads share one operation after the other, from which small arrays gain nothing: the threads wait for each other
+longer than they compute. Devices of one thread each compute whole updates of seeds of their own. Nothing that is
+computed depends on the layout, but for rounding.
+
+The environment has the first word: NPROC says how many cores a process may use, XLA_FLAGS or JAX_NUM_CPU_DEVICES how
+many devices there are.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from importlib import util
+from typing import NamedTuple
+
+import jax
+
+
+class Layout(NamedTuple):
+  """Devices that share the seeds or the batches, and threads for each operation."""
+
+  devices: int
+  threads: int
+
+
+def count_cores(environ: Mapping[str, str] = os.environ) -> int:
+  """The cores that this process may use: NPROC, else those of its affinity."""
+  if environ.get("NPROC", "").isdecimal():
+    return max(1, int(environ["NPROC"]))
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_layout(seeds: int, cores: int, fills_cores: bool) -> Layout:
+  """A layout for `seeds` seeds whose updates fill the cores, or do not, each.
+
+  Devices share the seeds where they can, each with one thread or its share of the cores; a seed that is alone keeps to
+  one thread where its arrays are small.
+  """
+  if seeds > 1:
+    devices = max(count for count in range(1, cores + 1) if seeds % count == 0)
+    return Layout(devices, max(1, cores // devices) if fills_cores else 1)
+  return Layout(1, cores if fills_cores else 1)
+
+
+def runs_on_cpu(environ: Mapping[str, str] = os.environ) -> bool:
+  """Whether JAX will compute on the CPU, as far as that can be told before it starts."""
+  if platforms := environ.get("JAX_PLATFORMS", ""):
+    return platforms.split(",")[0] == "cpu"
+  return not any(map(util.find_spec, ("jax_plugins", "libtpu")))
+
+
+def apply_layout(layout: Layout) -> None:
+  """Makes `layout` that of this process; without effect once JAX has started its backend."""
+  os.environ["NPROC"] = str(layout.threads)
+  if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    with contextlib.suppress(RuntimeError):  # the backend has started
+      jax.config.update("jax_num_cpu_devices", layout.devices)

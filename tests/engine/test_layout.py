@@ -1,0 +1,130 @@
+"""Cores, devices, threads: what is chosen, and that a run has it without another number."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlnotes.data import Feeds
+from mlnotes.engine.experiment import Experiment, Mean, stream_key
+from mlnotes.engine.layout import Layout, choose_layout, count_cores, runs_on_cpu
+from mlnotes.engine.loop import LoopConfig
+from mlnotes.engine.program import Program, make_mesh, one_by_one, window_means
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+  "seeds,cores,fills_cores,expected",
+  [
+    (1, 8, True, Layout(1, 8)),
+    (1, 8, False, Layout(1, 1)),
+    (8, 2, True, Layout(2, 1)),
+    (8, 2, False, Layout(2, 1)),
+    (2, 8, True, Layout(2, 4)),
+    (2, 8, False, Layout(2, 1)),
+    (6, 4, True, Layout(3, 1)),
+    (5, 2, True, Layout(1, 2)),
+    (5, 2, False, Layout(1, 1)),
+  ],
+)
+def test_seeds_share_the_cores_and_small_arrays_keep_to_a_thread(seeds, cores, fills_cores, expected):
+  assert choose_layout(seeds, cores, fills_cores) == expected
+
+
+def test_flags_take_the_place_of_what_is_chosen(tmp_path):
+  assert LoopConfig(seeds=4).cpu_layout(2) == Layout(2, 1)
+  assert LoopConfig(seeds=4, devices=1).cpu_layout(2) == Layout(1, 2)
+  assert LoopConfig(seeds=4, threads=3).cpu_layout(2) == Layout(2, 3)
+  assert LoopConfig(devices=9).cpu_layout(2).devices == 2  # and the loop says that there are no more
+  assert LoopConfig(fsdp=2).cpu_layout(2) is None
+  rows = tmp_path / "rows.json"
+  rows.write_text(json.dumps({"experiment": "x", "runs": [{}, {}, {}]}))
+  assert LoopConfig(rows=str(rows), seeds=2).cpu_layout(3) == Layout(3, 1)
+  assert LoopConfig(rows=str(tmp_path / "none"), seeds=2).cpu_layout(3) == Layout(2, 1)
+
+
+def test_the_environment_has_the_first_word():
+  assert count_cores({"NPROC": "3"}) == 3
+  assert count_cores({"NPROC": ""}) == count_cores({"NPROC": "many"}) == len(os.sched_getaffinity(0))
+  assert runs_on_cpu({"JAX_PLATFORMS": "cpu"})
+  assert not runs_on_cpu({"JAX_PLATFORMS": "cuda,cpu"})
+
+
+_SHOW = """
+import os, sys, jax
+from mlnotes.engine.flags import run
+from mlnotes.engine.loop import LoopConfig
+sys.argv[1:] = {arguments}
+run(lambda config: print(jax.device_count(), os.environ["NPROC"]) or 0, LoopConfig)
+"""
+
+
+def test_a_command_runs_in_its_layout():
+  """Also where JAX was told of its devices before: these stay."""
+  environ = {**os.environ, "XLA_FLAGS": "", "NPROC": "4", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+  def show(*arguments, **more):
+    code = _SHOW.format(arguments=list(arguments))
+    done = subprocess.run([sys.executable, "-c", code], env={**environ, **more}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+  assert show("--seeds=2") == ["2", "2"]
+  assert show("--seeds=4", XLA_FLAGS="--xla_force_host_platform_device_count=3") == ["3", "1"]
+
+
+def test_one_by_one_is_vmap():
+  x, y = np.arange(6.0).reshape(3, 2), np.array([2.0, 3.0])
+  f = lambda x, y: {"a": x * y, "b": x.sum()}
+  for rows in (3, 1):
+    ours, theirs = one_by_one(f, (0, None))(x[:rows], y), jax.vmap(f, (0, None))(x[:rows], y)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+class Walk(NamedTuple):
+  step: jax.Array
+  key: jax.Array
+  position: jax.Array
+
+
+def _walk() -> Experiment:
+  """Every step goes where its key says."""
+
+  def step(state, batch):
+    move = jax.random.normal(stream_key(state.key, "move", state.step), state.position.shape)
+    position = state.position + move
+    return state._replace(step=state.step + 1, position=position), {"height": position.sum()}
+
+  return Experiment(
+    init=lambda key, batch: Walk(jnp.int32(0), key, jnp.zeros(3)),
+    step=step,
+    evaluate=lambda state, batch: {"loss": Mean(jnp.sum(state.position**2), jnp.float32(1))},
+    report=None,
+    model=None,
+  )
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_seeds_on_devices_of_their_own_are_seeds_alone(devices, in_turn):
+  """In turn, vmapped, or alone on a device: the same numbers, windows and evaluations, in the order of the seeds."""
+  seeds = (3, 1, 4, 1 + 2**31)
+  together = Program(_walk(), Feeds(), seeds, make_mesh(devices), seeds_in_turn=in_turn)
+  state, window = together.update(together.init(), together.empty_window(), 5)
+  assert len(state.position.sharding.device_set) == devices
+  heights, losses = window_means(window)["height"], together.evaluate(state)["loss"]
+  alone = Program(_walk(), Feeds(), seeds[:1], make_mesh(1))
+  for i, seed in enumerate(seeds):
+    one = alone.with_seeds((seed,))
+    own, window = one.update(one.init(), one.empty_window(), 5)
+    np.testing.assert_allclose(state.position[i], own.position, rtol=1e-6)
+    np.testing.assert_allclose(heights[i], window_means(window)["height"], rtol=1e-6)
+    np.testing.assert_allclose(losses[i], one.evaluate(own)["loss"], rtol=1e-6)
