@@ -125,6 +125,7 @@ def describe_row(row: Mapping[str, Any]) -> list[tuple[str, str]]:
   share = f"{100 * used:.3g} % of {peak} ({row['peak_source']})" if used is not None else row["peak_source"]
   waited = row["data_wait_seconds"]
   return [
+    ("layout", describe_layout(row)),
     ("compile", f"{duration(compilation['seconds'])} ({parts}{', from the cache' if compilation['cached'] else ''})"),
     ("first state", f"{duration(row['init_seconds'])}, compilation included"),
     ("update", f"{duration(step['median'])} (10 % {duration(step['p10'])}, 90 % {duration(step['p90'])})"),
@@ -140,6 +141,17 @@ def describe_row(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     ("peak memory", binary(memory["peak_bytes"])),
     ("data wait", f"{duration(waited)} per update, {100 * waited / step['median']:.1f} %" if waited else "none"),
   ]
+
+
+def describe_layout(row: Mapping[str, Any]) -> str:
+  """Devices, threads and seeds: "2 devices of 1 thread, 8 seeds side by side"."""
+  many = lambda count, noun: f"{count} {noun}{'' if count == 1 else 's'}"
+  devices, seeds = row["devices"], row["seeds"]
+  text = many(devices, "device") + (f" of {many(row['threads'], 'thread')}" if row["threads"] else "")
+  if seeds == 1:
+    return text
+  order = "in turn" if row["seeds_in_turn"] and seeds > devices else "side by side"
+  return f"{text}, {seeds} seeds {order}"
 
 
 def _share(row: Mapping[str, Any]) -> float:

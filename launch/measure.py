@@ -13,6 +13,7 @@ import jax
 
 from launch.flops import Peak, count_flops, find_peak
 from launch.timing import Stepper, summarize_times
+from mlnotes.engine.layout import count_cores
 from mlnotes.engine.loop import LoopConfig
 from mlnotes.engine.program import Program, make_mesh
 from mlnotes.engine.record import versions
@@ -98,6 +99,8 @@ def measure(name: str, stepper: Stepper, config: LoopConfig, measurements: int, 
     "compile": compilation,
     "init_seconds": program.compile_seconds - compilation["seconds"],
     "dispatch": program.dispatch,
+    "seeds_in_turn": program.seeds_in_turn,
+    "threads": count_cores() if devices[0].platform == "cpu" else None,
     "step_seconds": step,
     "measurements": measurements,
     "updates_each": times.updates_each,

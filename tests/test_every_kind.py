@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import import_experiment
-from mlnotes.engine.program import Program, make_mesh
+from mlnotes.engine.program import Program, make_mesh, window_means
 
 HERE = Path(__file__).parent
 FILES = ("table_classifier", "text_bigrams", "graph_nodes", "image_classifier")
@@ -101,6 +101,17 @@ def test_a_graph_on_two_devices_is_that_on_one_and_learns_the_club():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), outcomes[0], outcomes[1])
   np.testing.assert_allclose(outcomes[2][1][0], outcomes[0][1], rtol=1e-5)
   assert outcomes[2][1].max() < 0.5  # log 2 = 0.69 when nothing is learned
+
+
+def test_three_streamed_seeds_on_two_devices_are_those_on_one():
+  module = import_experiment(str(HERE / "table_classifier.py"))
+  config = make_config(module, "table_classifier", "", steps=4, seeds=3, data_placement="stream")
+  losses = []
+  for devices in (1, 2):
+    program = Program(module.make(config), module.make_feeds(config), range(3), make_mesh(devices))
+    state, window = program.update(program.init(), program.empty_window(), 4)
+    losses.append((window_means(window)["loss"], program.evaluate(state)["loss"]))
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -84,6 +84,10 @@ class MetaConfig(EpisodeConfig, OptimConfig, LoopConfig):
       "side_by_side", self.side_by_side, f"0 or a divisor of --batch_size={self.batch_size}",
     )  # fmt: skip
 
+  @property
+  def fills_cores(self) -> bool:
+    return self.tasks == "images"
+
   def idle_flags(self):
     idle = super().idle_flags()
     if self.tasks == "sinusoid":

@@ -40,6 +40,7 @@ class RLConfig(LoopConfig):
 
   TUNED: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
   UNIT: ClassVar[str] = "env_steps"
+  fills_cores: ClassVar[bool] = False
 
   env: str = field(
     "CartPole-v1",

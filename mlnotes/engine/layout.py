@@ -16,12 +16,17 @@ from typing import NamedTuple
 
 import jax
 
+# XLA makes one function of a loop whose turn touches fewer bytes than this; its own threshold is 1 KiB. Agents with
+# tables of some hundred states are 2 to 17 times faster so, networks as fast as before.
+_SMALL_LOOP = "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=16384"
+
 
 class Layout(NamedTuple):
-  """Devices that share the seeds or the batches, and threads for each operation."""
+  """Devices that share the seeds, threads for each operation, and whether loops over small arrays are one function."""
 
   devices: int
   threads: int
+  small_loops: bool = False
 
 
 def count_cores(environ: Mapping[str, str] = os.environ) -> int:
@@ -34,13 +39,14 @@ def count_cores(environ: Mapping[str, str] = os.environ) -> int:
 def choose_layout(seeds: int, cores: int, fills_cores: bool) -> Layout:
   """A layout for `seeds` seeds whose updates fill the cores, or do not, each.
 
-  Devices share the seeds where they can, each with one thread or its share of the cores; a seed that is alone keeps to
-  one thread where its arrays are small.
+  Devices share the seeds, no more of them than shorten the work, each with one thread or its share of the cores; a seed
+  that is alone keeps to one thread where its arrays are small.
   """
   if seeds > 1:
-    devices = max(count for count in range(1, cores + 1) if seeds % count == 0)
-    return Layout(devices, max(1, cores // devices) if fills_cores else 1)
-  return Layout(1, cores if fills_cores else 1)
+    turns = -(-seeds // cores)
+    devices = -(-seeds // turns)
+    return Layout(devices, max(1, cores // devices) if fills_cores else 1, not fills_cores)
+  return Layout(1, cores if fills_cores else 1, not fills_cores)
 
 
 def runs_on_cpu(environ: Mapping[str, str] = os.environ) -> bool:
@@ -52,7 +58,10 @@ def runs_on_cpu(environ: Mapping[str, str] = os.environ) -> bool:
 
 def apply_layout(layout: Layout) -> None:
   """Makes `layout` that of this process; without effect once JAX has started its backend."""
+  flags = os.environ.get("XLA_FLAGS", "")
   os.environ["NPROC"] = str(layout.threads)
-  if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+  if layout.small_loops and "xla_backend_extra_options" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} {_SMALL_LOOP}".strip()
+  if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in flags:
     with contextlib.suppress(RuntimeError):  # the backend has started
       jax.config.update("jax_num_cpu_devices", layout.devices)

@@ -45,10 +45,12 @@ SECONDS_PER_DISPATCH = 1.0
 class LoopConfig(BaseConfig):
   """The flags of every experiment that runs in the loop.
 
-  Throughput counts `UNIT`s, of which one update of one seed consumes `units_per_update`.
+  Throughput counts `UNIT`s, of which one update of one seed consumes `units_per_update`. `fills_cores` says whether the
+  update of one seed has work for all cores of a CPU, as large products and convolutions have, or is fastest on one.
   """
 
   UNIT: ClassVar[str] = "examples"
+  fills_cores: ClassVar[bool] = True
 
   many_processes: ClassVar[bool] = True
 
@@ -87,17 +89,13 @@ class LoopConfig(BaseConfig):
   def units_per_update(self) -> int:
     return getattr(self, "batch_size", 1)
 
-  @property
-  def fills_cores(self) -> bool:
-    """Whether the update of one seed has work for all cores of a CPU: large products or convolutions."""
-    return True
-
   def cpu_layout(self, cores: int) -> Layout | None:
     if self.fsdp > 1:
       return None
     chosen = choose_layout(self.seeds * count_rows(self.rows), cores, self.fills_cores)
     devices = min(self.devices, cores) or chosen.devices
-    return Layout(devices, self.threads or (chosen.threads if devices == chosen.devices else max(1, cores // devices)))
+    threads = chosen.threads if devices == chosen.devices or not self.fills_cores else max(1, cores // devices)
+    return chosen._replace(devices=devices, threads=self.threads or threads)
 
 
 def enable_compilation_cache() -> None:

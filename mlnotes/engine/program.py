@@ -59,7 +59,8 @@ class Program:
   """`init`, `update` and `evaluate` of an experiment for one or several seeds on a mesh.
 
   With several seeds every array of the state and every metric has a leading seed axis. The devices share the seeds
-  where these divide evenly, otherwise each batch; either way the numbers are those of a single device. On a mesh with
+  where these divide evenly, and those of a CPU wherever there are enough, otherwise each batch; either way the numbers
+  are those of a single device. On a mesh with
   an axis `fsdp` they share the large arrays of the state as well, and XLA gathers each where it is used.
 
   The seeds of a device are vmapped, or on the CPU computed one after the other where vmap is slower: with convolutions.
@@ -93,10 +94,15 @@ class Program:
     self._replicated = NamedSharding(mesh, PartitionSpec())
     self._fsdp = mesh.shape.get("fsdp", 1)
     self._by_seed = shares_seeds(self.num_seeds, mesh.size, self._fsdp)
+    # The devices of a CPU take whole seeds also where these do not divide: a device that has one fewer does one twice.
+    one_cpu = self._replicated.is_fully_addressable and mesh.devices.flat[0].platform == "cpu"
+    enough = one_cpu and self._fsdp == 1 and self.num_seeds > mesh.size > 1
+    self._surplus = -self.num_seeds % mesh.size if enough else 0
+    self._whole_seeds = self._by_seed or self._surplus > 0
     self._over_devices = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     batches_of_seeds = self.streamed and self.num_seeds > 1
-    rows = (None, mesh.axis_names) if batches_of_seeds and not self._by_seed else (mesh.axis_names,)
-    self._streamed_sharding = NamedSharding(mesh, PartitionSpec(*rows))
+    rows = (None, mesh.axis_names) if batches_of_seeds and not self._whole_seeds else (mesh.axis_names,)
+    self._streamed_sharding = self._replicated if self._surplus else NamedSharding(mesh, PartitionSpec(*rows))
     self._data_axis = 0 if batches_of_seeds else None
     self._whole = not self.streamed and feeds.train.whole
     # The inner jits cache their trace, which the shape inference and the compilation below then share.
@@ -116,7 +122,7 @@ class Program:
     draw = lambda arrays: self.feeds.evaluate.draw(arrays, 0)
     for leaf in jax.tree.leaves(jax.eval_shape(draw, self.feeds.evaluate.arrays))[:1]:
       size = leaf.shape[0]
-      if not self._by_seed and size % self.mesh.size:
+      if not self._whole_seeds and size % self.mesh.size:
         raise InputError(
           f"--batch_size={size} cannot be shared by {self.mesh.size} devices: expected a multiple of that, or fewer "
           "--devices."
@@ -144,12 +150,21 @@ class Program:
     if self.num_seeds == 1:
       return f
     mapped = (one_by_one if self.seeds_in_turn else jax.vmap)(f, in_axes)
-    if not self._by_seed or self.mesh.size == 1:
+    if not self._whole_seeds or self.mesh.size == 1:
       return mapped
     seeds = PartitionSpec(self.mesh.axis_names)
     in_specs = tuple(PartitionSpec() if axis is None else seeds for axis in in_axes)
     # The devices have nothing to say to each other: `check_vma` would ask loops within `f` to know of the mesh.
-    return jax.shard_map(mapped, mesh=self.mesh, in_specs=in_specs, out_specs=seeds, check_vma=False)
+    shared = jax.shard_map(mapped, mesh=self.mesh, in_specs=in_specs, out_specs=seeds, check_vma=False)
+    if not self._surplus:
+      return shared
+    rows = np.append(np.arange(self.num_seeds), np.zeros(self._surplus, int))
+
+    def even(*args):
+      args = [arg if axis is None else jax.tree.map(lambda x: x[rows], arg) for arg, axis in zip(args, in_axes)]
+      return jax.tree.map(lambda x: x[: self.num_seeds], shared(*args))
+
+    return even
 
   def with_seeds(self, seeds: Sequence[int]) -> "Program":
     """This program for other seeds, as many, without compiling anew. Raises ValueError for more, or streamed data."""
@@ -230,7 +245,7 @@ class Program:
 
   def _share(self, batch):
     """A batch spread over the devices, unless each of these has seeds of its own."""
-    return batch if self._by_seed else jax.lax.with_sharding_constraint(batch, self._over_devices)
+    return batch if self._whole_seeds else jax.lax.with_sharding_constraint(batch, self._over_devices)
 
   def _update_one(self, state, data):
     """One update of one seed; `data` is a streamed batch or the resident arrays that a batch is drawn from."""

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.meta._meta_training import MetaConfig
+from experiments.rl._agent import RLConfig
 from mlnotes.data import Feeds
 from mlnotes.engine.experiment import Experiment, Mean, stream_key
 from mlnotes.engine.layout import Layout, choose_layout, count_cores, runs_on_cpu
@@ -31,12 +33,14 @@ ROOT = Path(__file__).parents[2]
     (2, 8, True, Layout(2, 4)),
     (2, 8, False, Layout(2, 1)),
     (6, 4, True, Layout(3, 1)),
-    (5, 2, True, Layout(1, 2)),
-    (5, 2, False, Layout(1, 1)),
+    (5, 2, True, Layout(2, 1)),
+    (5, 4, False, Layout(3, 1)),
+    (5, 8, True, Layout(5, 1)),
+    (9, 4, True, Layout(3, 1)),
   ],
 )
 def test_seeds_share_the_cores_and_small_arrays_keep_to_a_thread(seeds, cores, fills_cores, expected):
-  assert choose_layout(seeds, cores, fills_cores) == expected
+  assert choose_layout(seeds, cores, fills_cores) == expected._replace(small_loops=not fills_cores)
 
 
 def test_flags_take_the_place_of_what_is_chosen(tmp_path):
@@ -45,6 +49,9 @@ def test_flags_take_the_place_of_what_is_chosen(tmp_path):
   assert LoopConfig(seeds=4, threads=3).cpu_layout(2) == Layout(2, 3)
   assert LoopConfig(devices=9).cpu_layout(2).devices == 2  # and the loop says that there are no more
   assert LoopConfig(fsdp=2).cpu_layout(2) is None
+  assert RLConfig(seeds=2, devices=1).cpu_layout(4) == Layout(1, 1, True)
+  assert MetaConfig(tasks="images").cpu_layout(4) == Layout(1, 4)
+  assert MetaConfig(tasks="sinusoid").cpu_layout(4) == Layout(1, 1, True)
   rows = tmp_path / "rows.json"
   rows.write_text(json.dumps({"experiment": "x", "runs": [{}, {}, {}]}))
   assert LoopConfig(rows=str(rows), seeds=2).cpu_layout(3) == Layout(3, 1)
@@ -112,11 +119,11 @@ def _walk() -> Experiment:
   )
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize(("num_seeds", "devices"), [(4, 1), (4, 2), (4, 4), (3, 2)])
 @pytest.mark.parametrize("in_turn", [False, True])
-def test_seeds_on_devices_of_their_own_are_seeds_alone(devices, in_turn):
+def test_seeds_on_devices_of_their_own_are_seeds_alone(num_seeds, devices, in_turn):
   """In turn, vmapped, or alone on a device: the same numbers, windows and evaluations, in the order of the seeds."""
-  seeds = (3, 1, 4, 1 + 2**31)
+  seeds = (3, 1, 4, 1 + 2**31)[:num_seeds]
   together = Program(_walk(), Feeds(), seeds, make_mesh(devices), seeds_in_turn=in_turn)
   state, window = together.update(together.init(), together.empty_window(), 5)
   assert len(state.position.sharding.device_set) == devices

@@ -400,7 +400,8 @@ def test_free_flags_of_every_experiment_that_change_figures_say_so():
   from mlnotes.engine.record import free_fields
 
   harmless = {
-    "workdir", "rows", "wandb", "checkpoint_every", "devices", "fsdp", "tensorboard", "data_dir", "data_placement",
+    "workdir", "rows", "wandb", "checkpoint_every", "devices", "threads", "fsdp", "tensorboard", "data_dir",
+    "data_placement",
   }  # fmt: skip
   for name, _ in catalogue():
     assert free_fields(importlib.import_module(f"experiments.{name}").Config, True) <= harmless, name

@@ -262,6 +262,21 @@ def test_text_of_a_row(row):
 
 
 @pytest.mark.parametrize(
+  ("seeds", "devices", "threads", "in_turn", "text"),
+  [
+    (1, 1, 1, False, "1 device of 1 thread"),
+    (1, 4, None, False, "4 devices"),
+    (8, 2, 1, False, "2 devices of 1 thread, 8 seeds side by side"),
+    (4, 1, 2, True, "1 device of 2 threads, 4 seeds in turn"),
+    (2, 2, 1, True, "2 devices of 1 thread, 2 seeds side by side"),
+  ],
+)
+def test_the_layout_in_words(seeds, devices, threads, in_turn, text):
+  row = {"seeds": seeds, "devices": devices, "threads": threads, "seeds_in_turn": in_turn}
+  assert bench.describe_layout(row) == text
+
+
+@pytest.mark.parametrize(
   ("value", "text"), [(0, "0 B"), (999, "999 B"), (1023, "1023 B"), (1024, "1 KiB"), (3 * 2**29, "1.5 GiB")]
 )
 def test_bytes(value, text):
