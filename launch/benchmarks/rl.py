@@ -20,6 +20,7 @@ import jax
 from launch.timing import Stepper
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import BaseConfig, field, run
+from mlnotes.engine.layout import Layout, choose_layout
 from mlnotes.engine.loop import enable_compilation_cache
 from mlnotes.engine.program import Program, make_mesh
 
@@ -44,6 +45,9 @@ class Config(BaseConfig):
       require(min(getattr(self, name), default=1) >= 1, name, getattr(self, name), "numbers of 1 or more")
     require(len(self.seeds) > 0, "seeds", self.seeds, "one number or more")
 
+  def cpu_layout(self, cores: int) -> Layout:
+    return choose_layout(max(self.seeds), cores, fills_cores=False)
+
 
 def build(name: str, given: dict[str, Any]) -> tuple[Any, Any]:
   """(module, config) of an experiment with the given settings."""
@@ -58,7 +62,8 @@ def build(name: str, given: dict[str, Any]) -> tuple[Any, Any]:
 def measure(name: str, given: dict[str, Any], seeds: int, seconds: float, repeats: int) -> dict[str, Any]:
   """Compile seconds and environment steps per second of one setting."""
   module, config = build(name, given)
-  stepper = Stepper(Program(module.make(config), module.make_feeds(config), range(seeds), make_mesh(1)))
+  devices = choose_layout(seeds, jax.device_count(), config.fills_cores).devices
+  stepper = Stepper(Program(module.make(config), module.make_feeds(config), range(seeds), make_mesh(devices)))
   times = stepper.measure(repeats, seconds)
   rates = [seeds * config.env_steps_per_update / step_seconds for step_seconds in times.step_seconds]
   return {
