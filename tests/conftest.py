@@ -28,9 +28,9 @@ import pytest  # noqa: E402
 
 from mlnotes.engine.cache import cache_directory  # noqa: E402
 
-# Most of a test's time is compilation: workers, and later runs of the tests, take each other's programs.
+# Modules, workers and later runs of the tests take each other's programs, the small ones too: there are thousands.
 jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "tests"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
