@@ -21,7 +21,7 @@ from mlnotes.engine.program import Program, make_mesh, window_means
 
 SMALL = {
   "diffusion.ddpm": dict(
-    batch_size=16, timesteps=8, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), steps=20
+    batch_size=16, timesteps=8, channels=8, multipliers=(1,), num_blocks=1, attention_resolutions=(), steps=20
   ),
   **{
     f"contrastive.{name}": dict(
@@ -53,7 +53,7 @@ SMALL = {
     variables=3, batch_size=4, horizon=4, unroll=2, hidden=4, layers=1, eval_problems=4, steps=20
   ),
   **{
-    f"rl.{name}": dict(steps=20, steps_per_update=60)
+    f"rl.{name}": dict(steps=20, steps_per_update=60, initial_value=1.0)  # without reward there is something to learn
     for name in ("dyna_q", "expected_sarsa", "monte_carlo", "q_learning", "sarsa", "sarsa_lambda", "watkins_q")
   },
   **{
@@ -79,7 +79,8 @@ def trains(name):
 
 
 NAMES = [name for name, _ in catalogue() if trains(name)]
-each_experiment = pytest.mark.parametrize("name", NAMES)
+# Of the module: one experiment after the other, so that its programs are kept for as long as it is tested.
+each_experiment = pytest.mark.parametrize("name", NAMES, scope="module")
 
 
 def test_every_experiment_is_here():
@@ -102,11 +103,21 @@ def program(name, seeds=(0,), devices=1):
 
 
 @functools.lru_cache(maxsize=6)
-def trained(name, seeds=(0,), devices=1, steps=3):
-  """(metrics of each update, final state on the host)."""
+def first_state(name, seeds=(0,), devices=1):
+  return program(name, seeds, devices).init()
+
+
+def start(name, seeds=(0,), devices=1):
+  """The first state anew: `update` takes it away."""
+  return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), first_state(name, seeds, devices))
+
+
+@functools.lru_cache(maxsize=6)
+def trained(name, seeds=(0,), devices=1):
+  """(metrics of each of 3 updates, final state on the host)."""
   run = program(name, seeds, devices)
-  state, metrics = run.init(), []
-  for _ in range(steps):
+  state, metrics = start(name, seeds, devices), []
+  for _ in range(3):
     state, window = run.update(state, run.empty_window(), 1)
     metrics.append(window_means(window))
   return metrics, host(state)
@@ -128,7 +139,7 @@ def assert_trees_close(a, b, **tolerance):
 @each_experiment
 def test_state_is_a_namedtuple_of_arrays_with_step_and_root_key(name):
   run = program(name)
-  state = run.init()
+  state = first_state(name)
   assert run.experiment.model is not None  # for mlnotes.load_run
   assert hasattr(state, "_fields") and state.step.dtype == jnp.int32
   assert jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
@@ -138,53 +149,54 @@ def test_state_is_a_namedtuple_of_arrays_with_step_and_root_key(name):
   np.testing.assert_array_equal(after.key, jax.random.key_data(state.key))
 
 
-@each_experiment
-def test_step_is_pure_and_compiles_once(name):
-  experiment, feeds, _ = build(name)
-  traces = []
-
-  @jax.jit
-  def step(state, batch):
-    traces.append(None)
-    return experiment.step(state, batch)
-
-  draw = jax.jit(lambda state: feeds.train.draw(feeds.train.arrays, state.key, state.step))
+@functools.lru_cache(maxsize=2)
+def traced_step(name, **changes):
+  """(`step` traced on the state that `init` gives, that state's shapes)."""
+  experiment, feeds, _ = build(name, **changes)
   key = jax.random.key(0)
-  batch = feeds.train.draw(feeds.train.arrays, key, jnp.int32(0))
-  state = jax.jit(experiment.init)(key, batch)
-  before = host(state)
-  first, metrics = step(state, batch)
-  again, metrics_again = step(state, batch)
-  assert_trees_equal(host(state), before)
-  assert_trees_equal(host(first), host(again))
-  assert_trees_equal(metrics, metrics_again)
-  step(first, draw(first))
-  assert len(traces) == 1
-  if hasattr(_config(name), "learning_rate"):
-    # One of each optimizer: an agent may have several.
-    rates = [path for path, last in hparam_paths(state).items() if last == "learning_rate"]
-    changed, _ = step(set_hparams(state, dict.fromkeys(rates, 1e-5)), batch)
-    assert len(traces) == 1
-    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(host(changed)), jax.tree.leaves(host(first))))
+  batch = jax.eval_shape(feeds.train.draw, feeds.train.arrays, key, jnp.int32(0))
+  state = jax.eval_shape(experiment.init, key, batch)
+  return jax.jit(experiment.step).trace(state, batch), state
 
 
-def _config(name):
-  return build(name)[2]
+@each_experiment
+def test_step_is_pure_and_gives_what_it_takes(name):
+  """No effects beside its results, and a state of the same types (weak ones too): a second update compiles nothing."""
+  traced, state = traced_step(name)
+  assert not traced.jaxpr.effects
+  assert jax.tree.structure(traced.out_info[0]) == jax.tree.structure(state)
+  types = [(aval.shape, aval.dtype, aval.weak_type) for aval in traced.jaxpr.in_avals]
+  after = [(aval.shape, aval.dtype, aval.weak_type) for aval in traced.jaxpr.out_avals]
+  count = len(jax.tree.leaves(state))
+  assert after[:count] == types[:count]
+
+
+@each_experiment
+def test_learning_rate_is_read_from_the_state(name):
+  """Another one in the state changes what the compiled update learns."""
+  if not hasattr(build(name)[2], "learning_rate"):
+    pytest.skip("no learning rate")
+  run, state = program(name), start(name)
+  # One of each optimizer: an agent may have several.
+  rates = [path for path, last in hparam_paths(state).items() if last == "learning_rate"]
+  changed, _ = run.update(set_hparams(state, dict.fromkeys(rates, 1e-5)), run.empty_window(), 3)
+  learned = lambda state: {
+    jax.tree_util.keystr(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    if jax.tree_util.keystr(path) not in hparam_paths(state)
+  }
+  found, expected = learned(host(changed)), learned(trained(name)[1])
+  assert any(not np.array_equal(found[path], expected[path]) for path in expected)
 
 
 @each_experiment
 def test_learning_rate_is_not_compiled_in(name):
   """Two configs that differ in the learning rate lower to the same program, so the compilation cache serves both."""
-  if not hasattr(_config(name), "learning_rate"):
+  config = build(name)[2]
+  if not hasattr(config, "learning_rate"):
     pytest.skip("no learning rate")
-
-  def lowered(rate):
-    experiment, feeds, _ = build(name, learning_rate=rate)
-    state = program(name).abstract_state
-    batch = jax.eval_shape(feeds.train.draw, feeds.train.arrays, jax.random.key(0), jnp.int32(0))
-    return jax.jit(experiment.step).lower(state, batch).as_text()
-
-  assert lowered(1e-3) == lowered(3e-3)
+  other, _ = traced_step(name, learning_rate=config.learning_rate / 2)
+  assert other.lower().as_text() == traced_step(name)[0].lower().as_text()
 
 
 @each_experiment
@@ -195,7 +207,7 @@ def test_metrics_are_finite_and_seeds_differ(name):
     assert all(np.isfinite(v) for v in values.values()), values
   assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other_state)))
   assert metrics != other
-  evaluation = program(name).evaluate(program(name).init())
+  evaluation = program(name).evaluate(first_state(name))
   assert all(np.isfinite(v) for v in evaluation.values()), evaluation
 
 
@@ -222,9 +234,10 @@ def test_one_device_equals_two(name):
 @each_experiment
 def test_grouping_of_updates_and_a_checkpoint_change_no_bit(name, tmp_path):
   """3 updates = 1 update, a checkpoint restored on another program, 2 more; also read on two devices."""
-  _, straight = trained(name)
+  metrics, straight = trained(name)
   run = program(name)
-  state, window = run.update(run.init(), run.empty_window(), 1)
+  state, window = run.update(start(name), run.empty_window(), 1)
+  assert window_means(window) == metrics[0]
   saved = host(state)
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   checkpoints.save(1, {"state": state, "window": window}, {}, None)

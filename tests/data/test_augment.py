@@ -13,8 +13,6 @@ from scipy import ndimage, stats
 
 from mlnotes.data import augment
 
-# Compiling takes most of a test's time, and the code's speed does not matter here.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 EIGHT_BITS = 1.01 / 255  # PIL truncates where we round or keep the fraction
 
 
@@ -407,7 +405,7 @@ RECIPES = {
 def test_recipes(name):
   make, shape, settings = RECIPES[name]
   augmentation, images = make(shape, **settings), jnp.repeat(picture(3, *shape), 4, axis=0)
-  views = jax.jit(jax.vmap(augmentation), compiler_options=FAST_COMPILE)(keys(12), images)
+  views = jax.jit(jax.vmap(augmentation))(keys(12), images)
   assert views.shape == images.shape and views.dtype == jnp.float32
   assert views.min() >= 0 and views.max() <= 1 and bool(jnp.isfinite(views).all())
   assert len({np.asarray(view).tobytes() for view in views}) == 12  # another key, another view
@@ -433,7 +431,7 @@ def test_half_precision_goes_in_and_comes_out():
     augment.color_jitter(0.4, 0.4, 0.4, 0.1),
     augment.random_gaussian_blur(3),
   )
-  every = jax.jit(augment.compose(*parts), compiler_options=FAST_COMPILE)
+  every = jax.jit(augment.compose(*parts))
   found = every(jax.random.key(3), image.astype(jnp.bfloat16))
   assert found.dtype == jnp.bfloat16
   assert float(jnp.abs(found.astype(jnp.float32) - every(jax.random.key(3), image)).mean()) < 0.01
@@ -450,7 +448,7 @@ def test_without_a_blur_small_images_stay_sharp():
 
   def share_blurred(blur):
     augmentation = augment.digit_augmentation((8, 8, 1), (1.0, 1.0), 0.0, 0.0, 0.0, blur)
-    views = np.asarray(jax.jit(jax.vmap(augmentation, (0, None)), compiler_options=FAST_COMPILE)(keys(100), board))
+    views = np.asarray(jax.jit(jax.vmap(augmentation, (0, None)))(keys(100), board))
     return (np.ptp(views, axis=(1, 2, 3)) < 0.99).mean()
 
   assert share_blurred(False) == 0

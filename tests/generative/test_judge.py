@@ -20,13 +20,19 @@ def digits():
 @pytest.fixture(scope="module")
 def judge(digits):
   train, _, label, _ = digits
-  return train_judge(train, label, 10, levels=17)
+  return train_judge(train, label, 10, 17, JudgeConfig(steps=100))
 
 
-def test_reads_held_out_digits(digits, judge):
+def test_reads_most_held_out_digits_soon(digits, judge):
   _, test, _, label = digits
-  assert class_agreement(judge.predict(test), label) >= 0.97
+  assert class_agreement(judge.predict(test), label) >= 0.9
   assert judge.features(test).shape == (len(test), 64)
+
+
+@pytest.mark.thorough
+def test_reads_held_out_digits(digits):
+  train, test, label, held_out = digits
+  assert class_agreement(train_judge(train, label, 10, levels=17).predict(test), held_out) >= 0.97
 
 
 def test_chunks_do_not_matter(digits, judge):

@@ -26,9 +26,6 @@ CONFIGS = {
   "padding in one number": dict(kernel_size=(3, 3), padding=2, strides=2),
 }
 
-# Compiling takes most of a test's time, and the code's speed does not matter here.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
 
 def native(x, kernel, strides=(1, 1), padding="SAME"):
   return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -70,10 +67,7 @@ def compare_with_flax(compute, config, key, monkeypatch):
   d_params = jax.tree.map(lambda p: jax.random.normal(jax.random.clone(tangent_key), p.shape), params)
   if "bias" in params:
     params["bias"] = jax.random.normal(bias_key, params["bias"].shape)
-  found, expected = (
-    jax.jit(partial(compute, module), compiler_options=FAST_COMPILE)(params, x, d_params, d_x)
-    for module in (ours, reference)
-  )
+  found, expected = (jax.jit(partial(compute, module))(params, x, d_params, d_x) for module in (ours, reference))
   for name in expected:
     assert_trees_close(found[name], expected[name])
 
@@ -104,7 +98,7 @@ def test_vmap_gives_what_single_calls_give(axes, key):
   def gradients(f, x, kernel):
     return jax.grad(lambda x, kernel: jnp.sum(jnp.cos(f(x, kernel))), (0, 1))(x, kernel)
 
-  batched = jax.jit(jax.vmap(partial(gradients, convolve), axes), compiler_options=FAST_COMPILE)(x, kernel)
+  batched = jax.jit(jax.vmap(partial(gradients, convolve), axes))(x, kernel)
   for i in range(3):
     single = gradients(native, x if axes[0] is None else x[i], kernel if axes[1] is None else kernel[i])
     assert_trees_close(jax.tree.map(lambda leaf, i=i: leaf[i], batched), single)
@@ -245,7 +239,7 @@ def test_no_derivative_of_ours_holds_the_slow_convolution():
   assert not contains_slow_convolution(jax.make_jaxpr(jax.grad(adapted))(kernel))
   meta = jax.jit(jax.vmap(jax.grad(adapted))).trace(kernel[None])
   assert not contains_slow_convolution(meta.jaxpr)
-  compiled = meta.lower().compile(FAST_COMPILE).as_text()
+  compiled = meta.lower().compile().as_text()
   assert " convolution(" in compiled and " dot(" not in compiled and "feature_group_count" not in compiled
   cuda = meta.lower(lowering_platforms=("cuda",)).as_text()
   assert "stablehlo.convolution" in cuda and "dot_general" not in cuda
@@ -255,9 +249,7 @@ def test_a_batch_sharded_over_devices_gives_the_same_gradient(key, monkeypatch):
   monkeypatch.setattr(conv_module, "_LARGE", 0)  # four parts
   keys = jax.random.split(key, 2)
   x, kernel = jax.random.normal(keys[0], (32, 8, 8, 4)), jax.random.normal(keys[1], (3, 3, 4, 4))
-  gradient = jax.jit(
-    jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2), (0, 1)), compiler_options=FAST_COMPILE
-  )
+  gradient = jax.jit(jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2), (0, 1)))
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
   replicated = jax.device_put(kernel, jax.NamedSharding(mesh, jax.P()))

@@ -8,9 +8,6 @@ import pytest
 
 from mlnotes.nn.resnet import ResNet, ResNet18, ResNet34, ResNet50
 
-# Compiling takes most of a test's time, and the code's speed does not matter here.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
 
 @pytest.mark.parametrize(
   "make, size, features, expected",
@@ -55,7 +52,7 @@ def tiny():
 
 
 def init(model, key, x):
-  return jax.jit(partial(model.init, train=False), compiler_options=FAST_COMPILE)(key, x)
+  return jax.jit(partial(model.init, train=False))(key, x)
 
 
 def test_blocks_start_as_the_identity_unless_told_otherwise(key):
@@ -82,7 +79,7 @@ def test_training_moves_the_running_statistics_by_a_tenth(tiny, key):
   model = tiny(num_classes=5)
   variables = init(model, keys[1], x)
   train = partial(model.apply, train=True, mutable=["batch_stats"])
-  logits, updated = jax.jit(train, compiler_options=FAST_COMPILE)(variables, x)
+  logits, updated = jax.jit(train)(variables, x)
   assert logits.shape == (16, 5)
   stem = nn.Conv(8, (3, 3), use_bias=False).apply({"params": variables["params"]["stem_conv"]}, x)
   stats = updated["batch_stats"]["stem_norm"]

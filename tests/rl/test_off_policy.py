@@ -21,8 +21,6 @@ GAMMA = 0.8
 LOW, HIGH = -1.0, 5.0
 METHODS = ("dqn", "ddpg", "sac")
 each_method = pytest.mark.parametrize("method", METHODS)
-# What runs once is compiled quickly.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Clock(NamedTuple):
@@ -87,12 +85,12 @@ def value(method, config, state, observation):
 def test_a_time_limit_bootstraps_and_a_termination_does_not(method, key):
   """Reward 1: for ever worth 1 / (1 - gamma), though the time limit cuts episodes; with an end, a finite sum."""
   experiment, config = build(method, make_clock(method == "dqn", lambda action: jnp.float32(1.0)))
-  init = quick_jit(experiment.init)
+  init = jax.jit(experiment.init)
   run = jax.jit(
     lambda state: jax.lax.fori_loop(0, config.steps, lambda _, s: experiment.step(s, ())[0], state), donate_argnums=0
   )
   state = run(init(key, ()))
-  found = quick_jit(lambda state, at: jax.vmap(lambda x: value(method, config, state, x))(at))
+  found = jax.jit(lambda state, at: jax.vmap(lambda x: value(method, config, state, x))(at))
   at = jnp.array([[0.0, 0.0], [0.0, 1.0], [(LENGTH - 1) / LENGTH, 1.0]])
   forever, finite = 1 / (1 - GAMMA), sum(GAMMA**t for t in range(LENGTH))
   np.testing.assert_allclose(found(state, at), [forever, finite, 1.0], atol=0.2)
@@ -120,7 +118,7 @@ def first_updates(method):
     method.replace("single", "dqn"), env, learning_starts=STARTS, gradient_steps=2, steps=4, optimizer="sgd",
     momentum=0.0, learning_rate=RATE, **SETTINGS[method],
   )  # fmt: skip
-  init, step = quick_jit(experiment.init), quick_jit(experiment.step)
+  init, step = jax.jit(experiment.init), jax.jit(experiment.step)
   states, metrics = [init(jax.random.key(0), ())], []
   for _ in range(4):
     state, measured = step(states[-1], ())
@@ -157,7 +155,7 @@ def test_actions_are_scaled_once_and_explore_in_every_component(method):
 def test_evaluation_acts_within_the_bounds(method):
   """The untrained greedy action is about 0 in [-1, 1], so that the environment is given the middle of its bounds."""
   experiment, states, _ = first_updates(method)
-  returned = quick_jit(experiment.evaluate)(states[0], ())["episode_return"]
+  returned = jax.jit(experiment.evaluate)(states[0], ())["episode_return"]
   assert float(returned.total / returned.count) / LENGTH == pytest.approx((LOW + HIGH) / 2, abs=0.1)
 
 
@@ -183,7 +181,7 @@ def test_evaluation_is_the_policy_without_noise(method):
       total += action.mean()
     return total
 
-  found = quick_jit(experiment.evaluate)(states[-1], ())["episode_return"].total
+  found = jax.jit(experiment.evaluate)(states[-1], ())["episode_return"].total
   possible = [n * walk(1.0) + (2 - n) * walk(0.0) for n in range(3)]
   assert min(abs(float(found) - value) for value in possible) < 1e-4
 
@@ -342,7 +340,7 @@ def descend(method, before, after, rate, measure=lambda *_: {}):
   normal = jax.random.normal(stream_key(before.key, "actions", before.step), (2, 32, 2, 3))
   pick = lambda i: jax.tree.map(lambda x: x[i], batches)
   params, target = before.params, before.target
-  gradient, figures = quick_jit(jax.grad(loss)), []
+  gradient, figures = jax.jit(jax.grad(loss)), []
   for i in range(2):
     figures.append(measure(params, target, pick(i), normal[i]))
     grads = gradient(params, target, pick(i), normal[i])
@@ -372,7 +370,7 @@ def test_sacs_figures_are_means_over_its_gradient_steps():
   _, states, metrics = first_updates("sac")
   before, after = states[2:4]
   with jax.numpy_rank_promotion("allow"):
-    _, _, figures = descend("sac", before, after, RATE, quick_jit(sac_figures))
+    _, _, figures = descend("sac", before, after, RATE, jax.jit(sac_figures))
   found = {name: float(metrics[2][name].total / metrics[2][name].count) for name in (*figures[0], "temperature")}
   for name in figures[0]:
     assert found[name] == pytest.approx(np.mean([f[name] for f in figures]), rel=1e-3, abs=1e-5), name
@@ -400,8 +398,8 @@ def test_dqn_repeats_its_random_actions_within_an_episode():
     "dqn", make_clock(True, jnp.mean), steps=4, train_every=16, num_envs=5, learning_starts=400,
     repeat_exploration=True, first_epsilon=1.0, final_epsilon=1.0,
   )  # fmt: skip
-  state = quick_jit(experiment.init)(jax.random.key(0), ())
-  after, _ = quick_jit(experiment.step)(state, ())
+  state = jax.jit(experiment.init)(jax.random.key(0), ())
+  after, _ = jax.jit(experiment.step)(state, ())
   noise = jax.tree.map(np.asarray, dqn.sample_repeats(stream_key(state.key, "explore", 0), (16, 5), 2, 1.0))
   expected, left, held = np.zeros((16, 5), int), np.zeros(5, int), np.zeros(5, int)
   for t in range(16):
@@ -442,7 +440,7 @@ def test_numbers_that_a_sweep_varies_start_as_their_flags_say(method):
   }[method]
   more = dict(initial_temperature=0.3) if method == "sac" else {}
   experiment, _ = build(method, make_clock(method == "dqn", jnp.mean), hidden=(2,), **given, **more)
-  state = quick_jit(experiment.init)(jax.random.key(0), ())
+  state = jax.jit(experiment.init)(jax.random.key(0), ())
   assert {name: round(float(value), 6) for name, value in state.hparams.items()} == given
   if method == "sac":
     assert float(state.params["log_alpha"]) == pytest.approx(np.log(0.3))
