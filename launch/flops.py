@@ -54,6 +54,8 @@ def _count_equation(equation: core.JaxprEqn) -> Work:
   name, params = equation.primitive.name, equation.params
   if name == "scan":
     return Work().plus(count_flops(params["jaxpr"]), params["length"])
+  if name == "shard_map":  # the body is what one device does
+    return Work().plus(count_flops(params["jaxpr"]), params["mesh"].size)
   if name == "while":
     turn = count_flops(params["cond_jaxpr"]).plus(count_flops(params["body_jaxpr"]))
     return turn._replace(exact=turn.exact and turn.flops == 0)
@@ -157,20 +159,21 @@ class Peak(NamedTuple):
 
 
 def find_peak(devices: list[jax.Device], precision: str) -> Peak:
-  """The peak of equal devices: from the table, or on the CPU measured by a matrix product, which they share."""
+  """The peak of equal devices: from the table, or on the CPU measured by a matrix product on each at once."""
   kind = devices[0].device_kind
   if devices[0].platform == "cpu":
-    return Peak(_time_matrix_product(precision), "a matrix product of 2048 x 2048, measured")
+    return Peak(_time_matrix_product(devices, precision), "matrix products of 2048 x 2048, measured")
   for name, (bfloat16, float32) in _PEAK_TFLOPS.items():
     if kind.startswith(name):
       return Peak(1e12 * len(devices) * (bfloat16 if precision == "bfloat16" else float32), f"data sheet of {name}")
   return Peak(None, f"unknown: no entry for {kind!r}")
 
 
-def _time_matrix_product(precision: str, size: int = 2048, repeats: int = 5) -> float:
+def _time_matrix_product(devices: list[jax.Device], precision: str, size: int = 2048, repeats: int = 5) -> float:
   from launch.timing import time_call
 
-  x = jnp.ones((size, size), precision)
+  operands = [jax.device_put(jnp.ones((size, size), precision), device) for device in devices]
   product = jax.jit(jnp.dot)
-  product(x, x).block_until_ready()
-  return 2 * size**3 / min(time_call(lambda: product(x, x)) for _ in range(repeats))
+  call = lambda: [product(x, x) for x in operands]
+  jax.block_until_ready(call())
+  return len(devices) * 2 * size**3 / min(time_call(call) for _ in range(repeats))

@@ -99,7 +99,8 @@ def program(name, seeds=(0,), devices=1):
   if seeds != (0,) and len(seeds) == devices == 1:
     return program(name).with_seeds(seeds)
   experiment, feeds, _ = build(name)
-  return Program(experiment, feeds, seeds, make_mesh(devices))
+  # Vmapped, as on accelerators; the other orders of seeds are in tests/engine/test_layout.py.
+  return Program(experiment, feeds, seeds, make_mesh(devices), seeds_in_turn=False)
 
 
 @functools.lru_cache(maxsize=6)

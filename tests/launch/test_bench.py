@@ -24,6 +24,7 @@ from mlnotes.data import Feeds
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import Experiment, Mean
 from mlnotes.engine.loop import LoopConfig
+from mlnotes.engine.program import make_mesh
 from mlnotes.nn import Conv
 
 ROWS, COLUMNS, TURNS = 64, 48, 7
@@ -142,6 +143,12 @@ def test_loops_and_conditions():
   assert count_flops(counted) == (6 * 20, 0, True)
   branches = jax.make_jaxpr(lambda p, x: jax.lax.cond(p, lambda x: x * x + x, lambda x: x, x))(True, x)
   assert count_flops(branches).flops == 20
+
+
+def test_every_device_of_a_mesh_counts():
+  mesh = make_mesh(2)
+  shared = jax.shard_map(lambda x: x * x, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+  assert count_flops(jax.make_jaxpr(shared)(jnp.ones(10))).flops == 10
 
 
 def test_percentiles():
