@@ -3,8 +3,8 @@
 XLA's CPU backend has no fast kernel for the weight gradient that JAX writes where it stands inside a `while` loop (so
 also inside `lax.scan` and `lax.fori_loop`), nor for the gradient with respect to the input where the stride is above
 1, nor for the grouped convolutions that `vmap` over kernels gives. It has one for the forward convolution, and on the
-CPU `convolve` writes both gradients, and theirs, as forward convolutions. On all other platforms it is XLA's own
-convolution with XLA's own gradients.
+CPU `convolve` writes both gradients, and theirs, as forward convolutions; wide ones with a 3x3 window are matrix
+products, by Winograd's algorithm. On all other platforms it is XLA's own convolution with XLA's own gradients.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
@@ -27,6 +28,8 @@ Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
 
 # From this many features on, XLA's convolution library shares its work among threads (see `_surplus_rows`).
 _SHARED_FEATURES = 128
+# From this many channels in and out, and this many tiles, on, Winograd's algorithm is faster (see `_in_tiles`).
+_TILED_CHANNELS, _TILES = 128, 128
 # From this many elements on, the batch and the channels are swapped in a loop (see `_swap_batch_and_channels`).
 _LARGE = 2**22
 
@@ -303,12 +306,86 @@ def _forward(x, kernel, strides, padding, dilation, precision):
   return lax.slice_in_dim(y, surplus, surplus + rows, axis=1)
 
 
+# Winograd's F(2x2, 3x3): the weights of four inputs, of three taps and of two outputs in each of four products, along
+# one axis. A product takes two inputs only: the first, and the second with the sign.
+_INPUTS = ((0, 2, -1), (1, 2, 1), (2, 1, -1), (1, 3, -1))
+_TAPS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_OUTPUTS = np.array([[1, 0], [1, 1], [1, -1], [0, -1]], np.float32)
+
+
+def _in_tiles(geometry: _Geometry, x: tuple[int, ...], y: tuple[int, ...], dtype: Any) -> bool:
+  """Whether Winograd's algorithm computes the array `y` from `x`, or the kernel from both, given their shapes.
+
+  It does 4/9 of the multiplications in 16 matrix products, which run on all threads. The sums before and after grow
+  with the channels, the products with their square: with 128 channels it takes 0.75 of the time of XLA's convolution,
+  with 256 0.6, with 64 more. Rounding errors are up to twice as large, so it is not for those who ask for a precision.
+  """
+  _, window, strides, padding, dilation, precision = geometry
+  return (
+    (window, strides, dilation) == ((3, 3), (1, 1), (1, 1))
+    and (precision, dtype) == (None, jnp.float32)
+    and all(0 <= width <= 2 for pair in padding for width in pair)
+    and all(size % 2 == 0 for size in y[1:-1])
+    and min(x[-1], y[-1]) >= _TILED_CHANNELS
+    and math.prod(y[:-1]) >= 4 * _TILES
+  )
+
+
+def _weighted(weights, arrays):
+  return sum(weight * array for weight, array in zip(weights.tolist(), arrays) if weight)
+
+
+def _rows_of_input(x, padding):
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  parts = [x[:, i : i + x.shape[1] - 3 : 2] for i in range(4)]
+  return jnp.stack([parts[i] + sign * parts[j] for i, j, sign in _INPUTS])
+
+
+def _columns_of_input(rows):
+  parts = [rows[:, :, i : i + rows.shape[2] - 3 : 2] for i in range(4)]
+  return [parts[i] + sign * parts[j] for i, j, sign in _INPUTS]
+
+
+def _tiled_forward(x, kernel, padding, axis):
+  """The convolution by a 3x3 kernel whose `axis`, without those of the window, belongs to the channels of `x`."""
+
+  def compute(rows):
+    of_input, of_kernel = rows
+    of_products = (_weighted(weights, of_kernel) for weights in _TAPS)
+    product = lambda a, b: lax.dot_general(a, b, (((3,), (axis,)), ((), ())))
+    products = list(map(product, _columns_of_input(of_input), of_products))
+    return [_weighted(weights, products) for weights in _OUTPUTS.T]
+
+  # One row of the 4 x 4 products after the other: all at once would be 0.1 faster, and take thrice as long to compile.
+  of_kernel = jnp.stack([_weighted(weights, kernel) for weights in _TAPS])
+  columns = lax.map(compute, (_rows_of_input(x, padding), of_kernel))
+  y = jnp.stack([jnp.stack([_weighted(weights, column) for column in columns], 3) for weights in _OUTPUTS.T], 2)
+  return y.reshape(y.shape[0], 2 * y.shape[1], 2 * y.shape[3], -1)
+
+
+def _tiled_gradient_by_kernel(x, y, padding):
+  def compute(rows):
+    of_input, of_output = rows
+    of_products = (_weighted(weights, (of_output[:, :, ::2], of_output[:, :, 1::2])) for weights in _OUTPUTS)
+    product = lambda a, b: a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
+    products = list(map(product, _columns_of_input(of_input), of_products))
+    return jnp.stack([_weighted(weights, products) for weights in _TAPS.T])
+
+  of_output = jnp.stack([_weighted(weights, (y[:, ::2], y[:, 1::2])) for weights in _OUTPUTS])
+  rows = lax.map(compute, (_rows_of_input(x, padding), of_output))
+  return jnp.stack([_weighted(weights, rows) for weights in _TAPS.T])
+
+
 def _value(x, kernel, geometry):
+  if _in_tiles(geometry, x.shape, geometry.shapes(x.shape[0], *kernel.shape[-2:])["y"], x.dtype):
+    return _tiled_forward(x, kernel, geometry.padding, 0)
   return _forward(x, kernel, geometry.strides, geometry.padding, geometry.dilation, geometry.precision)
 
 
 def _gradient_by_kernel(x, y, geometry):
   """Channels as the images, images as the channels: the kernel is the convolution of `x` by `y`."""
+  if _in_tiles(geometry, x.shape, y.shape, x.dtype):
+    return _tiled_gradient_by_kernel(x, y, geometry.padding)
   padding = [
     (low, (taps - 1) * step + (count - 1) * stride + 1 - size - low)
     for size, taps, stride, (low, _), step, count in zip(*geometry[:5], y.shape[1:-1])
@@ -339,6 +416,8 @@ def _gradient_by_input(kernel, y, geometry):
   which the fraction is whole: every (stride / gcd(stride, dilation))-th tap.
   """
   sizes, window, strides, padding, dilation, precision = geometry
+  if _in_tiles(geometry, y.shape, (y.shape[0], *sizes, kernel.shape[-2]), y.dtype):
+    return _tiled_forward(y, lax.rev(kernel, (0, 1)), [(2 - low, 2 - high) for low, high in padding], 1)
   counts = [-(-size // stride) for size, stride in zip(sizes, strides)]
   flipped = jnp.swapaxes(kernel, -1, -2)
 
