@@ -267,7 +267,7 @@ mlir.register_lowering(_trilinear, mlir.lower_fun(_natively, multiple_results=Fa
 mlir.register_lowering(_trilinear, mlir.lower_fun(_as_forward_convolutions, multiple_results=False), platform="cpu")
 
 
-def _threads() -> int:
+def cpu_threads() -> int:
   """Threads of the CPU backend, as XLA counts them."""
   return int(os.environ.get("NPROC") or 0) or os.cpu_count() or 1
 
@@ -292,7 +292,7 @@ def _forward(x, kernel, strides, padding, dilation, precision):
   padding = [(max(low, 0), max(high, 0)) for low, high in padding]
   span = (kernel.shape[0] - 1) * dilation[0] + 1
   rows = (x.shape[1] + sum(padding[0]) - span) // strides[0] + 1
-  surplus = _surplus_rows(x.shape[1], rows, kernel.shape[-1], _threads())
+  surplus = _surplus_rows(x.shape[1], rows, kernel.shape[-1], cpu_threads())
   padding[0] = (padding[0][0] + surplus * strides[0], padding[0][1])
   y = lax.conv_general_dilated(
     x,
