@@ -337,8 +337,10 @@ def _weighted(weights, arrays):
 
 def _rows_of_input(x, padding):
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  parts = [x[:, i : i + x.shape[1] - 3 : 2] for i in range(4)]
-  return jnp.stack([parts[i] + sign * parts[j] for i, j, sign in _INPUTS])
+  flat = x.reshape(*x.shape[:2], -1)  # LLVM would unroll loops over few columns, for long
+  parts = [flat[:, i : i + x.shape[1] - 3 : 2] for i in range(4)]
+  rows = jnp.stack([parts[i] + sign * parts[j] for i, j, sign in _INPUTS])
+  return rows.reshape(*rows.shape[:3], *x.shape[2:])
 
 
 def _columns_of_input(rows):
@@ -356,7 +358,7 @@ def _tiled_forward(x, kernel, padding, axis):
     products = list(map(product, _columns_of_input(of_input), of_products))
     return [_weighted(weights, products) for weights in _OUTPUTS.T]
 
-  # One row of the 4 x 4 products after the other: all at once would be 0.1 faster, and take thrice as long to compile.
+  # One row of the 4 x 4 products after the other: all at once would be a tenth faster, and compile twice as long.
   of_kernel = jnp.stack([_weighted(weights, kernel) for weights in _TAPS])
   columns = lax.map(compute, (_rows_of_input(x, padding), of_kernel))
   y = jnp.stack([jnp.stack([_weighted(weights, column) for column in columns], 3) for weights in _OUTPUTS.T], 2)
