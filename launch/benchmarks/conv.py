@@ -1,10 +1,12 @@
 """Speed of the convolution's formulations and of a whole ResNet-18 update, as Markdown tables.
 
   python -m launch.benchmarks.conv
+  NPROC=1 python -m launch.benchmarks.conv
 
 Forms: `native` is XLA's convolution, `shifted` a sum of products of shifted images, `patches` one product of all
 patches, `convolve` what `mlnotes.nn` uses. Each is timed as a call of its own, inside a `fori_loop` whose trip count
-is known only at run time, and vmapped over four kernels. The forms take turns, and a table holds medians.
+is known only at run time, and vmapped over four kernels. The forms take turns, and a table holds medians. Where torch
+is installed it follows, in its channels-last format and on as many threads: NPROC of them, all without it.
 """
 
 import dataclasses
@@ -23,8 +25,13 @@ from jax import lax
 
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field, run
-from mlnotes.nn.conv import Conv, convolve
+from mlnotes.nn.conv import Conv, convolve, cpu_threads
 from mlnotes.nn.resnet import ResNet18
+
+try:
+  import torch
+except ImportError:
+  torch = None
 
 
 class Shape(NamedTuple):
@@ -134,6 +141,26 @@ def print_table(header: Sequence[str], rows) -> None:
   print()
 
 
+def torch_calls(shape: Shape, x, kernel, cotangent):
+  """Calls of torch's convolution by direction; none where it is not installed."""
+  if torch is None:
+    return {}
+  torch.set_num_threads(cpu_threads())
+  x, cotangent = (torch.from_numpy(np.array(array)).permute(0, 3, 1, 2) for array in (x, cotangent))
+  pads = lax.padtype_to_pads((shape.size,), (shape.window,), (shape.stride,), "SAME")[0]
+  x = torch.nn.functional.pad(x, pads * 2).contiguous(memory_format=torch.channels_last).requires_grad_()
+  kernel = torch.from_numpy(np.array(kernel)).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+  kernel.requires_grad_()
+
+  def forward():
+    return torch.nn.functional.conv2d(x, kernel, stride=shape.stride)
+
+  return {
+    "forward": torch.no_grad()(forward),
+    "with gradients": lambda: torch.autograd.grad(forward(), (x, kernel), cotangent),
+  }
+
+
 def compare_forms(shape: Shape, forms: Sequence[str], repeats: int, native_in_loop: bool):
   """Yields a table's rows: milliseconds of each form for one shape."""
   keys = jax.random.split(jax.random.key(0), 3)
@@ -161,6 +188,11 @@ def compare_forms(shape: Shape, forms: Sequence[str], repeats: int, native_in_lo
         f"{loop:.2f}",
         f"{seconds[name, 'vmap'] / _BATCHED_KERNELS:.2f}",
       )
+    # After the others, because its idle threads take theirs their time.
+    for name, call in torch_calls(shape, x, kernel, cotangent).items():
+      if name == direction:
+        milliseconds = 1e3 * np.median(measure({name: call}, repeats)[name])
+        yield f"{shape.name} {size}/{shape.stride}", direction, "torch", f"{milliseconds:.2f}", "", ""
 
 
 def make_step(conv: Callable[..., nn.Module], images: jax.Array, labels: jax.Array):
@@ -182,6 +214,47 @@ def make_step(conv: Callable[..., nn.Module], images: jax.Array, labels: jax.Arr
 
   variables = jax.jit(partial(model.init, train=True))(jax.random.key(0), images)
   return (variables["params"], variables["batch_stats"], optimizer.init(variables["params"])), step
+
+
+def torch_step(batch: int) -> Callable[[], None]:
+  """One update of the same network by torch, in its channels-last format."""
+  torch.set_num_threads(cpu_threads())
+
+  def convolution(inputs, outputs, window, stride):
+    layer = torch.nn.Conv2d(inputs, outputs, window, stride, window // 2, bias=False)
+    return torch.nn.Sequential(layer, torch.nn.BatchNorm2d(outputs))
+
+  class Block(torch.nn.Module):
+    def __init__(self, inputs, outputs, stride):
+      super().__init__()
+      relu = torch.nn.ReLU()
+      self.branch = torch.nn.Sequential(
+        convolution(inputs, outputs, 3, stride), relu, convolution(outputs, outputs, 3, 1)
+      )
+      self.shortcut = torch.nn.Identity() if inputs == outputs else convolution(inputs, outputs, 1, stride)
+
+    def forward(self, x):
+      return torch.relu(self.branch(x) + self.shortcut(x))
+
+  widths = (64, 64, 128, 256, 512)
+  blocks = [
+    block
+    for inputs, outputs in itertools.pairwise(widths)
+    for block in (Block(inputs, outputs, 1 + (inputs != outputs)), Block(outputs, outputs, 1))
+  ]
+  head = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(512, 10))
+  model = torch.nn.Sequential(convolution(3, 64, 3, 1), torch.nn.ReLU(), *blocks, *head)
+  model = model.to(memory_format=torch.channels_last)
+  optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+  images = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+  labels = torch.randint(10, (batch,))
+
+  def step():
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+  return step
 
 
 def compare_steps(batch: int, repeats: int, native_in_loop: bool):
@@ -211,6 +284,9 @@ def compare_steps(batch: int, repeats: int, native_in_loop: bool):
     python, loop = seconds[name, "python"], seconds.get((name, "loop"), np.full(repeats, np.nan))
     rate = [f"{_LOOP_STEPS * batch / np.median(values):.1f}" for values in (python, loop)]
     yield name, f"{compile_seconds[name]:.1f}", *rate, f"{np.median(python / loop):.2f}"
+  if torch is not None:
+    seconds = measure({"torch": torch_step(batch)}, repeats)["torch"]
+    yield "torch.nn.Conv2d", "", f"{batch / np.median(seconds):.1f}", "", ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,7 +308,8 @@ class Config(BaseConfig):
 
 def main(config: Config) -> None:
   device = jax.devices()[0]
-  print(f"{device.platform} ({device.device_kind}), jax {jax.__version__}\n")
+  peer = f", torch {torch.__version__}" if torch is not None else ""
+  print(f"{device.platform} ({device.device_kind}), {cpu_threads()} threads, jax {jax.__version__}{peer}\n")
   if config.forms:
     header = ("convolution", "direction", "form", "call, ms", "in a loop, ms", "vmapped, ms per kernel")
     shapes = [shape for shape in SHAPES if shape.name in config.models]

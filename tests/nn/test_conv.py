@@ -55,9 +55,7 @@ def gradient_of_gradient(module, params, x, d_params, d_x):
   return {"gradient of the gradient's norm": jax.grad(squared_norm, (0, 1))(params, x)}
 
 
-def compare_with_flax(compute, config, key, monkeypatch):
-  monkeypatch.setattr(conv_module, "_LARGE", 0)
-  monkeypatch.setattr(conv_module, "_PARTS", (2,))  # the six images make two parts
+def compare_with_flax(compute, config, key):
   ours, reference = Conv(4, **config), nn.Conv(4, **config)
   data_key, init_key, tangent_key, bias_key = jax.random.split(key, 4)
   x, d_x = jax.random.normal(data_key, (2, 6, 9, 8, 2))
@@ -73,13 +71,14 @@ def compare_with_flax(compute, config, key, monkeypatch):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_equals_flax_in_shapes_values_and_derivatives(config, key, monkeypatch):
-  compare_with_flax(first_derivatives, config, key, monkeypatch)
+def test_equals_flax_in_shapes_values_and_derivatives(config, key):
+  compare_with_flax(first_derivatives, config, key)
 
 
 @pytest.mark.parametrize("config", ["3x3", "3x3 stride 2 explicit", "dilated stride 2 valid"])
 def test_equals_flax_in_second_order_gradients(config, key, monkeypatch):
-  compare_with_flax(gradient_of_gradient, CONFIGS[config], key, monkeypatch)
+  monkeypatch.setattr(conv_module, "_LARGE", 0)
+  compare_with_flax(gradient_of_gradient, CONFIGS[config], key)
 
 
 def test_initial_parameters_are_those_of_flax(key):
@@ -245,8 +244,12 @@ def test_no_derivative_of_ours_holds_the_slow_convolution():
   assert "stablehlo.convolution" in cuda and "dot_general" not in cuda
 
 
-def test_a_batch_sharded_over_devices_gives_the_same_gradient(key, monkeypatch):
-  monkeypatch.setattr(conv_module, "_LARGE", 0)  # four parts
+@pytest.mark.parametrize("large", [0, 2**30])
+@pytest.mark.parametrize("tiled", [1, 2**30])
+def test_a_batch_sharded_over_devices_gives_the_same_gradient(large, tiled, key, monkeypatch):
+  monkeypatch.setattr(conv_module, "_LARGE", large)
+  monkeypatch.setattr(conv_module, "_TILED_CHANNELS", tiled)
+  monkeypatch.setattr(conv_module, "_TILES", 1)
   keys = jax.random.split(key, 2)
   x, kernel = jax.random.normal(keys[0], (32, 8, 8, 4)), jax.random.normal(keys[1], (3, 3, 4, 4))
   gradient = jax.jit(jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2), (0, 1)))
@@ -271,6 +274,82 @@ def test_gradients_on_the_cpu_are_plain_forward_convolutions(key):
   # The value, four phases of the input's gradient, and the kernel's.
   assert text.count("stablehlo.convolution") == text.count(layout) == 6
   assert "lhs_dilate = [2" not in text and text.count("feature_group_count = 1 ") == 6
+
+
+def test_rows_in_vain_are_for_several_threads_and_few_features():
+  # (rows in, rows out, features, threads): "SAME", few rows, "VALID", many features, one thread.
+  cases = {(32, 32, 64, 2): 1, (3, 3, 64, 2): 0, (32, 30, 64, 2): 3, (32, 32, 128, 2): 0, (32, 32, 64, 1): 0}
+  assert {case: conv_module._surplus_rows(*case) for case in cases} == cases
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_one_thread_and_several_give_the_same(threads, key, monkeypatch):
+  monkeypatch.setenv("NPROC", threads)
+  jax.clear_caches()  # what was lowered for another number of threads
+  keys = jax.random.split(key, 2)
+  x, kernel = jax.random.normal(keys[0], (2, 8, 8, 3)), jax.random.normal(keys[1], (3, 3, 3, 5))
+  value_and_gradients = lambda f: jax.value_and_grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1))(x, kernel)
+  assert_trees_close(value_and_gradients(convolve), value_and_gradients(native))
+  # One row more than the image has, cut off afterwards.
+  surplus = lowered_text(convolve, x, kernel, platform="cpu").count("tensor<2x9x8x5xf32>")
+  assert (surplus > 0) == (threads == "2")
+
+
+def geometry(size=8, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), precision=None):
+  return conv_module._Geometry((size, size), window, strides, padding, dilation, precision)
+
+
+def test_winograd_is_for_wide_convolutions_of_window_three_and_stride_one():
+  def chosen(batch=16, inputs=128, outputs=128, dtype=jnp.float32, **arguments):
+    shapes = geometry(**arguments).shapes(batch, inputs, outputs)
+    return conv_module._in_tiles(geometry(**arguments), shapes["x"], shapes["y"], jnp.dtype(dtype))
+
+  assert chosen() and chosen(padding=((2, 0), (0, 2))) and chosen(batch=8) and chosen(inputs=512)
+  assert not chosen(batch=7) and not chosen(inputs=64) and not chosen(outputs=64) and not chosen(dtype=jnp.bfloat16)
+  assert not chosen(size=9) and not chosen(size=10, padding=((0, 1), (0, 1))) and not chosen(padding=((3, 1), (1, 1)))
+  assert not chosen(strides=(2, 2)) and not chosen(dilation=(2, 2), padding=((2, 2), (2, 2)))
+  assert not chosen(window=(3, 1)) and not chosen(precision="highest")
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 1))])
+def test_winograd_equals_the_native_convolution_in_all_derivatives(padding, key, monkeypatch):
+  monkeypatch.setattr(conv_module, "_TILED_CHANNELS", 1)
+  monkeypatch.setattr(conv_module, "_TILES", 1)
+  keys = jax.random.split(key, 4)
+  x, d_x = jax.random.normal(keys[0], (2, 3, 6, 8, 4))
+  kernel, d_kernel = jax.random.normal(keys[1], (2, 3, 3, 4, 5))
+
+  def derivatives(f, x, kernel):
+    loss = lambda x, kernel: jnp.sum(jnp.sin(f(x, kernel, (1, 1), padding)))
+    return jax.jvp(jax.value_and_grad(loss, (0, 1)), (x, kernel), (d_x, d_kernel))
+
+  found = jax.jit(partial(derivatives, convolve), compiler_options=FAST_COMPILE)
+  # Products instead of convolutions, in the value and in both gradients, and in a second derivative.
+  text = found.lower(x, kernel).as_text()
+  assert "stablehlo.convolution" not in text and "stablehlo.dot_general" in text
+  assert_trees_close(found(x, kernel), derivatives(native, x, kernel))
+  batched = jax.vmap(lambda kernel: convolve(x, kernel, 1, padding))(jnp.stack([kernel, d_kernel]))
+  assert_trees_close(batched[1], native(x, d_kernel, (1, 1), padding))
+
+
+@pytest.mark.parametrize("channels", [128, 256])
+def test_rounding_of_winograd_is_at_most_twice_that_of_the_native_convolution(channels, key):
+  keys = jax.random.split(key, 2)
+  x = jax.random.normal(keys[0], (8, 8, 8, channels))
+  kernel = jax.random.normal(keys[1], (3, 3, channels, channels))
+  padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+  exact = np.einsum("bhwcij,ijco->bhwo", windows, np.asarray(kernel, np.float64), optimize=True)
+  error = lambda f: np.sqrt(np.mean((np.asarray(f(x, kernel), np.float64) - exact) ** 2) / np.mean(exact**2))
+  assert 0 < error(convolve) < min(2 * error(native), 2e-6)
+  assert error(convolve) != error(native)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 2), (2, 4, 5, 3), (2, 3, 4, 5, 6)])
+def test_batch_and_channels_swap_places(shape, monkeypatch):
+  monkeypatch.setattr(conv_module, "_LARGE", 0)
+  x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+  np.testing.assert_array_equal(conv_module._swap_batch_and_channels(jnp.asarray(x)), np.swapaxes(x, 0, -1))
 
 
 def test_a_call_of_its_own_gives_what_a_compiled_one_gives(key):
