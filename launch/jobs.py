@@ -19,7 +19,7 @@ from typing import Literal
 
 from launch.plan import Run
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.layout import count_cores
+from mlnotes.engine.sharding import count_cores
 
 State = Literal["waiting", "running", "finished", "failed", "stopped", "elsewhere"]
 # A training run that was asked to stop has saved its state; before its handlers are there, nothing is lost either.

@@ -13,11 +13,11 @@ import jax
 
 from launch.flops import Peak, count_flops, find_peak
 from launch.timing import Stepper, summarize_times
-from mlnotes.engine.layout import count_cores
 from mlnotes.engine.loop import LoopConfig
 from mlnotes.engine.program import Program, make_mesh
 from mlnotes.engine.record import versions
 from mlnotes.engine.result import peak_memory_bytes
+from mlnotes.engine.sharding import count_cores
 
 
 @contextlib.contextmanager

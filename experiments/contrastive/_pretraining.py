@@ -82,6 +82,10 @@ class ContrastiveConfig(DataConfig, OptimConfig, LoopConfig):
     require(self.knn_temperature > 0, "knn_temperature", self.knn_temperature, "a number above 0")
     require(self.knn_examples >= 0, "knn_examples", self.knn_examples, "0 or more")
 
+  @property
+  def parts_batches(self) -> bool:
+    return self.encoder != "small"
+
   def idle_flags(self):
     idle = {}
     if self.knn_k == 1:

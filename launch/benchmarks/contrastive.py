@@ -22,6 +22,7 @@ from experiments.contrastive.probe import find_methods
 from launch.timing import Stepper
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field, run
+from mlnotes.engine.layout import Layout, choose_layout
 from mlnotes.engine.loop import enable_compilation_cache
 from mlnotes.engine.program import Program, make_mesh
 
@@ -47,6 +48,9 @@ class Config(BaseConfig):
     for name in self.methods:
       require(name in known, "methods", name, f"names out of {', '.join(known)}")
 
+  def cpu_layout(self, cores: int) -> Layout:
+    return choose_layout(1, cores, True, self.batch_size if self.encoder != "small" else 0)
+
 
 def make_stepper(method: str, dataset: Path, config: Config, augmentation: str) -> Stepper:
   module = importlib.import_module(f"experiments.contrastive.{method}")
@@ -55,7 +59,7 @@ def make_stepper(method: str, dataset: Path, config: Config, augmentation: str) 
     dataset=str(dataset), encoder=config.encoder, width=config.width, batch_size=config.batch_size,
     precision=config.precision, optimizer="sgd", weight_decay=5e-4, augmentation=augmentation, **own,
   )  # fmt: skip
-  stepper = Stepper(Program(module.make(settings), module.make_feeds(settings), [0], make_mesh(1)))
+  stepper = Stepper(Program(module.make(settings), module.make_feeds(settings), [0], make_mesh()))
   stepper(config.updates)
   return stepper
 

@@ -14,6 +14,8 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -25,13 +27,9 @@ from jax import lax
 
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field, run
-from mlnotes.nn.conv import Conv, convolve, cpu_threads
+from mlnotes.engine.sharding import count_cores
+from mlnotes.nn.conv import Conv, convolve
 from mlnotes.nn.resnet import ResNet18
-
-try:
-  import torch
-except ImportError:
-  torch = None
 
 
 class Shape(NamedTuple):
@@ -143,9 +141,11 @@ def print_table(header: Sequence[str], rows) -> None:
 
 def torch_calls(shape: Shape, x, kernel, cotangent):
   """Calls of torch's convolution by direction; none where it is not installed."""
-  if torch is None:
+  if find_spec("torch") is None:
     return {}
-  torch.set_num_threads(cpu_threads())
+  import torch
+
+  torch.set_num_threads(count_cores())
   x, cotangent = (torch.from_numpy(np.array(array)).permute(0, 3, 1, 2) for array in (x, cotangent))
   pads = lax.padtype_to_pads((shape.size,), (shape.window,), (shape.stride,), "SAME")[0]
   x = torch.nn.functional.pad(x, pads * 2).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -218,7 +218,9 @@ def make_step(conv: Callable[..., nn.Module], images: jax.Array, labels: jax.Arr
 
 def torch_step(batch: int) -> Callable[[], None]:
   """One update of the same network by torch, in its channels-last format."""
-  torch.set_num_threads(cpu_threads())
+  import torch
+
+  torch.set_num_threads(count_cores())
 
   def convolution(inputs, outputs, window, stride):
     layer = torch.nn.Conv2d(inputs, outputs, window, stride, window // 2, bias=False)
@@ -284,7 +286,7 @@ def compare_steps(batch: int, repeats: int, native_in_loop: bool):
     python, loop = seconds[name, "python"], seconds.get((name, "loop"), np.full(repeats, np.nan))
     rate = [f"{_LOOP_STEPS * batch / np.median(values):.1f}" for values in (python, loop)]
     yield name, f"{compile_seconds[name]:.1f}", *rate, f"{np.median(python / loop):.2f}"
-  if torch is not None:
+  if find_spec("torch"):
     seconds = measure({"torch": torch_step(batch)}, repeats)["torch"]
     yield "torch.nn.Conv2d", "", f"{batch / np.median(seconds):.1f}", "", ""
 
@@ -308,8 +310,8 @@ class Config(BaseConfig):
 
 def main(config: Config) -> None:
   device = jax.devices()[0]
-  peer = f", torch {torch.__version__}" if torch is not None else ""
-  print(f"{device.platform} ({device.device_kind}), {cpu_threads()} threads, jax {jax.__version__}{peer}\n")
+  peer = f", torch {version('torch')}" if find_spec("torch") else ""
+  print(f"{device.platform} ({device.device_kind}), {count_cores()} threads, jax {jax.__version__}{peer}\n")
   if config.forms:
     header = ("convolution", "direction", "form", "call, ms", "in a loop, ms", "vmapped, ms per kernel")
     shapes = [shape for shape in SHAPES if shape.name in config.models]

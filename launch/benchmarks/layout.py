@@ -14,7 +14,7 @@ import sys
 from launch.bench import bench_apart, describe_layout, format_table, scaled
 from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.flags import BaseConfig, field, run
-from mlnotes.engine.layout import count_cores
+from mlnotes.engine.sharding import count_cores
 
 WORK = {
   "ppo": ("rl.ppo", "--num_envs=4"),

@@ -321,9 +321,9 @@ def _missing_platform() -> str:
 
 
 def _lay_out(config: BaseConfig) -> None:
-  from mlnotes.engine import distributed, layout
+  from mlnotes.engine import distributed, layout, sharding
 
-  chosen = config.cpu_layout(layout.count_cores())
+  chosen = config.cpu_layout(sharding.count_cores())
   if chosen and layout.runs_on_cpu() and distributed.find_peers(os.environ) is None:
     layout.apply_layout(chosen)
 

@@ -29,24 +29,24 @@ class Layout(NamedTuple):
   small_loops: bool = False
 
 
-def count_cores(environ: Mapping[str, str] = os.environ) -> int:
-  """The cores that this process may use: NPROC, else those of its affinity."""
-  if environ.get("NPROC", "").isdecimal():
-    return max(1, int(environ["NPROC"]))
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Each device has a copy of the data and of the state.
+_MOST_PARTS = 8
 
 
-def choose_layout(seeds: int, cores: int, fills_cores: bool) -> Layout:
+def choose_layout(seeds: int, cores: int, fills_cores: bool, batch_size: int = 0) -> Layout:
   """A layout for `seeds` seeds whose updates fill the cores, or do not, each.
 
   Devices share the seeds, no more of them than shorten the work, each with one thread or its share of the cores; a seed
-  that is alone keeps to one thread where its arrays are small.
+  that is alone keeps to one thread where its arrays are small. With a `batch_size`, the devices of a seed that is alone
+  each take a part of every batch, for what gains by it: networks that compute for a second and speak for a millisecond.
   """
   if seeds > 1:
     turns = -(-seeds // cores)
     devices = -(-seeds // turns)
     return Layout(devices, max(1, cores // devices) if fills_cores else 1, not fills_cores)
-  return Layout(1, cores if fills_cores else 1, not fills_cores)
+  most = min(cores, _MOST_PARTS) if batch_size else 1
+  devices = max(parts for parts in range(1, most + 1) if batch_size % parts == 0)
+  return Layout(devices, cores // devices if fills_cores else 1, not fills_cores)
 
 
 def runs_on_cpu(environ: Mapping[str, str] = os.environ) -> bool:

@@ -46,11 +46,13 @@ class LoopConfig(BaseConfig):
   """The flags of every experiment that runs in the loop.
 
   Throughput counts `UNIT`s, of which one update of one seed consumes `units_per_update`. `fills_cores` says whether the
-  update of one seed has work for all cores of a CPU, as large products and convolutions have, or is fastest on one.
+  update of one seed has work for all cores of a CPU, as large products and convolutions have, or is fastest on one;
+  `parts_batches`, whether each core is better given a part of the batch.
   """
 
   UNIT: ClassVar[str] = "examples"
   fills_cores: ClassVar[bool] = True
+  parts_batches: ClassVar[bool] = False
 
   many_processes: ClassVar[bool] = True
 
@@ -92,7 +94,8 @@ class LoopConfig(BaseConfig):
   def cpu_layout(self, cores: int) -> Layout | None:
     if self.fsdp > 1:
       return None
-    chosen = choose_layout(self.seeds * count_rows(self.rows), cores, self.fills_cores)
+    batch_size = self.units_per_update if self.parts_batches else 0
+    chosen = choose_layout(self.seeds * count_rows(self.rows), cores, self.fills_cores, batch_size)
     devices = min(self.devices, cores) or chosen.devices
     threads = chosen.threads if devices == chosen.devices or not self.fills_cores else max(1, cores // devices)
     return chosen._replace(devices=devices, threads=self.threads or threads)

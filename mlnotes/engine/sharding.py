@@ -1,6 +1,8 @@
 """Which device holds what: arrays over the devices of one or many processes, and fully sharded states (FSDP)."""
 
 import math
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +13,13 @@ from mlnotes.engine.errors import InputError
 
 # Fewer elements than these are not worth a message per update: every device keeps such an array whole.
 SMALLEST_SHARDED = 4096
+
+
+def count_cores(environ: Mapping[str, str] = os.environ) -> int:
+  """The cores that this process may use, which is as many threads as XLA has: NPROC, else those of its affinity."""
+  if environ.get("NPROC", "").isdecimal():
+    return max(1, int(environ["NPROC"]))
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_mesh(count: int = 0, fsdp: int = 1) -> jax.sharding.Mesh:

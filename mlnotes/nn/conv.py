@@ -9,7 +9,6 @@ products, by Winograd's algorithm. On all other platforms it is XLA's own convol
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -22,6 +21,8 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Inexact, Num
+
+from mlnotes.engine.sharding import count_cores
 
 # "SAME", "VALID", one integer for all sides, or per spatial axis one integer or (low, high).
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
@@ -267,11 +268,6 @@ mlir.register_lowering(_trilinear, mlir.lower_fun(_natively, multiple_results=Fa
 mlir.register_lowering(_trilinear, mlir.lower_fun(_as_forward_convolutions, multiple_results=False), platform="cpu")
 
 
-def cpu_threads() -> int:
-  """Threads of the CPU backend, as XLA counts them."""
-  return int(os.environ.get("NPROC") or 0) or os.cpu_count() or 1
-
-
 def _surplus_rows(rows_in: int, rows_out: int, features: int, threads: int) -> int:
   """Rows to compute in vain above the output, so that the convolution runs on all threads.
 
@@ -292,7 +288,7 @@ def _forward(x, kernel, strides, padding, dilation, precision):
   padding = [(max(low, 0), max(high, 0)) for low, high in padding]
   span = (kernel.shape[0] - 1) * dilation[0] + 1
   rows = (x.shape[1] + sum(padding[0]) - span) // strides[0] + 1
-  surplus = _surplus_rows(x.shape[1], rows, kernel.shape[-1], cpu_threads())
+  surplus = _surplus_rows(x.shape[1], rows, kernel.shape[-1], count_cores())
   padding[0] = (padding[0][0] + surplus * strides[0], padding[0][1])
   y = lax.conv_general_dilated(
     x,

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.contrastive import simclr
 from experiments.meta._meta_training import MetaConfig
 from experiments.rl._agent import RLConfig
 from mlnotes.data import Feeds
 from mlnotes.engine.experiment import Experiment, Mean, stream_key
-from mlnotes.engine.layout import Layout, choose_layout, count_cores, runs_on_cpu
+from mlnotes.engine.layout import Layout, choose_layout, runs_on_cpu
 from mlnotes.engine.loop import LoopConfig
 from mlnotes.engine.program import Program, make_mesh, one_by_one, window_means
+from mlnotes.engine.sharding import count_cores
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +43,16 @@ ROOT = Path(__file__).parents[2]
 )
 def test_seeds_share_the_cores_and_small_arrays_keep_to_a_thread(seeds, cores, fills_cores, expected):
   assert choose_layout(seeds, cores, fills_cores) == expected._replace(small_loops=not fills_cores)
+
+
+def test_parts_of_a_batch_are_equal():
+  assert choose_layout(1, 2, True, batch_size=64) == Layout(2, 1)
+  assert choose_layout(1, 4, True, batch_size=63) == Layout(3, 1)
+  assert choose_layout(1, 64, True, batch_size=128) == Layout(8, 8)
+  assert choose_layout(1, 2, True, batch_size=7) == Layout(1, 2)
+  assert choose_layout(4, 2, True, batch_size=7) == Layout(2, 1)
+  assert simclr.Config(encoder="resnet18", batch_size=64).cpu_layout(2) == Layout(2, 1)
+  assert simclr.Config(batch_size=64).cpu_layout(2) == Layout(1, 2)
 
 
 def test_flags_take_the_place_of_what_is_chosen(tmp_path):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -198,3 +200,14 @@ def test_every_page_shows_the_claims_of_today():
   assert {page.parent.name for page, _, _ in shown} == {name.partition(".")[0] for name, _ in catalogue()}
   for page, text, wanted in shown:
     assert text == wanted, f"{page}: run python -m launch.claims --write"
+
+
+def test_every_revision_is_in_the_history():
+  """A figure can be traced to the code that gave it, where there is a whole history to look into."""
+  git = lambda *words: subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+  if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+    pytest.skip("no whole history")
+  history = git("rev-list", "HEAD").stdout.split()
+  revisions = {claim.revision for claim in claims.all_claims()}
+  unknown = [revision for revision in revisions if not any(commit.startswith(revision) for commit in history)]
+  assert revisions and not unknown
