@@ -156,12 +156,12 @@ def test_what_devices_exchange_is_counted():
   mesh = make_mesh(4)
 
   def both(x):
-    return jax.lax.psum(x, "data"), jax.lax.all_gather(x.astype(jnp.bfloat16), "data"), jax.lax.psum(x[0] > 0, "data")
+    return jax.lax.psum(x, "data"), jax.lax.all_gather(x, "data"), jax.lax.psum(x[0] > 0, "data")
 
   specs = (jax.P(), jax.P(), jax.P())
   shared = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=jax.P("data"), out_specs=specs, check_vma=False))
   found = count_traffic(shared.lower(jnp.ones(40)).compile().as_text())
-  assert found["all-gather"] == (1, 4 * 10 * 2)
+  assert found["all-gather"] == (1, 4 * 10 * 4)
   assert found["all-reduce"].bytes == 10 * 4 + 4
   assert count_traffic(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()) == {}
   text = """
