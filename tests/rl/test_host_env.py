@@ -144,6 +144,23 @@ def test_an_episode_goes_on_in_a_process_that_has_never_seen_it():
   np.testing.assert_allclose(other.observation, rows[-1][0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("lag", [0, 3])
+def test_episodes_of_one_seed_are_stepped_side_by_side(lag, monkeypatch):
+  """Two that go alike, one behind the other by some steps, and one that goes another way: none is taken twice."""
+  host = inspect.unwrap(host_env._make_host)("own_worlds:Walk")
+  taken = []
+  take = host.take
+  monkeypatch.setattr(host, "take", lambda env, action: taken.append(action) or take(env, action))
+  ways = [np.array([1, 0] * 3), np.array([0, 1] * 3), np.array([1, 0] * 3)]
+  rows = [play_by_hand("own_worlds:Walk", 5, actions)[1:] for actions in ways]
+  assert not any(terminated for way in rows for _, _, terminated, _ in way)
+  for now in range(1, 7 + lag):
+    for actions, way, time in zip(ways, rows, (now, now, now - lag)):
+      if 1 <= time <= 6:
+        np.testing.assert_allclose(host.step(5, actions, time)[0], way[time - 1][0], rtol=1e-6)
+  assert len(taken) == 3 * 6
+
+
 def test_nothing_is_stepped_beyond_the_end_of_its_episode():
   """Episodes of an evaluation end one after the other: those that are over wait, and are not taken from the start."""
   env, host = make_env("own_worlds:Walk"), host_env._make_host("own_worlds:Walk")
