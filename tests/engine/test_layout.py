@@ -82,7 +82,7 @@ import os, sys, jax
 from mlnotes.engine.flags import run
 from mlnotes.engine.loop import LoopConfig
 sys.argv[1:] = {arguments}
-run(lambda config: print(jax.device_count(), os.environ["NPROC"]) or 0, LoopConfig)
+run(lambda config: print(jax.device_count(), os.environ["NPROC"], os.environ["XLA_FLAGS"]) or 0, LoopConfig)
 """
 
 
@@ -96,8 +96,23 @@ def test_a_command_runs_in_its_layout():
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
-  assert show("--seeds=2") == ["2", "2"]
-  assert show("--seeds=4", XLA_FLAGS="--xla_force_host_platform_device_count=3") == ["3", "1"]
+  devices, threads, *flags = show("--seeds=2")
+  assert (devices, threads) == ("2", "2")
+  # Devices whose seeds take longer than a minute more than those of others do not end the process.
+  assert "--xla_cpu_collective_call_terminate_timeout_seconds=86400" in flags
+  own = "--xla_force_host_platform_device_count=3 --xla_cpu_collective_call_terminate_timeout_seconds=7"
+  devices, threads, *flags = show("--seeds=4", XLA_FLAGS=own)
+  assert (devices, threads) == ("3", "1")
+  assert [flag.partition("=")[2] for flag in flags if "terminate" in flag] == ["7"]
+
+
+def test_a_command_without_a_layout_starts_without_jax():
+  code = """
+import sys
+from mlnotes.engine.flags import BaseConfig, run
+run(lambda config: int("jax" in sys.modules), BaseConfig)
+"""
+  assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
 
 
 def test_one_by_one_is_vmap():
