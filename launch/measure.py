@@ -13,6 +13,7 @@ import jax
 
 from launch.flops import Peak, count_flops, find_peak
 from launch.timing import Stepper, summarize_times
+from launch.traffic import count_traffic
 from mlnotes.engine.loop import LoopConfig
 from mlnotes.engine.program import Program, make_mesh
 from mlnotes.engine.record import versions
@@ -109,6 +110,7 @@ def measure(name: str, stepper: Stepper, config: LoopConfig, measurements: int, 
     f"{config.UNIT}_per_second": units / step["median"],
     **_arithmetic(program, step["median"], find_peak(devices, config.precision)),
     "memory": _memory(program, devices[0]),
+    "traffic": {name: found._asdict() for name, found in count_traffic(program.compiled_update.as_text()).items()},
     "data_wait_seconds": times.data_wait_seconds,
     "seeds": config.seeds,
     "devices": len(devices),

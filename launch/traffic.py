@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_CALL = re.compile(rf"= (\([^=]*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+# One that does not wait has two lines, of which that of its end has the result.
+_CALL = re.compile(rf"^\s*(?:ROOT )?\S+ = (.+?) ({'|'.join(COLLECTIVES)})(?:-done)?\(", re.MULTILINE)
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 
 

@@ -25,6 +25,7 @@ install_import_hook("mlnotes", "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 from mlnotes.engine import program  # noqa: E402
 from mlnotes.engine.cache import cache_directory  # noqa: E402
@@ -39,16 +40,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
-def pytest_collection_modifyitems(items):
-  """One worker per file, so that fixtures and compiled programs are made once; the contract's experiments spread."""
-  for item in items:
-    experiment = getattr(item, "callspec", None) and item.callspec.params.get("name")
-    group = f"{item.path}:{experiment}" if item.path.name == "test_contract.py" else str(item.path)
-    item.add_marker(pytest.mark.xdist_group(group))
+class _ByModule(LoadScopeScheduling):
+  """A module to a worker, so that fixtures and compiled programs are made once; the contract by experiments."""
+
+  def _split_scope(self, nodeid):
+    path, _, test = nodeid.partition("::")
+    return path + test.partition("[")[2] if path.endswith("test_contract.py") else path
+
+
+def pytest_xdist_make_scheduler(config, log):
+  return _ByModule(config, log)
 
 
 def pytest_configure(config):
   config.addinivalue_line("filterwarnings", "error")
+  # A worker may find a program that another one is about to write: it compiles its own.
+  config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
   # Other projects' deprecations, raised while they are imported.
   config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:(?!mlnotes|experiments|launch)")
 

@@ -20,6 +20,7 @@ from launch.flops import count_flops, find_peak
 from launch.measure import make_stepper, measure, updates_before_learning
 from launch.profiler import compare_with_profiler, execution_seconds, write_trace
 from launch.timing import summarize_times
+from launch.traffic import count_traffic
 from mlnotes.data import Feeds
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import Experiment, Mean
@@ -149,6 +150,29 @@ def test_every_device_of_a_mesh_counts():
   mesh = make_mesh(2)
   shared = jax.shard_map(lambda x: x * x, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
   assert count_flops(jax.make_jaxpr(shared)(jnp.ones(10))).flops == 10
+
+
+def test_what_devices_exchange_is_counted():
+  mesh = make_mesh(4)
+
+  def both(x):
+    return jax.lax.psum(x, "data"), jax.lax.all_gather(x, "data"), jax.lax.psum(x[0] > 0, "data")
+
+  specs = (jax.P(), jax.P(), jax.P())
+  shared = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=jax.P("data"), out_specs=specs, check_vma=False))
+  found = count_traffic(shared.lower(jnp.ones(40)).compile().as_text())
+  assert found["all-gather"] == (1, 4 * 10 * 4)
+  assert found["all-reduce"].bytes == 10 * 4 + 4
+  assert count_traffic(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()) == {}
+  text = """
+    %start = (f32[8]{0}, f32[32]{0}) all-gather-start(%x), dimensions={0}
+    %done = f32[32]{0} all-gather-done(%start)
+    ROOT %r = (f32[2,3]{1,0}, /*index=1*/s8[5]{0}) all-reduce(%a, %b), to_apply=%add
+  """
+  assert count_traffic(text) == {"all-gather": (1, 128), "all-reduce": (1, 29)}
+  exchanged = {"all-gather": {"count": 1, "bytes": 2048}, "all-reduce": {"count": 2, "bytes": 29}}
+  assert bench.describe_traffic(exchanged) == "1 all-gather of 2 KiB, 2 all-reduce of 29 B"
+  assert bench.describe_traffic({}) == "nothing between devices"
 
 
 def test_percentiles():
