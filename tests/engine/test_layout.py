@@ -72,11 +72,14 @@ def test_flags_take_the_place_of_what_is_chosen(tmp_path):
   assert LoopConfig(rows=str(tmp_path / "none"), seeds=2).cpu_layout(3) == Layout(2, 1)
 
 
-def test_the_environment_has_the_first_word():
+def test_the_environment_has_the_first_word(monkeypatch):
   assert count_cores({"NPROC": "3"}) == 3
   assert count_cores({"NPROC": ""}) == count_cores({"NPROC": "many"}) == len(os.sched_getaffinity(0))
   assert runs_on_cpu({"JAX_PLATFORMS": "cpu"})
   assert not runs_on_cpu({"JAX_PLATFORMS": "cuda,cpu"})
+  for plugin in ("jax_plugins", "libtpu", ""):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, plugin=plugin: name if name == plugin else None)
+    assert runs_on_cpu({}) == (plugin == "")
 
 
 _SHOW = """
@@ -106,6 +109,7 @@ def test_a_command_runs_in_its_layout():
   devices, threads, *flags = show("--seeds=4", XLA_FLAGS=own)
   assert (devices, threads) == ("3", "1")
   assert [flag.partition("=")[2] for flag in flags if "terminate" in flag] == ["7"]
+  assert show("--seeds=2", JAX_NUM_CPU_DEVICES="3")[0] == "3"
 
 
 def test_a_command_without_a_layout_starts_without_jax():
