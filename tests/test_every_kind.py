@@ -104,8 +104,9 @@ def test_a_graph_on_two_devices_is_that_on_one_and_learns_the_club():
 
 
 def test_three_streamed_seeds_on_two_devices_are_those_on_one():
+  """Each device has whole seeds, so that batches need not divide."""
   module = import_experiment(str(HERE / "table_classifier.py"))
-  config = make_config(module, "table_classifier", "", steps=4, seeds=3, data_placement="stream")
+  config = make_config(module, "table_classifier", "", steps=4, seeds=3, data_placement="stream", batch_size=7)
   losses = []
   for devices in (1, 2):
     program = Program(module.make(config), module.make_feeds(config), range(3), make_mesh(devices))

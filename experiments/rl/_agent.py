@@ -20,6 +20,7 @@ from mlnotes.data import Feeds
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, State, stream_key
 from mlnotes.engine.flags import field
+from mlnotes.engine.layout import Layout
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.progress import report_step, warn
 from mlnotes.optim import eval_params
@@ -66,6 +67,13 @@ class RLConfig(LoopConfig):
   def make_world(self) -> Environment:
     """What `--env` names."""
     return make_env(self.env)
+
+  def cpu_layout(self, cores: int) -> Layout | None:
+    chosen = super().cpu_layout(cores)
+    if chosen is None or ":" not in self.env:
+      return chosen
+    # While a device waits for Python, another thread has to copy what Python is given.
+    return chosen._replace(threads=max(chosen.threads, chosen.devices + 1))
 
   def idle_flags(self):
     idle = super().idle_flags()

@@ -228,8 +228,9 @@ def choose_placement(
 ) -> Literal["device", "stream"]:
   """Where the training data lives. "auto" is the device if the data takes at most `limit_bytes` there.
 
-  The limit defaults to a quarter of the device's memory, or 2 GiB where the device does not tell. Raises InputError
-  for "device" if the data was too large to decode.
+  The limit defaults to a quarter of the device's memory; where the device does not tell, as on a CPU, whose simulated
+  devices have a copy each, to 2 GiB, or to an equal share of a quarter of the machine's memory where that is less.
+  Raises InputError for "device" if the data was too large to decode.
   """
   if split.arrays is not None:
     if placement != "auto":
@@ -245,4 +246,7 @@ def choose_placement(
 
 def _resident_limit() -> int:
   stats = jax.local_devices()[0].memory_stats() or {}
-  return stats["bytes_limit"] // 4 if "bytes_limit" in stats else RESIDENT_LIMIT_BYTES
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"] // 4
+  machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  return min(RESIDENT_LIMIT_BYTES, machine // 4 // jax.local_device_count())

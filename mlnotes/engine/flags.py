@@ -321,6 +321,8 @@ def _missing_platform() -> str:
 
 
 def _lay_out(config: BaseConfig) -> None:
+  if type(config).cpu_layout is BaseConfig.cpu_layout:
+    return  # without JAX, which takes its time to import
   from mlnotes.engine import distributed, layout, sharding
 
   chosen = config.cpu_layout(sharding.count_cores())

@@ -18,7 +18,13 @@ import jax
 
 # XLA makes one function of a loop whose turn touches fewer bytes than this; its own threshold is 1 KiB. Agents with
 # tables of some hundred states are 2 to 17 times faster so, networks as fast as before.
-_SMALL_LOOP = "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=16384"
+_SMALL_LOOP = {"xla_backend_extra_options": "xla_cpu_small_while_loop_byte_threshold=16384"}
+# XLA ends the process where devices reach the end of an update or an evaluation more than a minute apart. Episodes of
+# other seeds may be longer, and other programs may want the core of one device: they wait for each other for a day.
+_PATIENCE = {
+  "xla_cpu_collective_call_warn_stuck_timeout_seconds": "3600",
+  "xla_cpu_collective_call_terminate_timeout_seconds": "86400",
+}
 
 
 class Layout(NamedTuple):
@@ -60,8 +66,9 @@ def apply_layout(layout: Layout) -> None:
   """Makes `layout` that of this process; without effect once JAX has started its backend."""
   flags = os.environ.get("XLA_FLAGS", "")
   os.environ["NPROC"] = str(layout.threads)
-  if layout.small_loops and "xla_backend_extra_options" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} {_SMALL_LOOP}".strip()
+  wanted = _PATIENCE | (_SMALL_LOOP if layout.small_loops else {})
+  more = [f"--{name}={value}" for name, value in wanted.items() if name not in flags]
+  os.environ["XLA_FLAGS"] = " ".join([flags, *more]).strip()
   if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in flags:
     with contextlib.suppress(RuntimeError):  # the backend has started
       jax.config.update("jax_num_cpu_devices", layout.devices)

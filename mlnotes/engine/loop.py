@@ -91,6 +91,9 @@ class LoopConfig(BaseConfig):
   def units_per_update(self) -> int:
     return getattr(self, "batch_size", 1)
 
+  def idle_flags(self):
+    return super().idle_flags() | ({"threads": "with --fsdp they are JAX's own"} if self.fsdp > 1 else {})
+
   def cpu_layout(self, cores: int) -> Layout | None:
     if self.fsdp > 1:
       return None

@@ -60,8 +60,8 @@ class Program:
 
   With several seeds every array of the state and every metric has a leading seed axis. The devices share the seeds
   where these divide evenly, and those of a CPU wherever there are enough, otherwise each batch; either way the numbers
-  are those of a single device. On a mesh with
-  an axis `fsdp` they share the large arrays of the state as well, and XLA gathers each where it is used.
+  are those of a single device. On a mesh with an axis `fsdp` they share the large arrays of the state as well, and XLA
+  gathers each where it is used.
 
   The seeds of a device are vmapped, or on the CPU computed one after the other where vmap is slower: with convolutions.
 
@@ -145,12 +145,15 @@ class Program:
     data = self._example_input()
     return jax.tree.map(first, self.abstract_state), jax.tree.map(first, data) if self._data_axis == 0 else data
 
-  def _over_seeds(self, f: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[..., Any]:
-    """`f` of one seed for all seeds, each device its own; `in_axes` has 0 for what has a leading seed axis."""
+  def _over_seeds(self, f: Callable[..., Any], in_axes: Sequence[int | None], once: bool = False) -> Callable[..., Any]:
+    """`f` of one seed for all seeds, each device its own; `in_axes` has 0 for what has a leading seed axis.
+
+    What is computed `once` is vmapped in any case, and no seed is computed twice.
+    """
     if self.num_seeds == 1:
       return f
-    mapped = (one_by_one if self.seeds_in_turn else jax.vmap)(f, in_axes)
-    if not self._whole_seeds or self.mesh.size == 1:
+    mapped = (one_by_one if not once and self.seeds_in_turn else jax.vmap)(f, in_axes)
+    if not self._whole_seeds or self.mesh.size == 1 or (once and self._surplus):
       return mapped
     seeds = PartitionSpec(self.mesh.axis_names)
     in_specs = tuple(PartitionSpec() if axis is None else seeds for axis in in_axes)
@@ -158,7 +161,7 @@ class Program:
     shared = jax.shard_map(mapped, mesh=self.mesh, in_specs=in_specs, out_specs=seeds, check_vma=False)
     if not self._surplus:
       return shared
-    rows = np.append(np.arange(self.num_seeds), np.zeros(self._surplus, int))
+    rows = np.append(np.arange(self.num_seeds), np.arange(self._surplus))
 
     def even(*args):
       args = [arg if axis is None else jax.tree.map(lambda x: x[rows], arg) for arg, axis in zip(args, in_axes)]
@@ -186,7 +189,7 @@ class Program:
       batch = data if self.streamed or self._whole else self.feeds.train.draw(data, key, jnp.zeros([], jnp.int32))
       return self._init(key, batch)
 
-    return jax.vmap(one, (0, self._data_axis))(keys, data) if self.num_seeds > 1 else one(keys, data)
+    return self._over_seeds(one, (0, self._data_axis), once=True)(keys, data)
 
   def init(self) -> State:
     """The state before the first update."""

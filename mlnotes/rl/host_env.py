@@ -24,8 +24,10 @@ from mlnotes.engine.errors import InputError
 from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
 from mlnotes.rl.gymnasium_bridge import LONGEST_EPISODE, make_python_env
 
-# Environments that are kept under way; with more at a time than that, each step takes all of its episode's again.
+# Seeds whose environments are kept under way; with more at a time, each step takes all of its episode's again.
 _KEPT = 4096
+# Environments of one seed: agents that differ in their actions alone, and those that two devices train alike.
+_KEPT_OF_A_SEED = 16
 _TRIED = 25
 
 
@@ -73,8 +75,8 @@ class _Host:
     self.name = name
     self.lock = threading.Lock()
     self.idle: list[Any] = []
-    # seed -> (environment, actions taken), the longest unused first
-    self.running: collections.OrderedDict[int, tuple[Any, np.ndarray]] = collections.OrderedDict()
+    # seed -> [(environment, actions taken)], the longest unused first
+    self.running: collections.OrderedDict[int, list[tuple[Any, np.ndarray]]] = collections.OrderedDict()
     # seed -> (all actions, what the last led to) of episodes that have ended: padding repeats it
     self.ended: collections.OrderedDict[int, tuple[np.ndarray, tuple]] = collections.OrderedDict()
     self.example = make_python_env(name)
@@ -127,9 +129,12 @@ class _Host:
     taken, found = self.ended.get(seed, (None, ()))
     if taken is not None and np.array_equal(taken, actions[:time]):
       return found
-    env, taken = self.running.pop(seed, (None, None))
-    if env is None or not np.array_equal(taken, before):
-      env = env or self._find_env()
+    worlds = self.running.pop(seed, [])
+    at = next((i for i, (_, taken) in enumerate(worlds) if np.array_equal(taken, before)), None)
+    if at is not None:
+      env, _ = worlds.pop(at)
+    else:
+      env = worlds.pop(0)[0] if len(worlds) == _KEPT_OF_A_SEED else self._find_env()
       env.reset(seed=seed)
       for action in before:
         self.take(env, action)
@@ -142,14 +147,17 @@ class _Host:
       if len(self.ended) > _KEPT:
         self.ended.popitem(last=False)
     else:
-      self.running[seed] = env, actions[:time].copy()
+      worlds.append((env, actions[:time].copy()))
+    if worlds:
+      self.running[seed] = worlds
     return found
 
   def _find_env(self) -> Any:
     if self.idle:
       return self.idle.pop()
     if len(self.running) >= _KEPT:
-      return self.running.popitem(last=False)[1][0]
+      self.idle += [env for env, _ in self.running.popitem(last=False)[1]]
+      return self.idle.pop()
     return make_python_env(self.name)
 
   def reset_many(self, seed: Any) -> np.ndarray:

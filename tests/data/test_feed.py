@@ -221,6 +221,15 @@ def test_placement():
     choose_placement(records, "device")
 
 
+def test_copies_on_the_devices_of_a_cpu_share_its_memory(monkeypatch):
+  """Eight devices of a machine of 6400 bytes: 200 on each."""
+  monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 64, "SC_PAGE_SIZE": 100}.get)
+  split = ArraySplit(np.zeros((10, 4, 4, 1), np.uint8), np.zeros(10, np.int32))
+  assert choose_placement(split, "auto") == "device"
+  monkeypatch.setattr("jax.local_device_count", lambda: 9)
+  assert choose_placement(split, "auto") == "stream"
+
+
 def test_the_empty_feed_draws_nothing(key):
   assert jax.jit(EMPTY_FEED.draw)(EMPTY_FEED.arrays, key, 0) == ()
 

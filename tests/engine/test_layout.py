@@ -21,6 +21,7 @@ from mlnotes.engine.layout import Layout, choose_layout, runs_on_cpu
 from mlnotes.engine.loop import LoopConfig
 from mlnotes.engine.program import Program, make_mesh, one_by_one, window_means
 from mlnotes.engine.sharding import count_cores
+from mlnotes.nn.conv import convolve
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +61,8 @@ def test_flags_take_the_place_of_what_is_chosen(tmp_path):
   assert LoopConfig(seeds=4, devices=1).cpu_layout(2) == Layout(1, 2)
   assert LoopConfig(seeds=4, threads=3).cpu_layout(2) == Layout(2, 3)
   assert LoopConfig(devices=9).cpu_layout(2).devices == 2  # and the loop says that there are no more
-  assert LoopConfig(fsdp=2).cpu_layout(2) is None
+  assert LoopConfig(fsdp=2).cpu_layout(2) is None and set(LoopConfig(fsdp=2).idle_flags()) == {"threads"}
+  assert LoopConfig().idle_flags() == {}
   assert RLConfig(seeds=2, devices=1).cpu_layout(4) == Layout(1, 1, True)
   assert MetaConfig(tasks="images").cpu_layout(4) == Layout(1, 4)
   assert MetaConfig(tasks="sinusoid").cpu_layout(4) == Layout(1, 1, True)
@@ -70,11 +72,14 @@ def test_flags_take_the_place_of_what_is_chosen(tmp_path):
   assert LoopConfig(rows=str(tmp_path / "none"), seeds=2).cpu_layout(3) == Layout(2, 1)
 
 
-def test_the_environment_has_the_first_word():
+def test_the_environment_has_the_first_word(monkeypatch):
   assert count_cores({"NPROC": "3"}) == 3
   assert count_cores({"NPROC": ""}) == count_cores({"NPROC": "many"}) == len(os.sched_getaffinity(0))
   assert runs_on_cpu({"JAX_PLATFORMS": "cpu"})
   assert not runs_on_cpu({"JAX_PLATFORMS": "cuda,cpu"})
+  for plugin in ("jax_plugins", "libtpu", ""):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, plugin=plugin: name if name == plugin else None)
+    assert runs_on_cpu({}) == (plugin == "")
 
 
 _SHOW = """
@@ -82,7 +87,7 @@ import os, sys, jax
 from mlnotes.engine.flags import run
 from mlnotes.engine.loop import LoopConfig
 sys.argv[1:] = {arguments}
-run(lambda config: print(jax.device_count(), os.environ["NPROC"]) or 0, LoopConfig)
+run(lambda config: print(jax.device_count(), os.environ["NPROC"], os.environ["XLA_FLAGS"]) or 0, LoopConfig)
 """
 
 
@@ -96,8 +101,24 @@ def test_a_command_runs_in_its_layout():
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
-  assert show("--seeds=2") == ["2", "2"]
-  assert show("--seeds=4", XLA_FLAGS="--xla_force_host_platform_device_count=3") == ["3", "1"]
+  devices, threads, *flags = show("--seeds=2")
+  assert (devices, threads) == ("2", "2")
+  # Devices whose seeds take longer than a minute more than those of others do not end the process.
+  assert "--xla_cpu_collective_call_terminate_timeout_seconds=86400" in flags
+  own = "--xla_force_host_platform_device_count=3 --xla_cpu_collective_call_terminate_timeout_seconds=7"
+  devices, threads, *flags = show("--seeds=4", XLA_FLAGS=own)
+  assert (devices, threads) == ("3", "1")
+  assert [flag.partition("=")[2] for flag in flags if "terminate" in flag] == ["7"]
+  assert show("--seeds=2", JAX_NUM_CPU_DEVICES="3")[0] == "3"
+
+
+def test_a_command_without_a_layout_starts_without_jax():
+  code = """
+import sys
+from mlnotes.engine.flags import BaseConfig, run
+run(lambda config: int("jax" in sys.modules), BaseConfig)
+"""
+  assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
 
 
 def test_one_by_one_is_vmap():
@@ -114,12 +135,12 @@ class Walk(NamedTuple):
   position: jax.Array
 
 
-def _walk() -> Experiment:
-  """Every step goes where its key says."""
+def _walk(turn=lambda position: position) -> Experiment:
+  """Every step goes where its key says, after a turn."""
 
   def step(state, batch):
     move = jax.random.normal(stream_key(state.key, "move", state.step), state.position.shape)
-    position = state.position + move
+    position = turn(state.position) + move
     return state._replace(step=state.step + 1, position=position), {"height": position.sum()}
 
   return Experiment(
@@ -147,3 +168,17 @@ def test_seeds_on_devices_of_their_own_are_seeds_alone(num_seeds, devices, in_tu
     np.testing.assert_allclose(state.position[i], own.position, rtol=1e-6)
     np.testing.assert_allclose(heights[i], window_means(window)["height"], rtol=1e-6)
     np.testing.assert_allclose(losses[i], one.evaluate(own)["loss"], rtol=1e-6)
+
+
+def _native(x, kernel):
+  return jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+
+
+def test_convolutions_of_several_seeds_are_computed_in_turn():
+  """Unless a loop would have the slow one, which JAX writes for the gradient of a kernel."""
+  fast = lambda x: convolve(x[None, :, None], jnp.ones((3, 1, 1)))[0, :, 0]
+  slow = lambda x: jax.grad(lambda kernel: _native(x[None, :, None], kernel).sum())(jnp.ones((3, 1, 1)))[:, 0, 0]
+  in_turn = lambda turn, seeds, devices=1: Program(_walk(turn), Feeds(), range(seeds), make_mesh(devices)).seeds_in_turn
+  assert in_turn(fast, 2) and in_turn(fast, 3, 2) and in_turn(fast, 4, 2)
+  assert not in_turn(jnp.sin, 2) and not in_turn(slow, 2) and not in_turn(fast, 1)
+  assert in_turn(jnp.sin, 2, 2)  # one each: nothing to be vmapped

@@ -1,8 +1,11 @@
 """Environments that run in Python, seen as pure functions: against themselves stepped by hand."""
 
 import inspect
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import gymnasium
 import jax
@@ -142,6 +145,51 @@ def test_an_episode_goes_on_in_a_process_that_has_never_seen_it():
   _, other = step(jax.random.key(0), kept[1], jnp.int32(1))
   rows = play_by_hand("own_worlds:Walk", kept[1].seed, [1, 1])
   np.testing.assert_allclose(other.observation, rows[-1][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_episodes_of_one_seed_are_stepped_side_by_side(lag, monkeypatch):
+  """Two that go alike, one behind the other by some steps, and one that goes another way: none is taken twice."""
+  host = inspect.unwrap(host_env._make_host)("own_worlds:Walk")
+  taken = []
+  take = host.take
+  monkeypatch.setattr(host, "take", lambda env, action: taken.append(action) or take(env, action))
+  ways = [np.array([1, 0] * 3), np.array([0, 1] * 3), np.array([1, 0] * 3)]
+  rows = [play_by_hand("own_worlds:Walk", 5, actions)[1:] for actions in ways]
+  assert not any(terminated for way in rows for _, _, terminated, _ in way)
+  for now in range(1, 7 + lag):
+    for actions, way, time in zip(ways, rows, (now, now, now - lag)):
+      if 1 <= time <= 6:
+        np.testing.assert_allclose(host.step(5, actions, time)[0], way[time - 1][0], rtol=1e-6)
+  assert len(taken) == 3 * 6
+
+
+_LARGE_ARRAYS = """
+import jax, jax.numpy as jnp, numpy as np
+from experiments.rl._agent import RLConfig
+from mlnotes.engine.layout import apply_layout
+from mlnotes.engine.sharding import make_mesh
+layout = RLConfig(env="own:World", seeds={seeds}).cpu_layout(2)
+apply_layout(layout)
+shape = (layout.devices, 400_000)
+def step(x):
+  host = lambda x: np.asarray(x) + 1
+  return jax.lax.fori_loop(0, 5, lambda i, x: jax.pure_callback(host, jax.typeof(x), x) * 1, x)
+shard = jax.P("data")
+step = jax.jit(jax.shard_map(step, mesh=make_mesh(), in_specs=shard, out_specs=shard, check_vma=False))
+late = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda i, x: jnp.sin(x), x))
+x = jax.device_put(late(jnp.zeros(shape)), jax.NamedSharding(make_mesh(), shard))
+np.testing.assert_array_equal(step(x), np.full(shape, 5))
+"""
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_large_arrays_reach_python_in_the_layout_of_an_agent(seeds):
+  """XLA copies them in its threads; where each device keeps one, none is left, and the program waits for ever."""
+  environ = {name: os.environ[name] for name in os.environ.keys() - {"XLA_FLAGS", "NPROC"}}
+  code, environ["PYTHONPATH"] = _LARGE_ARRAYS.format(seeds=seeds), str(Path(__file__).parents[2])
+  done = subprocess.run([sys.executable, "-c", code], env=environ, timeout=60, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 def test_nothing_is_stepped_beyond_the_end_of_its_episode():
