@@ -46,7 +46,7 @@ class Config(BaseConfig):
     require(self.seconds > 0, "seconds", self.seconds, "a number above 0")
     for name in self.only:
       if name not in WORK:
-        raise InputError(f"--only={name} is not there: {nearest(name, list(WORK), 'expected some of those.')}")
+        raise InputError(f"--only={name} is not measured: {nearest(name, WORK)}")
 
 
 def measure(name: str, devices: int, threads: int, seconds: float) -> dict | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.bench import bench_apart, binary, duration, format_table, scaled
-from mlnotes.engine.errors import require
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.plot import new_figure, save_figure
 from mlnotes.engine.record import check_writable, to_json, write_atomically
@@ -60,7 +60,8 @@ class Config(BaseConfig):
     require(self.measurements >= 1, "measurements", self.measurements, "1 or more")
     require(self.seconds > 0, "seconds", self.seconds, "a number above 0")
     out = Path(self.out).expanduser().absolute()
-    require(out.suffix == ".png" and out.parent.is_dir(), "out", self.out, "a .png in a directory that exists")
+    if out.suffix != ".png" or not out.parent.is_dir():
+      raise InputError(f"--out={self.out} cannot be written: expected a .png in a directory that exists.")
     check_writable(out.parent, "out", self.out)
 
 

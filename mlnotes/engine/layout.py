@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import jax
 
+from mlnotes.engine.errors import InputError
+
 # XLA makes one function of a loop whose turn touches fewer bytes than this; its own threshold is 1 KiB. Agents with
 # tables of some hundred states are 2 to 17 times faster so, networks as fast as before.
 _SMALL_LOOP = {"xla_backend_extra_options": "xla_cpu_small_while_loop_byte_threshold=16384"}
@@ -63,7 +65,12 @@ def runs_on_cpu(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def apply_layout(layout: Layout) -> None:
-  """Makes `layout` that of this process; without effect once JAX has started its backend."""
+  """Makes `layout` that of this process; without effect once JAX has started its backend.
+
+  Raises InputError where JAX was told to have no device.
+  """
+  if jax.config.jax_num_cpu_devices == 0:
+    raise InputError("JAX_NUM_CPU_DEVICES=0 leaves no device: expected 1 or more.")
   flags = os.environ.get("XLA_FLAGS", "")
   os.environ["NPROC"] = str(layout.threads)
   wanted = _PATIENCE | (_SMALL_LOOP if layout.small_loops else {})

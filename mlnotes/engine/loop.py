@@ -34,6 +34,7 @@ from mlnotes.engine.progress import Progress
 from mlnotes.engine.record import Record, config_dict, free_fields
 from mlnotes.engine.result import DISK_ERRORS, describe_devices, finish
 from mlnotes.engine.rows import BestRows, RowsRecord, count_rows
+from mlnotes.engine.sharding import count_cores
 from mlnotes.engine.start_from import learned_state
 from mlnotes.engine.summary import Score, format_summary, is_better, make_score, over_seeds
 
@@ -83,6 +84,7 @@ class LoopConfig(BaseConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("seed", "eval_every", "checkpoint_every", "devices", "threads", "report_seeds"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+    require(self.threads <= 1024, "threads", self.threads, "at most 1024")
     require(self.seeds <= 2**16, "seeds", self.seeds, "at most 65536")
     require(self.steps < 2**31, "steps", self.steps, "fewer than 2^31")
     require(self.seed + self.seeds <= 2**32, "seed", self.seed, "seeds below 2^32")
@@ -92,11 +94,13 @@ class LoopConfig(BaseConfig):
     return getattr(self, "batch_size", 1)
 
   def idle_flags(self):
-    return super().idle_flags() | ({"threads": "with --fsdp they are JAX's own"} if self.fsdp > 1 else {})
+    apart = distributed.find_peers(os.environ) is not None
+    return super().idle_flags() | ({"threads": "several processes have JAX's own"} if apart else {})
 
   def cpu_layout(self, cores: int) -> Layout | None:
     if self.fsdp > 1:
-      return None
+      devices = min(self.devices or self.fsdp, cores)
+      return Layout(devices, self.threads or cores // devices)
     batch_size = self.units_per_update if self.parts_batches else 0
     chosen = choose_layout(self.seeds * count_rows(self.rows), cores, self.fills_cores, batch_size)
     devices = min(self.devices, cores) or chosen.devices
@@ -477,7 +481,8 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   with contextlib.closing(progress), Checkpoints(directory / "checkpoints") as checkpoints:
     run = _Run(program, record, checkpoints, progress, best_metric, sign)
     with _Signals() as signals:
-      progress.say(f"{record.experiment} in {directory} on {describe_devices(program)}")
+      threads = f", {count_cores()} threads for each operation" if jax.default_backend() == "cpu" else ""
+      progress.say(f"{record.experiment} in {directory} on {describe_devices(program)}{threads}")
       run.start()
       if run.step < config.steps:
         with run.compiling("the update"):

@@ -16,9 +16,14 @@ SMALLEST_SHARDED = 4096
 
 
 def count_cores(environ: Mapping[str, str] = os.environ) -> int:
-  """The cores that this process may use, which is as many threads as XLA has: NPROC, else those of its affinity."""
-  if environ.get("NPROC", "").isdecimal():
-    return max(1, int(environ["NPROC"]))
+  """The cores that this process may use, which is as many threads as XLA has: NPROC, else those of its affinity.
+
+  Raises InputError where NPROC is no such number.
+  """
+  if given := environ.get("NPROC"):
+    if not given.isdecimal() or not 1 <= int(given) <= 1024:
+      raise InputError(f"NPROC={given} cannot be used: expected the cores that a process may use, 1 to 1024.")
+    return int(given)
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -16,6 +16,7 @@ from experiments.contrastive import simclr
 from experiments.meta._meta_training import MetaConfig
 from experiments.rl._agent import RLConfig
 from mlnotes.data import Feeds
+from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import Experiment, Mean, stream_key
 from mlnotes.engine.layout import Layout, choose_layout, runs_on_cpu
 from mlnotes.engine.loop import LoopConfig
@@ -61,7 +62,10 @@ def test_flags_take_the_place_of_what_is_chosen(tmp_path):
   assert LoopConfig(seeds=4, devices=1).cpu_layout(2) == Layout(1, 2)
   assert LoopConfig(seeds=4, threads=3).cpu_layout(2) == Layout(2, 3)
   assert LoopConfig(devices=9).cpu_layout(2).devices == 2  # and the loop says that there are no more
-  assert LoopConfig(fsdp=2).cpu_layout(2) is None and set(LoopConfig(fsdp=2).idle_flags()) == {"threads"}
+  assert LoopConfig(fsdp=2).cpu_layout(4) == Layout(2, 2) and LoopConfig(fsdp=2, devices=4).cpu_layout(4) == Layout(
+    4, 1
+  )
+  assert LoopConfig(fsdp=4).cpu_layout(2).devices == 2  # and the loop says what it needs
   assert LoopConfig().idle_flags() == {}
   assert RLConfig(seeds=2, devices=1).cpu_layout(4) == Layout(1, 1, True)
   assert MetaConfig(tasks="images").cpu_layout(4) == Layout(1, 4)
@@ -74,7 +78,10 @@ def test_flags_take_the_place_of_what_is_chosen(tmp_path):
 
 def test_the_environment_has_the_first_word(monkeypatch):
   assert count_cores({"NPROC": "3"}) == 3
-  assert count_cores({"NPROC": ""}) == count_cores({"NPROC": "many"}) == len(os.sched_getaffinity(0))
+  assert count_cores({"NPROC": ""}) == len(os.sched_getaffinity(0))
+  for wrong in ("0", "-1", "many", "100000"):
+    with pytest.raises(InputError, match=f"NPROC={wrong} "):
+      count_cores({"NPROC": wrong})
   assert runs_on_cpu({"JAX_PLATFORMS": "cpu"})
   assert not runs_on_cpu({"JAX_PLATFORMS": "cuda,cpu"})
   for plugin in ("jax_plugins", "libtpu", ""):
@@ -135,7 +142,7 @@ class Walk(NamedTuple):
   position: jax.Array
 
 
-def _walk(turn=lambda position: position) -> Experiment:
+def _walk(turn=lambda position: position, size=3) -> Experiment:
   """Every step goes where its key says, after a turn."""
 
   def step(state, batch):
@@ -144,7 +151,7 @@ def _walk(turn=lambda position: position) -> Experiment:
     return state._replace(step=state.step + 1, position=position), {"height": position.sum()}
 
   return Experiment(
-    init=lambda key, batch: Walk(jnp.int32(0), key, jnp.zeros(3)),
+    init=lambda key, batch: Walk(jnp.int32(0), key, jnp.zeros(size)),
     step=step,
     evaluate=lambda state, batch: {"loss": Mean(jnp.sum(state.position**2), jnp.float32(1))},
     report=None,
@@ -174,11 +181,15 @@ def _native(x, kernel):
   return jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
 
 
-def test_convolutions_of_several_seeds_are_computed_in_turn():
+def test_convolutions_and_small_states_of_several_seeds_are_computed_in_turn():
   """Unless a loop would have the slow one, which JAX writes for the gradient of a kernel."""
   fast = lambda x: convolve(x[None, :, None], jnp.ones((3, 1, 1)))[0, :, 0]
   slow = lambda x: jax.grad(lambda kernel: _native(x[None, :, None], kernel).sum())(jnp.ones((3, 1, 1)))[:, 0, 0]
-  in_turn = lambda turn, seeds, devices=1: Program(_walk(turn), Feeds(), range(seeds), make_mesh(devices)).seeds_in_turn
+
+  def in_turn(turn, seeds, devices=1, size=600):
+    return Program(_walk(turn, size), Feeds(), range(seeds), make_mesh(devices)).seeds_in_turn
+
   assert in_turn(fast, 2) and in_turn(fast, 3, 2) and in_turn(fast, 4, 2)
-  assert not in_turn(jnp.sin, 2) and not in_turn(slow, 2) and not in_turn(fast, 1)
+  assert in_turn(jnp.sin, 2, size=3) and not in_turn(jnp.sin, 2)
+  assert not in_turn(slow, 2, size=3) and not in_turn(fast, 1)
   assert in_turn(jnp.sin, 2, 2)  # one each: nothing to be vmapped
