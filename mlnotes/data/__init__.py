@@ -1,4 +1,4 @@
-"""Data sets in, batches out: images, tables, texts, graphs, and any named arrays."""
+"""Data sets in, batches out: images, tables, texts, pairs of sequences, graphs, and any named arrays."""
 
 from mlnotes.data.arrays import make_array_feeds
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit
@@ -17,6 +17,7 @@ from mlnotes.data.feed import (
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.graph import Graph, load_graph, make_graph, make_graph_feeds
 from mlnotes.data.order import fixed_subset
+from mlnotes.data.pairs import Pairs, load_pairs, read_pairs
 from mlnotes.data.source import load
 from mlnotes.data.split import Expected, NamedArrays, Split, check_arrays
 from mlnotes.data.table import Table, load_table, standardize
@@ -34,6 +35,7 @@ __all__ = [
   "Feeds",
   "Graph",
   "NamedArrays",
+  "Pairs",
   "RecordSplit",
   "ResidentFeed",
   "Split",
@@ -48,6 +50,7 @@ __all__ = [
   "load_corpus",
   "load_documents",
   "load_graph",
+  "load_pairs",
   "load_table",
   "load_tokenizer",
   "make_array_feeds",
@@ -60,6 +63,7 @@ __all__ = [
   "make_whole_eval",
   "make_whole_feed",
   "pad_sequences",
+  "read_pairs",
   "standardize",
   "train_tokenizer",
 ]

@@ -11,6 +11,7 @@ from mlnotes.data.dataset import DataSet, describe_classes
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.fingerprint import fingerprint
 from mlnotes.data.graph import Graph, load_graph, make_graph_feeds
+from mlnotes.data.pairs import Pairs, load_pairs
 from mlnotes.data.source import kind_of, load
 from mlnotes.data.table import BUILT_IN, Table, load_table
 from mlnotes.data.text import Corpus, load_corpus
@@ -126,6 +127,34 @@ class TextConfig(FeedConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PairConfig(FeedConfig):
+  """The flags of an experiment that learns from pairs of sequences."""
+
+  dataset: str = field("dates", "dates (built in: one date in words and in numbers), a file.tsv or a file.jsonl")
+  test_dataset: str = field("", "a file.tsv or file.jsonl to evaluate on; empty: a fixed part of --dataset")
+  tokenizer: str = field(
+    "characters", "characters, bytes or bpe, trained on both sides of the training pairs, or a file.json of one"
+  )
+  vocab_size: int = field(1024, "how many ids --tokenizer=bpe has")
+  longest_source: int = field(256, "leave out pairs whose source has more tokens than this")
+  longest_target: int = field(256, "leave out pairs whose target has more tokens, <start> and <end> not counted")
+  batch_size: int = 32
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.longest_source >= 1, "longest_source", self.longest_source, "1 or more")
+    require(self.longest_target >= 1, "longest_target", self.longest_target, "1 or more")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if self.dataset == "dates":
+      idle["test_dataset"] = "--dataset=dates has its own two splits"
+    if self.tokenizer != "bpe":
+      idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
+    return idle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphConfig(BaseConfig):
   """The flags of an experiment that learns from one graph, whole in every update."""
 
@@ -158,10 +187,15 @@ class GraphConfig(BaseConfig):
     return idle
 
 
-Data: TypeAlias = DataSet | Table | Corpus | Graph
+Data: TypeAlias = DataSet | Table | Corpus | Pairs | Graph
 
 # (a part of a config, what reads the data that its flags name); the fields are the arguments of the same names.
-_KINDS = ((TableConfig, load_table), (TextConfig, load_corpus), (GraphConfig, load_graph))
+_KINDS = (
+  (TableConfig, load_table),
+  (TextConfig, load_corpus),
+  (PairConfig, load_pairs),
+  (GraphConfig, load_graph),
+)
 
 
 @functools.lru_cache(maxsize=1)
@@ -170,10 +204,10 @@ def _load(read: Callable[..., Data], arguments: tuple[tuple[str, Any], ...]) -> 
 
 
 def load_data(config: Any) -> Data:
-  """The data that the fields of `DataConfig`, `TableConfig`, `TextConfig` or `GraphConfig` name, kept for another call.
+  """The data that the fields of `DataConfig` or another kind's config name, kept for another call.
 
-  Images are a `DataSet`, the others a `Table`, a `Corpus` of text, a `Graph`. Raises DataError as what reads them does:
-  `load`, `load_table`, `load_corpus`, `load_graph`.
+  Images are a `DataSet`, the others a `Table`, a `Corpus` of text, `Pairs`, a `Graph`. Raises DataError as what reads
+  them does: `load`, `load_table`, `load_corpus`, `load_pairs`, `load_graph`.
   """
   read = next((read for part, read in _KINDS if isinstance(config, part)), load)
   return _load(read, tuple((name, getattr(config, name)) for name in inspect.signature(read).parameters))
@@ -189,14 +223,13 @@ def make_feeds(data: Data, config: Any) -> Feeds:
   """Training batches drawn on the device or streamed to it, and the test split in order; or the whole graph for both.
 
   `config` has the fields of the kind's config, and `seed`, `seeds` and `fsdp`. Raises InputError as `make_split_feeds`
-  does, DataError as `make_graph_feeds` and `describe_classes` do. Notes say what the latter says of images, and that a
-  y is no number where `standardize` asks for one.
+  does, DataError as `make_graph_feeds` and `describe_classes` do. Notes say what the latter says of images, that a y is
+  no number where `standardize` asks for one, and which pairs were left out.
   """
   if isinstance(data, Graph):
     return make_graph_feeds(data, config.eval_split if data.arrays[config.eval_split].any() else "test")
-  if isinstance(data, DataSet):
-    for sentence in describe_classes(data):
-      _note(f"--dataset={config.dataset}: {sentence}")
+  for sentence in describe_classes(data) if isinstance(data, DataSet) else getattr(data, "notes", ()):
+    _note(f"--dataset={config.dataset}: {sentence}")
   if isinstance(data, Table) and config.standardize == "xy" and ("y" not in data.train.arrays or data.num_classes):
     found = f"y is one of {data.num_classes} classes" if data.num_classes else "there is no y"
     _note(f"--standardize=xy: {found}, so that x alone is standardised.")

@@ -4,8 +4,7 @@ The manual pages inside Python's own `pydoc_data` need no file; a .txt file is a
 .jsonl file has one in the field `text` of each line.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int32, Integer
 
 from mlnotes.data.image import DataError
+from mlnotes.data.lines import json_fields, read_text
 from mlnotes.data.order import hold_out
 from mlnotes.data.split import Expected, check_arrays
 from mlnotes.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -188,39 +188,12 @@ def _read_documents(dataset: str, documents: str, flag: str) -> tuple[str, ...]:
     return tuple(topics[name] for name in sorted(topics))
   if not dataset.endswith((".txt", ".jsonl")):
     raise DataError(f"{flag}: no such text, expected pydoc, a file.txt or a file.jsonl.")
-  try:
-    text = Path(dataset).expanduser().read_bytes().decode("utf-8-sig")
-  except FileNotFoundError as error:
-    raise DataError(f"{flag}: no such file, expected a text in UTF-8.") from error
-  except OSError as error:
-    raise DataError(f"{flag}: not readable ({error.strerror}), expected a text in UTF-8.") from error
-  except UnicodeDecodeError as error:
-    raise DataError(f"{flag}: byte {error.start} is no UTF-8 ({error.reason}), expected a text in UTF-8.") from error
+  text = read_text(dataset, flag)
   if dataset.endswith(".jsonl"):
-    found = list(_json_texts(text, flag))
+    found = [fields[0] for _, fields in json_fields(text, flag, ("text",))]
   else:
     found = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()] if documents == "line" else [text]
   found = [text for text in found if text]
   if not found:
     raise DataError(f"{flag}: found no text, expected a character or more.")
   return tuple(found)
-
-
-def _json_texts(text: str, flag: str) -> Iterator[str]:
-  for number, line in enumerate(text.split("\n"), 1):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-    except ValueError as error:
-      raise DataError(f"{flag}: line {number} is no JSON ({error}), expected an object with the field text.") from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-      there = f"the fields {', '.join(record)}" if isinstance(record, dict) else type(record).__name__
-      if isinstance(record, dict) and "text" in record:
-        there = f"{type(record['text']).__name__} in the field text"
-      raise DataError(f"{flag}: line {number}: found {there}, expected an object with a string in the field text.")
-    try:
-      record["text"].encode("utf-8")
-    except UnicodeEncodeError as error:
-      raise DataError(f"{flag}: line {number}: found half a surrogate pair, expected characters.") from error
-    yield record["text"]
