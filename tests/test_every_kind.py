@@ -1,4 +1,4 @@
-"""A table, a text, pairs, a graph, a folder of images: each trains its experiment of about ten lines in the loop."""
+"""A table, a text, pairs, sounds, a graph, images: each trains its experiment of about ten lines in the loop."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ from experiments import import_experiment
 from mlnotes.engine.program import Program, make_mesh, window_means
 
 HERE = Path(__file__).parent
-FILES = ("table_classifier", "text_bigrams", "date_pairs", "graph_nodes", "image_classifier")
+FILES = ("table_classifier", "text_bigrams", "date_pairs", "audio_classifier", "graph_nodes", "image_classifier")
 SMALL = {"text_bigrams": {"length": 16}}
 
 

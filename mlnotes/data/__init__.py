@@ -1,6 +1,7 @@
-"""Data sets in, batches out: images, tables, texts, pairs of sequences, graphs, and any named arrays."""
+"""Data sets in, batches out: images, tables, texts, pairs of sequences, sounds, graphs, and any named arrays."""
 
 from mlnotes.data.arrays import make_array_feeds
+from mlnotes.data.audio import Audio, load_audio, read_wav
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit
 from mlnotes.data.feed import (
   EMPTY_FEED,
@@ -27,6 +28,7 @@ from mlnotes.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 __all__ = [
   "EMPTY_FEED",
   "ArraySplit",
+  "Audio",
   "Corpus",
   "DataError",
   "DataSet",
@@ -47,6 +49,7 @@ __all__ = [
   "choose_placement",
   "fixed_subset",
   "load",
+  "load_audio",
   "load_corpus",
   "load_documents",
   "load_graph",
@@ -64,6 +67,7 @@ __all__ = [
   "make_whole_feed",
   "pad_sequences",
   "read_pairs",
+  "read_wav",
   "standardize",
   "train_tokenizer",
 ]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+from mlnotes.data.audio import Audio, audio_kind, load_audio
 from mlnotes.data.dataset import DataSet, describe_classes
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.fingerprint import fingerprint
@@ -155,6 +156,29 @@ class PairConfig(FeedConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AudioConfig(FeedConfig):
+  """The flags of an experiment that learns from clips of sound."""
+
+  dataset: str = field(
+    "tones", "tones (built in), a folder of class folders of .wav, or a file.npz with audio and label"
+  )
+  train_split: str = field("train", "split of a folder to learn from")
+  test_split: str = field("test", "split of a folder to evaluate on")
+  seconds: float = field(1.0, "cut clips at this many seconds, or fill them up with zeros; 0: as long as the longest")
+  batch_size: int = 32
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(0 <= self.seconds < float("inf"), "seconds", self.seconds, "0 or more")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if audio_kind(self.dataset) != "folder":
+      idle |= dict.fromkeys(("train_split", "test_split"), f"--dataset={self.dataset} has its own two splits")
+    return idle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphConfig(BaseConfig):
   """The flags of an experiment that learns from one graph, whole in every update."""
 
@@ -187,13 +211,14 @@ class GraphConfig(BaseConfig):
     return idle
 
 
-Data: TypeAlias = DataSet | Table | Corpus | Pairs | Graph
+Data: TypeAlias = DataSet | Table | Corpus | Pairs | Audio | Graph
 
 # (a part of a config, what reads the data that its flags name); the fields are the arguments of the same names.
 _KINDS = (
   (TableConfig, load_table),
   (TextConfig, load_corpus),
   (PairConfig, load_pairs),
+  (AudioConfig, load_audio),
   (GraphConfig, load_graph),
 )
 
@@ -206,11 +231,13 @@ def _load(read: Callable[..., Data], arguments: tuple[tuple[str, Any], ...]) -> 
 def load_data(config: Any) -> Data:
   """The data that the fields of `DataConfig` or another kind's config name, kept for another call.
 
-  Images are a `DataSet`, the others a `Table`, a `Corpus` of text, `Pairs`, a `Graph`. Raises DataError as what reads
-  them does: `load`, `load_table`, `load_corpus`, `load_pairs`, `load_graph`.
+  Images are a `DataSet`, the others a `Table`, a `Corpus` of text, `Pairs`, `Audio`, a `Graph`. Raises DataError as
+  what reads them does: `load`, `load_table`, `load_corpus`, `load_pairs`, `load_audio`, `load_graph`.
   """
   read = next((read for part, read in _KINDS if isinstance(config, part)), load)
-  return _load(read, tuple((name, getattr(config, name)) for name in inspect.signature(read).parameters))
+  return _load(
+    read, tuple((name, getattr(config, name)) for name in inspect.signature(read).parameters if hasattr(config, name))
+  )
 
 
 @functools.cache
@@ -224,7 +251,7 @@ def make_feeds(data: Data, config: Any) -> Feeds:
 
   `config` has the fields of the kind's config, and `seed`, `seeds` and `fsdp`. Raises InputError as `make_split_feeds`
   does, DataError as `make_graph_feeds` and `describe_classes` do. Notes say what the latter says of images, that a y is
-  no number where `standardize` asks for one, and which pairs were left out.
+  no number where `standardize` asks for one, which pairs were left out, and which clips cut.
   """
   if isinstance(data, Graph):
     return make_graph_feeds(data, config.eval_split if data.arrays[config.eval_split].any() else "test")
