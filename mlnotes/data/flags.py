@@ -15,7 +15,7 @@ from mlnotes.data.graph import Graph, load_graph, make_graph_feeds
 from mlnotes.data.pairs import Pairs, load_pairs
 from mlnotes.data.source import kind_of, load
 from mlnotes.data.table import BUILT_IN, Table, load_table
-from mlnotes.data.text import Corpus, load_corpus
+from mlnotes.data.text import Corpus, load_corpus, text_kind
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field
 
@@ -98,7 +98,9 @@ class TableConfig(FeedConfig):
 class TextConfig(FeedConfig):
   """The flags of an experiment that learns from windows of a text."""
 
-  dataset: str = field("pydoc", "pydoc (built in: the manual pages inside Python), a file.txt or a file.jsonl")
+  dataset: str = field(
+    "pydoc", "pydoc (built in: the manual pages of Python), a file.txt, a file.jsonl, or the name of a TFDS set"
+  )
   test_dataset: str = field("", "a file of the same kind to evaluate on; empty: a fixed part of --dataset")
   documents: Literal["file", "line"] = field("file", "what is a document in a file.txt: the whole file, or each line")
   tokenizer: str = field("characters", "characters, bytes or bpe, trained on the training text, or a file.json of one")
@@ -110,6 +112,11 @@ class TextConfig(FeedConfig):
   stride: int = field(
     0, "tokens between the starts of two training windows; 0: --length, each is predicted once an epoch"
   )
+  data_dir: str = field(
+    "", "directory of prepared TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets", free=True
+  )
+  train_split: str = field("train", "split of a TFDS data set (slices such as train[:90%] work) to learn from")
+  test_split: str = field("test", "split of a TFDS data set to evaluate on")
   batch_size: int = 32
 
   def __post_init__(self):
@@ -124,6 +131,10 @@ class TextConfig(FeedConfig):
       idle["documents"] = f"--dataset={self.dataset}{other} {'are' if other else 'is'} no .txt file"
     if self.tokenizer != "bpe":
       idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
+    if text_kind(self.dataset) != "tfds":
+      idle |= dict.fromkeys(("data_dir", "train_split", "test_split"), f"--dataset={self.dataset} is no TFDS data set")
+    else:
+      idle["test_dataset"] = f"--dataset={self.dataset} has its own splits"
     return idle
 
 
