@@ -1,4 +1,4 @@
-"""A table, a text, a graph and a folder of images: each trains its experiment of about ten lines through the loop."""
+"""A table, a text, pairs, sounds, a graph, images: each trains its experiment of about ten lines in the loop."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ from experiments import import_experiment
 from mlnotes.engine.program import Program, make_mesh, window_means
 
 HERE = Path(__file__).parent
-FILES = ("table_classifier", "text_bigrams", "graph_nodes", "image_classifier")
+FILES = ("table_classifier", "text_bigrams", "date_pairs", "audio_classifier", "graph_nodes", "image_classifier")
 SMALL = {"text_bigrams": {"length": 16}}
 
 
@@ -113,6 +113,19 @@ def test_three_streamed_seeds_on_two_devices_are_those_on_one():
     state, window = program.update(program.init(), program.empty_window(), 4)
     losses.append((window_means(window)["loss"], program.evaluate(state)["loss"]))
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_dates_that_were_never_seen_are_translated():
+  module = import_experiment(str(HERE / "date_pairs.py"))
+  config = make_config(module, "date_pairs", "", steps=400, batch_size=64)
+  program = Program(module.make(config), module.make_feeds(config), [0], make_mesh(1))
+  state, _ = program.update(program.init(), program.empty_window(), 400)
+  data = module.load_data(config)
+  test = data.test.arrays
+  model = module.nn.Dense((test["target"].shape[1] - 1) * data.vocab_size)
+  logits = module.predict_tokens(model, data.vocab_size, state.params, test)
+  right = np.all(np.argmax(logits, axis=-1) == test["target"][:, 1:], axis=1)
+  assert right.mean() > 0.9
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,6 +1,7 @@
-"""Data sets in, batches out: images, tables, texts, graphs, and any named arrays."""
+"""Data sets in, batches out: images, tables, texts, pairs of sequences, sounds, graphs, and any named arrays."""
 
 from mlnotes.data.arrays import make_array_feeds
+from mlnotes.data.audio import Audio, load_audio, read_wav
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit
 from mlnotes.data.feed import (
   EMPTY_FEED,
@@ -17,6 +18,7 @@ from mlnotes.data.feed import (
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.graph import Graph, load_graph, make_graph, make_graph_feeds
 from mlnotes.data.order import fixed_subset
+from mlnotes.data.pairs import Pairs, load_pairs, read_pairs
 from mlnotes.data.source import load
 from mlnotes.data.split import Expected, NamedArrays, Split, check_arrays
 from mlnotes.data.table import Table, load_table, standardize
@@ -26,6 +28,7 @@ from mlnotes.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 __all__ = [
   "EMPTY_FEED",
   "ArraySplit",
+  "Audio",
   "Corpus",
   "DataError",
   "DataSet",
@@ -34,6 +37,7 @@ __all__ = [
   "Feeds",
   "Graph",
   "NamedArrays",
+  "Pairs",
   "RecordSplit",
   "ResidentFeed",
   "Split",
@@ -45,9 +49,11 @@ __all__ = [
   "choose_placement",
   "fixed_subset",
   "load",
+  "load_audio",
   "load_corpus",
   "load_documents",
   "load_graph",
+  "load_pairs",
   "load_table",
   "load_tokenizer",
   "make_array_feeds",
@@ -60,6 +66,8 @@ __all__ = [
   "make_whole_eval",
   "make_whole_feed",
   "pad_sequences",
+  "read_pairs",
+  "read_wav",
   "standardize",
   "train_tokenizer",
 ]

@@ -238,7 +238,7 @@ def choose_placement(
     return "device" if split.nbytes <= (_resident_limit() if limit_bytes is None else limit_bytes) else "stream"
   if placement == "device":
     raise InputError(
-      f"--data_placement=device: found {split.nbytes / 2**30:.1f} GiB of images that are decoded as they are read,"
+      f"--data_placement=device: found {split.nbytes / 2**30:.1f} GiB of files that are decoded as they are read,"
       " expected stream or auto for them."
     )
   return "stream"

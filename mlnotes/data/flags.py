@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+from mlnotes.data.audio import Audio, audio_kind, load_audio
 from mlnotes.data.dataset import DataSet, describe_classes
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.fingerprint import fingerprint
 from mlnotes.data.graph import Graph, load_graph, make_graph_feeds
+from mlnotes.data.pairs import Pairs, load_pairs
 from mlnotes.data.source import kind_of, load
 from mlnotes.data.table import BUILT_IN, Table, load_table
-from mlnotes.data.text import Corpus, load_corpus
+from mlnotes.data.text import Corpus, load_corpus, text_kind
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field
 
@@ -96,7 +98,9 @@ class TableConfig(FeedConfig):
 class TextConfig(FeedConfig):
   """The flags of an experiment that learns from windows of a text."""
 
-  dataset: str = field("pydoc", "pydoc (built in: the manual pages inside Python), a file.txt or a file.jsonl")
+  dataset: str = field(
+    "pydoc", "pydoc (built in: the manual pages of Python), a file.txt, a file.jsonl, or the name of a TFDS set"
+  )
   test_dataset: str = field("", "a file of the same kind to evaluate on; empty: a fixed part of --dataset")
   documents: Literal["file", "line"] = field("file", "what is a document in a file.txt: the whole file, or each line")
   tokenizer: str = field("characters", "characters, bytes or bpe, trained on the training text, or a file.json of one")
@@ -108,6 +112,11 @@ class TextConfig(FeedConfig):
   stride: int = field(
     0, "tokens between the starts of two training windows; 0: --length, each is predicted once an epoch"
   )
+  data_dir: str = field(
+    "", "directory of prepared TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets", free=True
+  )
+  train_split: str = field("train", "split of a TFDS data set (slices such as train[:90%] work) to learn from")
+  test_split: str = field("test", "split of a TFDS data set to evaluate on")
   batch_size: int = 32
 
   def __post_init__(self):
@@ -122,6 +131,61 @@ class TextConfig(FeedConfig):
       idle["documents"] = f"--dataset={self.dataset}{other} {'are' if other else 'is'} no .txt file"
     if self.tokenizer != "bpe":
       idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
+    if text_kind(self.dataset) != "tfds":
+      idle |= dict.fromkeys(("data_dir", "train_split", "test_split"), f"--dataset={self.dataset} is no TFDS data set")
+    else:
+      idle["test_dataset"] = f"--dataset={self.dataset} has its own splits"
+    return idle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairConfig(FeedConfig):
+  """The flags of an experiment that learns from pairs of sequences."""
+
+  dataset: str = field("dates", "dates (built in: one date in words and in numbers), a file.tsv or a file.jsonl")
+  test_dataset: str = field("", "a file.tsv or file.jsonl to evaluate on; empty: a fixed part of --dataset")
+  tokenizer: str = field(
+    "characters", "characters, bytes or bpe, trained on both sides of the training pairs, or a file.json of one"
+  )
+  vocab_size: int = field(1024, "how many ids --tokenizer=bpe has")
+  longest_source: int = field(256, "leave out pairs whose source has more tokens than this")
+  longest_target: int = field(256, "leave out pairs whose target has more tokens, <start> and <end> not counted")
+  batch_size: int = 32
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.longest_source >= 1, "longest_source", self.longest_source, "1 or more")
+    require(self.longest_target >= 1, "longest_target", self.longest_target, "1 or more")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if self.dataset == "dates":
+      idle["test_dataset"] = "--dataset=dates has its own two splits"
+    if self.tokenizer != "bpe":
+      idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
+    return idle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AudioConfig(FeedConfig):
+  """The flags of an experiment that learns from clips of sound."""
+
+  dataset: str = field(
+    "tones", "tones (built in), a folder of class folders of .wav, or a file.npz with audio and label"
+  )
+  train_split: str = field("train", "split of a folder to learn from")
+  test_split: str = field("test", "split of a folder to evaluate on")
+  seconds: float = field(1.0, "cut clips at this many seconds, or fill them up with zeros; 0: as long as the longest")
+  batch_size: int = 32
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(0 <= self.seconds < float("inf"), "seconds", self.seconds, "0 or more")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if audio_kind(self.dataset) != "folder":
+      idle |= dict.fromkeys(("train_split", "test_split"), f"--dataset={self.dataset} has its own two splits")
     return idle
 
 
@@ -158,10 +222,16 @@ class GraphConfig(BaseConfig):
     return idle
 
 
-Data: TypeAlias = DataSet | Table | Corpus | Graph
+Data: TypeAlias = DataSet | Table | Corpus | Pairs | Audio | Graph
 
 # (a part of a config, what reads the data that its flags name); the fields are the arguments of the same names.
-_KINDS = ((TableConfig, load_table), (TextConfig, load_corpus), (GraphConfig, load_graph))
+_KINDS = (
+  (TableConfig, load_table),
+  (TextConfig, load_corpus),
+  (PairConfig, load_pairs),
+  (AudioConfig, load_audio),
+  (GraphConfig, load_graph),
+)
 
 
 @functools.lru_cache(maxsize=1)
@@ -170,13 +240,15 @@ def _load(read: Callable[..., Data], arguments: tuple[tuple[str, Any], ...]) -> 
 
 
 def load_data(config: Any) -> Data:
-  """The data that the fields of `DataConfig`, `TableConfig`, `TextConfig` or `GraphConfig` name, kept for another call.
+  """The data that the fields of `DataConfig` or another kind's config name, kept for another call.
 
-  Images are a `DataSet`, the others a `Table`, a `Corpus` of text, a `Graph`. Raises DataError as what reads them does:
-  `load`, `load_table`, `load_corpus`, `load_graph`.
+  Images are a `DataSet`, the others a `Table`, a `Corpus` of text, `Pairs`, `Audio`, a `Graph`. Raises DataError as
+  what reads them does: `load`, `load_table`, `load_corpus`, `load_pairs`, `load_audio`, `load_graph`.
   """
   read = next((read for part, read in _KINDS if isinstance(config, part)), load)
-  return _load(read, tuple((name, getattr(config, name)) for name in inspect.signature(read).parameters))
+  return _load(
+    read, tuple((name, getattr(config, name)) for name in inspect.signature(read).parameters if hasattr(config, name))
+  )
 
 
 @functools.cache
@@ -189,14 +261,13 @@ def make_feeds(data: Data, config: Any) -> Feeds:
   """Training batches drawn on the device or streamed to it, and the test split in order; or the whole graph for both.
 
   `config` has the fields of the kind's config, and `seed`, `seeds` and `fsdp`. Raises InputError as `make_split_feeds`
-  does, DataError as `make_graph_feeds` and `describe_classes` do. Notes say what the latter says of images, and that a
-  y is no number where `standardize` asks for one.
+  does, DataError as `make_graph_feeds` and `describe_classes` do. Notes say what the latter says of images, that a y is
+  no number where `standardize` asks for one, which pairs were left out, and which clips cut.
   """
   if isinstance(data, Graph):
     return make_graph_feeds(data, config.eval_split if data.arrays[config.eval_split].any() else "test")
-  if isinstance(data, DataSet):
-    for sentence in describe_classes(data):
-      _note(f"--dataset={config.dataset}: {sentence}")
+  for sentence in describe_classes(data) if isinstance(data, DataSet) else getattr(data, "notes", ()):
+    _note(f"--dataset={config.dataset}: {sentence}")
   if isinstance(data, Table) and config.standardize == "xy" and ("y" not in data.train.arrays or data.num_classes):
     found = f"y is one of {data.num_classes} classes" if data.num_classes else "there is no y"
     _note(f"--standardize=xy: {found}, so that x alone is standardised.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mlnotes.data.class_folders import find_class_files
 from mlnotes.data.dataset import DataError, DataSet, RecordSplit, Split
 from mlnotes.data.decoded import DECODE_LIMIT_BYTES, decode_once
 from mlnotes.data.image import read_header
@@ -57,12 +58,9 @@ def load_folder(
 
   Raises DataError, one sentence, where there are no such images or they cannot be used.
   """
-  root, flag = Path(folder).expanduser(), f"--dataset={folder}"
-  if not root.is_dir():
-    raise DataError(f"{flag}: no such folder, expected one with a folder of images for each class.")
-  parts = _find_parts(root, train_split, test_split, flag)
-  classes = sorted({path.name for part in parts for path in _folders(part)})
-  files = [_list_files(root, part, classes, flag) for part in parts]
+  flag = f"--dataset={folder}"
+  root, parts, classes = find_class_files(folder, train_split, test_split, SUFFIXES, "image")
+  files = [_Files(root, *part) for part in parts]
   shape = _find_shape(files, image_size, flag)
   if len(files) == 1:
     files = [files[0].take(index) for index in hold_out(len(files[0]), flag)]
@@ -70,51 +68,7 @@ def load_folder(
     _open(part, name, shape, len(classes), bool(image_size), flag, decode_limit_bytes)
     for part, name in zip(files, ("train", "test"))
   ]
-  return DataSet(root.resolve().name, *splits, len(classes), tuple(classes), 256, shape)
-
-
-def _folders(root: Path) -> list[Path]:
-  return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _images(root: Path) -> list[Path]:
-  shown = (path for path in root.iterdir() if not path.name.startswith("."))
-  return sorted(path for path in shown if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def _find_parts(root: Path, train_split: str, test_split: str, flag: str) -> list[Path]:
-  """The folders that hold those of the classes: for both splits, or for all images together."""
-  train, test = root / train_split, root / test_split
-  # A folder with images is a class, even if it is called train.
-  is_part = lambda path: path != root and path.is_dir() and bool(_folders(path)) and not _images(path)
-  if is_part(train):
-    if is_part(test):
-      return [train, test]
-    if test_split == "test":
-      return [train]
-  elif (train_split, test_split) == ("train", "test") and not is_part(test):
-    return [root]
-  name, flagged = (train_split, "train_split") if not is_part(train) else (test_split, "test_split")
-  there = ", ".join(path.name for path in _folders(root)) or "none"
-  raise DataError(f"{flag}: found the folders {there}, expected --{flagged}={name} with the folders of the classes.")
-
-
-def _list_files(root: Path, part: Path, classes: Sequence[str], flag: str) -> _Files:
-  names, labels = [], []
-  for folder in _folders(part):
-    images = _images(folder)
-    if not images:
-      raise DataError(
-        f"{flag}: found no image in {folder.relative_to(root)}, expected {', '.join(s[1:] for s in SUFFIXES)} files in "
-        "the folder of each class."
-      )
-    names += [str(path.relative_to(root)) for path in images]
-    labels += [classes.index(folder.name)] * len(images)
-  if not names:
-    raise DataError(
-      f"{flag}: found no folder in {part}, expected one for each class, with its images, in it or in train/ and test/."
-    )
-  return _Files(root, tuple(names), tuple(labels))
+  return DataSet(root.resolve().name, *splits, len(classes), classes, 256, shape)
 
 
 def _find_shape(files: Sequence[_Files], image_size: int, flag: str) -> tuple[int, int, int]:

@@ -1,11 +1,10 @@
 """Text: documents, and a corpus of them as one array of token ids that windows are cut from.
 
 The manual pages inside Python's own `pydoc_data` need no file; a .txt file is a document, or each of its lines is; a
-.jsonl file has one in the field `text` of each line.
+.jsonl file has one in the field `text` of each line, a TFDS data set in the feature `text` of each example.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,8 +14,10 @@ import numpy as np
 from jaxtyping import Array, Int, Int32, Integer
 
 from mlnotes.data.image import DataError
+from mlnotes.data.lines import json_fields, read_text
 from mlnotes.data.order import hold_out
 from mlnotes.data.split import Expected, check_arrays
+from mlnotes.data.tfds_source import load_tfds_texts
 from mlnotes.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 END = "<end>"
@@ -98,6 +99,9 @@ def load_corpus(
   end_token: bool = True,
   length: int = 128,
   stride: int = 0,
+  data_dir: str = "",
+  train_split: str = "train",
+  test_split: str = "test",
 ) -> Corpus:
   """The text that `--dataset` names (see `load_documents`) as windows of `length` + 1 tokens.
 
@@ -106,7 +110,7 @@ def load_corpus(
   `<end>`. Windows run on from one document into the next; without `end_token` nothing marks where. The test windows
   lie side by side, whatever `stride` is. Raises DataError, one sentence.
   """
-  found = load_documents(dataset, test_dataset, documents)
+  found = load_documents(dataset, test_dataset, documents, data_dir, train_split, test_split)
   special = (END,) if end_token else ()
   if tokenizer.endswith(".json"):
     codec = load_tokenizer(tokenizer)
@@ -151,16 +155,32 @@ def pad_sequences(sequences: Sequence[Any], length: int = 0, padding: int = 0) -
 # -- documents ---------------------------------------------------------------------------------------------------------
 
 
-def load_documents(dataset: str, test_dataset: str = "", documents: Literal["file", "line"] = "file") -> Documents:
+def text_kind(dataset: str) -> Literal["pydoc", "file", "tfds"]:
+  """What `--dataset` names, without reading it."""
+  return "pydoc" if dataset == "pydoc" else "file" if dataset.endswith((".txt", ".jsonl")) else "tfds"
+
+
+def load_documents(
+  dataset: str,
+  test_dataset: str = "",
+  documents: Literal["file", "line"] = "file",
+  data_dir: str = "",
+  train_split: str = "train",
+  test_split: str = "test",
+) -> Documents:
   """The documents that `--dataset` names, those of `test_dataset` for testing.
 
   "pydoc":       the manual pages inside Python's `pydoc_data`, a document each; they differ between Python's versions.
   "path.txt":    one document, or with `documents` = "line" one in each line that is not blank. UTF-8.
   "path.jsonl":  one in the field `text` of each line.
+  other names:   the feature `text` of a TFDS data set, prepared under `data_dir`; `train_split` and `test_split`
+                 choose its splits, slices such as "train[:90%]" included.
 
   Without `test_dataset` a fixed pseudo-random tenth of the documents is set aside; of a single one its end, a tenth,
   from the start of a line where one starts in its first half. Raises DataError, one sentence.
   """
+  if text_kind(dataset) == "tfds":
+    return Documents(dataset, *load_tfds_texts(dataset, data_dir, train_split, test_split))
   texts = _read_documents(dataset, documents, f"--dataset={dataset}")
   name = Path(dataset).stem
   if test_dataset:
@@ -186,41 +206,14 @@ def _read_documents(dataset: str, documents: str, flag: str) -> tuple[str, ...]:
     from pydoc_data.topics import topics
 
     return tuple(topics[name] for name in sorted(topics))
-  if not dataset.endswith((".txt", ".jsonl")):
+  if text_kind(dataset) != "file":
     raise DataError(f"{flag}: no such text, expected pydoc, a file.txt or a file.jsonl.")
-  try:
-    text = Path(dataset).expanduser().read_bytes().decode("utf-8-sig")
-  except FileNotFoundError as error:
-    raise DataError(f"{flag}: no such file, expected a text in UTF-8.") from error
-  except OSError as error:
-    raise DataError(f"{flag}: not readable ({error.strerror}), expected a text in UTF-8.") from error
-  except UnicodeDecodeError as error:
-    raise DataError(f"{flag}: byte {error.start} is no UTF-8 ({error.reason}), expected a text in UTF-8.") from error
+  text = read_text(dataset, flag)
   if dataset.endswith(".jsonl"):
-    found = list(_json_texts(text, flag))
+    found = [fields[0] for _, fields in json_fields(text, flag, ("text",))]
   else:
     found = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()] if documents == "line" else [text]
   found = [text for text in found if text]
   if not found:
     raise DataError(f"{flag}: found no text, expected a character or more.")
   return tuple(found)
-
-
-def _json_texts(text: str, flag: str) -> Iterator[str]:
-  for number, line in enumerate(text.split("\n"), 1):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-    except ValueError as error:
-      raise DataError(f"{flag}: line {number} is no JSON ({error}), expected an object with the field text.") from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-      there = f"the fields {', '.join(record)}" if isinstance(record, dict) else type(record).__name__
-      if isinstance(record, dict) and "text" in record:
-        there = f"{type(record['text']).__name__} in the field text"
-      raise DataError(f"{flag}: line {number}: found {there}, expected an object with a string in the field text.")
-    try:
-      record["text"].encode("utf-8")
-    except UnicodeEncodeError as error:
-      raise DataError(f"{flag}: line {number}: found half a surrogate pair, expected characters.") from error
-    yield record["text"]

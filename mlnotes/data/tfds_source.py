@@ -50,6 +50,44 @@ def load_tfds(
   return DataSet(builder.info.name, *splits, len(names), names, 256, shape)
 
 
+def load_tfds_texts(
+  dataset: str, data_dir: str | None = None, train_split: str = "train", test_split: str = "test"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The feature `text` of all examples of two splits of the TFDS data set `dataset`; empty ones are passed over.
+
+  Raises DataError, one sentence, as `load_tfds` does, or if there is no such feature.
+  """
+  flag, root = f"--dataset={dataset}", tfds_directory(data_dir)
+  if not dataset or not (root / dataset.partition(":")[0]).is_dir():
+    raise DataError(
+      f"{flag}: no such text, expected pydoc, a file.txt, a file.jsonl, or a TFDS data set with a feature text that is "
+      f"prepared in {root} (--data_dir)."
+    )
+  directory = find_prepared(dataset, root)
+
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(directory)
+  features = builder.info.features
+  found = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {"(one)": features}
+  if not isinstance(found.get("text"), tfds.features.Text):
+    raise DataError(f"{flag}: found the features {_describe(found)}, expected text (Text).")
+  # The other features are left as they are: images would be decoded.
+  decoders = {name: tfds.decode.SkipDecoding() for name in found if name != "text"}
+  splits = []
+  for split in (train_split, test_split):
+    _find_files(builder, split, flag)
+    source = _open_source(builder, directory, split, decoders, flag)
+    try:
+      texts = [bytes(source[i]["text"]).decode("utf-8") for i in range(len(source))]
+    except UnicodeDecodeError as error:
+      raise DataError(f"{flag}: split {split!r} holds a text that is no UTF-8 ({error.reason}).") from error
+    splits.append(tuple(text for text in texts if text))
+    if not splits[-1]:
+      raise DataError(f"{flag}: split {split!r} has no text, expected a character or more.")
+  return splits[0], splits[1]
+
+
 def tfds_directory(data_dir: str | None) -> Path:
   """Where TFDS data sets are prepared: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
   return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -95,6 +133,10 @@ def _absent(dataset: str, name: str, root: Path) -> str:
   )
 
 
+def _describe(features: dict[str, Any]) -> str:
+  return ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(features.items()))
+
+
 def _check_features(features: Any, flag: str, image_size: int) -> tuple[int, int, int]:
   import tensorflow_datasets as tfds
 
@@ -102,8 +144,7 @@ def _check_features(features: Any, flag: str, image_size: int) -> tuple[int, int
   found = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {"(one)": features}
   for name, kind in wanted.items():
     if not isinstance(found.get(name), kind):
-      described = ", ".join(f"{key} ({type(value).__name__})" for key, value in sorted(found.items()))
-      raise DataError(f"{flag}: found the features {described}, expected image (Image) and label (ClassLabel).")
+      raise DataError(f"{flag}: found the features {_describe(found)}, expected image (Image) and label (ClassLabel).")
   image = features["image"]
   shape = tuple(image.shape)
   if image_size and len(shape) == 3:
@@ -127,29 +168,39 @@ def _open_split(
 ) -> Split:
   import tensorflow_datasets as tfds
 
-  info = builder.info
-  try:
-    instructions = info.splits[split].file_instructions
-  except (KeyError, ValueError) as error:
-    raise DataError(
-      f"{flag}: no split {split!r}; found {', '.join(info.splits)},"
-      " expected one of them, or a slice such as 'train[:90%]', in --train_split and --test_split."
-    ) from error
-  try:
-    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-  except NotImplementedError as error:
-    raise DataError(
-      f"{flag}: {directory} is in the format {info.file_format.value}, which has no random access; expected"
-      " array_record (tfds build --file_format=array_record, or tfds convert_format)."
-    ) from error
-  except OSError as error:
-    raise DataError(f"{flag}: {directory} cannot be read ({error}), expected the files of split {split!r}.") from error
+  info, instructions = builder.info, _find_files(builder, split, flag)
+  source = _open_source(builder, directory, split, {"image": tfds.decode.SkipDecoding()}, flag)
   num_classes = info.features["label"].num_classes
   records = RecordSplit(source, shape, f"{flag}: split {split!r}", num_classes, resize)
   if not len(records):
     raise DataError(f"{flag}: split {split!r} is empty, expected at least one example.")
   content = [info.full_name, split, _stat_files(instructions, split, flag)]
   return decode_once(records, flag, f"{info.full_name}-{split}", content, decode_limit_bytes)
+
+
+def _find_files(builder: Any, split: str, flag: str) -> Sequence[Any]:
+  """Where the examples of `split` are."""
+  splits = builder.info.splits
+  try:
+    return splits[split].file_instructions
+  except (KeyError, ValueError) as error:
+    raise DataError(
+      f"{flag}: no split {split!r}; found {', '.join(splits)},"
+      " expected one of them, or a slice such as 'train[:90%]', in --train_split and --test_split."
+    ) from error
+
+
+def _open_source(builder: Any, directory: Path, split: str, decoders: dict[str, Any], flag: str) -> Any:
+  """Random access to the examples of `split`."""
+  try:
+    return builder.as_data_source(split, decoders=decoders)
+  except NotImplementedError as error:
+    raise DataError(
+      f"{flag}: {directory} is in the format {builder.info.file_format.value}, which has no random access; expected"
+      " array_record (tfds build --file_format=array_record, or tfds convert_format)."
+    ) from error
+  except OSError as error:
+    raise DataError(f"{flag}: {directory} cannot be read ({error}), expected the files of split {split!r}.") from error
 
 
 def _stat_files(instructions: Sequence[Any], split: str, flag: str) -> list[list[Any]]:

@@ -1,9 +1,14 @@
+import json
+import os
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mlnotes.data import DataError, Windows, load_corpus, load_documents, make_resident_feed, make_stream_feed
-from mlnotes.data.flags import TextConfig
+from mlnotes.data.flags import TextConfig, load_data
 from mlnotes.data.text import pad_sequences
 
 
@@ -126,8 +131,10 @@ def test_other_names_and_flags_without_effect():
       load_documents(name)
   with pytest.raises(ValueError, match="length=5 is out of range: expected less than the 5 tokens"):
     Windows(np.arange(5), 5)
-  assert set(TextConfig().idle_flags()) == {"documents", "vocab_size"}
-  assert not TextConfig(dataset="a.txt", tokenizer="bpe").idle_flags()
+  tfds = {"data_dir", "train_split", "test_split"}
+  assert set(TextConfig().idle_flags()) == {"documents", "vocab_size", *tfds}
+  assert set(TextConfig(dataset="a.txt", tokenizer="bpe").idle_flags()) == tfds
+  assert set(TextConfig(dataset="imdb", tokenizer="bpe").idle_flags()) == {"documents", "test_dataset"}
   assert "documents" not in TextConfig(dataset="a.jsonl", test_dataset="b.txt").idle_flags()
   assert "documents" in TextConfig(dataset="a.jsonl", test_dataset="b.jsonl").idle_flags()
 
@@ -137,3 +144,59 @@ def test_sequences_of_their_own_lengths():
   np.testing.assert_array_equal(found["tokens"], [[1, 2, 3], [9, 9, 9], [4, 9, 9]])
   np.testing.assert_array_equal(found["length"], [3, 0, 1])
   np.testing.assert_array_equal(pad_sequences([[1, 2, 3]], length=2)["tokens"], [[1, 2]])
+
+
+def write_tfds(root, texts, feature="text"):
+  """A TFDS directory of texts as `tfds build` leaves it, made without TensorFlow."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  directory, splits = root / "letters" / "1.0.0", []
+  directory.mkdir(parents=True)
+  for split, contents in texts.items():
+    writer = ArrayRecordWriter(str(directory / f"letters-{split}.array_record-00000-of-00001"), "group_size:1")
+    for text in contents:
+      example = tf_example_pb2.Example()
+      example.features.feature[feature].bytes_list.value.append(text)
+      writer.write(example.SerializeToString())
+    writer.close()
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    splits.append({"name": split, "shardLengths": [str(len(contents))], "numBytes": "1", "filepathTemplate": template})
+  info = {"name": "letters", "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
+  (directory / "dataset_info.json").write_text(json.dumps(info))
+  features = "tensorflow_datasets.core.features."
+  text = {"pythonClassName": f"{features}text_feature.Text", "text": {}}
+  content = {"featuresDict": {"features": {feature: text}}, "pythonClassName": f"{features}features_dict.FeaturesDict"}
+  (directory / "features.json").write_text(json.dumps(content))
+
+
+def test_a_tfds_set_is_its_texts(tmp_path):
+  texts = ["one", "zwei\n", "", "trois é", "four"]
+  write_tfds(tmp_path, {"train": [text.encode() for text in texts], "more": [b"five"], "bad": [b"a\xff"]})
+  found = load_documents("letters", data_dir=str(tmp_path), test_split="more")
+  assert found == ("letters", ("one", "zwei\n", "trois é", "four"), ("five",))
+  found = load_documents("letters:1.0.0", data_dir=str(tmp_path), train_split="train[:2]", test_split="train[3:]")
+  assert found[1:] == (("one", "zwei\n"), ("trois é", "four"))
+  config = TextConfig(dataset="letters", data_dir=str(tmp_path), test_split="more", tokenizer="bytes", length=2)
+  tokens = load_data(config).train.arrays["tokens"]
+  assert bytes(tokens[tokens < 256].astype(np.uint8)).decode() == "".join(texts)
+  for split, sentence in (("test", "no split 'test'; found train, more, bad"), ("bad", "a text that is no UTF-8")):
+    with pytest.raises(DataError, match=sentence):
+      load_documents("letters", data_dir=str(tmp_path), test_split=split)
+  write_tfds(tmp_path / "other", {"train": [b"a"]}, feature="body")
+  with pytest.raises(DataError, match=r"found the features body \(Text\), expected text \(Text\)"):
+    load_documents("letters", data_dir=str(tmp_path / "other"))
+
+
+def test_a_tfds_set_of_texts_is_read_without_tensorflow(tmp_path):
+  write_tfds(tmp_path, {"train": [b"a text"], "test": [b"another"]})
+  (tmp_path / "refused" / "tensorflow").mkdir(parents=True)
+  (tmp_path / "refused" / "tensorflow" / "__init__.py").write_text("raise AssertionError('imports tensorflow')")
+  code = f"""
+from mlnotes.data import load_documents
+assert load_documents("letters", data_dir={str(tmp_path)!r})[1:] == (("a text",), ("another",))
+"""
+  path = os.pathsep.join([str(tmp_path / "refused"), *sys.path])
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+  assert done.returncode == 0, done.stderr

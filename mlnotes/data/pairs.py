@@ -1,0 +1,177 @@
+"""Pairs of sequences, such as a sentence and its translation: token ids of a source and of its target.
+
+Dates written in two ways need no file; a .tsv file has two columns; a .jsonl file the fields `source` and `target`.
+"""
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from mlnotes.data.image import DataError
+from mlnotes.data.lines import json_fields, read_text
+from mlnotes.data.order import hold_out, permute_index
+from mlnotes.data.split import Expected, NamedArrays, check_arrays
+from mlnotes.data.text import END, pad_sequences
+from mlnotes.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+# What fills a sequence up, and what a target begins with; it ends with END.
+PAD, START = "<pad>", "<start>"
+SPECIAL = (PAD, START, END)
+
+TextPairs: TypeAlias = Sequence[tuple[str, str]]
+
+
+def expect_pairs(vocab_size: int, longest_source: int, longest_target: int) -> Mapping[str, Expected]:
+  """What a split of pairs is: ids and how many of a row are not padding."""
+  return {
+    "source": Expected("NS", "iu", np.int32, 0, vocab_size - 1),
+    "source_length": Expected("N", "iu", np.int32, 1, longest_source),
+    "target": Expected("NT", "iu", np.int32, 0, vocab_size - 1),
+    "target_length": Expected("N", "iu", np.int32, 2, longest_target + 2),
+  }
+
+
+class Pairs(NamedTuple):
+  """Two splits of pairs and the one tokenizer of both sides, trained on the training pairs alone.
+
+    {"source": int32 (B, S), "source_length": int32 (B,), "target": int32 (B, T), "target_length": int32 (B,)}
+
+  A source is its tokens, a target `<start>`, its tokens, `<end>`: inputs target[:, :-1], what is predicted
+  target[:, 1:]. Lengths count these and no padding, which is `<pad>`. S and T are those of the longest pairs that are
+  kept, of both splits. `notes` are sentences about what was left out.
+  """
+
+  name: str
+  train: NamedArrays
+  test: NamedArrays
+  tokenizer: Tokenizer
+  notes: tuple[str, ...] = ()
+
+  @property
+  def vocab_size(self) -> int:
+    return self.tokenizer.vocab_size
+
+
+def load_pairs(
+  dataset: str,
+  test_dataset: str = "",
+  tokenizer: str = "characters",
+  vocab_size: int = 1024,
+  longest_source: int = 256,
+  longest_target: int = 256,
+) -> Pairs:
+  """The pairs that `--dataset` names (see `read_pairs`) as token ids.
+
+  `tokenizer` is a kind that is trained on both sides of the training pairs ("characters", "bytes", "bpe" with
+  `vocab_size` ids), or a .json file that one was saved as. Pairs with more than `longest_source` or `longest_target`
+  tokens, `<start>` and `<end>` not counted, are left out. Raises DataError, one sentence.
+  """
+  flag, parts = f"--dataset={dataset}", read_pairs(dataset, test_dataset)
+  if tokenizer.endswith(".json"):
+    codec = load_tokenizer(tokenizer)
+    if lacking := [name for name in SPECIAL if name not in codec.special]:
+      raise DataError(
+        f"--tokenizer={tokenizer}: found no special token {lacking[0]}, expected {', '.join(SPECIAL)}, as a tokenizer "
+        "of pairs has them."
+      )
+  else:
+    codec = train_tokenizer(tokenizer, [text for pair in parts[0] for text in pair], vocab_size, SPECIAL)
+  start, end = (np.array([codec.special[name]], np.int32) for name in (START, END))
+  kept, left_out = [], []
+  for name, pairs in zip(("training", "test"), parts):
+    ids = [(codec.encode(source), codec.encode(target)) for source, target in pairs]
+    fits = [(x, y) for x, y in ids if len(x) <= longest_source and len(y) <= longest_target]
+    if not fits:
+      shortest = [min(map(len, side)) for side in zip(*ids)]
+      raise DataError(
+        f"{flag}: no {name} pair is within --longest_source={longest_source} and --longest_target={longest_target} "
+        f"(the shortest sides have {shortest[0]} and {shortest[1]} tokens), expected one or more."
+      )
+    if len(fits) < len(ids):
+      left_out.append(f"{len(ids) - len(fits)} of {len(ids)} {name} pairs")
+    kept.append([(x, np.concatenate([start, y, end])) for x, y in fits])
+  widths = [max(len(pair[side]) for pairs in kept for pair in pairs) for side in (0, 1)]
+  expected = expect_pairs(codec.vocab_size, longest_source, longest_target)
+  splits = []
+  for pairs in kept:
+    arrays = {}
+    for side, values, width in zip(("source", "target"), zip(*pairs), widths):
+      padded = pad_sequences(values, width, codec.special[PAD])
+      arrays |= {side: padded["tokens"], f"{side}_length": padded["length"]}
+    splits.append(NamedArrays(check_arrays(flag, arrays, expected)))
+  notes = ()
+  if left_out:
+    limits = f"--longest_source={longest_source} or --longest_target={longest_target}"
+    notes = (f"{' and '.join(left_out)} are longer than {limits} and left out.",)
+  return Pairs(Path(dataset).stem, *splits, codec, notes)
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+def read_pairs(dataset: str, test_dataset: str = "") -> tuple[TextPairs, TextPairs]:
+  """The (source, target) texts to learn from, and those of `test_dataset` for testing.
+
+  "dates":       dates in words and in numbers, "27 November 2026" and "2026-11-27"; no date is in both splits.
+  "path.tsv":    a pair in each line that is not blank, a tab between its sides; quotes mean nothing. UTF-8.
+  "path.jsonl":  one in the fields `source` and `target` of each line.
+
+  Without `test_dataset` a fixed pseudo-random tenth of the pairs is set aside, all with the same source together.
+  Raises DataError, one sentence, where there are no such pairs, or a side of one is empty.
+  """
+  if dataset == "dates":
+    return _make_dates()
+  pairs = _read_file(dataset, f"--dataset={dataset}")
+  if test_dataset:
+    return pairs, _read_file(test_dataset, f"--test_dataset={test_dataset}")
+  sources = list(dict.fromkeys(source for source, _ in pairs))
+  _, held_out = hold_out(len(sources), f"--dataset={dataset}")
+  tested = {sources[i] for i in held_out}
+  return [pair for pair in pairs if pair[0] not in tested], [pair for pair in pairs if pair[0] in tested]
+
+
+_MONTHS = (
+  *("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November"),
+  "December",
+)
+_FIRST, _LAST = datetime.date(1900, 1, 1), datetime.date(2099, 12, 31)
+_NUM_DATES, _NUM_TEST = 4000, 400
+
+
+def _make_dates() -> tuple[TextPairs, TextPairs]:
+  """Distinct days of two centuries, fixed and pseudo-random."""
+  size = (_LAST - _FIRST).days + 1
+  days = [_FIRST + datetime.timedelta(int(i)) for i in permute_index(np.arange(_NUM_DATES), size, np.zeros(2, "u4"))]
+  pairs = [(f"{day.day} {_MONTHS[day.month - 1]} {day.year}", day.isoformat()) for day in days]
+  return pairs[_NUM_TEST:], pairs[:_NUM_TEST]
+
+
+def _read_file(path: str, flag: str) -> TextPairs:
+  if not path.endswith((".tsv", ".jsonl")):
+    raise DataError(f"{flag}: no such pairs, expected dates, a file.tsv or a file.jsonl.")
+  text = read_text(path, flag)
+  lines = json_fields(text, flag, ("source", "target")) if path.endswith(".jsonl") else _split_lines(text, flag)
+  pairs = []
+  for number, pair in lines:
+    for name, side in zip(("source", "target"), pair):
+      if not side.strip():
+        raise DataError(f"{flag}: line {number}: found an empty {name}, expected a text on both sides.")
+    pairs.append(pair)
+  if not pairs:
+    raise DataError(f"{flag}: found no pair, expected one or more.")
+  return pairs
+
+
+def _split_lines(text: str, flag: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+  for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+    cells = tuple(line.split("\t"))
+    if len(cells) == 1 and not line.strip():
+      continue
+    if len(cells) != 2:
+      raise DataError(
+        f"{flag}: line {number} has {len(cells)} column{'s' * (len(cells) > 1)}, expected 2 with a tab between them."
+      )
+    yield number, cells
