@@ -109,10 +109,10 @@ class WavSplit:
   arrays: ClassVar[None] = None
 
   def __init__(self, root: Path, files: ClassFiles, width: int, flag: str):
-    self.root, self.files, self.width, self.flag = root, files, width, flag
+    self.root, self.source, self.width, self.flag = root, files, width, flag
 
   def __len__(self) -> int:
-    return len(self.files.names)
+    return len(self.source.names)
 
   @property
   def nbytes(self) -> int:
@@ -121,9 +121,9 @@ class WavSplit:
   def read(self, index: Int[np.ndarray, " B"]) -> Mapping[str, np.ndarray]:
     audio, length = np.zeros((len(index), self.width), np.float32), np.zeros(len(index), np.int32)
     for row, i in enumerate(index):
-      clip = read_wav(self.root / self.files.names[i], f"{self.flag}: {self.files.names[i]}")[0][: self.width]
+      clip = read_wav(self.root / self.source.names[i], f"{self.flag}: {self.source.names[i]}")[0][: self.width]
       audio[row, : len(clip)], length[row] = clip, len(clip)
-    return {"audio": audio, "length": length, "label": np.array([self.files.labels[i] for i in index], np.int32)}
+    return {"audio": audio, "length": length, "label": np.array([self.source.labels[i] for i in index], np.int32)}
 
 
 def read_wav(path: str | Path, where: str) -> tuple[Float32[np.ndarray, " T"], int]:

@@ -98,13 +98,16 @@ class DataSet(NamedTuple):
 _NAMED_CLASSES = 5
 
 
-def describe_classes(data: DataSet) -> list[str]:
+def describe_classes(data: Any, of: str = "image") -> list[str]:
   """A sentence about each thing that keeps accuracies from telling what was learned: classes of one split alone, one
-  class in all. Nothing where the labels would have to be decoded first.
+  class in all. Nothing where the labels would have to be decoded first. `of`: what has a label, in the sentences.
 
   Raises DataError where no class of the test split can be learned.
   """
-  labels = [getattr(split, "label", getattr(getattr(split, "source", None), "labels", None)) for split in data[1:3]]
+  labels = [
+    split.arrays["label"] if split.arrays is not None else getattr(getattr(split, "source", None), "labels", None)
+    for split in (data.train, data.test)
+  ]
   if any(label is None for label in labels):
     return []
   train, test = (set(np.unique(label).tolist()) for label in labels)
@@ -120,11 +123,11 @@ def describe_classes(data: DataSet) -> list[str]:
     )
   said = []
   if len(train | test) == 1:
-    said.append(f"all images are of one class ({names(train)}), so that an accuracy is 1 whatever is learned.")
+    said.append(f"all {of}s are of one class ({names(train)}), so that an accuracy is 1 whatever is learned.")
   if test - train:
-    said.append(f"no training image is of {names(test - train)}: their test images count as errors in any accuracy.")
+    said.append(f"no training {of} is of {names(test - train)}: their test {of}s count as errors in any accuracy.")
   if train - test:
-    said.append(f"no test image is of {names(train - test)}: no figure says how these are recognised.")
+    said.append(f"no test {of} is of {names(train - test)}: no figure says how these are recognised.")
   return said
 
 

@@ -261,12 +261,15 @@ def make_feeds(data: Data, config: Any) -> Feeds:
   """Training batches drawn on the device or streamed to it, and the test split in order; or the whole graph for both.
 
   `config` has the fields of the kind's config, and `seed`, `seeds` and `fsdp`. Raises InputError as `make_split_feeds`
-  does, DataError as `make_graph_feeds` and `describe_classes` do. Notes say what the latter says of images, that a y is
-  no number where `standardize` asks for one, which pairs were left out, and which clips cut.
+  does, DataError as `make_graph_feeds` and `describe_classes` do. Notes say what the latter says of images and clips,
+  that a y is no number where `standardize` asks for one, which pairs were left out, and which clips cut.
   """
   if isinstance(data, Graph):
     return make_graph_feeds(data, config.eval_split if data.arrays[config.eval_split].any() else "test")
-  for sentence in describe_classes(data) if isinstance(data, DataSet) else getattr(data, "notes", ()):
+  said = [*getattr(data, "notes", ())]
+  if isinstance(data, DataSet | Audio):
+    said += describe_classes(data, "clip" if isinstance(data, Audio) else "image")
+  for sentence in said:
     _note(f"--dataset={config.dataset}: {sentence}")
   if isinstance(data, Table) and config.standardize == "xy" and ("y" not in data.train.arrays or data.num_classes):
     found = f"y is one of {data.num_classes} classes" if data.num_classes else "there is no y"

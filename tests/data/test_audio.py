@@ -76,6 +76,35 @@ def test_a_folder_is_its_files(tmp_path, capsys):
   assert "4 of 12 clips are longer" in capsys.readouterr().err
 
 
+def test_what_is_too_large_is_streamed_from_its_files(tmp_path):
+  write_folder(tmp_path, range(1, 11))
+  feeds = []
+  for limit in (1, 2**20):
+    audio = load_wav_folder(str(tmp_path), seconds=0.05, decode_limit_bytes=limit)
+    placement = "auto" if limit == 1 else "stream"
+    feeds.append(make_feeds(audio, AudioConfig(dataset=str(tmp_path), batch_size=4, data_placement=placement)))
+  assert feeds[0].fingerprint == feeds[1].fingerprint
+  for _ in range(5):
+    first, second = (feed.train.next() for feed in feeds)
+    for name in ("audio", "length", "label", "index"):
+      np.testing.assert_array_equal(first[name], second[name])
+  for feed in feeds:
+    feed.train.close()
+
+
+def test_classes_of_one_split_alone_are_said(tmp_path, capsys):
+  write_folder(tmp_path, (3, 4), splits=("train", "test"))
+  for file in (tmp_path / "train" / "yes").iterdir():
+    file.unlink()
+  (tmp_path / "train" / "yes").rmdir()
+  for limit in (1, 2**20):
+    config = AudioConfig(dataset=f"{tmp_path} {limit}", batch_size=1)  # a note is said once for each data set
+    feed = make_feeds(load_wav_folder(str(tmp_path), decode_limit_bytes=limit), config).train
+    if limit == 1:
+      feed.close()
+    assert "no training clip is of yes: their test clips count as errors" in capsys.readouterr().err
+
+
 def test_a_tenth_of_one_folder_is_set_aside(tmp_path):
   written = write_folder(tmp_path, range(1, 11))
   audio = load_audio(str(tmp_path), seconds=0.1)
