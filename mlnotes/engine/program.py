@@ -32,8 +32,8 @@ def quick_compilation(device: jax.Device, level: int) -> dict[str, int]:
   return {"xla_backend_optimization_level": level} if device.platform == "cpu" else {}
 
 
-# Bytes of a state, such as a small table of values, that a loop of the CPU keeps in one function: without the seeds of
-# vmap, which make it a call for each operation, four seeds of such an agent are two to seven times as fast.
+# Bytes of a state without batches, such as an agent's small table of values, that a loop of the CPU keeps in one
+# function: without the seeds of vmap, which make it a call for each operation, four seeds are 2 to 7 times as fast.
 _SMALL_STATE = 2048
 
 
@@ -146,8 +146,8 @@ class Program:
     update = jax.make_jaxpr(self._update_one)(state, data)
     if contains_slow_convolution(update):
       return False  # a loop over the seeds would have it
-    small = sum(x.size * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(state)) <= _SMALL_STATE
-    return small or contains_convolution(update)
+    size = sum(x.size * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(state))
+    return (self._whole and size <= _SMALL_STATE) or contains_convolution(update)
 
   def _abstract_one(self):
     """State and data of one seed, by their shapes."""
