@@ -147,7 +147,7 @@ class Program:
     if contains_slow_convolution(update):
       return False  # a loop over the seeds would have it
     size = sum(x.size * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(state))
-    return (self._whole and size <= _SMALL_STATE) or contains_convolution(update)
+    return (not jax.tree.leaves(data) and size <= _SMALL_STATE) or contains_convolution(update)
 
   def _abstract_one(self):
     """State and data of one seed, by their shapes."""
