@@ -7,7 +7,7 @@ from pathlib import Path
 from mlnotes.data.image import DataError
 
 
-def read_text(path: str, flag: str) -> str:
+def decode_file(path: str, flag: str) -> str:
   """The text of a file in UTF-8. Raises DataError that begins with `flag`."""
   try:
     return Path(path).expanduser().read_bytes().decode("utf-8-sig")

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from mlnotes.data.image import DataError
-from mlnotes.data.lines import json_fields, read_text
+from mlnotes.data.lines import decode_file, json_fields
 from mlnotes.data.order import hold_out, permute_index
 from mlnotes.data.split import Expected, NamedArrays, check_arrays
 from mlnotes.data.text import END, pad_sequences
@@ -152,7 +152,7 @@ def _make_dates() -> tuple[TextPairs, TextPairs]:
 def _read_file(path: str, flag: str) -> TextPairs:
   if not path.endswith((".tsv", ".jsonl")):
     raise DataError(f"{flag}: no such pairs, expected dates, a file.tsv or a file.jsonl.")
-  text = read_text(path, flag)
+  text = decode_file(path, flag)
   lines = json_fields(text, flag, ("source", "target")) if path.endswith(".jsonl") else _split_lines(text, flag)
   pairs = []
   for number, pair in lines:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int32, Integer
 
 from mlnotes.data.image import DataError
-from mlnotes.data.lines import json_fields, read_text
+from mlnotes.data.lines import decode_file, json_fields
 from mlnotes.data.order import hold_out
 from mlnotes.data.split import Expected, check_arrays
 from mlnotes.data.tfds_source import load_tfds_texts
@@ -208,7 +208,7 @@ def _read_documents(dataset: str, documents: str, flag: str) -> tuple[str, ...]:
     return tuple(topics[name] for name in sorted(topics))
   if text_kind(dataset) != "file":
     raise DataError(f"{flag}: no such text, expected pydoc, a file.txt or a file.jsonl.")
-  text = read_text(dataset, flag)
+  text = decode_file(dataset, flag)
   if dataset.endswith(".jsonl"):
     found = [fields[0] for _, fields in json_fields(text, flag, ("text",))]
   else:
