@@ -21,7 +21,7 @@ from mlnotes.engine.program import Program, make_mesh, window_means
 
 SMALL = {
   "diffusion.ddpm": dict(
-    batch_size=16, timesteps=8, channels=8, multipliers=(1,), num_blocks=1, attention_resolutions=(), steps=20
+    batch_size=16, timesteps=8, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), steps=20
   ),
   **{
     f"contrastive.{name}": dict(

@@ -1,4 +1,4 @@
-"""Whether the layout of a run's devices and threads is the best one: twelve unlike experiments under each.
+"""Whether the layout of a run's devices and threads is the best one: unlike experiments under each.
 
   python -m launch.benchmarks.layout
   python -m launch.benchmarks.layout --only=ppo,simclr_8

@@ -481,7 +481,8 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
   with contextlib.closing(progress), Checkpoints(directory / "checkpoints") as checkpoints:
     run = _Run(program, record, checkpoints, progress, best_metric, sign)
     with _Signals() as signals:
-      threads = f", {count_cores()} threads for each operation" if jax.default_backend() == "cpu" else ""
+      count = count_cores()
+      threads = f", {count} thread{'s' * (count > 1)} for each operation" if jax.default_backend() == "cpu" else ""
       progress.say(f"{record.experiment} in {directory} on {describe_devices(program)}{threads}")
       run.start()
       if run.step < config.steps:
