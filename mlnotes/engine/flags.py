@@ -326,8 +326,10 @@ def _lay_out(config: BaseConfig) -> None:
     return  # without JAX, which takes its time to import
   from mlnotes.engine import distributed, layout, sharding
 
+  if distributed.find_peers(os.environ) is not None:  # each of the processes is a device
+    config = dataclasses.replace(config, devices=1)
   chosen = config.cpu_layout(sharding.count_cores())
-  if chosen and layout.runs_on_cpu() and distributed.find_peers(os.environ) is None:
+  if chosen and layout.runs_on_cpu():
     layout.apply_layout(chosen)
 
 

@@ -16,6 +16,7 @@ from experiments.contrastive import simclr
 from experiments.meta._meta_training import MetaConfig
 from experiments.rl._agent import RLConfig
 from mlnotes.data import Feeds
+from mlnotes.engine import flags
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import Experiment, Mean, stream_key
 from mlnotes.engine.layout import Layout, choose_layout, runs_on_cpu
@@ -117,6 +118,18 @@ def test_a_command_runs_in_its_layout():
   assert (devices, threads) == ("3", "1")
   assert [flag.partition("=")[2] for flag in flags if "terminate" in flag] == ["7"]
   assert show("--seeds=2", JAX_NUM_CPU_DEVICES="3")[0] == "3"
+
+
+def test_each_of_many_processes_is_a_device(monkeypatch):
+  """With the threads and the small loops of a single process, or their numbers would differ by rounding."""
+  peers = {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+  for name, value in {"NPROC": "4", "JAX_PLATFORMS": "cpu", **peers}.items():
+    monkeypatch.setenv(name, value)
+  applied = []
+  monkeypatch.setattr("mlnotes.engine.layout.apply_layout", applied.append)
+  for config in (RLConfig(seeds=2), LoopConfig(seeds=2), LoopConfig(fsdp=2)):
+    flags._lay_out(config)
+  assert applied == [Layout(1, 1, True), Layout(1, 4), Layout(1, 4)]
 
 
 def test_a_command_without_a_layout_starts_without_jax():

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
 TABLE = "--env=FrozenLake-v1 --steps_per_update=50 --nogif --gym_episodes=0 --notensorboard --devices=1"
 SHORT = f"{TABLE} --steps=20 --log_every=10"
-LONG = f"{TABLE} --steps=400000 --log_every=20000 --eval_every=0 --checkpoint_every=0"
+LONG = f"{TABLE} --steps=4000000 --log_every=100000 --eval_every=0 --checkpoint_every=0"
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def final_table(directory):
   import orbax.checkpoint as ocp
 
   with ocp.CheckpointManager((directory / "checkpoints").absolute()) as manager:
-    tree = manager.restore(400000, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    tree = manager.restore(4000000, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
   return np.asarray(tree["state"]["actor"]["learner"]["table"])
 
 
