@@ -5,6 +5,7 @@ What launches experiments takes one's own as well: a module (`my.module`) or a f
 """
 
 import ast
+import functools
 import hashlib
 import importlib
 import pkgutil
@@ -22,9 +23,15 @@ def catalogue() -> Iterator[tuple[str, str]]:
   for module in sorted(pkgutil.walk_packages(__path__, "experiments."), key=lambda m: m.name):
     if module.ispkg or module.name.endswith("__main__") or module.name.rpartition(".")[2].startswith("_"):
       continue
-    source = Path(find_spec(module.name).origin).read_text(encoding="utf-8")
-    summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-    yield module.name.removeprefix("experiments."), summary
+    name = module.name.removeprefix("experiments.")
+    yield name, docstring_of(name).partition("\n")[0]
+
+
+@functools.cache
+def docstring_of(name: str) -> str:
+  """What the experiment `<chapter>.<method>` says of itself, without importing it."""
+  source = Path(find_spec(f"experiments.{name}").origin).read_text(encoding="utf-8")
+  return ast.get_docstring(ast.parse(source)) or ""
 
 
 def no_experiment(name: str, flag: str = "", chapters: bool = False) -> InputError:

@@ -1,10 +1,9 @@
 """Methods by the names that the pages give them, in English and Chinese, and what their docstrings say.
 
-The tables of the chapters' pages under "## Methods", and that of mlnotes/README.md under "## From the notes to the
-modules", are read as they stand: a name that is to be found is written there.
+The tables of the chapters' pages under "## Methods", and those of mlnotes/README.md under "## Data of every kind" and
+"## From the notes to the modules", are read as they stand: a name that is to be found is written there.
 """
 
-import ast
 import difflib
 import re
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import __path__ as _place, catalogue
+from experiments import __path__ as _place, catalogue, docstring_of
 
-HEADINGS = ("## Methods", "## From the notes to the modules")
+HEADINGS = ("## Methods", "## Data of every kind", "## From the notes to the modules")
 
 
 class Method(NamedTuple):
@@ -65,7 +64,7 @@ def find(term: str, chapter: str = "") -> list[tuple[str, str]]:
     found.insert(0, (f"python -m experiments.{name}", title_of(name)))
   shown = {where.removeprefix("python -m experiments.").partition(" ")[0] for where, _ in found}
   for name, summary in catalogue():
-    if name not in shown and name.startswith(f"{chapter}." if chapter else "") and _has(_docstring(name), term):
+    if name not in shown and name.startswith(f"{chapter}." if chapter else "") and _has(docstring_of(name), term):
       found.append((f"python -m experiments.{name}", summary))
   return found
 
@@ -88,11 +87,6 @@ def _those(names: str, term: str) -> str:
   """Of a whole chapter's names the first, the chapter's own, and those that `term` finds."""
   chapter, *others = [name.strip() for name in re.split("[,;()]", names)]
   return ", ".join([chapter, *(name for name in others if _has(name, term))])
-
-
-def _docstring(name: str) -> str:
-  source = Path(find_spec(f"experiments.{name}").origin).read_text(encoding="utf-8")
-  return ast.get_docstring(ast.parse(source)) or ""
 
 
 def _fold(text: str) -> str:

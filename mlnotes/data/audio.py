@@ -206,7 +206,8 @@ def load_wav_folder(
 
 def _load_npz(path: str, seconds: float) -> Audio:
   flag = f"--dataset={path}"
-  arrays = read_npz(path, flag, "audio, label and rate")
+  names = ["rate", *(f"{name}{end}" for name in ("audio", "label", "length") for end in ("", "_test"))]
+  arrays = read_npz(path, flag, "audio, label and rate", names)
   needed = ["audio", "label", "rate"] + ["audio_test", "label_test"] * bool({"audio_test", "label_test"} & set(arrays))
   if lacking := [name for name in needed if name not in arrays]:
     raise DataError(f"{flag}: found the arrays {', '.join(sorted(arrays)) or 'none'}, expected {lacking[0]} too.")

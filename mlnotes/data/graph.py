@@ -27,6 +27,13 @@ from mlnotes.engine.experiment import root_key
 # citation graphs of Yang et al. 2016.
 _TRAIN_PER_CLASS, _VALID = 20, 500
 _MASKS = ("train", "valid", "test")
+# The arrays of an .npz file: edges, features, classes and splits, each by any of the names that are in use.
+_NAMES = (
+  "senders", "receivers",
+  *(f"{name}_{part}" for name in ("adj", "attr") for part in ("data", "indices", "indptr", "shape")),
+  "features", "attr_matrix", "attr_names", *(f"feature_{part}" for part in ("row", "col", "value", "shape")),
+  "labels", "label", *(f"{split}_{kind}" for split in ("train", "val", "valid", "test") for kind in ("mask", "index")),
+)  # fmt: skip
 
 
 def expect_graph(num_nodes: int, num_classes: int) -> Mapping[str, Expected]:
@@ -230,7 +237,7 @@ def _load_block_model(nodes: int, blocks: int, p_within: float, p_between: float
 
 def _load_npz(path: str, undirected: bool) -> Graph:
   flag = f"--dataset={path}"
-  found = read_npz(path, flag, "adj_data, adj_indices, adj_indptr, adj_shape and labels")
+  found = read_npz(path, flag, "adj_data, adj_indices, adj_indptr, adj_shape and labels", _NAMES)
   if not (label_name := next((name for name in ("labels", "label") if name in found), "")):
     raise _lack(flag, found, "labels")
   (label,), class_names = name_classes(flag, found[label_name], of="node")

@@ -23,6 +23,7 @@ NUMBER = Expected("N", "fiub", np.float64)
 CLASS = Expected("N", "iu", np.int32, low=0)
 # What `x` and `y` are called in the files of others.
 _X_NAMES, _Y_NAMES = ("x", "X", "feature", "features", "data"), ("y", "label", "labels", "target")
+_NAMES = [f"{name}{end}" for name in (*_X_NAMES, *_Y_NAMES) for end in ("", "_test")]
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 
 
@@ -171,12 +172,12 @@ def _load_built_in(dataset: str, target_kind: str) -> _Read:
 
 def _load_npz(path: str, test_path: str, target_kind: str) -> _Read:
   flag = f"--dataset={path}"
-  archives = [(flag, read_npz(path, flag, "x and y"))]
+  archives = [(flag, read_npz(path, flag, "x and y", _NAMES))]
   x, y = _pick(*archives[0], "")
   parts = [(x, y)]
   if test_path:
     test_flag = f"--test_dataset={test_path}"
-    parts.append(_pick(test_flag, read_npz(test_path, test_flag, "x and y"), ""))
+    parts.append(_pick(test_flag, read_npz(test_path, test_flag, "x and y", _NAMES), ""))
   elif any(f"{name}_test" in archives[0][1] for name in _X_NAMES):
     parts.append(_pick(*archives[0], "_test"))
   if len({y is None for _, y in parts}) > 1:

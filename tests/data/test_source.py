@@ -132,6 +132,10 @@ def test_npz_sets_a_tenth_aside(tmp_path):
     ({"label": np.zeros(19, int)}, r"shape \(19,\), expected \(20,\)"),
     ({"label": np.full(20, -1)}, "value -1, expected classes from 0"),
     ({"label": None}, "found the arrays image, expected image and label"),
+    (
+      {"image_tset": np.zeros((3, 4, 4))},
+      "found an array 'image_tset', which nothing reads: did you mean 'image_test'?",
+    ),
     ({"label_test": np.zeros(3, int)}, "only one of image_test and label_test"),
     ({"image_test": np.zeros((3, 5, 5), np.uint8), "label_test": np.zeros(3, int)}, r"shape \(5, 5, 1\), expected"),
     ({"image": np.zeros((1, 4, 4), np.uint8), "label": np.zeros(1, int)}, "found 1 example, expected at least 2"),

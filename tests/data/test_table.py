@@ -129,6 +129,7 @@ def test_truth_values_are_two_classes_or_numbers(tmp_path):
   ("arrays", "sentence"),
   [
     ({"z": np.zeros(3)}, "found the arrays z, expected x and y"),
+    ({"x": np.zeros((3, 2)), "y": np.zeros(3), "y_tset": np.zeros(3)}, "an array 'y_tset', .* did you mean 'y_test'?"),
     ({"x": np.zeros(3), "y": np.zeros(3)}, r"x has shape \(3,\), expected N D"),
     ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, r"y has shape \(4,\), expected N = 3 as in x"),
     ({"x": np.array([[1.0], [np.inf]]), "y": np.zeros(2)}, r"x\[1, 0\] is inf, expected finite numbers"),
@@ -142,6 +143,12 @@ def test_an_npz_that_does_not_fit_is_refused(arrays, sentence, tmp_path):
   np.savez(tmp_path / "t.npz", **arrays)
   with pytest.raises(DataError, match=sentence):
     load_table(str(tmp_path / "t.npz"))
+
+
+def test_names_of_columns_may_stand_beside_the_arrays(tmp_path):
+  names = {name: np.array(["a", "b"]) for name in ("feature_names", "target_names", "label_names")}
+  np.savez(tmp_path / "t.npz", data=np.ones((20, 2)), target=np.arange(20) % 2, **names)
+  assert len(load_table(str(tmp_path / "t.npz")).train) < 20
 
 
 @pytest.mark.parametrize(("name", "rows", "classes"), [("diabetes", 442, 0), ("iris", 150, 3), ("wine", 178, 3)])
