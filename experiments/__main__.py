@@ -44,7 +44,9 @@ def _find(term: str, chapter: str) -> int:
     said = f"--find={term} is the name of no method"
     if chapter and _names.find(term):
       return _fail(f"{said} of this chapter: `python -m experiments --find={term}` finds it in others.")
-    return _fail(f"{said}: did you mean {', '.join(_names.near(term))}?")
+    if near := _names.near(term):
+      return _fail(f"{said}: did you mean {', '.join(near)}?")
+    return _fail(f"{said}: expected one of {', '.join(map(_names.title_of, _names.chapters()))}, or what these hold.")
   width = max(len(where) for where, _ in rows)
   for where, names in rows:
     print(f"{where:<{width}}  {names}")

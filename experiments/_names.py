@@ -70,11 +70,11 @@ def find(term: str, chapter: str = "") -> list[tuple[str, str]]:
 
 
 def near(term: str) -> list[str]:
-  """Names that are spelled like `term`, at most three; the chapters' where none is."""
+  """Names that are spelled like `term`, at most three."""
   names = [name for method in all_methods() for name in _split(method.names)]
   known = {_fold(name): name for name in [*names, *(word for name in names for word in name.split())]}
   close = difflib.get_close_matches(_fold(term), known, n=3, cutoff=0.4)
-  return [known[name] for name in close] or [title_of(chapter) for chapter in chapters()]
+  return [known[name] for name in close]
 
 
 def _split(names: str) -> list[str]:

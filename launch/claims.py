@@ -161,7 +161,9 @@ def choose(claims: Sequence[Claim], config: Config, revision: str) -> list[Claim
   known = {claim.name for claim in claims} | {claim.chapter for claim in claims} | {"all"}
   for name in config.check:
     if name not in known:
-      raise InputError(f"--check={name} is no claim: {nearest(name, sorted(known))}")
+      chapters = ", ".join(sorted(known - {claim.name for claim in claims}))
+      hint = nearest(name, sorted(known), f"expected one that `python -m launch.claims` lists, or of {chapters}.")
+      raise InputError(f"--check={name} is no claim: {hint}")
   asked = set(config.check)
   chosen = [c for c in claims if asked & {c.name, c.chapter, "all"}]
   chosen = [c for c in chosen if not config.max_minutes or c.minutes <= config.max_minutes]

@@ -302,7 +302,8 @@ def no_flag(program: str, name: str, values: absl_flags.FlagValues, hint: str = 
   known = next((other for other in (plain, _ALIASES.get(plain)) if other in values), None)
   if not hint and known:
     hint = f"did you mean --{known}?"
-  hint = hint or nearest(name, sorted(values), f"{command or _command(program)} --helpshort lists them.")
+  flags = [f"--{other}" for other in sorted(values)]
+  hint = hint or nearest(f"--{name}", flags, f"{command or _command(program)} --helpshort lists them.")
   return InputError(f"{program} has no flag --{name}: {hint}")
 
 

@@ -77,7 +77,7 @@ def test_redeclared_field_keeps_help_and_freedom():
     ("--rate=x", "--rate=x cannot be read: expected a number."),
     ("--fast=maybe", "--fast=maybe cannot be read: expected true or false."),
     ("--sizes=1,x", "--sizes=1,x cannot be read: expected comma separated ints."),
-    ("--stpes=3", "program has no flag --stpes: did you mean steps?"),
+    ("--stpes=3", "program has no flag --stpes: did you mean --steps?"),
     ("--epochs=3", "program has no flag --epochs: did you mean --steps?"),
     ("--Steps=3", "program has no flag --Steps: did you mean --steps?"),
     ("--zzz", "program has no flag --zzz: python -m program --helpshort lists them."),

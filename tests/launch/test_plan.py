@@ -93,12 +93,12 @@ def test_runs_are_checked_configs(tmp_path):
     (dict(experiment=("rl.pppo",)), ["--experiment=rl.pppo", "did you mean rl.ppo?"]),
     (dict(experiment=("ppo",)), ["did you mean rl.ppo?"]),
     (dict(experiment=("diffusion.sample",)), ["diffusion.sample has no --workdir"]),
-    (dict(fixed="--stpes=3"), ["rl.q_learning has no flag --stpes", "did you mean steps?"]),
+    (dict(fixed="--stpes=3"), ["rl.q_learning has no flag --stpes", "did you mean --steps?"]),
     (dict(fixed="--steps=x"), ["steps", "x"]),
     (dict(fixed="steps=3"), ["steps=3", "--name=value"]),
     (dict(fixed="--env='a"), ["--fixed", "quotation"]),
     (dict(fixed="--workdir=x"), ["--workdir is set by the sweep"]),
-    (dict(grid="learning_rte=1"), ["rl.q_learning has no flag --learning_rte", "did you mean learning_rate?"]),
+    (dict(grid="learning_rte=1"), ["rl.q_learning has no flag --learning_rte", "did you mean --learning_rate?"]),
     (dict(grid="workdir=a,b"), ["--workdir is set by the sweep"]),
     (dict(grid="discount=.9,1.5"), ["--discount=1.5", "[0, 1]"]),
     (dict(grid="precision=float16"), ["precision", "bfloat16"]),
@@ -137,7 +137,7 @@ def test_a_directory_of_other_settings_is_refused(tmp_path):
 
 
 def test_nearest():
-  assert nearest("lerning_rate", ["seed", "learning_rate"]) == "did you mean learning_rate?"
+  assert nearest("lerning_rate", ["seed", "learning_rate"]) == "did you mean --learning_rate?"
   assert nearest("zzz", ["seed", "steps"]) == "expected one of seed, steps."
 
 
