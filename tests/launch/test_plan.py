@@ -137,7 +137,7 @@ def test_a_directory_of_other_settings_is_refused(tmp_path):
 
 
 def test_nearest():
-  assert nearest("lerning_rate", ["seed", "learning_rate"]) == "did you mean --learning_rate?"
+  assert nearest("lerning_rate", ["seed", "learning_rate"]) == "did you mean learning_rate?"
   assert nearest("zzz", ["seed", "steps"]) == "expected one of seed, steps."
 
 
