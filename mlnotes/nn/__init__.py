@@ -3,5 +3,11 @@
 from mlnotes.nn.attention import SpatialAttention as SpatialAttention
 from mlnotes.nn.conv import Conv as Conv, contains_slow_convolution as contains_slow_convolution, convolve as convolve
 from mlnotes.nn.convnet import ConvNet as ConvNet
-from mlnotes.nn.norm import BatchNorm as BatchNorm, GroupNorm as GroupNorm
+from mlnotes.nn.norm import (
+  BatchNorm as BatchNorm,
+  GroupNorm as GroupNorm,
+  InstanceNorm as InstanceNorm,
+  LayerNorm as LayerNorm,
+  RMSNorm as RMSNorm,
+)
 from mlnotes.nn.resnet import ResNet as ResNet, ResNet18 as ResNet18, ResNet34 as ResNet34, ResNet50 as ResNet50
