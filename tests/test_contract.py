@@ -94,18 +94,30 @@ def build(name, **changes):
   return module.make(config), module.make_feeds(config), config
 
 
-@functools.lru_cache(maxsize=6)
 def program(name, seeds=(0,), devices=1):
   if seeds != (0,) and len(seeds) == devices == 1:
     return program(name).with_seeds(seeds)
+  return compiled(name, seeds, devices)
+
+
+@functools.lru_cache(maxsize=6)
+def compiled(name, seeds, devices):
   experiment, feeds, _ = build(name)
   # Vmapped, as on accelerators; the other orders of seeds are in tests/engine/test_layout.py.
   return Program(experiment, feeds, seeds, make_mesh(devices), seeds_in_turn=False)
 
 
-@functools.lru_cache(maxsize=6)
 def first_state(name, seeds=(0,), devices=1):
-  return program(name, seeds, devices).init()
+  return made_state(name, seeds, devices)
+
+
+@functools.lru_cache(maxsize=6)
+def made_state(name, seeds, devices):
+  run = program(name, seeds, devices)
+  if devices == 1:
+    return run.init()
+  # That of one device: `init` on several is in tests/engine/test_sharding.py.
+  return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), made_state(name, seeds, 1), run.abstract_state)
 
 
 def start(name, seeds=(0,), devices=1):
@@ -113,9 +125,13 @@ def start(name, seeds=(0,), devices=1):
   return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), first_state(name, seeds, devices))
 
 
-@functools.lru_cache(maxsize=6)
 def trained(name, seeds=(0,), devices=1):
   """(metrics of each of 3 updates, final state on the host)."""
+  return trained_once(name, seeds, devices)
+
+
+@functools.lru_cache(maxsize=6)
+def trained_once(name, seeds, devices):
   run = program(name, seeds, devices)
   state, metrics = start(name, seeds, devices), []
   for _ in range(3):
