@@ -1,8 +1,28 @@
 """Flax Linen modules shared by chapters (notes: 模块, layers)."""
 
+from mlnotes.nn.activation import Maxout as Maxout, gelu_erf as gelu_erf, gelu_tanh as gelu_tanh, softmax as softmax
 from mlnotes.nn.attention import SpatialAttention as SpatialAttention
+from mlnotes.nn.calibration import (
+  CalibrationBins as CalibrationBins,
+  calibration_bins as calibration_bins,
+  confusion_matrix as confusion_matrix,
+  expected_calibration_error as expected_calibration_error,
+  maximum_calibration_error as maximum_calibration_error,
+)
 from mlnotes.nn.conv import Conv as Conv, contains_slow_convolution as contains_slow_convolution, convolve as convolve
 from mlnotes.nn.convnet import ConvNet as ConvNet
+from mlnotes.nn.dropout import (
+  Dropout as Dropout,
+  SharedDropout as SharedDropout,
+  draw_dropout_mask as draw_dropout_mask,
+)
+from mlnotes.nn.initializers import compute_fans as compute_fans, glorot as glorot, he as he, lecun as lecun
+from mlnotes.nn.loss import (
+  absolute_error as absolute_error,
+  cross_entropy as cross_entropy,
+  smooth_l1 as smooth_l1,
+  squared_error as squared_error,
+)
 from mlnotes.nn.norm import (
   BatchNorm as BatchNorm,
   GroupNorm as GroupNorm,
@@ -10,4 +30,5 @@ from mlnotes.nn.norm import (
   LayerNorm as LayerNorm,
   RMSNorm as RMSNorm,
 )
+from mlnotes.nn.residual import PostNorm as PostNorm, PreNorm as PreNorm
 from mlnotes.nn.resnet import ResNet as ResNet, ResNet18 as ResNet18, ResNet34 as ResNet34, ResNet50 as ResNet50
