@@ -30,5 +30,8 @@ from mlnotes.nn.norm import (
   LayerNorm as LayerNorm,
   RMSNorm as RMSNorm,
 )
+from mlnotes.nn.pooling import avg_pool as avg_pool, max_pool as max_pool
 from mlnotes.nn.residual import PostNorm as PostNorm, PreNorm as PreNorm
 from mlnotes.nn.resnet import ResNet as ResNet, ResNet18 as ResNet18, ResNet34 as ResNet34, ResNet50 as ResNet50
+from mlnotes.nn.separable import SeparableConv as SeparableConv, channel_shuffle as channel_shuffle
+from mlnotes.nn.torch_weights import convert_torch_weights as convert_torch_weights
