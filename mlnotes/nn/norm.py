@@ -24,13 +24,14 @@ class GroupNorm(nn.Module):
   groups: int = 8
   epsilon: float = 1e-6
   dtype: DTypeLike = jnp.float32
+  scale_init: Callable[..., Array] = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
     channels = x.shape[-1]
     if channels % self.groups:
       raise ValueError(f"groups={self.groups} must divide the number of channels, found {channels}")
-    scale = self.param("scale", nn.initializers.ones, (channels,))
+    scale = self.param("scale", self.scale_init, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
     pixels = tuple(range(1, x.ndim - 1))
 
