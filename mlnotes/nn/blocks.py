@@ -170,10 +170,7 @@ def match_width(
   high = None
   while high is None or high - low > 1:
     guess = round((high or low) * (budget / count(high or low)) ** 0.5)
-    if high is None:
-      guess = max(guess, low + 1)
-    else:
-      guess = min(max(guess, low + 1), high - 1)
+    guess = max(guess, low + 1) if high is None else min(max(guess, low + 1), high - 1)
     if count(guess) <= budget:
       low = guess
     else:

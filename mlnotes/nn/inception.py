@@ -54,9 +54,7 @@ class InceptionBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
     if self.features < 16:
-      raise ValueError(
-        f"an Inception block shares its features among six convolutions: found {self.features}, expected 16 or more"
-      )
+      raise ValueError(f"features is {self.features}, expected 16 or more: six convolutions share them")
     if self.strides > 1:
       x = nn.max_pool(x, (3, 3), (self.strides, self.strides), padding=((1, 1), (1, 1)))
     of = lambda sixteenths: self.features * sixteenths // 16

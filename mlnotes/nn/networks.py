@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -100,14 +100,12 @@ def make_network(
   ):
     if not valid:
       raise ValueError(f"{what} is {value}, expected {expected}")
-  fields: dict[str, Any] = (
-    {"stem": "imagenet"} if network.has_stems and max(image_shape[:2]) > _LARGEST_SMALL_IMAGE else {}
-  )
+  large = network.has_stems and max(image_shape[:2]) > _LARGEST_SMALL_IMAGE
   return network.make(
     width=width or network.width,
     num_classes=num_classes,
     norm=choose_norm(norm),
     dropout=dropout,
     dtype=dtype,
-    **fields,
+    **({"stem": "imagenet"} if large else {}),
   )

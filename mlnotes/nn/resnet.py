@@ -120,9 +120,7 @@ def _change_shape(block: nn.Module, x: Array, y: Array) -> Array:
     return x
   if block.shortcut == "A":
     if x.shape[-1] > y.shape[-1]:
-      raise ValueError(
-        f"shortcut A adds channels, found {x.shape[-1]} channels before the block and {y.shape[-1]} after"
-      )
+      raise ValueError(f"shortcut A adds channels, found {x.shape[-1]} before the block and {y.shape[-1]} after")
     x = x[:, :: block.strides, :: block.strides]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, y.shape[-1] - x.shape[-1])))
   if block.shortcut != "B":
