@@ -5,19 +5,11 @@ from mlnotes.nn.blocks import BLOCKS as BLOCKS, BlockNet as BlockNet, match_widt
 from mlnotes.nn.cbam import CBAM as CBAM
 from mlnotes.nn.conv import Conv as Conv, contains_slow_convolution as contains_slow_convolution, convolve as convolve
 from mlnotes.nn.convnet import ConvNet as ConvNet
-from mlnotes.nn.mlp import INITIALIZERS as INITIALIZERS, MLP as MLP
-from mlnotes.nn.networks import NETWORKS as NETWORKS, make_network as make_network
-from mlnotes.nn.norm import BatchNorm as BatchNorm, GroupNorm as GroupNorm
-from mlnotes.nn.norm_by_name import NORMS as NORMS, choose_norm as choose_norm
-from mlnotes.nn.resnet import (
-  ResNet as ResNet,
-  ResNet18 as ResNet18,
-  ResNet20 as ResNet20,
-  ResNet32 as ResNet32,
-  ResNet34 as ResNet34,
-  ResNet44 as ResNet44,
-  ResNet50 as ResNet50,
-  ResNet56 as ResNet56,
-  ResNet110 as ResNet110,
+from mlnotes.nn.norm import (
+  BatchNorm as BatchNorm,
+  GroupNorm as GroupNorm,
+  InstanceNorm as InstanceNorm,
+  LayerNorm as LayerNorm,
+  RMSNorm as RMSNorm,
 )
-from mlnotes.nn.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
+from mlnotes.nn.resnet import ResNet as ResNet, ResNet18 as ResNet18, ResNet34 as ResNet34, ResNet50 as ResNet50
