@@ -210,7 +210,7 @@ def _load_npz(path: str, seconds: float) -> Audio:
   arrays = read_npz(path, flag, "audio, label and rate", names)
   needed = ["audio", "label", "rate"] + ["audio_test", "label_test"] * bool({"audio_test", "label_test"} & set(arrays))
   if lacking := [name for name in needed if name not in arrays]:
-    raise DataError(f"{flag}: found the arrays {', '.join(sorted(arrays)) or 'none'}, expected {lacking[0]} too.")
+    raise DataError(f"{flag}: found the arrays {arrays.listed}, expected {lacking[0]} too.")
   if arrays["rate"].size != 1 or arrays["rate"].dtype.kind not in "iu" or arrays["rate"].item() < 1:
     raise DataError(f"{flag}: rate is {arrays['rate'].tolist()}, expected one whole number of samples a second.")
   rate, ends = int(arrays["rate"].item()), ("", "_test")[: 1 + ("audio_test" in arrays)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlnotes.data.image import DataError
+from mlnotes.engine.errors import nearest
 
 
 class ClassFiles(NamedTuple):
@@ -24,7 +25,10 @@ def find_class_files(
   """
   root, flag = Path(folder).expanduser(), f"--dataset={folder}"
   if not root.is_dir():
-    raise DataError(f"{flag}: no such folder, expected one with a folder of {what}s for each class.")
+    others = [str(path) for path in root.parent.glob("*/")] if root.parent.is_dir() else []
+    raise DataError(
+      f"{flag}: no such folder: {nearest(str(root), others, f'expected one with a folder of {what}s for each class.')}"
+    )
   parts = _find_parts(root, train_split, test_split, suffixes, flag)
   classes = tuple(sorted({path.name for part in parts for path in _folders(part)}))
   return root, [_list_files(root, part, classes, suffixes, what, flag) for part in parts], classes

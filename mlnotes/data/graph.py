@@ -18,7 +18,7 @@ from mlnotes.data.feed import make_whole_eval, make_whole_feed, on_cpu
 from mlnotes.data.feeds import Feeds
 from mlnotes.data.fingerprint import fingerprint_splits
 from mlnotes.data.image import DataError
-from mlnotes.data.npz import read_npz
+from mlnotes.data.npz import Arrays, read_npz
 from mlnotes.data.order import permute_index
 from mlnotes.data.split import Expected, check_arrays
 from mlnotes.engine.experiment import root_key
@@ -254,11 +254,11 @@ def _load_npz(path: str, undirected: bool) -> Graph:
   return make_graph(flag, Path(path).stem, arrays | _read_masks(flag, found, label), class_names)
 
 
-def _lack(flag: str, found: Mapping[str, np.ndarray], expected: str) -> DataError:
-  return DataError(f"{flag}: found the arrays {', '.join(sorted(found)) or 'none'}, expected {expected}.")
+def _lack(flag: str, found: Arrays, expected: str) -> DataError:
+  return DataError(f"{flag}: found the arrays {found.listed}, expected {expected}.")
 
 
-def _read_edges(flag: str, found: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _read_edges(flag: str, found: Arrays) -> tuple[np.ndarray, np.ndarray]:
   if "senders" in found and "receivers" in found:
     return found["senders"], found["receivers"]
   rows, columns, _, (height, width) = _read_sparse(flag, found, "adj")
@@ -267,7 +267,7 @@ def _read_edges(flag: str, found: Mapping[str, np.ndarray]) -> tuple[np.ndarray,
   return rows, columns
 
 
-def _read_features(flag: str, found: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+def _read_features(flag: str, found: Arrays, size: int) -> np.ndarray:
   for name in ("features", "attr_matrix"):
     if name in found:
       return found[name]
@@ -299,11 +299,11 @@ def _check_shape(flag: str, name: str, shape: np.ndarray | tuple[int, ...]) -> t
   return int(shape[0]), int(shape[1])
 
 
-def _read_sparse(flag: str, found: Mapping[str, np.ndarray], prefix: str):
+def _read_sparse(flag: str, found: Arrays, prefix: str):
   """(rows, columns, values, shape) of the entries other than 0 of a matrix in compressed rows."""
   names = [f"{prefix}_{part}" for part in ("data", "indices", "indptr", "shape")]
-  if lacking := [name for name in names if name not in found]:
-    raise _lack(flag, found, f"{lacking[0]} and the rest of {prefix}_data, _indices, _indptr, _shape")
+  if any(name not in found for name in names):
+    raise _lack(flag, found, f"{prefix}_data, {prefix}_indices, {prefix}_indptr and {prefix}_shape")
   data, indices, starts, shape = (found[name] for name in names)
   height, width = _check_shape(flag, names[0], shape)
   expected = {
@@ -322,7 +322,7 @@ def _read_sparse(flag: str, found: Mapping[str, np.ndarray], prefix: str):
   return rows[kept], indices[kept], data[kept], (height, width)
 
 
-def _read_masks(flag: str, found: Mapping[str, np.ndarray], label: np.ndarray) -> dict[str, np.ndarray]:
+def _read_masks(flag: str, found: Arrays, label: np.ndarray) -> dict[str, np.ndarray]:
   masks = {}
   for split, names in zip(_MASKS, (("train",), ("val", "valid"), ("test",))):
     for name in names:

@@ -50,7 +50,10 @@ def kind_of(dataset: str, data_dir: str | None = None) -> Literal["digits", "npz
   if dataset.startswith((".", "/", "~")):
     return "folder"
   prepared = tfds_directory(data_dir) / dataset.partition(":")[0]
-  return "folder" if dataset and Path(dataset).is_dir() and not prepared.is_dir() else "tfds"
+  # A name within a folder that is here is that of a path, whether it is there or not.
+  path = Path(dataset)
+  is_path = path.is_dir() or (len(path.parts) > 1 and path.parent.is_dir())
+  return "folder" if dataset and is_path and not prepared.is_dir() else "tfds"
 
 
 def _resize(data: DataSet, image_size: int) -> DataSet:
@@ -82,7 +85,7 @@ def load_npz(path: str) -> DataSet:
   missing = {"image", "label"} - arrays.keys()
   if missing:
     raise DataError(
-      f"{flag}: found the arrays {', '.join(sorted(arrays)) or 'none'}, expected image and label"
+      f"{flag}: found the arrays {arrays.listed}, expected image and label"
       " (and, optionally, image_test and label_test)."
     )
   if ("image_test" in arrays) != ("label_test" in arrays):

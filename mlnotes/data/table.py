@@ -12,7 +12,7 @@ import numpy as np
 
 from mlnotes.data.dataset import name_classes
 from mlnotes.data.image import DataError
-from mlnotes.data.npz import read_npz
+from mlnotes.data.npz import Arrays, read_npz
 from mlnotes.data.order import hold_out
 from mlnotes.data.split import Expected, NamedArrays, check_arrays
 
@@ -188,12 +188,10 @@ def _load_npz(path: str, test_path: str, target_kind: str) -> _Read:
   return _check(flag, Path(path).stem, parts, (), is_class)
 
 
-def _pick(flag: str, arrays: Mapping[str, np.ndarray], suffix: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _pick(flag: str, arrays: Arrays, suffix: str) -> tuple[np.ndarray, np.ndarray | None]:
   x, y = (next((name + suffix for name in names if name + suffix in arrays), "") for names in (_X_NAMES, _Y_NAMES))
   if not x:
-    raise DataError(
-      f"{flag}: found the arrays {', '.join(sorted(arrays)) or 'none'}, expected x{suffix} and y{suffix}."
-    )
+    raise DataError(f"{flag}: found the arrays {arrays.listed}, expected x{suffix} and y{suffix}.")
   return arrays[x], arrays[y] if y else None
 
 

@@ -177,7 +177,7 @@ def test_files_that_cannot_be_used_are_refused(tmp_path):
   for file in (tmp_path / "yes").iterdir():
     file.unlink()
   refused("found no clip in yes, expected wav files in the folder of each class")
-  with pytest.raises(DataError, match="no such folder, expected one with a folder of clips for each class"):
+  with pytest.raises(DataError, match="no such folder: expected one with a folder of clips for each class"):
     load_audio("speech")
   with pytest.raises(DataError, match=r"--seconds=5e-05 is no sample at 8000 a second, expected 0.000125 or more"):
     load_audio("tones", seconds=5e-5)

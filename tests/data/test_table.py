@@ -130,6 +130,8 @@ def test_truth_values_are_two_classes_or_numbers(tmp_path):
   [
     ({"z": np.zeros(3)}, "found the arrays z, expected x and y"),
     ({"x": np.zeros((3, 2)), "y": np.zeros(3), "y_tset": np.zeros(3)}, "an array 'y_tset', .* did you mean 'y_test'?"),
+    ({"x": np.zeros((3, 2)), "lable": np.zeros(3)}, "an array 'lable', .* did you mean 'label'?"),
+    ({"xs": np.zeros((3, 2)), "y": np.zeros(3)}, "found the arrays xs, y, expected x and y"),
     ({"x": np.zeros(3), "y": np.zeros(3)}, r"x has shape \(3,\), expected N D"),
     ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, r"y has shape \(4,\), expected N = 3 as in x"),
     ({"x": np.array([[1.0], [np.inf]]), "y": np.zeros(2)}, r"x\[1, 0\] is inf, expected finite numbers"),
