@@ -25,10 +25,9 @@ def find_class_files(
   """
   root, flag = Path(folder).expanduser(), f"--dataset={folder}"
   if not root.is_dir():
-    others = [str(path) for path in root.parent.glob("*/")] if root.parent.is_dir() else []
-    raise DataError(
-      f"{flag}: no such folder: {nearest(str(root), others, f'expected one with a folder of {what}s for each class.')}"
-    )
+    others = [path.name for path in root.parent.glob("*/")] if root.parent.is_dir() else []
+    hint = nearest(root.name, others, f"expected one with a folder of {what}s for each class.")
+    raise DataError(f"{flag}: no such folder: {hint}")
   parts = _find_parts(root, train_split, test_split, suffixes, flag)
   classes = tuple(sorted({path.name for part in parts for path in _folders(part)}))
   return root, [_list_files(root, part, classes, suffixes, what, flag) for part in parts], classes

@@ -138,7 +138,7 @@ def test_what_is_too_large_is_read_as_it_is_needed(tmp_path):
 
 def test_folders_that_cannot_be_used_are_one_sentence(tmp_path):
   (tmp_path / "cats").mkdir()
-  for name, words in (("none", "no such folder: expected one with a folder"), ("cat", "did you mean .*/cats?")):
+  for name, words in (("none", "no such folder: expected one with a folder"), ("cat", r"did you mean cats\?")):
     with pytest.raises(DataError, match=words):
       load(str(tmp_path / name))
   with pytest.raises(DataError, match="found no folder in"):
