@@ -141,6 +141,7 @@ def test_folders_that_cannot_be_used_are_one_sentence(tmp_path):
   for name, words in (("none", "no such folder: expected one with a folder"), ("cat", r"did you mean cats\?")):
     with pytest.raises(DataError, match=words):
       load(str(tmp_path / name))
+  (tmp_path / "cats").rmdir()
   with pytest.raises(DataError, match="found no folder in"):
     load(str(tmp_path))
   write(tmp_path, ("cat",), 4)
