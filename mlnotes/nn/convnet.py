@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mlnotes.nn.conv import Conv
+from mlnotes.nn.head import average_and_classify
 from mlnotes.nn.norm import BatchNorm
 
 
@@ -18,13 +18,15 @@ class ConvNet(nn.Module):
 
   The first keeps the image's size and has `width` channels; each of the others halves the size and doubles the
   channels, until at most 4 pixels a side are left, and twice at least: 8x8 gives 4 `width` features, 28x28 and 32x32
-  give 8 `width`. `norm` and `dtype` as in `ResNet`.
+  give 8 `width`. `norm`, `dtype`, `num_classes` and `dropout` as in `ResNet`.
   """
 
   width: int = 32
   conv: Callable[..., nn.Module] = Conv
   norm: Callable[..., nn.Module] = BatchNorm
   dtype: Any = None
+  num_classes: int | None = None
+  dropout: float = 0.0
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B D"]:
@@ -34,4 +36,4 @@ class ConvNet(nn.Module):
     for stage in range(halvings + 1):
       x = conv(self.width * 2**stage, strides=2 if stage else 1, name=f"conv{stage}")(x)
       x = nn.relu(norm(name=f"norm{stage}")(x))
-    return jnp.mean(x, axis=(1, 2))
+    return average_and_classify(x, self.num_classes, self.dropout, train, self.dtype)
