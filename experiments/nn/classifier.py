@@ -65,7 +65,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   checkpoint_every: int = 200
   report_seeds: int = 8
 
-  network: Literal[tuple(NETWORKS)] = field("convnet", "which network")
+  network: Literal[tuple(NETWORKS)] = field("small", "which network")
   width: int = field(0, "channels of its first stage, or of its hidden layers; 0: its own")
   norm: Literal["batch", "group", "layer", "none"] = field("batch", "its normalisation")
   dropout: float = field(0.0, "in front of the classifier, in [0, 1)")
@@ -92,7 +92,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
 
   @property
   def parts_batches(self) -> bool:
-    return self.network not in ("convnet", "mlp")
+    return self.network not in ("small", "mlp")
 
   def idle_flags(self):
     idle = super().idle_flags()
@@ -193,7 +193,7 @@ def make_inputs(config: Config, data: DataSet) -> Inputs:
     image = jax.vmap(augmentation)(example_keys(stream_key(root, "augment", step), batch["index"]), to_unit(batch))
     return finish(stream_key(root, "distort", step), batch["index"], image)
 
-  test = lambda batch: finish(stream_key(root_key(_TEST_SEED), "distort"), batch["index"], to_unit(batch))
+  test = lambda batch: finish(stream_key(root_key(_TEST_SEED), "distort_test"), batch["index"], to_unit(batch))
   upright = lambda batch: to_network(jax.vmap(lambda image: centre(image, shape))(to_unit(batch)), data.levels)
   return Inputs(training, test, upright)
 
