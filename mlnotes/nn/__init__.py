@@ -5,6 +5,10 @@ from mlnotes.nn.blocks import BLOCKS as BLOCKS, BlockNet as BlockNet, match_widt
 from mlnotes.nn.cbam import CBAM as CBAM
 from mlnotes.nn.conv import Conv as Conv, contains_slow_convolution as contains_slow_convolution, convolve as convolve
 from mlnotes.nn.convnet import ConvNet as ConvNet
+from mlnotes.nn.densenet import DenseNet as DenseNet, DenseNet40 as DenseNet40, DenseNetBC100 as DenseNetBC100
+from mlnotes.nn.inception import GoogLeNet as GoogLeNet, Inception as Inception
+from mlnotes.nn.mlp import INITIALIZERS as INITIALIZERS, MLP as MLP
+from mlnotes.nn.networks import NETWORKS as NETWORKS, make_network as make_network
 from mlnotes.nn.norm import (
   BatchNorm as BatchNorm,
   GroupNorm as GroupNorm,
@@ -12,4 +16,22 @@ from mlnotes.nn.norm import (
   LayerNorm as LayerNorm,
   RMSNorm as RMSNorm,
 )
-from mlnotes.nn.resnet import ResNet as ResNet, ResNet18 as ResNet18, ResNet34 as ResNet34, ResNet50 as ResNet50
+from mlnotes.nn.norm_by_name import NORMS as NORMS, choose_norm as choose_norm
+from mlnotes.nn.resnet import (
+  ResNet as ResNet,
+  ResNet18 as ResNet18,
+  ResNet20 as ResNet20,
+  ResNet32 as ResNet32,
+  ResNet34 as ResNet34,
+  ResNet44 as ResNet44,
+  ResNet50 as ResNet50,
+  ResNet56 as ResNet56,
+  ResNet110 as ResNet110,
+)
+from mlnotes.nn.spatial_transformer import (
+  SpatialTransformer as SpatialTransformer,
+  affine_grid as affine_grid,
+  sample_bilinear as sample_bilinear,
+  warp_affine as warp_affine,
+)
+from mlnotes.nn.squeeze_excitation import SqueezeExcitation as SqueezeExcitation

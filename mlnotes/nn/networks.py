@@ -11,6 +11,8 @@ from jax.typing import DTypeLike
 from mlnotes.engine.errors import nearest
 from mlnotes.nn.blocks import BLOCKS, BlockNet
 from mlnotes.nn.convnet import ConvNet
+from mlnotes.nn.densenet import DenseNet40, DenseNetBC100
+from mlnotes.nn.inception import GoogLeNet
 from mlnotes.nn.mlp import MLP
 from mlnotes.nn.norm_by_name import choose_norm
 from mlnotes.nn.resnet import (
@@ -24,6 +26,7 @@ from mlnotes.nn.resnet import (
   ResNet56,
   ResNet110,
 )
+from mlnotes.nn.spatial_transformer import TransformedConvNet
 
 # ResNets of ImageNet have a stem for images of CIFAR's size up to this many pixels a side.
 _LARGEST_SMALL_IMAGE = 64
@@ -39,6 +42,11 @@ class Network(NamedTuple):
   # Whether it has another stem for images of more than 64 pixels.
   has_stems: bool = False
   images: bool = True
+
+
+def _dense(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+  """The width of a DenseNet is its growth."""
+  return lambda width, **fields: make(growth=width, **fields)
 
 
 def _blocks(name: str) -> Network:
@@ -59,6 +67,10 @@ NETWORKS: dict[str, Network] = {
   "resnet110": Network(ResNet110, 16, smallest=4),
   "preactivation20": Network(partial(ResNet20, block=PreActivationBlock), 16, smallest=4),
   "preactivation110": Network(partial(ResNet110, block=PreActivationBlock), 16, smallest=4),
+  "densenet40": Network(_dense(DenseNet40), 12, smallest=4),
+  "densenet_bc100": Network(_dense(DenseNetBC100), 12, smallest=4),
+  "googlenet": Network(GoogLeNet, 16, smallest=4),
+  "spatial_transformer": Network(TransformedConvNet, 32, smallest=8),
   **{name: _blocks(name) for name in BLOCKS},
 }
 
