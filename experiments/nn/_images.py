@@ -1,4 +1,4 @@
-"""What the networks of this chapter see of an image: [-1, 1], augmented in training, distorted where that is asked."""
+"""What the networks of this chapter see of an image: augmented in training, distorted where that is asked."""
 
 from collections.abc import Callable
 from typing import Literal, TypeAlias
@@ -81,8 +81,13 @@ def make_distortion(
   return apply
 
 
-def to_network(images: Num[Array, "*B H W C"], levels: int) -> Float[Array, "*B H W C"]:
-  """Images as they are stored (integers below `levels`), or floats on [0, 1], on [-1, 1], where the networks work."""
+def black(data: DataSet) -> float:
+  """What black is for the networks: 0 behind written characters, as the zeros that they pad with; -1 in photographs."""
+  return 0.0 if is_written(data) else -1.0
+
+
+def to_network(images: Num[Array, "*B H W C"], levels: int, black: float) -> Float[Array, "*B H W C"]:
+  """Images as they are stored (integers below `levels`), or floats on [0, 1], on [black, 1], where networks work."""
   images = jnp.asarray(images)
   unit = images if jnp.issubdtype(images.dtype, jnp.floating) else images.astype(jnp.float32) / (levels - 1)
-  return 2 * unit - 1
+  return black + (1 - black) * unit

@@ -102,9 +102,7 @@ def angle_errors(judged: Judged) -> Float[np.ndarray, " N"]:
   return np.abs((recovered - judged.degrees + 180) % 360 - 180)
 
 
-def write_report(
-  predict: Callable, variables: Any, data: DataSet, config: Any, directory: Path
-) -> dict[str, float]:
+def write_report(predict: Callable, variables: Any, data: DataSet, config: Any, directory: Path) -> dict[str, float]:
   """Draws confusion, calibration, mistakes, and what a spatial transformer does; returns the figures of both splits.
 
   `predict` is compiled, so that seeds share it. Says on standard error where the network loses to the nearest
@@ -189,7 +187,7 @@ def draw_calibration(splits: dict[str, Judged], path: Path) -> None:
     right = judged.predicted == judged.label
     used = [i for i in range(10) if np.any(bins == i)]
     mean = lambda values: [np.mean(values[bins == i]) for i in used]  # noqa: B023
-    spread = [np.sqrt(max(np.mean(right[bins == i]) * (1 - np.mean(right[bins == i])), 0) / np.sum(bins == i)) for i in used]
+    spread = [np.std(right[bins == i]) / np.sqrt(np.sum(bins == i)) for i in used]
     error = 100 * measure(judged)["calibration_error"]
     above.errorbar(
       mean(judged.confidence), mean(right), spread, marker="o", markersize=4, capsize=2, color=f"C{position}",
@@ -220,7 +218,8 @@ def draw_mistakes(judged: Judged, data: DataSet, path: Path) -> None:
     axis.set_title(f"{truth}, not {answer}\n{judged.confidence[i]:.0%} sure", fontsize=8)
   which = "all" if len(order) == len(wrong) else f"the {len(order)} surest"
   title = f"{which} {len(wrong)} mistakes" if len(order) == len(wrong) else f"{which} of {len(wrong)} mistakes"
-  figure.suptitle(f"{title} on {len(judged.label)} test images" if len(wrong) else "no mistake on the test images", fontsize=10)
+  title = f"{title} on {len(judged.label)} test images" if len(wrong) else "no mistake on the test images"
+  figure.suptitle(title, fontsize=10)
   save_figure(figure, path)
 
 

@@ -1,10 +1,10 @@
-"""Nine kinds of block at one budget of parameters: accuracy over seeds, parameters, time per update. Data: digits, MNIST.
+"""Nine kinds of block at one budget of parameters: accuracy over seeds, time per update. Data: digits, MNIST.
 
   python -m experiments.nn.blocks                                        # digits, tested on other writers
   python -m experiments.nn.blocks --blocks=plain,residual --budget=100000
 
-Every block stands in the same skeleton (two stages of two blocks), is as wide as the budget allows and is trained by the
-same recipe: what differs is the block. Writes blocks.png, table.md, the card, and each block's runs beside them.
+Every block stands in the same skeleton (two stages of two blocks), is as wide as the budget allows and is trained by
+the same recipe: what differs is the block. Writes blocks.png, table.md, the card, and each block's runs beside them.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-"""Image classification with any network of the chapter: plain, residual, dense, attended. Data: digits, MNIST, CIFAR-10.
+"""Image classification with any network of the chapter, by flags. Data: digits, MNIST, CIFAR-10, ...
 
   python -m experiments.nn.classifier                                    # digits, tested on other writers
-  python -m experiments.nn.classifier --network=st_cnn --distort=rts     # finds and turns them first
+  python -m experiments.nn.classifier --network=spatial_transformer --distort=rts   # finds and turns them first
   python -m experiments.nn.classifier --dataset=cifar10 --data_dir=DIR --network=resnet20 --optimizer=sgd \
     --learning_rate=.1 --weight_decay=1e-4 --schedule=step --warmup_steps=0 --batch_size=128 --steps=64000
 
-The last is He et al. 2016, section 4.2. What it leaves is the trained network that others start from: `load_classifier`.
+The last is He et al. 2016, section 4.2. Its trained network is what others start from: `load_classifier`.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from experiments.nn._images import (
   AugmentationName,
   Distortion,
+  black,
   centre,
   make_augmentation,
   make_distortion,
@@ -40,13 +41,13 @@ from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.trained import load_config
 from mlnotes.nn.loss import cross_entropy
 from mlnotes.nn.networks import NETWORKS, make_network
+from mlnotes.nn.spatial_transformer import warp_affine
 from mlnotes.optim import ScheduleName, eval_params, update_ema
 from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 
 # Of the test images' distortions: the same in every run.
 _TEST_SEED = 0
-# What a spatial transformer's parameters are called.
-_TRANSFORMER = "spatial_transformer"
+TRANSFORMER = "spatial_transformer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,9 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   ema_decay: float = field(
     0.0, "of the average of parameters and BatchNorm's statistics that is evaluated, in [0, 1); 0: the last ones are"
   )
-  transformer_rate: float = field(0.1, "learning rate of a spatial transformer, as a share of the others', > 0")
+  transformer_rate: float = field(
+    0.1, "how large the steps of a spatial transformer's theta are, as a share of the others', > 0"
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -96,7 +99,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
 
   def idle_flags(self):
     idle = super().idle_flags()
-    if not self.network.startswith("st_"):
+    if self.network != TRANSFORMER:
       idle["transformer_rate"] = f"--network={self.network} has no spatial transformer"
     return idle
 
@@ -122,17 +125,18 @@ class Model(NamedTuple):
   network: nn.Module
   variables: chex.ArrayTree
   levels: int
+  black: float  # what black is on the scale of the network
 
   def __call__(self, images: Num[Array, "B H W C"]) -> Float[Array, "B K"]:
-    return _apply(self.network, self.levels, self.variables, images)
+    return _apply(self.network, self.levels, self.black, self.variables, images)
 
   def features(self, images: Num[Array, "B H W C"]) -> Float[Array, "B D"]:
-    return _apply(self.network.clone(num_classes=None), self.levels, self.variables, images)
+    return _apply(self.network.clone(num_classes=None), self.levels, self.black, self.variables, images)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(network, levels, variables, images):
-  return network.apply(variables, to_network(images, levels), train=False).astype(jnp.float32)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _apply(network, levels, black, variables, images):
+  return network.apply(variables, to_network(images, levels, black), train=False).astype(jnp.float32)
 
 
 def make_feeds(config: Config) -> Feeds:
@@ -147,6 +151,8 @@ def build_network(config: Config, data: DataSet) -> nn.Module:
       config.network, data.num_classes, shape, width=config.width, norm=config.norm, dropout=config.dropout,
       dtype=jnp.dtype(config.precision),
     )  # fmt: skip
+    if config.network == TRANSFORMER:
+      network = network.clone(scale=config.transformer_rate)
     jax.eval_shape(functools.partial(network.init, train=False), root_key(0), jnp.zeros((1, *shape)))
   except InputError:
     raise
@@ -156,20 +162,14 @@ def build_network(config: Config, data: DataSet) -> nn.Module:
   return network
 
 
-def scale_transformer(updates: chex.ArrayTree, rate: float) -> chex.ArrayTree:
-  """`updates` with those of a spatial transformer's parameters times `rate`."""
-  inside = lambda path: any(_TRANSFORMER in str(getattr(entry, "key", "")) for entry in path)
-  return jax.tree_util.tree_map_with_path(lambda path, u: rate * u if inside(path) else u, updates)
-
-
-def transformed(found: Any) -> tuple[Array, Array] | None:
-  """(theta, image) of the spatial transformer, from what a network has sown; None where it has none."""
-  sown = {path[-2].key: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found.get("intermediates", {}))}
-  return (sown["theta"], sown["transformed"]) if "theta" in sown else None
+def thetas(found: Any) -> list[Float[Array, "B 2 3"]]:
+  """The transforms that a spatial transformer has sown, none where there is none."""
+  leaves = jax.tree_util.tree_leaves_with_path(found.get("intermediates", {}))
+  return [leaf for path, leaf in leaves if "theta" in jax.tree_util.keystr(path)]
 
 
 class Inputs(NamedTuple):
-  """Batches as the network sees them, on [-1, 1], and the degrees that each image was turned by.
+  """Batches as the network sees them, and the degrees that each image was turned by.
 
   training: (root key, step, batch); test: (batch), always the same; upright: (batch), as test but not distorted.
   """
@@ -187,14 +187,15 @@ def make_inputs(config: Config, data: DataSet) -> Inputs:
 
   def finish(key, index, image):
     image, degrees = jax.vmap(distortion)(example_keys(key, index), image)
-    return to_network(image, data.levels), degrees
+    return to_network(image, data.levels, black(data)), degrees
 
   def training(root, step, batch):
     image = jax.vmap(augmentation)(example_keys(stream_key(root, "augment", step), batch["index"]), to_unit(batch))
     return finish(stream_key(root, "distort", step), batch["index"], image)
 
   test = lambda batch: finish(stream_key(root_key(_TEST_SEED), "distort_test"), batch["index"], to_unit(batch))
-  upright = lambda batch: to_network(jax.vmap(lambda image: centre(image, shape))(to_unit(batch)), data.levels)
+  placed = lambda batch: jax.vmap(lambda image: centre(image, shape))(to_unit(batch))
+  upright = lambda batch: to_network(placed(batch), data.levels, black(data))
   return Inputs(training, test, upright)
 
 
@@ -225,7 +226,7 @@ def make(config: Config) -> Experiment:
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, scale_transformer(updates, config.transformer_rate))
+    params = optax.apply_updates(state.params, updates)
     average = state.average
     if config.ema_decay:
       average = update_ema(average, (params, batch_stats), state.step, state.hparams["ema_decay"])
@@ -248,10 +249,11 @@ def make(config: Config) -> Experiment:
   def predict(variables, batch):
     image, degrees = inputs.test(batch)
     logits, found = network.apply(variables, image, train=False, mutable=["intermediates"])
-    out = {"logits": logits.astype(jnp.float32), "image": (image + 1) / 2, "degrees": degrees}
-    if seen := transformed(found):
+    to_unit = lambda image: (image - black(data)) / (1 - black(data))
+    out = {"logits": logits.astype(jnp.float32), "image": to_unit(image), "degrees": degrees}
+    if theta := thetas(found):
       _, upright = network.apply(variables, inputs.upright(batch), train=False, mutable=["intermediates"])
-      out |= {"theta": seen[0], "upright_theta": transformed(upright)[0], "seen": (seen[1] + 1) / 2}
+      out |= {"theta": theta[0], "upright_theta": thetas(upright)[0], "seen": to_unit(warp_affine(image, theta[0]))}
     return out
 
   def report(state: State, directory: Path) -> dict[str, float]:
@@ -260,7 +262,7 @@ def make(config: Config) -> Experiment:
     return write_report(predict, variables(state), data, config, directory)
 
   return Experiment(
-    init, step, evaluate, report, model=lambda state: Model(network, variables(state), data.levels)
+    init, step, evaluate, report, model=lambda state: Model(network, variables(state), data.levels, black(data))
   )
 
 
