@@ -96,7 +96,7 @@ def _count_pairs(size: int, taps: int, positions: int, stride: int, padding, lhs
 
 
 def _form_products(equation: core.JaxprEqn) -> int:
-  """Of `mlnotes.nn.conv`'s own primitive: as many for a convolution as for either of its gradients."""
+  """Of `mlnotes.nn.trilinear`'s own primitive: as many for a convolution as for either of its gradients."""
   geometry, out = equation.params["geometry"], equation.params["out"]
   names = [name for name in ("x", "kernel", "y") if name != out]
   shapes = {name: v.aval.shape for name, v in zip((*names, out), (*equation.invars, *equation.outvars))}
@@ -107,7 +107,7 @@ def _form_products(equation: core.JaxprEqn) -> int:
     map(_count_pairs, geometry.sizes, geometry.window, positions, geometry.strides, geometry.padding, ones,
         geometry.dilation)
   )  # fmt: skip
-  return lead * batch * shapes["x"][-1] * outputs * pairs
+  return lead * batch * shapes["x"][-1] * outputs * pairs // geometry.groups
 
 
 # Multiplications, each with its addition.

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-import mlnotes.nn.conv as conv_module
+import mlnotes.nn.trilinear as trilinear_module
+import mlnotes.nn.winograd as winograd_module
 from mlnotes.nn import Conv, contains_slow_convolution, convolve
+from mlnotes.nn.geometry import Geometry
 
 CONFIGS = {
   "1x1": dict(kernel_size=(1, 1)),
@@ -77,7 +79,7 @@ def test_equals_flax_in_shapes_values_and_derivatives(config, key):
 
 @pytest.mark.parametrize("config", ["3x3", "3x3 stride 2 explicit", "dilated stride 2 valid"])
 def test_equals_flax_in_second_order_gradients(config, key, monkeypatch):
-  monkeypatch.setattr(conv_module, "_LARGE", 0)
+  monkeypatch.setattr(trilinear_module, "_LARGE", 0)
   compare_with_flax(gradient_of_gradient, CONFIGS[config], key)
 
 
@@ -212,7 +214,7 @@ def test_the_slow_convolution_is_recognised_wherever_it_hides():
   def chained(kernel):
     return lax.scan(lambda k, _: (k - jax.jit(jax.grad(loss))(k), None), kernel, None, length=2)[0]
 
-  grouped = Conv(2, (3, 3), feature_group_count=2)
+  grouped = nn.Conv(2, (3, 3), feature_group_count=2)
   grouped_params = {"params": {"kernel": jnp.zeros((3, 3, 1, 2)), "bias": jnp.zeros(2)}}
   assert slow(jax.grad(loss), kernel)
   assert slow(chained, kernel)
@@ -247,9 +249,9 @@ def test_no_derivative_of_ours_holds_the_slow_convolution():
 @pytest.mark.parametrize("large", [0, 2**30])
 @pytest.mark.parametrize("tiled", [1, 2**30])
 def test_a_batch_sharded_over_devices_gives_the_same_gradient(large, tiled, key, monkeypatch):
-  monkeypatch.setattr(conv_module, "_LARGE", large)
-  monkeypatch.setattr(conv_module, "_TILED_CHANNELS", tiled)
-  monkeypatch.setattr(conv_module, "_TILES", 1)
+  monkeypatch.setattr(trilinear_module, "_LARGE", large)
+  monkeypatch.setattr(winograd_module, "_TILED_CHANNELS", tiled)
+  monkeypatch.setattr(winograd_module, "_TILES", 1)
   keys = jax.random.split(key, 2)
   x, kernel = jax.random.normal(keys[0], (32, 8, 8, 4)), jax.random.normal(keys[1], (3, 3, 4, 4))
   gradient = jax.jit(jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2), (0, 1)))
@@ -279,7 +281,7 @@ def test_gradients_on_the_cpu_are_plain_forward_convolutions(key):
 def test_rows_in_vain_are_for_several_threads_and_few_features():
   # (rows in, rows out, features, threads): "SAME", few rows, "VALID", many features, one thread.
   cases = {(32, 32, 64, 2): 1, (3, 3, 64, 2): 0, (32, 30, 64, 2): 3, (32, 32, 128, 2): 0, (32, 32, 64, 1): 0}
-  assert {case: conv_module._surplus_rows(*case) for case in cases} == cases
+  assert {case: trilinear_module._surplus_rows(*case) for case in cases} == cases
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
@@ -296,13 +298,13 @@ def test_one_thread_and_several_give_the_same(threads, key, monkeypatch):
 
 
 def geometry(size=8, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), precision=None):
-  return conv_module._Geometry((size, size), window, strides, padding, dilation, precision)
+  return Geometry((size, size), window, strides, padding, dilation, precision)
 
 
 def test_winograd_is_for_wide_convolutions_of_window_three_and_stride_one():
   def chosen(batch=16, inputs=128, outputs=128, dtype=jnp.float32, **arguments):
     shapes = geometry(**arguments).shapes(batch, inputs, outputs)
-    return conv_module._in_tiles(geometry(**arguments), shapes["x"], shapes["y"], jnp.dtype(dtype))
+    return winograd_module.in_tiles(geometry(**arguments), shapes["x"], shapes["y"], jnp.dtype(dtype))
 
   assert chosen() and chosen(padding=((2, 0), (0, 2))) and chosen(batch=8) and chosen(inputs=512)
   assert not chosen(batch=7) and not chosen(inputs=64) and not chosen(outputs=64) and not chosen(dtype=jnp.bfloat16)
@@ -313,8 +315,8 @@ def test_winograd_is_for_wide_convolutions_of_window_three_and_stride_one():
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 1))])
 def test_winograd_equals_the_native_convolution_in_all_derivatives(padding, key, monkeypatch):
-  monkeypatch.setattr(conv_module, "_TILED_CHANNELS", 1)
-  monkeypatch.setattr(conv_module, "_TILES", 1)
+  monkeypatch.setattr(winograd_module, "_TILED_CHANNELS", 1)
+  monkeypatch.setattr(winograd_module, "_TILES", 1)
   keys = jax.random.split(key, 4)
   x, d_x = jax.random.normal(keys[0], (2, 3, 6, 8, 4))
   kernel, d_kernel = jax.random.normal(keys[1], (2, 3, 3, 4, 5))
@@ -347,9 +349,9 @@ def test_rounding_of_winograd_is_at_most_twice_that_of_the_native_convolution(ch
 
 @pytest.mark.parametrize("shape", [(3, 5, 2), (2, 4, 5, 3), (2, 3, 4, 5, 6)])
 def test_batch_and_channels_swap_places(shape, monkeypatch):
-  monkeypatch.setattr(conv_module, "_LARGE", 0)
+  monkeypatch.setattr(trilinear_module, "_LARGE", 0)
   x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-  np.testing.assert_array_equal(conv_module._swap_batch_and_channels(jnp.asarray(x)), np.swapaxes(x, 0, -1))
+  np.testing.assert_array_equal(trilinear_module._swap_batch_and_channels(jnp.asarray(x)), np.swapaxes(x, 0, -1))
 
 
 def test_a_call_of_its_own_gives_what_a_compiled_one_gives(key):
