@@ -75,7 +75,7 @@ def measure(judged: Judged) -> dict[str, float]:
   shifted = judged.logits - judged.logits.max(-1, keepdims=True)
   log_probability = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
   loss = -log_probability[np.arange(len(judged.label)), judged.label]
-  bins = calibration_bins(jnp.asarray(judged.logits), jnp.asarray(judged.label), _BINS)
+  bins = calibration_bins(jnp.asarray(judged.probability), jnp.asarray(judged.label), _BINS)
   return {
     "loss": float(loss.mean()),
     "accuracy": float(np.mean(judged.predicted == judged.label)),
@@ -139,7 +139,7 @@ def write_report(predict: Callable, variables: Any, data: DataSet, config: Any, 
 def write_table(judged: Judged, data: DataSet, path: Path) -> None:
   """Accuracy on the test images of each class, and what it is taken for most often."""
   rows = ["| class | test images | accuracy (%) | most often taken for |", "|---|---|---|---|"]
-  counts = np.asarray(confusion_matrix(judged.predicted, judged.label, data.num_classes))
+  counts = np.asarray(confusion_matrix(jnp.asarray(judged.label), jnp.asarray(judged.predicted), data.num_classes))
   for label, row in enumerate(counts):
     wrong = np.where(np.arange(len(row)) == label, 0, row)
     other = f"{data.class_names[wrong.argmax()]} ({wrong.max():.0f})" if wrong.max() else ""
@@ -152,7 +152,7 @@ def write_table(judged: Judged, data: DataSet, path: Path) -> None:
 
 def draw_confusion(judged: Judged, data: DataSet, path: Path) -> None:
   """How often each class (row) is taken for each (column); the colours are of the mistakes, the diagonal is grey."""
-  counts = np.asarray(confusion_matrix(judged.predicted, judged.label, data.num_classes))
+  counts = np.asarray(confusion_matrix(jnp.asarray(judged.label), jnp.asarray(judged.predicted), data.num_classes))
   wrong = np.where(np.eye(len(counts)), 0, counts)
   shown = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MOST_CLASSES])
   counts, wrong = counts[np.ix_(shown, shown)], wrong[np.ix_(shown, shown)]
