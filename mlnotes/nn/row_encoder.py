@@ -1,6 +1,6 @@
 """A Transformer over the rows of an image, with its norms before or after what they belong to."""
 
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class RowEncoder(nn.Module):
   Raises ValueError where `order` is neither, or `heads` does not divide `width`.
   """
 
-  order: Literal["pre", "post"] = "pre"
+  order: str = "pre"
   depth: int = 12
   width: int = 32
   heads: int = 4
