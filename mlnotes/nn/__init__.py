@@ -17,6 +17,7 @@ from mlnotes.nn.norm import (
   RMSNorm as RMSNorm,
 )
 from mlnotes.nn.norm_by_name import NORMS as NORMS, choose_norm as choose_norm
+from mlnotes.nn.pooling import avg_pool as avg_pool, max_pool as max_pool
 from mlnotes.nn.resnet import (
   ResNet as ResNet,
   ResNet18 as ResNet18,
@@ -28,6 +29,7 @@ from mlnotes.nn.resnet import (
   ResNet56 as ResNet56,
   ResNet110 as ResNet110,
 )
+from mlnotes.nn.separable import SeparableConv as SeparableConv, channel_shuffle as channel_shuffle
 from mlnotes.nn.spatial_transformer import (
   SpatialTransformer as SpatialTransformer,
   affine_grid as affine_grid,
@@ -35,3 +37,4 @@ from mlnotes.nn.spatial_transformer import (
   warp_affine as warp_affine,
 )
 from mlnotes.nn.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
+from mlnotes.nn.torch_weights import convert_torch_weights as convert_torch_weights
