@@ -71,7 +71,7 @@ class ShuffledBlock(nn.Module):
   norm: Callable[..., nn.Module]
   strides: int = 1
   groups: int = 2
-  multiple = 2  # of the width
+  multiple = 2
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -139,6 +139,14 @@ def choose_block(block: str) -> Callable[..., nn.Module]:
   return BLOCKS[block]
 
 
+def possible_widths(block: str) -> tuple[int, int]:
+  """(narrowest, step): the widths that a block can have are the multiples of `step` from `narrowest` on."""
+  kind = choose_block(block)
+  kind = getattr(kind, "func", kind)
+  step = getattr(kind, "multiple", 1)
+  return getattr(kind, "narrowest", step), step
+
+
 def count_parameters(network: nn.Module, image_shape: Sequence[int]) -> int:
   """Numbers in the collection "params" for images of shape (height, width, channels); nothing is computed."""
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -153,15 +161,14 @@ def match_width(
 
   Raises ValueError where even the narrowest network has more than twice the budget.
   """
-  step = getattr(choose_block(block), "multiple", 1)
-  narrowest = 16 if block == "inception" else 4
+  narrowest, step = possible_widths(block)
 
-  @functools.cache
+  @functools.cache  # a count takes a tenth of a second or more
   def count(steps: int) -> int:
     network = BlockNet(block, stage_sizes, steps * step, num_classes=num_classes)
     return count_parameters(network, image_shape)
 
-  low = -(-narrowest // step)
+  low = narrowest // step
   if count(low) > 2 * budget:
     raise ValueError(
       f"budget is {budget} parameters: the narrowest network of {block} blocks, of width {low * step}, has {count(low)}"

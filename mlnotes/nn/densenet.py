@@ -102,6 +102,7 @@ class DenseBlock(nn.Module):
   norm: Callable[..., nn.Module]
   strides: int = 1
   preactivated = True
+  narrowest = 4
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mlnotes.engine.errors import nearest
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.head import average_and_classify
 from mlnotes.nn.norm import BatchNorm
@@ -62,18 +63,21 @@ class InceptionBlock(nn.Module):
   """Two `Inception` modules of `features` channels, after 3x3 max-pooling where `strides` is above 1.
 
   Of the features a quarter comes from 1x1, half from 3x3, an eighth each from 5x5 and from pooling, with 3/8 and 1/16
-  before the larger windows: about the shares of the first module of Szegedy et al. 2015, table 1. At least 16.
+  before the larger windows: about the shares of the first module of Szegedy et al. 2015, table 1.
+
+  Raises ValueError for fewer than 16 features.
   """
 
   features: int
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
   strides: int = 1
+  narrowest = 16
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-    if self.features < 16:
-      raise ValueError(f"features is {self.features}, expected 16 or more: six convolutions share them")
+    if self.features < self.narrowest:
+      raise ValueError(f"features is {self.features}, expected {self.narrowest} or more: six convolutions share them")
     if self.strides > 1:
       x = nn.max_pool(x, (3, 3), (self.strides, self.strides), padding=((1, 1), (1, 1)))
     of = lambda sixteenths: self.features * sixteenths // 16
@@ -94,6 +98,8 @@ class GoogLeNet(nn.Module):
 
   Differences from the paper: the stem keeps the image's size; norms; no auxiliary heads, which weigh .3 in its training
   and are gone at test time; five of its nine modules unless `modules` says otherwise.
+
+  Raises ValueError where a module has no row.
   """
 
   modules: Sequence[str] = ("3a", "3b", "4a", "4e", "5b")
@@ -103,6 +109,12 @@ class GoogLeNet(nn.Module):
   norm: Callable[..., nn.Module] = BatchNorm
   dtype: Any = None
   dropout: float = 0.0
+
+  def __post_init__(self):
+    for module in self.modules:
+      if module not in GOOGLENET:
+        raise ValueError(f"modules has {module!r}: {nearest(module, GOOGLENET)}")
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B D"]:

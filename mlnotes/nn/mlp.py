@@ -56,7 +56,7 @@ class MLP(nn.Module):
   def __post_init__(self):
     choose_norm(self.norm), choose_initializer(self.kernel_init)
     if self.depth < 2 or (self.residual and self.depth % 2):
-      expected = "an even number, for pairs of layers" if self.residual else "a number of layers"
+      expected = "an even number of layers" if self.residual else "a number of layers"
       raise ValueError(f"depth is {self.depth}, expected {expected} from 2 on")
     super().__post_init__()
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlnotes.engine.errors import nearest
-from mlnotes.nn.blocks import BLOCKS, BlockNet
+from mlnotes.nn.blocks import BLOCKS, BlockNet, possible_widths
 from mlnotes.nn.convnet import ConvNet
 from mlnotes.nn.densenet import DenseNet40, DenseNetBC100
 from mlnotes.nn.inception import GoogLeNet
@@ -42,6 +42,9 @@ class Network(NamedTuple):
   # Whether it has another stem for images of more than 64 pixels.
   has_stems: bool = False
   images: bool = True
+  # The widths it can have are multiples of `step` from `narrowest` on.
+  narrowest: int = 1
+  step: int = 1
 
 
 def _dense(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -51,7 +54,8 @@ def _dense(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 def _blocks(name: str) -> Network:
   width = {"inception": 24, "separable": 40, "shuffled": 96, "dense": 32}.get(name, 16)
-  return Network(partial(BlockNet, name), width, smallest=2)
+  narrowest, step = possible_widths(name)
+  return Network(partial(BlockNet, name), width, smallest=2, narrowest=narrowest, step=step)
 
 
 NETWORKS: dict[str, Network] = {
@@ -105,9 +109,11 @@ def make_network(
       f"image_shape is {tuple(image_shape)}: the strides of network {name!r} ask for images of {network.smallest} or "
       "more pixels a side"
     )
+  fits = width == 0 or (width >= network.narrowest and width % network.step == 0)
+  widths = f"a multiple of {network.step}" if network.step > 1 else f"from {network.narrowest} on"
   for what, value, valid, expected in (
     ("num_classes", num_classes, num_classes is None or num_classes >= 1, "1 or more, or None for the features"),
-    ("width", width, width >= 0, "0 for the network's own, or more"),
+    ("width", width, fits, f"0 for the network's own, or {widths}, for network {name!r}"),
     ("dropout", dropout, 0 <= dropout < 1, "a share from 0 to below 1"),
   ):
     if not valid:

@@ -109,7 +109,7 @@ class SpatialTransformer(nn.Module):
 
     theta = identity + scale (W localizer(x) + b)
 
-  `localizer` is called as (x, train) -> (B, D). W and b, the layer "theta", start at 0, so that the module starts as
+  `localizer` is called as (x, train) -> (B, D). W and b, the layer "affine", start at 0, so that the module starts as
   the identity exactly. theta is float32 and kept in the collection "intermediates" as "theta". `shape` is that of the
   output (height, width), None that of the input.
 
@@ -126,7 +126,7 @@ class SpatialTransformer(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w C"]:
     features = self.localizer(x, train).astype(jnp.float32)
-    change = nn.Dense(6, kernel_init=nn.initializers.zeros, name="theta")(features)
+    change = nn.Dense(6, kernel_init=nn.initializers.zeros, name="affine")(features)
     theta = (jnp.array([IDENTITY]) + self.scale * change).reshape(-1, 2, 3)
     self.sow("intermediates", "theta", theta)
     return warp_affine(x, theta, self.shape, self.align_corners)
