@@ -12,6 +12,7 @@ from mlnotes.engine.errors import nearest
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.head import average_and_classify
 from mlnotes.nn.norm import BatchNorm
+from mlnotes.nn.pooling import max_pool
 
 # Szegedy et al. 2015, table 1: features of the six convolutions of each module.
 GOOGLENET: dict[str, tuple[int, ...]] = {
@@ -54,7 +55,7 @@ class Inception(nn.Module):
       convolve(x, one, 1, "one"),
       convolve(convolve(x, before_three, 1, "before_three"), three, 3, "three"),
       convolve(convolve(x, before_five, 1, "before_five"), five, 5, "five"),
-      convolve(nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1))), pooled, 1, "pooled"),
+      convolve(max_pool(x, 3, 1, padding=1), pooled, 1, "pooled"),
     )
     return jnp.concatenate(branches, axis=-1)
 
@@ -79,7 +80,7 @@ class InceptionBlock(nn.Module):
     if self.features < self.narrowest:
       raise ValueError(f"features is {self.features}, expected {self.narrowest} or more: six convolutions share them")
     if self.strides > 1:
-      x = nn.max_pool(x, (3, 3), (self.strides, self.strides), padding=((1, 1), (1, 1)))
+      x = max_pool(x, 3, self.strides, padding=1)
     of = lambda sixteenths: self.features * sixteenths // 16
     three, five, pooled = of(8), of(2), of(2)
     branches = (self.features - three - five - pooled, of(6), three, of(1), five, pooled)
@@ -125,7 +126,7 @@ class GoogLeNet(nn.Module):
     x = nn.relu(norm(name="stem_norm")(x))
     for before, module in zip((self.modules[0], *self.modules), self.modules):
       if module[0] != before[0]:
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x, 3, 2, padding=1)
       features = tuple(-(-number * self.width // 64) for number in GOOGLENET[module])
       x = Inception(features, conv, norm, name=f"module{module}")(x)
     return average_and_classify(x, self.num_classes, self.dropout, train, self.dtype)

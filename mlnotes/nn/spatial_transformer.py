@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.convnet import ConvNet
 from mlnotes.nn.norm import BatchNorm
+from mlnotes.nn.pooling import max_pool
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -100,7 +101,7 @@ class Localizer(nn.Module):
   def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B D"]:
     for _ in range(2):
       x = nn.relu(Conv(self.features, (3, 3), padding=((1, 1), (1, 1)), dtype=self.dtype)(x))
-      x = nn.max_pool(x, (2, 2), (2, 2))
+      x = max_pool(x, 2)
     return nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(len(x), -1)))
 
 
