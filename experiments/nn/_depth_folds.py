@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.nn._side_by_side import each_seed
 from mlnotes.data import DataSet
-from mlnotes.engine.experiment import root_key, stream_key
+from mlnotes.engine.experiment import stream_key
 from mlnotes.engine.summary import format_summary, over_seeds
 from mlnotes.nn.piecewise import count_pieces, fold, through_points
 
@@ -68,8 +69,7 @@ def fit(widths: tuple[int, ...], times: int, config: Any) -> np.ndarray:
     (params, _), _ = jax.lax.scan(update, (params, optimizer.init(params)), None, length=config.fit_steps)
     return jnp.sqrt(loss(params))
 
-  keys = jax.vmap(root_key)(jnp.arange(config.seed, config.seed + config.seeds))
-  return np.asarray(jax.jit(jax.vmap(once))(keys), np.float64)
+  return each_seed(once, range(config.seed, config.seed + config.seeds))
 
 
 def measure(config: Any, data: DataSet, directory: Path) -> tuple[dict[str, Any], list[str]]:

@@ -12,6 +12,9 @@ from mlnotes.engine.summary import format_summary, over_seeds
 from mlnotes.nn.row_encoder import RowEncoder
 
 
+_WIDTH, _HEADS = 16, 2
+
+
 def measure(config: Any, data: DataSet, directory: Path) -> tuple[dict[str, Any], list[str]]:
   """(figures, table): loss and accuracy of each order of norms, with and without warm-up."""
   found: dict[str, Curves] = {}
@@ -19,10 +22,10 @@ def measure(config: Any, data: DataSet, directory: Path) -> tuple[dict[str, Any]
   warm = optax.linear_schedule(0.0, config.order_rate, config.order_warmup)
   for order in ("pre", "post"):
     for name, rate in (("without_warmup", config.order_rate), ("with_warmup", warm)):
-      network = RowEncoder(order, config.layers, num_classes=data.num_classes)
+      network = RowEncoder(order, config.layers, _WIDTH, _HEADS, num_classes=data.num_classes)
       found[f"{order}_norm_{name}"] = curves = train_seeds(
         network, data, optax.adam(rate, b2=0.98), seeds=range(config.seed, config.seed + config.seeds),
-        steps=config.order_steps, batch_size=config.batch_size, points=points, first="embed",
+        steps=config.order_steps, batch_size=config.order_batch, points=points, first="embed",
       )  # fmt: skip
       title = f"{order}-norm {name.replace('_', ' ').replace('warmup', 'warm-up')}"
       print(f"{title:>26}: {format_summary(over_seeds(100 * curves.accuracy))} %", flush=True)

@@ -1,5 +1,6 @@
 """Seeds of one network trained side by side as one program: for networks that the classifier has no flags for."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,6 +18,17 @@ from mlnotes.nn.loss import cross_entropy
 
 # Of a larger test split a chunk at a time.
 _CHUNK = 512
+
+
+def each_seed(f: Callable[..., Any], seeds: range) -> Any:
+  """`f(root key)` of each seed, results stacked on the host; devices share the seeds where their numbers allow it."""
+  count = max(n for n in range(1, min(len(seeds), jax.local_device_count()) + 1) if len(seeds) % n == 0)
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:count]), ("seeds",))
+  spec = jax.sharding.PartitionSpec("seeds")
+  # Each device has a program of its own: nothing is shared, so nothing is waited for.
+  each = jax.shard_map(jax.vmap(f), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+  keys = jax.vmap(root_key)(jnp.asarray(seeds))
+  return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(each)(keys))
 
 
 class Curves(NamedTuple):
@@ -92,6 +104,4 @@ def train_seeds(
     ]
     return losses, sum(right) / len(label), *norms
 
-  keys = jax.vmap(root_key)(jnp.asarray(seeds))
-  out: Any = jax.jit(jax.vmap(once, in_axes=(0, None)))(keys, feed.arrays)
-  return Curves(*(np.asarray(x, np.float64) for x in out))
+  return Curves(*each_seed(lambda key: once(key, feed.arrays), seeds))

@@ -42,15 +42,16 @@ class Config(DataConfig):
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(8, "runs of each setting")
   depths: tuple[int, ...] = field((8, 20, 50), "of residual: layers of the stacks, even numbers of 4 or more")
-  stack_width: int = field(64, "of residual: features of each layer")
+  stack_width: int = field(32, "of residual: features of each layer")
   stack_steps: int = field(400, "of residual: updates of each run, by Adam at 1e-3")
   batch_sizes: tuple[int, ...] = field((2, 8, 64), "of norms: examples per update")
   norms: tuple[str, ...] = field(("batch", "group"), "of norms: batch, group, layer, none")
   epochs: int = field(10, "of norms: how often each run sees the training images, whatever its batch")
   layers: int = field(12, "of order: layers of the Transformer")
-  order_rate: float = field(2e-3, "of order: Adam's learning rate, constant after the warm-up")
-  order_warmup: int = field(200, "of order: updates of linear warm-up, where there is one")
-  order_steps: int = field(600, "of order: updates of each run")
+  order_rate: float = field(3e-3, "of order: Adam's learning rate, constant after the warm-up")
+  order_warmup: int = field(150, "of order: updates of linear warm-up, where there is one")
+  order_steps: int = field(400, "of order: updates of each run")
+  order_batch: int = field(32, "of order: examples per update")
   folds: tuple[int, ...] = field((1, 2, 3, 4, 5), "of width: how often the line is folded")
   fit_parameters: int = field(200, "of width: parameters of each network that learns a folded line, about")
   fit_steps: int = field(4000, "of width: updates of each run, by Adam at 5e-3 lowered to 0")
@@ -61,7 +62,7 @@ class Config(DataConfig):
     for name in self.parts:
       if name not in PARTS:
         raise InputError(f"--parts={name} is no part: {nearest(name, PARTS)}")
-    for name in ("seeds", "stack_width", "stack_steps", "epochs", "layers", "order_steps", "fit_steps"):
+    for name in ("seeds", "stack_width", "stack_steps", "epochs", "layers", "order_steps", "order_batch", "fit_steps"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("depths", "batch_sizes", "norms", "folds"):
       values = getattr(self, name)
@@ -82,14 +83,14 @@ class Config(DataConfig):
     owners = {
       "residual": ("depths", "stack_width", "stack_steps"),
       "norms": ("batch_sizes", "norms", "epochs", "eval_examples"),
-      "order": ("layers", "order_rate", "order_warmup", "order_steps"),
+      "order": ("layers", "order_rate", "order_warmup", "order_steps", "order_batch"),
       "width": ("folds", "fit_parameters", "fit_steps"),
     }
     for part, names in owners.items():
       if part not in self.parts:
         idle |= dict.fromkeys(names, f"it is of --parts={part}")
-    if not {"residual", "order"} & set(self.parts):
-      idle["batch_size"] = "it is of --parts=residual,order"
+    if "residual" not in self.parts:
+      idle["batch_size"] = "it is of --parts=residual"
     return idle
 
   def cpu_layout(self, cores: int):
@@ -98,7 +99,7 @@ class Config(DataConfig):
 
 def main(config: Config) -> int:
   data = load_data(config)
-  require_resident(data, max(config.batch_size, *config.batch_sizes))
+  require_resident(data, max(config.batch_size, config.order_batch, *config.batch_sizes))
 
   def study(directory: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}

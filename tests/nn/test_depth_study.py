@@ -180,8 +180,9 @@ def test_the_gap_is_to_the_largest_batch_seed_by_seed(tmp_path, monkeypatch):
 def test_each_order_trains_with_and_without_warm_up(tmp_path, monkeypatch, capsys):
   calls = []
   monkeypatch.setattr(_depth_order, "train_seeds", fake_curves(calls))
-  config = depth.Config(layers=3, order_rate=0.1, order_warmup=4, order_steps=8, seeds=2)
+  config = depth.Config(layers=3, order_rate=0.1, order_warmup=4, order_steps=8, order_batch=6, seeds=2)
   figures, rows = _depth_order.measure(config, DATA, tmp_path)
+  assert {c["batch_size"] for c in calls} == {6}
   assert [(c["network"].order, c["network"].depth) for c in calls] == [("pre", 3)] * 2 + [("post", 3)] * 2
   names = ["pre_norm_without_warmup", "pre_norm_with_warmup", "post_norm_without_warmup", "post_norm_with_warmup"]
   assert list(figures) == [f"{name}/{what}" for name in names for what in ("loss", "accuracy")]
@@ -253,7 +254,7 @@ def test_width_reports_sums_folds_and_fits(tmp_path, monkeypatch):
   ({"folds": (0,)}, "--folds="),
   ({"seeds": 0}, "--seeds=0"),
   ({"order_rate": 0.0}, "--order_rate=0.0"),
-  ({"order_warmup": 601}, "--order_warmup=601"),
+  ({"order_warmup": 401}, "--order_warmup=401"),
   ({"fit_parameters": 5}, "--fit_parameters=5"),
 ])  # fmt: skip
 def test_a_bad_flag_is_one_sentence_that_names_it(flags, words):
@@ -264,7 +265,9 @@ def test_a_bad_flag_is_one_sentence_that_names_it(flags, words):
 def test_parts_run_alone_and_flags_of_the_others_are_idle(tmp_path, monkeypatch):
   monkeypatch.setitem(depth.PARTS, "width", lambda config, data, directory: ({"x": 1.0}, ["| row |"]))
   monkeypatch.setattr(depth, "load_data", lambda config: DATA)
-  config = depth.Config(parts=("width",), workdir=str(tmp_path / "run"), batch_size=4, batch_sizes=(2, 8))
+  config = depth.Config(
+    parts=("width",), workdir=str(tmp_path / "run"), batch_size=4, batch_sizes=(2, 8), order_batch=4
+  )
   assert depth.main(config) == 0
   assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["x"]["mean"] == 1
   assert (tmp_path / "run" / "table.md").read_text() == "| row |\n"
