@@ -11,7 +11,6 @@ from mlnotes.data import DataSet
 from mlnotes.engine.summary import format_summary, over_seeds
 from mlnotes.nn.row_encoder import RowEncoder
 
-
 _WIDTH, _HEADS = 16, 2
 
 
