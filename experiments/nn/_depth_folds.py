@@ -51,8 +51,8 @@ def shapes(parameters: int) -> dict[str, tuple[int, ...]]:
 
 
 def fit(widths: tuple[int, ...], times: int, config: Any) -> np.ndarray:
-  """(S,) root mean squared error on [0, 1] of networks that learn the line folded `times` times from 1025 points."""
-  x = jnp.linspace(0, 1, 1025)[:, None]
+  """(S,) root mean squared error on [0, 1] of networks that learn the line folded `times` times from 513 points."""
+  x = jnp.linspace(0, 1, 513)[:, None]
   y = fold(x, times)
   network = Line(widths)
   optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, config.fit_steps))
@@ -127,9 +127,11 @@ def draw(config: Any, networks: dict, learned: dict[str, list[np.ndarray]], path
   times = np.arange(1, most + 1)
   units.plot(times, 2.0**times, "o-", color="C3", label="one layer: 2 to the power of the folds")
   units.plot(times, 2 * times, "o-", color="C0", label="layers of two: 2 for each fold")
-  units.set(xlabel="folds of the line", ylabel="units that it takes", title="what a folded line needs", yscale="log")
+  units.set(xlabel="folds of the line", ylabel="units that it takes", title="what a folded line needs")
+  units.set_yscale("log", base=2)
+  units.yaxis.set_major_formatter("{x:.0f}")
   units.legend(frameon=False, fontsize=8)
-  inset = units.inset_axes((0.08, 0.45, 0.42, 0.28))
+  inset = units.inset_axes((0.55, 0.08, 0.4, 0.25))
   inset.plot(grid, np.asarray(fold(jnp.asarray(grid, jnp.float32), min(3, most))), color="0.4", linewidth=1)
   inset.set(xticks=[], yticks=[])
   inset.set_title(f"{min(3, most)} folds", fontsize=7)
@@ -137,10 +139,12 @@ def draw(config: Any, networks: dict, learned: dict[str, list[np.ndarray]], path
     values = np.array(learned[name])
     size = f"{len(networks[name])} hidden layer{'s' if len(networks[name]) > 1 else ''}"
     fits.plot(config.folds, values, "o", color=color, alpha=0.3, markersize=4)
-    fits.plot(config.folds, np.median(values, 1), "-", color=color, linewidth=2, label=f"{name}: {size}")
+    fits.plot(
+      config.folds, np.median(values, 1), "-", color=color, linewidth=2, label=f"{name}: {size} (seeds, median)"
+    )
   fits.axhline(np.sqrt(1 / 12), color="0.5", linestyle=":", linewidth=1)
   fits.set(xlabel="folds of the line", ylabel="error (dotted: of the mean alone)", yscale="log")
-  fits.set_title(f"learned with {count(networks['deep'])} parameters: seeds, median")
+  fits.set_title(f"learned with {count(networks['deep'])} parameters")
   fits.legend(frameon=False, fontsize=8)
   for axis in (units, fits):
     axis.set_xticks(config.folds)

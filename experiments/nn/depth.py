@@ -53,7 +53,7 @@ class Config(DataConfig):
   order_steps: int = field(400, "of order: updates of each run")
   order_batch: int = field(32, "of order: examples per update")
   folds: tuple[int, ...] = field((1, 2, 3, 4, 5), "of width: how often the line is folded")
-  fit_parameters: int = field(200, "of width: parameters of each network that learns a folded line, about")
+  fit_parameters: int = field(1000, "of width: parameters of each network that learns a folded line, about")
   fit_steps: int = field(4000, "of width: updates of each run, by Adam at 5e-3 lowered to 0")
 
   def __post_init__(self):
