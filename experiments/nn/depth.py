@@ -46,7 +46,7 @@ class Config(DataConfig):
   stack_steps: int = field(400, "of residual: updates of each run, by Adam at 1e-3")
   batch_sizes: tuple[int, ...] = field((2, 8, 64), "of norms: examples per update")
   norms: tuple[str, ...] = field(("batch", "group"), "of norms: batch, group, layer, none")
-  epochs: int = field(10, "of norms: how often each run sees the training images, whatever its batch")
+  epochs: int = field(30, "of norms: how often each run sees the training images, whatever its batch")
   layers: int = field(12, "of order: layers of the Transformer")
   order_rate: float = field(3e-3, "of order: Adam's learning rate, constant after the warm-up")
   order_warmup: int = field(150, "of order: updates of linear warm-up, where there is one")
