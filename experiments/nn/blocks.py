@@ -46,8 +46,8 @@ class Config(DataConfig):
   budget: int = field(25_000, "parameters of each network, within 5 %")
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(8, "runs of each block")
-  steps: int = field(300, "updates of each run")
-  learning_rate: float = field(3e-3, "of AdamW, warmed up and lowered to 0 by a cosine")
+  steps: int = field(400, "updates of each run")
+  learning_rate: float = field(1e-2, "of AdamW, warmed up and lowered to 0 by a cosine")
   augmentation: AugmentationName = field("auto", "changes of training images, as in nn.classifier")
 
   def __post_init__(self):
