@@ -14,8 +14,11 @@ from mlnotes.engine.errors import nearest
 from mlnotes.nn.cbam import CBAM
 from mlnotes.nn.densenet import DenseBlock
 from mlnotes.nn.inception import InceptionBlock
+from mlnotes.nn.initializers import he
 from mlnotes.nn.norm_by_name import choose_norm
+from mlnotes.nn.pooling import avg_pool
 from mlnotes.nn.resnet import BasicBlock, PreActivationBlock, ResNet
+from mlnotes.nn.separable import SeparableConv, channel_shuffle
 from mlnotes.nn.squeeze_excitation import SqueezeExcitation
 
 
@@ -38,7 +41,7 @@ class PlainBlock(nn.Module):
 class SeparableBlock(nn.Module):
   """Two depthwise separable convolutions as in MobileNet, without a shortcut: Howard et al. 2017, figure 3.
 
-  Each is a 3x3 convolution of every channel by itself and a 1x1 convolution, both with a norm and ReLU.
+  The depthwise kernels start with He's variance of their own fan, 9, whatever initialiser `conv` has.
   """
 
   features: int
@@ -49,9 +52,7 @@ class SeparableBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
     for strides in (self.strides, 1):
-      x = self.conv(x.shape[-1], (3, 3), strides, padding=((1, 1), (1, 1)), feature_group_count=x.shape[-1])(x)
-      x = nn.relu(self.norm()(x))
-      x = nn.relu(self.norm()(self.conv(self.features, (1, 1))(x)))
+      x = SeparableConv(self.features, (3, 3), strides, "TORCH", conv=self.conv, norm=self.norm, depthwise_init=he())(x)
     return x
 
 
@@ -60,7 +61,8 @@ class ShuffledBlock(nn.Module):
 
   Between the 1x1 convolutions there is a quarter of the features, as a multiple of `groups`. Where the shape is kept
   the unit is added to its input; where it changes, x (in 3x3 averages where `strides` is above 1) makes the first of
-  the features and the unit the others.
+  the features and the unit the others. Kernels start with He's variance of the inputs of a group, whatever initialiser
+  `conv` has.
 
   Raises ValueError where `groups` does not divide the channels or the features, or where these are fewer than the
   channels.
@@ -75,7 +77,7 @@ class ShuffledBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-    channels, grouped = x.shape[-1], {"feature_group_count": self.groups}
+    channels = x.shape[-1]
     added = self.features if self.strides == 1 and self.features == channels else self.features - channels
     if channels % self.groups or self.features % self.groups or added <= 0:
       raise ValueError(
@@ -83,22 +85,16 @@ class ShuffledBlock(nn.Module):
         f"with strides more: found {channels} channels and {self.features} features"
       )
     between = max(self.groups, self.features // 4 // self.groups * self.groups)
+    grouped, alone = ({"feature_group_count": n, "kernel_init": he()} for n in (self.groups, between))
     y = nn.relu(self.norm()(self.conv(between, (1, 1), **grouped)(x)))
     y = channel_shuffle(y, self.groups)
-    y = self.conv(between, (3, 3), self.strides, padding=((1, 1), (1, 1)), feature_group_count=between)(y)
-    y = self.norm()(y)
+    y = self.norm()(self.conv(between, (3, 3), self.strides, padding=((1, 1), (1, 1)), **alone)(y))
     y = self.norm()(self.conv(added, (1, 1), **grouped)(y))
     if added == self.features:
       return nn.relu(x + y)
     if self.strides > 1:
-      window = (self.strides, self.strides)
-      x = nn.avg_pool(x, (3, 3), window, padding=((1, 1), (1, 1)), count_include_pad=False)
+      x = avg_pool(x, 3, self.strides, "TORCH")
     return nn.relu(jnp.concatenate([x, y], axis=-1))
-
-
-def channel_shuffle(x: Float[Array, "*space C"], groups: int) -> Float[Array, "*space C"]:
-  x = x.reshape(*x.shape[:-1], groups, -1)
-  return jnp.swapaxes(x, -1, -2).reshape(*x.shape[:-2], -1)
 
 
 # Networks of a few dozen channels: a sixteenth of them would be one or two.

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.head import average_and_classify
+from mlnotes.nn.initializers import he
 from mlnotes.nn.norm import BatchNorm
-
-he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+from mlnotes.nn.pooling import avg_pool
 
 
 class DenseLayer(nn.Module):
@@ -62,7 +62,7 @@ class DenseNet(nn.Module):
   norm: Callable[..., nn.Module] = BatchNorm
   dtype: Any = None
   dropout: float = 0.0
-  kernel_init: Callable[..., Array] = he_normal_fan_in
+  kernel_init: Callable[..., Array] = he()
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B D"]:
@@ -75,7 +75,7 @@ class DenseNet(nn.Module):
         x = nn.relu(norm(name=f"transition{block}_norm")(x))
         x = conv(int(self.compression * x.shape[-1]), (1, 1), name=f"transition{block}_conv")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.avg_pool(x, (2, 2), (2, 2))
+        x = avg_pool(x, 2)
       for index in range(number):
         layer = DenseLayer(
           self.growth, conv, norm, self.bottleneck, self.dropout, train, name=f"block{block}_layer{index}"
@@ -108,9 +108,7 @@ class DenseBlock(nn.Module):
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
     growth = self.features // 4
     x = self.conv(self.features - 2 * growth, (1, 1))(nn.relu(self.norm()(x)))
-    if self.strides > 1:
-      window = (self.strides, self.strides)
-      x = nn.avg_pool(x, window, window)
+    x = avg_pool(x, self.strides)
     for _ in range(2):
       x = DenseLayer(growth, self.conv, self.norm)(x)
     return x

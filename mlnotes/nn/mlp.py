@@ -7,15 +7,15 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from mlnotes.engine.errors import nearest
+from mlnotes.nn.initializers import glorot, he, lecun, torch_linear
 from mlnotes.nn.norm_by_name import choose_norm
 
-# Variance of the weights: 2 / inputs (He et al. 2015, eq. 10), 1 / inputs (LeCun et al. 1998), 2 / (inputs + outputs)
-# (Glorot & Bengio 2010, eq. 12), all normal; torch gives its layers uniform ones of variance 1 / (3 inputs).
+# All but torch's are normal, so that they differ in the variance alone.
 INITIALIZERS: dict[str, Callable[..., Array]] = {
-  "he": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
-  "lecun": nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
-  "glorot": nn.initializers.variance_scaling(1.0, "fan_avg", "normal"),
-  "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+  "he": he(),
+  "lecun": lecun("normal"),
+  "glorot": glorot("normal"),
+  "torch": torch_linear(),
 }
 
 

@@ -109,10 +109,10 @@ def dense_block(p, x, stride):
 
 
 def separable(p, x, stride):
-  for number in (0, 2):
-    x = conv(p[f"Conv_{number}"], x, stride if number == 0 else 1, groups=x.shape[1])
-    x = norm_relu(p[f"BatchNorm_{number}"], x)
-    x = norm_relu(p[f"BatchNorm_{number + 1}"], conv(p[f"Conv_{number + 1}"], x))
+  for number, step in enumerate((stride, 1)):
+    q = p[f"SeparableConv_{number}"]
+    x = norm_relu(q["depthwise_norm"], conv(q["depthwise"], x, step, groups=x.shape[1]))
+    x = norm_relu(q["pointwise_norm"], conv(q["pointwise"], x))
   return x
 
 
