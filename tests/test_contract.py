@@ -52,6 +52,10 @@ SMALL = {
   "meta.learned_optimizer": dict(
     variables=3, batch_size=4, horizon=4, unroll=2, hidden=4, layers=1, eval_problems=4, steps=20
   ),
+  "nn.classifier": dict(
+    dataset="digits", network="mlp", width=8, batch_size=16, steps=20, warmup_steps=2, augmentation="none",
+    distort="rts", ema_decay=0.9, label_smoothing=0.1, dropout=0.1, eval_examples=32,
+  ),
   **{
     f"rl.{name}": dict(steps=20, steps_per_update=60, initial_value=1.0)  # without reward there is something to learn
     for name in ("dyna_q", "expected_sarsa", "monte_carlo", "q_learning", "sarsa", "sarsa_lambda", "watkins_q")

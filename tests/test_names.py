@@ -21,9 +21,9 @@ def found(capsys, *arguments, chapter=""):
   ("个体判别", "python -m experiments.contrastive.instance"),
   ("对比学习", "python -m experiments.contrastive"),
   ("soft actor critic", "python -m experiments.rl.sac"),
-  ("卷积", "mlnotes.nn"),
   ("表格", "mlnotes.data.flags.TableConfig"),
   ("graphs", "mlnotes.data.flags.GraphConfig"),
+  ("卷积", "python -m experiments.nn.classifier"),
   ("Zbontar", "python -m experiments.contrastive.barlow_twins"),  # its docstring alone has it
 ])  # fmt: skip
 def test_a_method_is_found_by_any_of_its_names(capsys, term, first):

@@ -26,6 +26,7 @@ from mlnotes.contrastive.method import (
 )
 from mlnotes.contrastive.metrics import embedding_spread, participation_ratio
 from mlnotes.data import DataSet, Feeds, augment, make_eval_batches
+from mlnotes.data.dataset import is_written
 from mlnotes.data.flags import DataConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
@@ -36,10 +37,6 @@ from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 _RESNETS = {"resnet18": ResNet18, "resnet34": ResNet34, "resnet50": ResNet50}
-# Data sets of written characters, by their names: grey, and a mirrored one is another character.
-WRITTEN = (
-  "binarized_mnist", "digits", "emnist", "kmnist", "mnist", "mnist_corrupted", "optdigits", "qmnist", "semeion", "usps",
-)  # fmt: skip
 AugmentationName: TypeAlias = Literal["auto", "digits", "grey", "simclr", "moco_v1", "moco_v2", "crop", "none"]
 # Images up to this many pixels a side get the stem and the colours of CIFAR, larger ones those of ImageNet.
 _LARGEST_SMALL_IMAGE = 64
@@ -121,7 +118,7 @@ def choose_augmentation(config: ContrastiveConfig, data: DataSet) -> str:
     return config.augmentation
   if data.image_shape[-1] != 1:
     return "simclr"
-  return "digits" if data.name.partition("/")[0].lower() in WRITTEN else "grey"
+  return "digits" if is_written(data) else "grey"
 
 
 def make_augmentation(config: ContrastiveConfig, data: DataSet) -> augment.Augmentation:

@@ -94,6 +94,18 @@ class DataSet(NamedTuple):
   image_shape: tuple[int, int, int]
 
 
+# Data sets of written characters, by their names: grey, and a mirrored one is another character.
+WRITTEN = (
+  "binarized_mnist", "digits", "digits_halves", "emnist", "kmnist", "mnist", "mnist_corrupted", "optdigits", "qmnist",
+  "semeion", "usps",
+)  # fmt: skip
+
+
+def is_written(data: DataSet) -> bool:
+  """Whether its images are written characters, which may move a little but are others when mirrored."""
+  return data.name.partition("/")[0].lower() in WRITTEN
+
+
 # More names than this are not listed.
 _NAMED_CLASSES = 5
 

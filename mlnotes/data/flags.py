@@ -41,7 +41,9 @@ class DataConfig(FeedConfig):
   """The flags of an experiment that learns from images."""
 
   dataset: str = field(
-    "digits", "digits (built in), a file.npz with image and label, a folder of class folders, or the name of a TFDS set"
+    "digits",
+    "digits (built in; digits_halves: tested on other writers), a file.npz with image and label, a folder of class "
+    "folders, or the name of a TFDS set",
   )
   data_dir: str = field(
     "", "directory of prepared TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets", free=True

