@@ -256,7 +256,7 @@ def test_a_batch_over_eight_devices_gives_the_gradient_of_one_and_moves_sums_onl
 
 
 def test_depthwise_sums_of_bfloat16_are_float32(key):
-  """225 taps of 1/225 give 1 within bfloat16's rounding; added up in bfloat16 they stop below."""
+  """Sums of 81 and of 225 terms are exact within bfloat16's rounding; added up in bfloat16 they would not be."""
   x = jnp.ones((1, 15, 15, 2), jnp.bfloat16)
   kernel = jnp.full((9, 9, 1, 2), 1 / 81, jnp.bfloat16)
   found = convolve(x, kernel, 1, "VALID", 1, 2)
