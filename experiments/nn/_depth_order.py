@@ -28,7 +28,7 @@ def measure(config: Any, data: DataSet, directory: Path) -> tuple[dict[str, Any]
       )  # fmt: skip
       title = f"{order}-norm {name.replace('_', ' ').replace('warmup', 'warm-up')}"
       print(f"{title:>26}: {format_summary(over_seeds(100 * curves.accuracy))} %", flush=True)
-  draw(config, found, directory / "order.png")
+  draw(config, data.num_classes, found, directory / "order.png")
   rows = ["| norm | warm-up | training loss | test accuracy (%) | worst seed (%) |", "|---|---|---|---|---|"]
   figures: dict[str, Any] = {}
   for name, curves in found.items():
@@ -42,7 +42,7 @@ def measure(config: Any, data: DataSet, directory: Path) -> tuple[dict[str, Any]
   return figures, rows
 
 
-def draw(config: Any, found: dict[str, Curves], path: Path) -> None:
+def draw(config: Any, num_classes: int, found: dict[str, Curves], path: Path) -> None:
   """Training loss over updates, each seed a line; without warm-up on the left, with it on the right."""
   from mlnotes.engine.plot import new_figure, save_figure
 
@@ -54,7 +54,7 @@ def draw(config: Any, found: dict[str, Curves], path: Path) -> None:
       step = np.arange(1, points + 1) * (config.order_steps // points)
       axis.plot(step, losses.T, color=color, linewidth=0.8, alpha=0.5)
       axis.plot(step, losses.mean(0), color=color, linewidth=2, label=f"{order}-norm")
-    axis.axhline(np.log(10), color="0.5", linestyle=":", linewidth=1)
+    axis.axhline(np.log(num_classes), color="0.5", linestyle=":", linewidth=1)
     axis.set(yscale="log", xlabel="update", ylabel="training loss")
     axis.set_title(f"{warmup.replace('_', ' ').replace('warmup', 'warm-up')}", fontsize=10)
   low, high = zip(*(axis.get_ylim() for axis in axes[0]))

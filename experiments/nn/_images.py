@@ -48,7 +48,7 @@ def seen_shape(distort: Distortion, image_shape: tuple[int, int, int]) -> tuple[
   return image_shape if distort == "none" else (3 * height // 2, 3 * width // 2, channels)
 
 
-def centre(image: Float[Array, "H W C"], shape: tuple[int, int, int]) -> Float[Array, "h w C"]:
+def centre(image: Num[Array, "H W C"], shape: tuple[int, int, int]) -> Num[Array, "h w C"]:
   """The image in the middle of a canvas of `shape`, 0 around it."""
   before = [(new - old) // 2 for old, new in zip(image.shape[:2], shape)]
   sides = [(low, new - old - low) for low, old, new in zip(before, image.shape[:2], shape)]

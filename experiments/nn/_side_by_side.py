@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from experiments.nn._images import black, to_network
 from mlnotes.data import ArraySplit, DataSet, make_resident_feed
-from mlnotes.engine.errors import InputError
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.nn.loss import cross_entropy
 
@@ -43,12 +43,12 @@ class Curves(NamedTuple):
   last_gradient: Float[np.ndarray, " S"]
 
 
-def require_resident(data: DataSet, batch_size: int) -> None:
-  """Raises InputError where the data set is too large to hold as arrays, or smaller than a batch."""
+def require_resident(data: DataSet, **batches: int) -> None:
+  """Raises InputError where the data set is too large to hold as arrays, or smaller than one of the flags' batches."""
   if not isinstance(data.train, ArraySplit) or not isinstance(data.test, ArraySplit):
     raise InputError(f"--dataset={data.name} does not fit into memory: expected one that does, such as digits.")
-  if batch_size > len(data.train):
-    raise InputError(f"--batch_size={batch_size} is out of range: expected at most {len(data.train)} examples.")
+  for flag, size in batches.items():
+    require(size <= len(data.train), flag, size, f"at most {len(data.train)} examples")
 
 
 def train_seeds(

@@ -69,7 +69,9 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   network: Literal[tuple(NETWORKS)] = field("small", "which network")
   width: int = field(0, "channels of its first stage, or of its hidden layers; 0: its own")
   norm: Literal["batch", "group", "layer", "none"] = field("batch", "its normalisation")
-  dropout: float = field(0.0, "in front of the classifier, in [0, 1)")
+  dropout: float = field(
+    0.0, "in front of the classifier (mlp: after each ReLU, DenseNets: after each convolution), in [0, 1)"
+  )
   augmentation: AugmentationName = field(
     "auto",
     "changes of training images: shift (a pixel or two), crop (four pixels, black coming in, mirrored half the time), "
@@ -119,19 +121,26 @@ class State(NamedTuple):
 class Model(NamedTuple):
   """What was trained: images to logits, and to the features that the last layer sees.
 
-  Images are integers as they are stored, or floats on [0, 1], through which it can be differentiated.
+  Images are integers as they are stored, or floats on [0, 1], through which it can be differentiated. Where distorted
+  images were learned from, those of the data's own size are laid in the middle of the same canvas.
   """
 
   network: nn.Module
   variables: chex.ArrayTree
   levels: int
   black: float  # what black is on the scale of the network
+  canvas: tuple[int, int, int] | None  # of a network that learned from distorted images
 
   def __call__(self, images: Num[Array, "B H W C"]) -> Float[Array, "B K"]:
-    return _apply(self.network, self.levels, self.black, self.variables, images)
+    return self._apply(self.network, images)
 
   def features(self, images: Num[Array, "B H W C"]) -> Float[Array, "B D"]:
-    return _apply(self.network.clone(num_classes=None), self.levels, self.black, self.variables, images)
+    return self._apply(self.network.clone(num_classes=None), images)
+
+  def _apply(self, network: nn.Module, images: Num[Array, "B H W C"]) -> Float[Array, "B D"]:
+    if self.canvas and images.shape[1:] != self.canvas:
+      images = jax.vmap(lambda image: centre(image, self.canvas))(jnp.asarray(images))
+    return _apply(network, self.levels, self.black, self.variables, images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -261,9 +270,9 @@ def make(config: Config) -> Experiment:
 
     return write_report(predict, variables(state), data, config, directory)
 
-  return Experiment(
-    init, step, evaluate, report, model=lambda state: Model(network, variables(state), data.levels, black(data))
-  )
+  canvas = shape if config.distort != "none" else None
+  model = lambda state: Model(network, variables(state), data.levels, black(data), canvas)
+  return Experiment(init, step, evaluate, report, model=model)
 
 
 class Trained(NamedTuple):

@@ -99,7 +99,10 @@ class Config(DataConfig):
 
 def main(config: Config) -> int:
   data = load_data(config)
-  require_resident(data, max(config.batch_size, config.order_batch, *config.batch_sizes))
+  largest = {"residual": {"batch_size": config.batch_size}, "order": {"order_batch": config.order_batch}}
+  largest["norms"] = {"batch_sizes": max(config.batch_sizes)}
+  for part in config.parts:
+    require_resident(data, **largest.get(part, {}))
 
   def study(directory: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}

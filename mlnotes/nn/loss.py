@@ -82,7 +82,9 @@ def cross_entropy(
   normalizer = jax.nn.logsumexp(logits, axis=-1, where=possible)
   chosen = jnp.take_along_axis(logits, jnp.where(right, labels, 0)[..., None], axis=-1)[..., 0]
   average = jnp.mean(logits, axis=-1, where=possible)
-  loss = normalizer - (1 - label_smoothing) * chosen - label_smoothing * average
+  # Without smoothing a class whose logit is -inf takes no share: 0 times -inf would be NaN.
+  share = jnp.where(jnp.asarray(label_smoothing) > 0, label_smoothing * average, 0)
+  loss = normalizer - (1 - label_smoothing) * chosen - share
   if classes is not None:
     right &= classes[jnp.where(right, labels, 0)]
   loss = jnp.where(right, loss, jnp.nan)

@@ -412,3 +412,12 @@ def test_a_later_stage_loads_a_run_in_one_line(tmp_path, monkeypatch):
   assert victim.config.steps == 2 and victim.data is DATA and len(calls) == 2
   with pytest.raises(InputError, match="no readable config"):
     classifier.load_classifier(tmp_path)
+
+
+def test_a_network_of_distorted_images_lays_those_of_the_data_on_its_canvas():
+  config = configure(network="mlp", distort="r")
+  experiment, feeds = classifier.make(config), classifier.make_feeds(config)
+  state = experiment.init(jax.random.key(0), feeds.train.draw(feeds.train.arrays, jax.random.key(0), jnp.int32(0)))
+  model, image = experiment.model(state), DATA.test.image[:2]
+  there = np.stack([np.pad(one, ((1, 1), (1, 1), (0, 0))) for one in image])
+  np.testing.assert_array_equal(model(image), model(there))

@@ -276,8 +276,8 @@ def test_parts_run_alone_and_flags_of_the_others_are_idle(tmp_path, monkeypatch)
 
 
 def test_data_that_do_not_fit_are_refused(tmp_path):
-  with pytest.raises(InputError, match="--batch_size=64"):
-    _side_by_side.require_resident(DATA, 64)
+  with pytest.raises(InputError, match="--order_batch=64"):
+    _side_by_side.require_resident(DATA, order_batch=64)
   streamed = DATA._replace(train=RecordSplit([], (4, 4, 1)))
   with pytest.raises(InputError, match="does not fit into memory"):
-    _side_by_side.require_resident(streamed, 4)
+    _side_by_side.require_resident(streamed)

@@ -135,3 +135,12 @@ def test_what_does_not_fit_is_refused(arguments, words):
     plain = plain.__wrapped__
   with pytest.raises(ValueError, match=words):
     plain(**{"logits": jnp.zeros((3, 5)), "labels": jnp.zeros(3, int), **arguments})
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, np.float32(0)])
+def test_a_class_that_is_ruled_out_costs_nothing_without_smoothing(label_smoothing):
+  logits = jnp.array([[0.0, -jnp.inf, 0.0]])
+  loss = lambda logits: cross_entropy(logits, jnp.array([0]), jnp.asarray(label_smoothing))[0]
+  value, gradient = jax.value_and_grad(loss)(logits)
+  np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+  np.testing.assert_allclose(gradient, [[-0.5, 0.0, 0.5]], atol=1e-7)
