@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 from mlnotes.engine.errors import nearest
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.head import average_and_classify
-from mlnotes.nn.initializers import he
 from mlnotes.nn.norm import BatchNorm
 from mlnotes.nn.pooling import max_pool
 
@@ -56,7 +55,7 @@ class Inception(nn.Module):
       convolve(x, one, 1, "one"),
       convolve(convolve(x, before_three, 1, "before_three"), three, 3, "three"),
       convolve(convolve(x, before_five, 1, "before_five"), five, 5, "five"),
-      convolve(max_pool(x, 3, 1, "TORCH"), pooled, 1, "pooled"),
+      convolve(max_pool(x, 3, 1, padding=1), pooled, 1, "pooled"),
     )
     return jnp.concatenate(branches, axis=-1)
 
@@ -81,7 +80,7 @@ class InceptionBlock(nn.Module):
     if self.features < self.narrowest:
       raise ValueError(f"features is {self.features}, expected {self.narrowest} or more: six convolutions share them")
     if self.strides > 1:
-      x = max_pool(x, 3, self.strides, "TORCH")
+      x = max_pool(x, 3, self.strides, padding=1)
     of = lambda sixteenths: self.features * sixteenths // 16
     three, five, pooled = of(8), of(2), of(2)
     branches = (self.features - three - five - pooled, of(6), three, of(1), five, pooled)
@@ -120,13 +119,14 @@ class GoogLeNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B D"]:
-    conv = partial(self.conv, use_bias=False, dtype=self.dtype, kernel_init=he())
+    he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    conv = partial(self.conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
     norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
     x = conv(3 * self.width, (3, 3), padding=((1, 1), (1, 1)), name="stem_conv")(x)
     x = nn.relu(norm(name="stem_norm")(x))
     for before, module in zip((self.modules[0], *self.modules), self.modules):
       if module[0] != before[0]:
-        x = max_pool(x, 3, 2, "TORCH")
+        x = max_pool(x, 3, 2, padding=1)
       features = tuple(-(-number * self.width // 64) for number in GOOGLENET[module])
       x = Inception(features, conv, norm, name=f"module{module}")(x)
     return average_and_classify(x, self.num_classes, self.dropout, train, self.dtype)
