@@ -4,9 +4,10 @@
   NPROC=1 python -m launch.benchmarks.conv
 
 Forms: `native` is XLA's convolution, `shifted` a sum of products of shifted images, `patches` one product of all
-patches, `convolve` what `mlnotes.nn` uses. Each is timed as a call of its own, inside a `fori_loop` whose trip count
-is known only at run time, and vmapped over four kernels. The forms take turns, and a table holds medians. Where torch
-is installed it follows, in its channels-last format and on as many threads: NPROC of them, all without it.
+patches, `convolve` what `mlnotes.nn` uses; of shapes with groups there are the first and the last. Each is timed as a
+call of its own, inside a `fori_loop` whose trip count is known only at run time, and vmapped over four kernels. The
+forms take turns, and a table holds medians. Where torch is installed it follows, in its channels-last format and on as
+many threads: NPROC of them, all without it.
 """
 
 import dataclasses
@@ -42,6 +43,12 @@ class Shape(NamedTuple):
   outputs: int
   window: int = 3
   stride: int = 1
+  groups: int = 1
+
+  def __str__(self) -> str:
+    size = f"{self.batch}x{self.size}x{self.size} {self.inputs}->{self.outputs} {self.window}x{self.window}"
+    groups = f", {self.groups} groups" if self.groups > 1 else ""
+    return f"{self.name} {size}/{self.stride}{groups}"
 
 
 SHAPES = (
@@ -59,14 +66,32 @@ SHAPES = (
   Shape("MAML", 25, 14, 64, 64),
   Shape("MAML", 25, 7, 64, 64),
   Shape("MAML", 5, 3, 64, 64),
+  Shape("depthwise", 32, 32, 64, 64, groups=64),
+  Shape("depthwise", 32, 32, 64, 64, stride=2, groups=64),
+  Shape("depthwise", 32, 16, 128, 128, groups=128),
+  Shape("depthwise", 8, 16, 256, 256, groups=256),
+  Shape("depthwise", 16, 16, 96, 96, window=7, groups=96),
+  Shape("depthwise", 32, 32, 16, 32, groups=16),
+  Shape("grouped", 32, 16, 128, 128, groups=2),
+  Shape("grouped", 32, 16, 128, 128, groups=8),
+  Shape("grouped", 32, 16, 128, 128, groups=32),
+  Shape("grouped", 32, 8, 256, 256, groups=32),
+  Shape("grouped", 32, 16, 240, 60, window=1, groups=3),
 )
 MODELS = tuple(dict.fromkeys(shape.name for shape in SHAPES))
 _BATCHED_KERNELS = 4
 _LOOP_STEPS = 2
 
 
-def _native(x, kernel, stride):
-  return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _native(x, kernel, stride, groups):
+  dimensions = ("NHWC", "HWIO", "NHWC")
+  return lax.conv_general_dilated(
+    x, kernel, (stride, stride), "SAME", dimension_numbers=dimensions, feature_group_count=groups
+  )
+
+
+def _convolve(x, kernel, stride, groups):
+  return convolve(x, kernel, stride, feature_group_count=groups)
 
 
 def _shifted_images(x, window, stride):
@@ -77,26 +102,27 @@ def _shifted_images(x, window, stride):
     yield x[:, row : row + high : stride, column : column + wide : stride]
 
 
-def _shifted(x, kernel, stride):
+def _shifted(x, kernel, stride, groups):
   taps = kernel.reshape(-1, *kernel.shape[2:])
   return sum(image @ tap for image, tap in zip(_shifted_images(x, kernel.shape[0], stride), taps))
 
 
-def _patches(x, kernel, stride):
+def _patches(x, kernel, stride, groups):
   patches = jnp.concatenate(list(_shifted_images(x, kernel.shape[0], stride)), axis=-1)
   return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
-FORMS = {"native": _native, "shifted": _shifted, "patches": _patches, "convolve": convolve}
+FORMS = {"native": _native, "shifted": _shifted, "patches": _patches, "convolve": _convolve}
+_WITH_GROUPS = ("native", "convolve")
 
 
-def _forward(form, stride):
-  return lambda x, kernel, cotangent: (form(x, kernel, stride),)
+def _forward(form, shape):
+  return lambda x, kernel, cotangent: (form(x, kernel, shape.stride, shape.groups),)
 
 
-def _forward_and_backward(form, stride):
+def _forward_and_backward(form, shape):
   def compute(x, kernel, cotangent):
-    y, pullback = jax.vjp(lambda x, kernel: form(x, kernel, stride), x, kernel)
+    y, pullback = jax.vjp(lambda x, kernel: form(x, kernel, shape.stride, shape.groups), x, kernel)
     return (y, *pullback(cotangent))
 
   return compute
@@ -153,7 +179,7 @@ def torch_calls(shape: Shape, x, kernel, cotangent):
   kernel.requires_grad_()
 
   def forward():
-    return torch.nn.functional.conv2d(x, kernel, stride=shape.stride)
+    return torch.nn.functional.conv2d(x, kernel, stride=shape.stride, groups=shape.groups)
 
   return {
     "forward": torch.no_grad()(forward),
@@ -165,34 +191,37 @@ def compare_forms(shape: Shape, forms: Sequence[str], repeats: int, native_in_lo
   """Yields a table's rows: milliseconds of each form for one shape."""
   keys = jax.random.split(jax.random.key(0), 3)
   x = jax.random.normal(keys[0], (shape.batch, shape.size, shape.size, shape.inputs))
-  kernel = jax.random.normal(keys[1], (shape.window, shape.window, shape.inputs, shape.outputs))
-  cotangent = jax.random.normal(keys[2], jax.eval_shape(partial(_native, stride=shape.stride), x, kernel).shape)
+  kernel = jax.random.normal(keys[1], (shape.window, shape.window, shape.inputs // shape.groups, shape.outputs))
+  output = jax.eval_shape(partial(_native, stride=shape.stride, groups=shape.groups), x, kernel)
+  cotangent = jax.random.normal(keys[2], output.shape)
+  forms = [name for name in forms if shape.groups == 1 or name in _WITH_GROUPS]
   stacked = tuple(jnp.stack([value] * _BATCHED_KERNELS) for value in (x, kernel, cotangent))
   for direction, make in (("forward", _forward), ("with gradients", _forward_and_backward)):
     calls = {}
     for name in forms:
-      compute = make(FORMS[name], shape.stride)
+      compute = make(FORMS[name], shape)
       calls[name, "call"] = partial(jax.jit(compute), x, kernel, cotangent)
-      if native_in_loop or name != "native" or direction == "forward":
+      fast = native_in_loop or name != "native" or direction == "forward"
+      if fast:
         calls[name, "loop"] = partial(jax.jit(_in_loop(compute)), x, kernel, cotangent, _LOOP_STEPS)
-      calls[name, "vmap"] = partial(jax.jit(jax.vmap(compute)), *stacked)
+      if fast or shape.groups == 1:
+        calls[name, "vmap"] = partial(jax.jit(jax.vmap(compute)), *stacked)
     seconds = {key: 1e3 * np.median(values) for key, values in measure(calls, repeats).items()}
-    size = f"{shape.batch}x{shape.size}x{shape.size} {shape.inputs}->{shape.outputs} {shape.window}x{shape.window}"
     for name in forms:
       loop = seconds.get((name, "loop"), np.nan) / _LOOP_STEPS
       yield (
-        f"{shape.name} {size}/{shape.stride}",
+        str(shape),
         direction,
         name,
         f"{seconds[name, 'call']:.2f}",
         f"{loop:.2f}",
-        f"{seconds[name, 'vmap'] / _BATCHED_KERNELS:.2f}",
+        f"{seconds.get((name, 'vmap'), np.nan) / _BATCHED_KERNELS:.2f}",
       )
     # After the others, because its idle threads take theirs their time.
     for name, call in torch_calls(shape, x, kernel, cotangent).items():
       if name == direction:
         milliseconds = 1e3 * np.median(measure({name: call}, repeats)[name])
-        yield f"{shape.name} {size}/{shape.stride}", direction, "torch", f"{milliseconds:.2f}", "", ""
+        yield str(shape), direction, "torch", f"{milliseconds:.2f}", "", ""
 
 
 def make_step(conv: Callable[..., nn.Module], images: jax.Array, labels: jax.Array):
@@ -297,7 +326,9 @@ class Config(BaseConfig):
   models: tuple[str, ...] = field(MODELS, "whose shapes to time")
   batch_size: int = field(64, "images in a whole update; 0 leaves whole updates out")
   repeats: int = field(5, "times that each form is timed")
-  native_in_loop: bool = field(False, "also time the native gradient in a loop: on the CPU, minutes")
+  native_in_loop: bool = field(
+    False, "also time the native gradient in a loop and, of groups, vmapped: on the CPU, minutes"
+  )
 
   def __post_init__(self):
     super().__post_init__()

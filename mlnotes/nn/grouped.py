@@ -125,7 +125,7 @@ def depthwise_gradient_by_kernel(x, y, geometry: Geometry):
 def _groups_together(groups: int, inputs: int, outputs: int) -> int:
   """How many groups of `inputs` and `outputs` channels stand in one convolution: a divisor of `groups`.
 
-  Within 3x3 convolutions of 16 images of 16 x 16, 128 channels: 32 groups take 8 ms four or eight at a time and
+  Within 3x3 convolutions of 32 images of 16 x 16, 128 channels: 32 groups take 8 ms four or eight at a time and
   22 ms one at a time; 8 groups 7 ms one at a time and 14 to 18 ms four at a time.
   """
   most = max(1, _GROUP_CHANNELS // max(inputs, outputs))

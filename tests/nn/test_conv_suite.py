@@ -186,8 +186,7 @@ def test_groups_have_second_derivatives_of_the_native_convolution_also_vmapped_a
   traced = jax.jit(lambda: run(lambda x, kernel: convolve(x, kernel, 2, "SAME", 1, groups))).trace()
   assert not contains_slow_convolution(traced.jaxpr)
   text = traced.lower().as_text()
-  assert "feature_group_count = 1 " in text or "stablehlo.convolution" not in text
-  assert f"feature_group_count = {groups}" not in text and "batch_group_count = 1 " in text + "batch_group_count = 1 "
+  assert text.count("feature_group_count = 1 ") == text.count("stablehlo.convolution")
   found = traced.lower().compile()()
   expected = run(lambda x, kernel: native(x, kernel, groups, (2, 2)))
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -257,7 +256,7 @@ def test_a_batch_over_eight_devices_gives_the_gradient_of_one_and_moves_sums_onl
 
 
 def test_depthwise_sums_of_bfloat16_are_float32(key):
-  """225 taps of 1/225 give 1 within bfloat16's rounding; added up in bfloat16 they stop below."""
+  """Sums of 81 and of 225 terms are exact within bfloat16's rounding; added up in bfloat16 they would not be."""
   x = jnp.ones((1, 15, 15, 2), jnp.bfloat16)
   kernel = jnp.full((9, 9, 1, 2), 1 / 81, jnp.bfloat16)
   found = convolve(x, kernel, 1, "VALID", 1, 2)

@@ -49,18 +49,25 @@ def written_out(x, reduce, sizes, window, strides, pads, dilation):
   return y
 
 
+def pools(window, strides, padding, dilation):
+  """Of x: its maxima, and where the window is not dilated its means without and with the padding counted."""
+
+  def compute(x):
+    means = [avg_pool(x, window, strides, padding, include) for include in (False, True) if dilation == 1]
+    return max_pool(x, window, strides, padding, dilation), *means
+
+  return compute
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_windows_written_out(case, key):
-  rank, window, strides, padding, dilation, _ = case
   plan = settle(*case)
   x = -np.abs(np.asarray(jax.random.normal(key, (2, *plan[0], 3)))) - 1  # a maximum with zeros around it would be 0
-  expected = written_out(x, lambda values, taps: np.max(values, axis=0), *plan)
-  np.testing.assert_array_equal(max_pool(jnp.asarray(x), window, strides, padding, dilation), expected)
-  if dilation == 1:
-    for include in (False, True):
-      reduce = lambda values, taps, include=include: np.sum(values, axis=0) / (taps if include else len(values))
-      found = avg_pool(jnp.asarray(x), window, strides, padding, include)
-      np.testing.assert_allclose(found, written_out(x, reduce, *plan), rtol=1e-5)
+  largest, *means = jax.jit(pools(*case[1:5]))(x)
+  np.testing.assert_array_equal(largest, written_out(x, lambda values, taps: np.max(values, axis=0), *plan))
+  for found, include in zip(means, (False, True)):
+    reduce = lambda values, taps, include=include: np.sum(values, axis=0) / (taps if include else len(values))
+    np.testing.assert_allclose(found, written_out(x, reduce, *plan), rtol=1e-5)
 
 
 @pytest.mark.parity
@@ -68,35 +75,41 @@ def test_equals_the_windows_written_out(case, key):
 @pytest.mark.parametrize("case", [case for case in CASES if case[3] != "SAME"], ids=str)
 def test_equals_torch_in_values_and_gradients(case, dtype):
   torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[parity]'")
-  rank, window, strides, padding, dilation, _ = case
+  rank, window, strides, _, dilation, _ = case
   sizes, *_, pads, _ = settle(*case)
   pads = [low for low, _ in pads]
   # Few different values, so that windows have several maxima.
   x = np.random.default_rng(0).integers(0, 4, (2, *sizes, 3)).astype(dtype)
-  forms = {"max": lambda x: max_pool(x, window, strides, padding, dilation)}
-  peers = {"max": lambda x: getattr(torch.nn.functional, f"max_pool{rank}d")(x, window, strides, pads, dilation)}
+  largest, mean = (getattr(torch.nn.functional, f"{name}_pool{rank}d") for name in ("max", "avg"))
+  peers = [lambda x: largest(x, window, strides, pads, dilation)]
   if dilation == 1:
     for include in (False, True):
-      forms[include] = lambda x, include=include: avg_pool(x, window, strides, padding, include)
-      pool = getattr(torch.nn.functional, f"avg_pool{rank}d")
-      peers[include] = lambda x, include=include: pool(x, window, strides, pads, count_include_pad=include)
-  for name, form in forms.items():
+      peers.append(lambda x, include=include: mean(x, window, strides, pads, count_include_pad=include))
+
+  @jax.jit
+  def compute(x):
+    found, pullback = jax.vjp(pools(*case[1:5]), x)
+    cotangents = [jnp.sin(y) + y * jnp.cos(y) for y in found]
+    zeros = [jnp.zeros_like(y) for y in found]
+    return found, [pullback((*zeros[:i], c, *zeros[i + 1 :]))[0] for i, c in enumerate(cotangents)]
+
+  with jax.enable_x64(dtype == "float64"):
+    found, gradients = jax.tree.map(np.asarray, compute(x))
+  tolerance = dict(rtol=1e-5, atol=1e-5) if dtype == "float32" else dict(rtol=1e-10, atol=1e-10)
+  for peer, value, gradient in zip(peers, found, gradients, strict=True):
     leaf = torch.movedim(torch.from_numpy(x), -1, 1).contiguous().requires_grad_()
-    y = peers[name](leaf)
-    gradient = torch.autograd.grad(torch.sum(torch.sin(y) * y), leaf)[0]
-    with jax.enable_x64(dtype == "float64"):
-      found, pullback = jax.vjp(form, jnp.asarray(x))
-      back = pullback(jnp.sin(found) + found * jnp.cos(found))[0]
-    tolerance = dict(rtol=1e-5, atol=1e-5) if dtype == "float32" else dict(rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(found, torch.movedim(y, 1, -1).detach().numpy(), **tolerance)
-    np.testing.assert_allclose(back, torch.movedim(gradient, 1, -1).numpy(), **tolerance)
+    y = peer(leaf)
+    expected = torch.autograd.grad(torch.sum(torch.sin(y) * y), leaf)[0]
+    np.testing.assert_allclose(value, torch.movedim(y, 1, -1).detach().numpy(), **tolerance)
+    np.testing.assert_allclose(gradient, torch.movedim(expected, 1, -1).numpy(), **tolerance)
 
 
 def test_an_image_of_ones_pools_to_ones_at_its_borders_too():
   ones = jnp.ones((1, 5, 6, 2))
   for padding in ("SAME", "TORCH", ((1, 0), (2, 1))):
-    np.testing.assert_allclose(avg_pool(ones, 3, 1, padding), 1, rtol=1e-6)
-    np.testing.assert_array_equal(max_pool(-ones, 3, 1, padding), -1)
+    means, largest = jax.jit(lambda x, p=padding: (avg_pool(x, 3, 1, p), max_pool(-x, 3, 1, p)))(ones)
+    np.testing.assert_allclose(means, 1, rtol=1e-6)
+    np.testing.assert_array_equal(largest, -1)
   assert float(avg_pool(ones, 3, 1, "TORCH", count_include_pad=True)[0, 0, 0, 0]) == pytest.approx(4 / 9)
 
 
@@ -107,14 +120,15 @@ def test_the_gradient_of_equal_values_goes_to_the_first():
 
 
 def test_nan_is_not_lost():
-  for place in range(4):
-    x = jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
-    assert jnp.isnan(max_pool(x, 2)).all() and jnp.isnan(avg_pool(x, 2)).all()
+  """An image for each place of the NaN within the window."""
+  x = np.where(np.eye(4) == 1, np.nan, 0).astype(np.float32).reshape(4, 2, 2, 1)
+  largest, mean = jax.jit(lambda x: (max_pool(x, 2), avg_pool(x, 2)))(x)
+  assert np.isnan(largest).all() and np.isnan(mean).all()
 
 
 def test_sums_of_bfloat16_are_float32():
   x = jnp.ones((1, 40, 40, 1), jnp.bfloat16)
-  found = avg_pool(x, 40)
+  found = jax.jit(lambda x: avg_pool(x, 40))(x)
   assert found.dtype == jnp.bfloat16 and float(found[0, 0, 0, 0]) == 1
 
 

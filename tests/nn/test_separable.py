@@ -17,7 +17,7 @@ def test_equals_one_convolution_by_the_product_of_both_kernels(key):
   """Without normalisation "xception" is linear: kernel[q, c, o] = sum_j w[q, c, j] v[c, j, o]."""
   x = jax.random.normal(key, x_shape)
   module = SeparableConv(4, (3, 2), 2, form="xception", multiplier=2, conv=partial(Conv, use_bias=False))
-  y, variables = module.init_with_output(jax.random.key(1), x)
+  y, variables = jax.jit(module.init_with_output)(jax.random.key(1), x)
   depthwise, pointwise = (variables["params"][name]["kernel"] for name in ("depthwise", "pointwise"))
   assert depthwise.shape == (3, 2, 1, 6) and pointwise.shape == (1, 1, 6, 4)
   kernel = jnp.einsum("hwcj,cjo->hwco", depthwise.reshape(3, 2, 3, 2), pointwise.reshape(3, 2, 4))
@@ -29,14 +29,14 @@ def test_forms_differ_in_what_stands_between_the_parts(key):
   x = jax.random.normal(key, x_shape)
   norm = partial(BatchNorm, use_running_average=True)
   mobilenet, xception = (SeparableConv(4, form=form, norm=norm) for form in ("mobilenet", "xception"))
-  y, variables = mobilenet.init_with_output(jax.random.key(1), x)
+  y, variables = jax.jit(mobilenet.init_with_output)(jax.random.key(1), x)
   assert set(variables["params"]) == {"depthwise", "depthwise_norm", "pointwise", "pointwise_norm"}
   params = variables["params"]
   between = nn.relu(nn.Conv(3, (3, 3), feature_group_count=3).apply({"params": params["depthwise"]}, x))
   # Running mean 0 and variance 1 at the start.
   expected = nn.relu(nn.Conv(4, (1, 1)).apply({"params": params["pointwise"]}, between / np.sqrt(1 + 1e-5)))
   np.testing.assert_allclose(y, expected / np.sqrt(1 + 1e-5), rtol=1e-4, atol=1e-5)
-  y, variables = xception.init_with_output(jax.random.key(1), x)
+  y, variables = jax.jit(xception.init_with_output)(jax.random.key(1), x)
   assert set(variables["params"]) == {"depthwise", "pointwise", "pointwise_norm"} and float(jnp.min(y)) < 0
 
 

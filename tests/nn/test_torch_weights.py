@@ -64,10 +64,11 @@ def test_a_network_gives_what_torch_gives(size, key):
   images = torch.from_numpy(x).permute(0, 3, 1, 2)
   peer(images, torch.from_numpy(tokens))  # moves the running statistics
   expected = peer.eval()(images, torch.from_numpy(tokens)).detach().numpy()
+  x, tokens = jnp.asarray(x), jnp.asarray(tokens)
   variables = jax.eval_shape(Network().init, key, x, tokens)
   found = convert_torch_weights(peer.state_dict(), MODULES, variables)
   assert jax.tree.map(lambda v: (v.shape, v.dtype), found) == jax.tree.map(lambda v: (v.shape, v.dtype), variables)
-  np.testing.assert_allclose(Network().apply(found, x, tokens), expected, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(jax.jit(Network().apply)(found, x, tokens), expected, rtol=1e-4, atol=1e-4)
 
 
 def linear(**changes):
