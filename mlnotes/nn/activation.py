@@ -1,7 +1,7 @@
 """Activations under the field's names. What `jax.nn` has is handed on; here stands what its names do not say.
 
 relu:          derivative 0 at 0, as torch's; `jnp.maximum(x, 0)` has 1/2 there.
-leaky_relu:    slope .01 below 0 by default, as torch's; the layer of Keras has .3.
+leaky_relu:    slope .01 below 0 by default, as torch's (the layer of Keras has .3), and 1 at 0, where torch has .01.
 elu, celu:     differ by where alpha stands and are the same at alpha = 1; selu has both constants fixed.
 silu:          x sigmoid(x), "swish" with beta = 1.
 softplus:      log(1 + e^x) everywhere; torch's is x beyond 20, which differs by 2e-9 there.

@@ -74,7 +74,7 @@ def torch_bias(fan_in: int) -> Initializer:
   return init
 
 
-def _scaled(scale: float, mode: Mode, distribution: Distribution, groups: int) -> Initializer:
+def _scaled(scale: float, mode: str, distribution: str, groups: int) -> Initializer:
   if mode not in ("fan_in", "fan_out", "fan_avg"):
     raise ValueError(f"mode is {mode!r}, expected 'fan_in', 'fan_out' or 'fan_avg'")
   if distribution not in ("normal", "uniform", "truncated_normal"):

@@ -1,5 +1,7 @@
 """The written-out backward pass against jax.grad, in float32 and float64."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ SIZES = (5, 8, 6, 3)
 def make(dtype):
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), dtype)
-  return [Affine(draw(i, o), draw(o)) for i, o in zip(SIZES, SIZES[1:])], draw(7, 5), draw(7, 3)
+  return [Affine(draw(i, o), draw(o)) for i, o in itertools.pairwise(SIZES)], draw(7, 5), draw(7, 3)
 
 
 @pytest.mark.parametrize("x64, tolerance", [(False, 1e-5), (True, 1e-12)], ids=["float32", "float64"])
@@ -49,7 +51,7 @@ def test_autograd_gives_the_same(name, function, loss, x64, tolerance):
 
 
 def test_one_layer_and_none():
-  layers, x, target = make(np.float32)
+  layers, x, _ = make(np.float32)
   out, tape = forward(layers[:1], x)
   gradients, dx = backward(layers[:1], tape, jnp.ones_like(out))
   np.testing.assert_allclose(gradients[0].kernel, np.outer(x.sum(0), np.ones(8)), rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlnotes.nn import compute_fans, glorot, he, lecun
-from mlnotes.nn.initializers import torch_bias, torch_linear
+from mlnotes.nn.initializers import _scaled, torch_bias, torch_linear
 
 KERNEL = (3, 3, 16, 64)
 FAN_IN, FAN_OUT = 144, 576
@@ -62,22 +62,19 @@ def test_fans_of_grouped_kernels_count_what_is_summed():
   assert compute_fans((20, 30)) == (20, 30)
 
 
-@pytest.mark.parametrize(
-  "init, law", [(he(), "keeps"), (he("truncated_normal"), "keeps"), (he("uniform"), "keeps"), (lecun(), "halves")]
-)
-def test_fifty_relu_layers_keep_or_halve_the_variance(init, law):
-  width, depth = 512, 50
+@pytest.mark.parametrize("init, power", [(he(), 0), (lecun(), -50)], ids=["he", "lecun"])
+def test_fifty_relu_layers_keep_the_variance_or_halve_it_each_time(init, power):
+  """Within a factor 2, as a geometric mean over networks: the logarithm of one has a deviation of 1 bit by itself."""
+  width, depth, networks = 512, 50, 12
 
   @jax.jit
   def forward(key):
-    x = jax.random.normal(jax.random.fold_in(key, depth), (64, width))
+    x = jax.random.normal(jax.random.fold_in(key, depth), (4, width))
     layer = lambda x, i: (jax.nn.relu(x) @ init(jax.random.fold_in(key, i), (width, width)), None)
     return jnp.mean(jnp.square(jax.lax.scan(layer, x, jnp.arange(depth))[0]))
 
-  # Of a random network's own luck: its logarithm has a deviation of about sqrt(5 depth / width) = .7.
-  logarithms = [np.log2(forward(jax.random.key(seed))) for seed in range(4)]
-  expected = 0 if law == "keeps" else -depth
-  assert abs(np.mean(logarithms) - expected) < 1, logarithms
+  bits = [float(jnp.log2(forward(jax.random.key(seed)))) for seed in range(networks)]
+  assert abs(np.mean(bits) - power) < 1, bits
 
 
 @pytest.mark.parity
@@ -114,6 +111,6 @@ def test_what_is_no_kernel_or_no_name_is_refused(key):
   with pytest.raises(ValueError, match="groups=4"):
     compute_fans((3, 3, 1, 6), 4)
   with pytest.raises(ValueError, match="mode is 'fan'"):
-    he(mode="fan")
+    _scaled(1.0, "fan", "normal", 1)
   with pytest.raises(ValueError, match="distribution is 'gauss'"):
-    glorot("gauss")
+    _scaled(1.0, "fan_in", "gauss", 1)

@@ -31,7 +31,7 @@ def test_smooth_l1_is_hubers_loss_over_beta_with_slope_one_far_out(beta):
 @pytest.mark.parity
 @pytest.mark.parametrize("ours, theirs, options", [
   (squared_error, "mse_loss", {}), (absolute_error, "l1_loss", {}),
-  (smooth_l1, "smooth_l1_loss", {"beta": 0.7}), (smooth_l1, "smooth_l1_loss", {"beta": 0}),
+  (smooth_l1, "smooth_l1_loss", {"beta": 0.7}), (smooth_l1, "smooth_l1_loss", {"beta": 0.0}),
 ])  # fmt: skip
 def test_torch_has_the_same_losses_of_regression(ours, theirs, options):
   torch = pytest.importorskip("torch")

@@ -60,7 +60,7 @@ def test_only_the_queries_are_normed_in_cross_attention(key):
 
 class Stack(nn.Module):
   form: type
-  depth: int = 24
+  depth: int = 6
 
   @nn.compact
   def __call__(self, x):
@@ -69,7 +69,7 @@ class Stack(nn.Module):
     return x
 
 
-@pytest.mark.parametrize("form, growth", [(PreNorm, 25), (PostNorm, 1)])
+@pytest.mark.parametrize("form, growth", [(PreNorm, 7), (PostNorm, 1)])
 def test_the_variance_of_a_deep_stack(form, growth, key):
   """Of 1 + depth unit variances before a last norm, and of 1."""
   x = jax.random.normal(key, (16, 64))
