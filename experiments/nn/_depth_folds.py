@@ -13,7 +13,6 @@ import optax
 from experiments.nn._side_by_side import each_seed
 from mlnotes.data import DataSet
 from mlnotes.engine.experiment import stream_key
-from mlnotes.engine.summary import format_summary, over_seeds
 from mlnotes.nn.piecewise import count_pieces, fold, through_points
 
 _HIDDEN = 4  # layers of the deep network
@@ -86,7 +85,7 @@ def measure(config: Any, data: DataSet, directory: Path) -> tuple[dict[str, Any]
   networks = shapes(config.fit_parameters)
   rows += [
     "",
-    "| folds | pieces | units of one layer, of layers of two | error learned wide | deep |",
+    "| folds | pieces | units of one layer, of layers of two | median error learned wide (of seeds) | deep |",
     "|---|---|---|---|---|",
   ]
   learned: dict[str, list[np.ndarray]] = {name: [] for name in networks}
@@ -97,7 +96,7 @@ def measure(config: Any, data: DataSet, directory: Path) -> tuple[dict[str, Any]
       learned[name].append(fit(widths, times, config))
       figures[f"{name}_{times}_folds/error"] = learned[name][-1]
     figures[f"{times}_folds/pieces"] = pieces
-    errors = " | ".join(format_summary(over_seeds(values[-1]), 2) for values in learned.values())
+    errors = " | ".join(f"{np.median(v[-1]):.2g} ({v[-1].min():.1g} to {v[-1].max():.1g})" for v in learned.values())
     rows.append(f"| {times} | {pieces} | {2**times}, {2 * times} | {errors} |")
   for name, widths in networks.items():
     figures[f"{name}/parameters"] = count(widths)
