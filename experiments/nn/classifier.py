@@ -238,7 +238,8 @@ def make(config: Config) -> Experiment:
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if config.ema_decay:
-      average = update_ema(average, (params, batch_stats), state.step, state.hparams["ema_decay"])
+      evaluated = (eval_params(opt_state, params), batch_stats)
+      average = update_ema(average, evaluated, state.step, state.hparams["ema_decay"])
     accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
     metrics = {"loss": loss, "accuracy": accuracy, "error": 1 - accuracy, "grad_norm": optax.global_norm(grads)}
     new = {"params": params, "batch_stats": batch_stats, "average": average, "opt_state": opt_state}

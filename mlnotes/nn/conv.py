@@ -45,7 +45,8 @@ def convolve(
     are others. What networks with torch's weights need;
   - "VALID": none. One integer: on all sides. A sequence: an integer or (low, high) per spatial axis.
 
-  Gives what `lax.conv_general_dilated` gives up to rounding.
+  Gives what `lax.conv_general_dilated` gives up to rounding; on the CPU numbers that are not finite may also reach the
+  outputs of neighbouring groups.
 
   Raises ValueError where ranks, channels, groups or sizes do not fit together.
   """

@@ -206,7 +206,7 @@ ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)
 
 # For CIFAR's images: 6n + 2 layers of 16, 32 and 64 features, without parameters in the shortcuts (He et al. 2016,
-# section 4.2); `block=BasicBlock` has 1x1 convolutions there, `block=PreActivationBlock` is He et al. 2016b's.
+# section 4.2); `block=BasicBlock` has 1x1 convolutions there, `block=PreActivationBlock` has them too.
 _cifar = partial(ResNet, block=partial(BasicBlock, shortcut="A"), width=16)
 ResNet20 = partial(_cifar, stage_sizes=(3, 3, 3))
 ResNet32 = partial(_cifar, stage_sizes=(5, 5, 5))

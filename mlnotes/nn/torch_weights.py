@@ -39,7 +39,8 @@ def convert_torch_weights(
 
   Returns variables of the same structure, shapes and types with torch's numbers.
 
-  Three things no table can see: torch's epsilon is 1e-5 for every normalisation, Flax's 1e-6 for layer and group
+  Four things no table can see: weights of a ConvTranspose have their channels the other way round and are not for this
+  function; torch's epsilon is 1e-5 for every normalisation, Flax's 1e-6 for layer and group
   normalisation; torch's strided convolutions need padding="TORCH" (or explicit) here; and a Linear after flattening an
   image has its inputs in the order (C, H, W), here (H, W, C). Where a running variance was stored by torch it is the
   unbiased one, m / (m - 1) times what Flax would have stored of m numbers.

@@ -27,6 +27,7 @@ def update_ema(
 ) -> chex.ArrayTree:
   """`update_average` with the decay `ema_decay(step, decay)`.
 
-  Average parameters only: buffers such as noise schedules or BatchNorm statistics do not belong here.
+  For parameters. Constants such as noise schedules do not belong here; BatchNorm's running statistics are averages
+  already, and go with the average of the parameters where that is what is evaluated.
   """
   return update_average(average, params, ema_decay(step, decay))
