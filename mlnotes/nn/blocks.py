@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mlnotes.engine.errors import nearest
+from mlnotes.engine.experiment import root_key
 from mlnotes.nn.cbam import CBAM
 from mlnotes.nn.densenet import DenseBlock
 from mlnotes.nn.inception import InceptionBlock
@@ -146,7 +147,7 @@ def possible_widths(block: str) -> tuple[int, int]:
 def count_parameters(network: nn.Module, image_shape: Sequence[int]) -> int:
   """Numbers in the collection "params" for images of shape (height, width, channels); nothing is computed."""
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  variables = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), image)
+  variables = jax.eval_shape(partial(network.init, train=False), root_key(0), image)
   return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 

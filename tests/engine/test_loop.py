@@ -229,7 +229,7 @@ def assert_one_sentence(done, *words):
 
 
 def test_unknown_flag_gets_a_suggestion(launch):
-  assert_one_sentence(launch("--stpes=3"), "stpes", "did you mean steps?")
+  assert_one_sentence(launch("--stpes=3"), "stpes", "did you mean --steps?")
 
 
 @pytest.mark.parametrize(
