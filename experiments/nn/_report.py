@@ -22,6 +22,7 @@ _BINS = 15
 # Of more classes the most confused ones are drawn.
 _MOST_CLASSES = 20
 _MOST_MISTAKES = 24
+_DRAWN = ("image", "seen")
 # A turn counts as recovered within so many degrees.
 NEAR_DEGREES = 10.0
 
@@ -30,17 +31,17 @@ class Judged(NamedTuple):
   """A split as the network judges it: logits, and what it was judged on.
 
   `degrees` is what each image was turned by, `theta` and `upright_theta` the transforms that the network chose for it
-  and for the image as it was before, (N, 2, 3); None where it has no spatial transformer.
+  and for the image as it was before, (N, 2, 3); None where it has no spatial transformer. `look` gives what is drawn of
+  some rows, (M, H, W, C) on [0, 1]: "image", as the network saw it, and "seen", what a transformer made of it.
   """
 
   index: Int[np.ndarray, " N"]
   logits: Float[np.ndarray, "N K"]
   label: Int[np.ndarray, " N"]
-  image: Float[np.ndarray, "N H W C"]  # on [0, 1], as the network saw it
   degrees: Float[np.ndarray, " N"]
   theta: Float[np.ndarray, "N 2 3"] | None
   upright_theta: Float[np.ndarray, "N 2 3"] | None
-  seen: Float[np.ndarray, "N H W C"] | None  # what the transformer made of it
+  look: Callable[[Int[np.ndarray, " M"]], dict[str, np.ndarray]]
 
   @property
   def predicted(self) -> Int[np.ndarray, " N"]:
@@ -59,15 +60,23 @@ class Judged(NamedTuple):
 def judge(predict: Callable, variables: Any, split: Split, most: int = 0) -> Judged:
   """`predict(variables, batch)` over a split, in chunks of one size; of at most `most` examples, 0: all."""
   index = fixed_subset(len(split), min(most or len(split), len(split)))
-  rows = []
-  for start in range(0, len(index), _CHUNK):
-    # The last chunk is filled up with copies, so that there is one compilation.
-    here = index[np.minimum(np.arange(start, start + _CHUNK), len(index) - 1)].astype(np.int32)
-    batch = split.read(here)
-    out = jax.device_get(predict(variables, {**batch, "index": jnp.asarray(here)}))
-    rows.append({"index": here, "label": batch["label"], **out})
-  joined = {name: np.concatenate([row[name] for row in rows])[: len(index)] for name in rows[0]}
-  return Judged(**{"theta": None, "upright_theta": None, "seen": None, **joined})
+
+  def over(index: np.ndarray, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    rows = []
+    for start in range(0, len(index), _CHUNK):
+      # The last chunk is filled up with copies, so that there is one compilation.
+      here = index[np.minimum(np.arange(start, start + _CHUNK), len(index) - 1)].astype(np.int32)
+      batch = split.read(here)
+      out = predict(variables, {**batch, "index": jnp.asarray(here)})
+      rows.append(jax.device_get({name: value for name, value in out.items() if wanted(name)}))
+      rows[-1] |= {"index": here, "label": batch["label"]}
+    return {name: np.concatenate([row[name] for row in rows])[: len(index)] for name in rows[0]}
+
+  # The images of a whole split would not fit into memory: those that are drawn are looked at again.
+  found = over(index, lambda name: name not in _DRAWN)
+  return Judged(
+    **{"theta": None, "upright_theta": None, **found}, look=lambda rows: over(index[rows], _DRAWN.__contains__)
+  )
 
 
 def measure(judged: Judged) -> dict[str, float]:
@@ -131,7 +140,7 @@ def write_report(predict: Callable, variables: Any, data: DataSet, config: Any, 
   draw_confusion(test, data, directory / "confusion.png")
   draw_calibration({"test": test, "training": train}, directory / "calibration.png")
   draw_mistakes(test, data, directory / "misclassified.png")
-  if test.seen is not None:
+  if test.theta is not None:
     draw_transformed(test, directory / "transformed.png")
   return figures
 
@@ -206,14 +215,15 @@ def draw_mistakes(judged: Judged, data: DataSet, path: Path) -> None:
   """Test images that were taken for another class, the surest mistake first."""
   wrong = np.flatnonzero(judged.predicted != judged.label)
   order = wrong[np.argsort(-judged.confidence[wrong], kind="stable")][:_MOST_MISTAKES]
+  images = judged.look(order)["image"] if len(order) else ()
   columns = min(8, max(len(order), 4))
   rows = max(1, -(-len(order) // columns))
   figure, axes = new_figure(rows, columns, width=1.15 * columns, height=1.4 * rows + 0.5)
   for axis in axes.flat:
     axis.axis("off")
-  for axis, i in zip(axes.flat, order):
+  for axis, i, image in zip(axes.flat, order, images):
     axis.axis("on")
-    show_images(axis, judged.image[i][None], 1)
+    show_images(axis, image[None], 1)
     truth, answer = (as_text(data.class_names[label]) for label in (judged.label[i], judged.predicted[i]))
     axis.set_title(f"{truth}, not {answer}\n{judged.confidence[i]:.0%} sure", fontsize=8)
   which = "all" if len(order) == len(wrong) else f"the {len(order)} surest"
@@ -227,14 +237,15 @@ def draw_transformed(judged: Judged, path: Path, columns: int = 12) -> None:
   """Test images as they come in, and what the spatial transformer makes of them for the network behind it."""
   first = [np.flatnonzero(judged.label == label)[:2] for label in np.unique(judged.label)]
   order = np.concatenate(first)[:24]
+  pictures = judged.look(order)
   rows = -(-len(order) // columns)
   figure, axes = new_figure(2 * rows, 1, width=9.0, height=1.75 * rows + 0.6)
   for row in range(rows):
-    some = order[row * columns : (row + 1) * columns]
-    for axis, images, name in ((axes[2 * row, 0], judged.image, "image"), (axes[2 * row + 1, 0], judged.seen, "after")):
-      height, width = images.shape[1:3]
-      blank = np.ones((columns - len(some), height, width, images.shape[-1]))
-      show_images(axis, np.concatenate([np.clip(images[some], 0, 1), blank]), columns)
+    some = slice(row * columns, (row + 1) * columns)
+    for axis, kind, name in ((axes[2 * row, 0], "image", "image"), (axes[2 * row + 1, 0], "seen", "after")):
+      images = np.clip(pictures[kind][some], 0, 1)
+      blank = np.ones((columns - len(images), *images.shape[1:]))
+      show_images(axis, np.concatenate([images, blank]), columns)
       axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
   figure.suptitle("what the spatial transformer makes of test images", fontsize=10)
   save_figure(figure, path)

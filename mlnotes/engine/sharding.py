@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -60,6 +60,18 @@ def fsdp_spec(shape: tuple[int, ...], count: int, first_axis: int = 0) -> Partit
     return PartitionSpec()
   axis = max(divisible, key=lambda axis: shape[axis])
   return PartitionSpec(*(None for _ in range(axis)), "fsdp")
+
+
+def one_by_one_on_cpu(f: Callable[..., Any]) -> Callable[..., Any]:
+  """`f`, whose `jax.vmap` on the CPU computes one row after the other: for `jnp.linalg.solve`, `svd` and the like.
+
+  jaxlib's kernel for many matrices shares them among XLA's threads and waits for these in one of them. With as many
+  devices as there are threads all may wait at once, for good. For one matrix it does not share. Other platforms keep
+  their kernels for many. Has no derivative in reverse.
+  """
+  # Of `f` itself it would trace defaults, such as whether svd is to give vectors.
+  in_turn = jax.custom_batching.sequential_vmap(lambda *args: f(*args))
+  return lambda *args: jax.lax.platform_dependent(*args, cpu=in_turn, default=f)
 
 
 def place(tree: Any, sharding: Sharding) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from mlnotes.engine.sharding import one_by_one_on_cpu
 from mlnotes.meta.quadratic import Quadratic, quadratic_loss, sample_quadratic
 from mlnotes.optim.testbed import Classifier
 
@@ -35,7 +36,7 @@ def make_quadratics(size: int = 10, condition: float = 0.0) -> Optimizee:
     problem = sample_quadratic(key, size)
     if not condition:
       return problem
-    left, values, right = jnp.linalg.svd(problem.matrix)
+    left, values, right = one_by_one_on_cpu(jnp.linalg.svd)(problem.matrix)
     spectrum = values[0] * condition ** (-0.5 * jnp.linspace(0, 1, size))
     return Quadratic((left * spectrum[None]) @ right, problem.target)
 

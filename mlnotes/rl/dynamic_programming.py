@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mlnotes.engine.sharding import one_by_one_on_cpu
 from mlnotes.rl.table import Dynamics, Table
 
 
@@ -76,7 +77,7 @@ def evaluate_policy(
   With `discount` 1 this is defined only where the policy ends every episode from every state.
   """
   transitions, reward = compute_policy_model(dynamics, policy)
-  return jnp.linalg.solve(jnp.eye(len(reward)) - discount * transitions, reward)
+  return one_by_one_on_cpu(jnp.linalg.solve)(jnp.eye(len(reward)) - discount * transitions, reward)
 
 
 def evaluate_policy_iteratively(

@@ -14,7 +14,7 @@ from mlnotes.engine.checkpoint import Checkpoints
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import Experiment, masked_mean, stream_key
 from mlnotes.engine.program import Program, window_means
-from mlnotes.engine.sharding import fsdp_spec, make_mesh
+from mlnotes.engine.sharding import fsdp_spec, make_mesh, one_by_one_on_cpu
 
 
 @pytest.mark.parametrize(
@@ -114,3 +114,17 @@ def test_sharded_parameters_take_less_memory_and_change_no_number(seeds, tmp_pat
 def test_a_group_that_does_not_divide_the_devices_is_refused(fsdp):
   with pytest.raises(InputError, match=f"--fsdp={fsdp} .* a divisor of the 8 devices"):
     make_mesh(0, fsdp)
+
+
+def test_matrices_of_a_cpu_are_solved_one_by_one():
+  """LAPACK's kernel for many of them waits in the threads that it needs: two devices then wait for good."""
+  matrix, vector = np.eye(3) * np.arange(1.0, 5)[:, None, None], np.ones((4, 3))
+  solve = one_by_one_on_cpu(jnp.linalg.solve)
+  expected = np.linalg.solve(matrix, vector[..., None])[..., 0]
+  np.testing.assert_allclose(jax.jit(jax.vmap(solve))(matrix, vector), expected, rtol=1e-6)
+  batch_axes = lambda f: {
+    line.partition('num_batch_dims = "')[2][0]
+    for line in jax.jit(jax.vmap(f)).lower(matrix, vector).as_text().splitlines()
+    if "num_batch_dims" in line
+  }
+  assert batch_axes(solve) == {"0"} and "1" in batch_axes(jnp.linalg.solve)

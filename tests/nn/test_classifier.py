@@ -287,10 +287,9 @@ def test_a_transformer_learns_at_its_own_rate(monkeypatch):
 
 def as_judged(logits, label, degrees=None, **more):
   count = len(label)
-  image = np.zeros((count, 4, 4, 1))
   degrees = np.zeros(count) if degrees is None else degrees
-  fields = dict(theta=None, upright_theta=None, seen=None)
-  return _report.Judged(np.arange(count), np.asarray(logits), np.asarray(label), image, degrees, **{**fields, **more})
+  fields = dict(theta=None, upright_theta=None, look=lambda rows: {"image": np.zeros((len(rows), 4, 4, 1))})
+  return _report.Judged(np.arange(count), np.asarray(logits), np.asarray(label), degrees, **{**fields, **more})
 
 
 def rotation(degrees):
@@ -354,6 +353,17 @@ def test_figures_of_both_splits_and_the_pictures(tmp_path, capsys):
     assert float(cells[2]) == pytest.approx(100 * hits / counts[label], abs=0.1)
     assert cells[3] == f"{'abc'[(label + 1) % 3]} ({counts[label] - hits})"
   assert rows[3].startswith("| all | 10 | 10.0 |")
+
+
+def test_images_are_looked_at_again_where_they_are_drawn():
+  """A whole split of them would not fit into memory."""
+  predict = lambda variables, batch: {
+    "logits": np.eye(3)[batch["label"]], "image": batch["image"] / 16, "degrees": np.asarray(batch["index"], float)
+  }  # fmt: skip
+  judged = _report.judge(predict, None, DATA.test)
+  assert not any(np.shape(value)[1:] == (4, 4, 1) for value in judged)
+  np.testing.assert_array_equal(judged.degrees, np.arange(10))
+  np.testing.assert_array_equal(judged.look(np.array([7, 2]))["image"], DATA.test.image[[7, 2]] / 16)
 
 
 def test_the_surest_mistakes_are_drawn_and_no_mistake_is_a_picture_too(tmp_path, monkeypatch):
