@@ -3,6 +3,7 @@
 from mlnotes.data.arrays import make_array_feeds
 from mlnotes.data.audio import Audio, load_audio, read_wav
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit
+from mlnotes.data.drawn import make_drawn_eval, make_drawn_feed
 from mlnotes.data.feed import (
   EMPTY_FEED,
   EvalBatches,
@@ -57,6 +58,8 @@ __all__ = [
   "load_table",
   "load_tokenizer",
   "make_array_feeds",
+  "make_drawn_eval",
+  "make_drawn_feed",
   "make_eval_batches",
   "make_graph",
   "make_graph_feeds",

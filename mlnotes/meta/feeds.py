@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from mlnotes.data import EvalBatches, ResidentFeed
-from mlnotes.engine.experiment import example_keys, root_key, stream_key
+from mlnotes.data.drawn import make_drawn_eval, make_drawn_feed
 from mlnotes.meta.task import Task
 
 # (key, arrays) -> one task. `arrays` is what tasks are drawn from, () where they are made from nothing.
@@ -17,25 +15,12 @@ SampleTask: TypeAlias = Callable[[Key[Array, ""], Any], Task]
 
 def make_task_feed(sample: SampleTask, arrays: Any, batch_size: int) -> ResidentFeed:
   """`batch_size` new tasks for every update: a Task with that leading axis."""
-
-  def draw(arrays, key, step):
-    keys = jax.random.split(stream_key(key, "tasks", step), batch_size)
-    return jax.vmap(lambda key: sample(key, arrays))(keys)
-
-  return ResidentFeed(arrays, draw)
+  return make_drawn_feed(sample, arrays, batch_size, "tasks")
 
 
 def make_frozen_tasks(sample: SampleTask, arrays: Any, seed: int, count: int, batch_size: int) -> EvalBatches:
-  """`count` tasks that `seed` alone determines: number i has the key fold_in(key(seed), i), whatever `batch_size`.
+  """`count` tasks that `seed` alone determines, whatever `batch_size`: see `make_drawn_eval`.
 
-  A batch is {"task": Task with leading axis B, "index", "mask"}: the tasks' numbers, and 1 where there is one, 0 for
-  the copies of the last one that fill up the last batch.
+  A batch is {"task": Task with leading axis B, "index", "mask"}.
   """
-
-  def draw(arrays, i):
-    number = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-    index = jnp.minimum(number, count - 1)
-    task = jax.vmap(lambda key: sample(key, arrays))(example_keys(root_key(seed), index))
-    return {"task": task, "index": index, "mask": (number < count).astype(jnp.float32)}
-
-  return EvalBatches(arrays, draw, -(-count // batch_size))
+  return make_drawn_eval(lambda key, arrays: {"task": sample(key, arrays)}, arrays, seed, count, batch_size)

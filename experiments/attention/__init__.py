@@ -1,0 +1,1 @@
+"""Attention, positions, the Transformer and experts (notes: 注意力)."""

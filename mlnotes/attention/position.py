@@ -1,0 +1,78 @@
+"""Where a token stands: added to its features, turned into its queries and keys, or added to the scores."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+RotaryForm = Literal["halves", "interleaved"]
+
+
+def sinusoidal_positions(
+  positions: Int[Array, "*T"], width: int, base: float = 10000.0, interleaved: bool = True
+) -> Float[Array, "*T D"]:
+  """sin and cos of each position at wavelengths from 2 pi to `base` 2 pi. Vaswani et al. 2017, sec. 3.5.
+
+    PE(p, 2i) = sin(p / base^(2i / D)),    PE(p, 2i + 1) = cos(p / base^(2i / D))
+
+  `interleaved=False` has all sines first, then all cosines, as tensor2tensor: a permutation of the features.
+  Raises ValueError for an odd width.
+  """
+  angle = _angles(positions, width, base)
+  parts = (jnp.sin(angle), jnp.cos(angle))
+  return jnp.stack(parts, -1).reshape(*positions.shape, width) if interleaved else jnp.concatenate(parts, -1)
+
+
+def apply_rotary(
+  x: Float[Array, "B T N H"], positions: Int[Array, "#B T"], base: float = 10000.0, form: RotaryForm = "halves"
+) -> Float[Array, "B T N H"]:
+  """Turns each pair of features by an angle that grows with the position. Su et al. 2021, eq. 34.
+
+  Of queries and of keys, not of values: their product then depends on the difference of positions alone. The pair is
+  (i, i + H / 2) in `halves` (GPT-NeoX, Hugging Face), (2i, 2i + 1) where `interleaved` (the paper, GPT-J); the two are
+  the same up to a permutation of the features. Angles are float32 whatever x is.
+  Raises ValueError for an odd number of features.
+  """
+  angle = _angles(positions, x.shape[-1], base)[:, :, None, :]
+  sin, cos = jnp.sin(angle), jnp.cos(angle)
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  if form == "halves":
+    first, second = jnp.split(wide, 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+  else:
+    first, second = wide[..., ::2], wide[..., 1::2]
+    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], -1).reshape(x.shape)
+  return turned.astype(x.dtype)
+
+
+def _angles(positions: Int[Array, "*T"], width: int, base: float) -> Float[Array, "*T D"]:
+  if width % 2:
+    raise ValueError(f"{width} features cannot be taken in pairs: expected an even number")
+  # In float64 on the host: powers of the base in float32 are wrong from the sixth digit on, and so are far positions.
+  frequency = (base ** -(np.arange(0, width, 2, dtype=np.float64) / width)).astype(np.float32)
+  return positions.astype(jnp.float32)[..., None] * frequency.reshape((1,) * positions.ndim + (-1,))
+
+
+def alibi_slopes(heads: int) -> Float[np.ndarray, " N"]:
+  """2^(-8 h / N) for h = 1 ... N. Press et al. 2022, sec. 3.
+
+  Where N is no power of two: the slopes of the power below it, then every other one of twice as many heads, as the
+  authors' code has it.
+  """
+  below = 2 ** math.floor(math.log2(heads))
+  slopes = lambda count: 2.0 ** (-8 * np.arange(1, count + 1) / count)
+  return np.concatenate([slopes(below), slopes(2 * below)[::2][: heads - below]]).astype(np.float32)
+
+
+def make_alibi(heads: int) -> Callable[[Array, Array], Float[Array, "B N T S"]]:
+  """The bias -slope |i - j| of each head, as a function of positions. Press et al. 2022, sec. 3."""
+  slopes = alibi_slopes(heads)
+
+  def bias(queries: Int[Array, "B *T"], keys: Int[Array, "B *S"]) -> Float[Array, "B N ..."]:
+    distance = jnp.abs(queries[..., :, None] - keys[..., None, :]).astype(jnp.float32)
+    return -slopes.reshape(1, -1, *(1,) * (distance.ndim - 1)) * distance[:, None]
+
+  return bias

@@ -1,0 +1,136 @@
+"""Attention within buckets of a locality-sensitive hash. Kitaev et al. 2020."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads
+from mlnotes.attention.local import require_self, with_neighbours
+from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
+
+# A token's own score: below every other one, so that it counts only where nothing else is seen. Sec. 2.
+ITSELF = -1e5
+
+
+def hash_tokens(key: Key[Array, ""], x: Float[Array, "B T N H"], buckets: int, rounds: int) -> Int[Array, "R B N T"]:
+  """argmax([x R; -x R]) for a random R of each round: alike directions share buckets. Sec. 2.
+
+  Raises ValueError where `buckets` is neither 1 nor even.
+  """
+  if buckets != 1 and buckets % 2:
+    raise ValueError(f"buckets is {buckets}, expected 1 or an even number")
+  if buckets == 1:
+    return jnp.zeros((rounds, x.shape[0], x.shape[2], x.shape[1]), jnp.int32)
+  rotation = jax.random.normal(key, (rounds, x.shape[-1], buckets // 2), x.dtype)
+  turned = jnp.einsum("btnh,rhf->rbntf", x, rotation)
+  return jnp.argmax(jnp.concatenate([turned, -turned], -1), -1)
+
+
+def lsh_attention(
+  query: Float[Array, "B T N H"],
+  value: Float[Array, "B T N D"],
+  buckets: Int[Array, "R B N T"],
+  mask: Mask = EVERYTHING,
+  *,
+  chunk: int,
+) -> Float[Array, "B T N D"]:
+  """Queries that are their own keys, of unit norm, see each other where a round has them in a bucket and in reach.
+
+  Tokens are sorted by (bucket, position) and cut into chunks; each chunk reaches itself and the one before. What
+  several rounds show counts once: the result is the softmax over all pairs that some round allows, and where a token
+  sees nothing else it sees itself. Eq. 2-6, the rounds combined by their log-sum-exp. Padding is sorted behind
+  everything.
+  """
+  rounds, batch, heads, length = buckets.shape
+  tokens, _ = mask.tokens(batch, length, length)
+  chunk = min(chunk, length)
+  pad = -length % chunk
+  last = jnp.iinfo(jnp.int32).max
+  buckets = jnp.where(tokens.real[None, :, None], buckets, last)
+  buckets = jnp.pad(buckets, [(0, 0), (0, 0), (0, 0), (0, pad)], constant_values=last)
+  buckets = buckets.reshape(rounds, batch * heads, -1)
+  order = jnp.argsort(buckets, axis=-1, stable=True)
+  chunks = jnp.argsort(order, axis=-1) // chunk
+
+  def rows(x: Array) -> Array:
+    x = jnp.pad(x, [(0, 0), (0, pad), (0, 0), (0, 0)])
+    return jnp.moveaxis(x, 2, 1).reshape(batch * heads, -1, x.shape[-1])
+
+  everyone = Tokens(*(jnp.repeat(jnp.pad(x, [(0, 0), (0, pad)]), heads, axis=0) for x in tokens))
+  q, v = rows(query), rows(value)
+  key = q * jax.lax.rsqrt(jnp.sum(q * q, -1, keepdims=True) + 1e-12)
+  of_round = lambda x: _attend_in_round(q, key, v, *x, buckets, chunks, everyone, mask, chunk)
+  # One round after the other, scores made again for the gradient: memory of one.
+  out, log_sum = jax.lax.map(jax.checkpoint(of_round), (order, buckets))
+  out = jnp.sum(out * jax.nn.softmax(log_sum, axis=0)[..., None].astype(out.dtype), 0)[:, :length]
+  return jnp.moveaxis(out.reshape(batch, heads, length, -1), 1, 2)
+
+
+def _attend_in_round(q, key, v, order, bucket, all_buckets, all_chunks, tokens: Tokens, mask: Mask, chunk: int):
+  """(output, log of the sum of the weights) of each token in one round, in the order of the tokens."""
+  rows, length = order.shape
+  like = lambda x: order.reshape(*order.shape, *(1,) * (x.ndim - 2))
+  cut = lambda x: jnp.take_along_axis(x, like(x), axis=1).reshape(rows, -1, chunk, *x.shape[2:])
+  near = lambda x: with_neighbours(cut(x), 1, 0)
+  pairs = lambda x: (cut(x)[..., :, None], near(x)[..., None, :])
+
+  scores = jnp.einsum("gmwh,gmvh->gmwv", cut(q), near(key), preferred_element_type=jnp.float32)
+  scores = scores / jnp.sqrt(jnp.float32(q.shape[-1]))
+  index, other = pairs(jnp.broadcast_to(jnp.arange(length)[None], order.shape))
+  mine, theirs = pairs(bucket)
+  # Before the first chunk there is none: what stands there are zeros.
+  first = (jnp.arange(length // chunk)[:, None] == 0) & (jnp.arange(2 * chunk)[None, :] < chunk)
+  seen = mask.pairs(Tokens(*map(cut, tokens)), Tokens(*map(near, tokens))) & (mine == theirs) & ~first[None, :, None, :]
+
+  met = jnp.zeros(scores.shape, jnp.int32)
+  for buckets, chunks in zip(all_buckets, all_chunks):
+    (a, b), (c, d) = pairs(buckets), pairs(chunks)
+    met += (a == b) & ((c == d) | (c == d + 1))
+  scores = jnp.where(index == other, ITSELF, scores) - jnp.log(jnp.maximum(met, 1).astype(jnp.float32))
+  scores = jnp.where(seen, scores, NOT_SEEN)
+  top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
+  powers = jnp.where(seen, jnp.exp(scores - top), 0)
+  total = jnp.sum(powers, -1, keepdims=True)
+  out = jnp.einsum("gmwv,gmvd->gmwd", (powers / jnp.where(total == 0, 1, total)).astype(v.dtype), near(v))
+  log_sum = (top + jnp.log(jnp.where(total == 0, 1, total)))[..., 0]
+  back = jnp.argsort(order, axis=-1)
+  restored = jnp.take_along_axis(out.reshape(rows, length, -1), back[..., None], axis=1)
+  return restored, jnp.take_along_axis(log_sum.reshape(rows, length), back, axis=1)
+
+
+class ReformerAttention(nn.Module):
+  """`lsh_attention` with hashes of the queries: what is given as keys is not used.
+
+  Buckets hold half a chunk in the mean: 2 T / `chunk` of them, rounded to an even number. Rotations come from
+  `seed`; in training with rngs={"hash": key} new ones are drawn with each call.
+  Raises ValueError for a bias, or for another number of keys than of queries.
+  """
+
+  chunk: int = 16
+  rounds: int = 2
+  buckets: int | None = None
+  seed: int = 0
+
+  @nn.compact
+  def __call__(
+    self,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Mask = EVERYTHING,
+    bias: Bias | None = None,
+    train: bool = False,
+  ) -> Float[Array, "B T N D"]:
+    require_heads(query, key, value)
+    require_self("Reformer", query, key)
+    if bias is not None:
+      raise ValueError("Reformer attention takes no bias")
+    redraw = train and self.has_rng("hash")
+    rng = self.make_rng("hash") if redraw else jax.random.key(self.seed, impl="threefry2x32")
+    buckets = self.buckets or max(2, 2 * (query.shape[1] // self.chunk))
+    found = hash_tokens(rng, jax.lax.stop_gradient(query), buckets, self.rounds)
+    value = repeat_heads(value, query.shape[2])
+    return lsh_attention(query, value, found, mask, chunk=self.chunk)
