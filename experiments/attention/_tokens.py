@@ -113,7 +113,7 @@ class Model(NamedTuple):
 
 
 def build_model(config: TokenConfig, task: Task, length: int = 0) -> TokenModel:
-  """The model of the flags, for sequences of up to `length` tokens. Raises InputError for what does not fit the task."""
+  """The model of the flags, for up to `length` tokens. Raises InputError for what does not fit the task."""
   kind = KINDS[config.kind]
   if task.causal and not kind.causal:
     raise InputError(f"--kind={config.kind} has no causal form, which --task={config.task} asks for.")

@@ -55,7 +55,8 @@ class CompressedAttention(nn.Module):
 
   With kernels as long as the stride, each compressed key stands for `stride` places; a causal query sees it once all of
   these are at its position or before, so that the first ones see nothing. Padding is zeroed before. Fewer queries than
-  keys go by their positions. Raises ValueError for a window, segments or a bias.
+  keys go by their positions. Values of another width than the keys, such as the unit vectors of `compute_weights`, are
+  averaged in place of convolved. Raises ValueError for a window, segments or a bias.
   """
 
   stride: int = 3
@@ -74,13 +75,14 @@ class CompressedAttention(nn.Module):
     if mask.window is not None or mask.key_segments is not None or bias is not None:
       raise ValueError("attention to compressed keys takes no window, segments or bias")
     ask, offer = mask.tokens(batch, queries, keys)
-    short = -keys % self.stride
+    short, width = -keys % self.stride, key.shape[-1]
 
     def compress(name: str, x: Array) -> Array:
-      width = x.shape[-1]
-      kernel = self.param(name, nn.initializers.lecun_normal(), (self.stride, width, width)).astype(x.dtype)
       x = jnp.pad(jnp.where(offer.real[..., None, None], x, 0), [(0, 0), (0, short), (0, 0), (0, 0)])
       parts = x.reshape(batch, -1, self.stride, *x.shape[2:])
+      if x.shape[-1] != width:
+        return jnp.mean(parts, 2)
+      kernel = self.param(name, nn.initializers.lecun_normal(), (self.stride, width, width)).astype(x.dtype)
       return jnp.einsum("bmskh,shd->bmkd", parts, kernel)
 
     grouped = lambda x, fill: jnp.pad(x, [(0, 0), (0, short)], constant_values=fill).reshape(batch, -1, self.stride)

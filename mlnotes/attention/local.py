@@ -160,7 +160,7 @@ def global_attention(
   if queries != keys:
     is_global = (ask.position < tokens)[:, :, None] | first[:, None, :]
     seen = mask.pairs(ask, offer) | (everywhere.pairs(ask, offer) & is_global)
-    return attend_densely(scaled_scores(query, key, bias_matrix(bias, ask, offer)), seen[:, None], value)
+    return attend_where(query, key, value, seen[:, None], bias_matrix(bias, ask, offer))
   cut = lambda x: split_blocks(x, mask.window)
   near = lambda x: with_neighbours(cut(x), 1, 0 if mask.causal else 1)
   blocks = cut(query).shape[1]

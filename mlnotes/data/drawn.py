@@ -27,8 +27,8 @@ def make_drawn_feed(draw_one: DrawExample, arrays: Any, batch_size: int, name: s
 def make_drawn_eval(draw_one: DrawExample, arrays: Any, seed: int, count: int, batch_size: int) -> EvalBatches:
   """`count` examples that `seed` alone determines: number i has the key fold_in(key(seed), i), whatever `batch_size`.
 
-  `draw_one` gives a dict. To a batch of them `index` is added, the examples' numbers, and `mask`: 1 where there is one, 0
-  for the copies of the last one that fill up the last batch.
+  `draw_one` gives a dict. To a batch of them `index` is added, the examples' numbers, and `mask`: 1 where there is
+  one, 0 for the copies of the last one that fill up the last batch.
   """
 
   def draw(arrays, i):
