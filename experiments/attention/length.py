@@ -49,12 +49,13 @@ class Config(TextConfig):
 
   length: int = 64
   stride: int = 1
+  batch_size: int = 16
   workdir: str = field("", "directory of picture, table and figures; empty: runs/attention.length-<dataset>", free=True)
   positions: tuple[str, ...] = field(tuple(TITLES), f"kinds of position: {', '.join(TITLES)}")
   lengths: tuple[int, ...] = field((64, 128, 256, 512, 1024), "tokens of the windows that are judged, --length or more")
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(4, "runs of each kind")
-  steps: int = field(1500, "updates of each run, by Adam at a rate that is warmed up and lowered to 0 by a cosine")
+  steps: int = field(1000, "updates of each run, by Adam at a rate that is warmed up and lowered to 0 by a cosine")
   learning_rate: float = field(3e-3, "its largest value, > 0")
   depth: int = field(2, "layers")
   width: int = field(64, "features of a token")
