@@ -181,8 +181,7 @@ def draw(config: Config, found: dict[str, Losses], floors: dict[str, float], pat
       axis.fill_between(config.lengths, values.min(0), values.max(0), color=f"C{color}", alpha=0.2, linewidth=0)
     for (name, value), style in zip(floors.items(), (":", "--")):
       axis.axhline(value, color="0.5", linestyle=style, linewidth=1)
-      axis.text(config.lengths[-1], value, f"{name} frequencies", color="0.4", fontsize=8, ha="right", va="bottom",
-                bbox=dict(facecolor="white", edgecolor="none", alpha=0.7, pad=1))  # fmt: skip
+      axis.text(1.01, value, name, color="0.4", fontsize=8, va="center", transform=axis.get_yaxis_transform())
     axis.axvline(config.length, color="0.7", linewidth=1)
     axis.set(xscale="log", xlabel="tokens of the test window", ylabel="nats per token")
     axis.set_xticks(config.lengths, [str(length) for length in config.lengths])

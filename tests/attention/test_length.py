@@ -117,7 +117,7 @@ def test_floors_are_frequencies_counted_by_hand():
 
 def make_losses(first=1.0):
   whole = np.array([[first, 2.0], [first + 1, 2.5]])
-  return length.Losses(whole, whole + np.array([[0.0, 0.5]]))
+  return length.Losses(whole, whole + np.array([[0.25, 0.5]]))
 
 
 def test_figures_and_table_have_every_length():
@@ -125,10 +125,10 @@ def test_figures_and_table_have_every_length():
   figures, rows = length.gather(configure(seeds=2), {"alibi": make_losses(), "none": make_losses(1.5)}, floors)
   np.testing.assert_allclose(figures["alibi_6/loss"], [2, 2.5])
   np.testing.assert_allclose(figures["alibi_6/last"], [2.5, 3])
-  np.testing.assert_allclose(figures["alibi/growth"], [1.5, 1.0])
+  np.testing.assert_allclose(figures["alibi/growth"], [1.25, 0.75])
   np.testing.assert_allclose(figures["none_4/loss"], [1.5, 2.5])
   assert figures["bigram"] == 2.5 and len(figures) == 2 + 2 * 5
-  assert rows[2].startswith("| ALiBi | 1.5 ± 0.71 | 2.75 ± 0.35 | 1.2") and "| bigram frequencies | 2.5 |" in rows[-1]
+  assert rows[2].startswith("| ALiBi | 1.75 ± 0.71 | 2.75 ± 0.35 | 1 ") and "| bigram frequencies | 2.5 |" in rows[-1]
   assert len({row.count("|") for row in rows}) == 1
 
 
