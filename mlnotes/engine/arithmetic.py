@@ -32,7 +32,7 @@ class Work(NamedTuple):
   matrix_flops: float = 0.0
   exact: bool = True
 
-  def plus(self, other: "Work", times: float = 1) -> "Work":
+  def plus(self, other: "Work", times: float | int = 1) -> "Work":
     return Work(
       self.flops + times * other.flops, self.matrix_flops + times * other.matrix_flops, self.exact and other.exact
     )
