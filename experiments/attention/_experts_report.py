@@ -65,4 +65,5 @@ def draw_experts(choices: Int[np.ndarray, "N T k"], words: Sequence[str], expert
       axis.set_xticks(range(experts), [str(i + 1) for i in range(experts)], fontsize=8)
   for axis in axes[-1]:
     axis.set_xlabel("expert")
+  figure.suptitle("what the experts of each layer are given of the test text", fontsize=11)
   save_figure(figure, path)

@@ -10,6 +10,7 @@ positions. Writes experts.png: the load of each expert, and which characters it 
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.attention._floors import ngram_floors
 from mlnotes.attention import Mask, MixtureOfExperts, TokenModel, Transformer, route
 from mlnotes.attention.experts import RouterForm
-from mlnotes.data import Feeds
+from mlnotes.data import Feeds, fixed_subset
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, masked_mean, stream_key
@@ -91,6 +92,10 @@ class Config(TextConfig, OptimConfig, LoopConfig):
     return idle
 
 
+# Of the training text a fixed subset of so many windows is judged.
+_MOST_TRAIN = 256
+
+
 class State(NamedTuple):
   step: Int[Array, ""]
   key: Key[Array, ""]
@@ -110,10 +115,26 @@ class Model(NamedTuple):
 
   def routers(self, tokens: Int[Array, "B T"]) -> Float[Array, "N B T E"]:
     """The router's logits in each layer."""
-    keep = {"capture_intermediates": lambda module, _: module.name == "router", "mutable": ["intermediates"]}
-    _, found = self.module.apply({"params": self.params}, tokens, Mask.of_self(causal=True), **keep)
-    logits = of_layers(found, "router")
-    return logits.reshape(len(logits), *tokens.shape, -1)
+    return _routers(self.module, self.params, tokens)
+
+  def choices(self, tokens: Int[np.ndarray, "B T"], config: Config) -> Int[np.ndarray, "N S k"]:
+    """The experts that all tokens, one after the other, go to in each layer, whether these have room or not."""
+    found = []
+    for start in range(0, len(tokens), config.batch_size):
+      # The last batch is filled up with copies, so that there is one compilation.
+      rows = np.minimum(np.arange(start, start + config.batch_size), len(tokens) - 1)
+      logits = self.routers(jnp.asarray(tokens[rows]))
+      flat = logits.reshape(-1, logits.shape[-1])
+      found.append(route(flat, config.k, config.form).expert.reshape(len(logits), -1, config.k))
+    return np.concatenate(found, 1)[:, : tokens.size]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _routers(module, params, tokens):
+  keep = {"capture_intermediates": lambda part, _: part.name == "router", "mutable": ["intermediates"]}
+  _, found = module.apply({"params": params}, tokens, Mask.of_self(causal=True), **keep)
+  logits = of_layers(found, "router")
+  return logits.reshape(len(logits), *tokens.shape, -1)
 
 
 def of_layers(found: Any, name: str) -> Float[Array, "N ..."]:
@@ -191,17 +212,17 @@ def make(config: Config) -> Experiment:
   def report(state: State, directory: Path) -> dict[str, float]:
     from experiments.attention._experts_report import draw_experts, measure_choices
 
-    tokens = corpus.test.read(np.arange(len(corpus.test)))["tokens"][:, :-1]
-    logits = np.concatenate([
-      np.asarray(trained(state).routers(jnp.asarray(tokens[i : i + config.batch_size])))
-      for i in range(0, len(tokens), config.batch_size)
-    ], 1)  # fmt: skip
-    experts, layers = logits.shape[-1], logits.shape[0]
-    choices = np.asarray(route(jnp.asarray(logits.reshape(-1, experts)), config.k, config.form).expert)
-    choices = choices.reshape(layers, tokens.size, config.k)
-    words = [corpus.tokenizer.decode([i]) for i in range(corpus.vocab_size)]
-    draw_experts(choices, [words[i] for i in tokens.reshape(-1)], experts, directory / "experts.png")
-    return ngram_floors(corpus) | measure_choices(choices, experts)
+    size = min(len(corpus.train), _MOST_TRAIN)
+    splits = {"": np.arange(len(corpus.test)), "train_": fixed_subset(len(corpus.train), size)}
+    figures = ngram_floors(corpus)
+    for name, index in splits.items():
+      tokens = (corpus.train if name else corpus.test).read(index)["tokens"][:, :-1]
+      choices = trained(state).choices(tokens, config)
+      figures |= {name + figure: value for figure, value in measure_choices(choices, config.experts).items()}
+      if not name:
+        words = [corpus.tokenizer.decode([i]) for i in range(corpus.vocab_size)]
+        draw_experts(choices, [words[i] for i in tokens.reshape(-1)], config.experts, directory / "experts.png")
+    return figures
 
   return Experiment(init, step, evaluate, report, model=trained)
 

@@ -172,7 +172,7 @@ def draw(config: Config, found: dict[str, Losses], floors: dict[str, float], pat
   from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(1, 2, width=11.0, height=4.3)
-  top = 1.15 * floors["unigram"]
+  most = 1.5 * floors["unigram"]
   for axis, what in zip(axes[0], Losses._fields):
     for color, (position, losses) in enumerate(found.items()):
       values = np.nan_to_num(getattr(losses, what), nan=np.inf, posinf=1e3)
@@ -180,12 +180,13 @@ def draw(config: Config, found: dict[str, Losses], floors: dict[str, float], pat
       axis.fill_between(config.lengths, values.min(0), values.max(0), color=f"C{color}", alpha=0.2, linewidth=0)
     for (name, value), style in zip(floors.items(), (":", "--")):
       axis.axhline(value, color="0.5", linestyle=style, linewidth=1)
-      axis.text(config.lengths[-1], value, f"{name} frequencies", color="0.4", fontsize=8, ha="right", va="bottom")
+      axis.text(config.lengths[-1], value, f"{name} frequencies", color="0.4", fontsize=8, ha="right", va="bottom",
+                bbox=dict(facecolor="white", edgecolor="none", alpha=0.7, pad=1))  # fmt: skip
     axis.axvline(config.length, color="0.7", linewidth=1)
     axis.set(xscale="log", xlabel="tokens of the test window", ylabel="nats per token")
     axis.set_xticks(config.lengths, [str(length) for length in config.lengths])
     axis.minorticks_off()
-    axis.set_ylim(None, top)
+    axis.set_ylim(None, min(axis.get_ylim()[1], most))
   axes[0, 0].set_title("all tokens of the window", fontsize=10)
   axes[0, 1].set_title(f"its last {config.length}, the same for all lengths", fontsize=10)
   figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5, fontsize=9)

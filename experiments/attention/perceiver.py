@@ -9,6 +9,7 @@ Jaegle et al. 2021. Writes latents.png: where on the image each latent looks fir
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -115,13 +116,23 @@ class Model(NamedTuple):
   pixels: Pixels
 
   def __call__(self, images: Num[Array, "B H W C"]) -> Float[Array, "B K"]:
-    return self.network.apply({"params": self.params}, self.pixels(images)).astype(jnp.float32)
+    return _logits(self.network, self.params, self.pixels(images))
 
   def looks(self, images: Num[Array, "B H W C"]) -> Float[Array, "B N H W"]:
     """Where each of the N latents looks the first time; over the pixels these weights sum to 1."""
-    _, found = self.network.apply({"params": self.params}, self.pixels(images), mutable=["weights"])
-    (weights,) = found["weights"]["cross0"]["attention"]["weights"]
+    weights = _first_weights(self.network, self.params, self.pixels(images))
     return self.pixels.to_image(np.asarray(weights[:, 0], np.float32), images.shape[1:3])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(network, params, sequence):
+  return network.apply({"params": params}, sequence).astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _first_weights(network, params, sequence):
+  _, found = network.apply({"params": params}, sequence, mutable=["weights"])
+  return found["weights"]["cross0"]["attention"]["weights"][0]
 
 
 def make_pixels(config: Config, data: DataSet) -> Pixels:
@@ -199,7 +210,7 @@ def draw_looks(
   pictures = np.concatenate([images.mean(0)[None], images[shown]]) / (levels - 1)
   for row, (picture, maps) in enumerate(zip(pictures, [mean, *looks[shown]])):
     show_images(axes[row, 0], picture[None], 1)
-    axes[row, 0].set_ylabel("mean" if row == 0 else "one image", fontsize=8)
+    axes[row, 0].set_ylabel(f"mean of {len(images)}" if row == 0 else "one image", fontsize=8)
     for column, latent in enumerate(order, 1):
       axis = axes[row, column]
       axis.imshow(maps[latent], cmap="magma", vmin=0, vmax=maps[latent].max(), interpolation="nearest")
@@ -208,7 +219,9 @@ def draw_looks(
       if row == 0:
         axis.set_title(f"latent {latent + 1}", fontsize=8)
   axes[0, 0].set_title("images", fontsize=8)
-  figure.suptitle(f"where {len(order)} of {len(mean)} latents look first; each map on its own scale", fontsize=10)
+  figure.suptitle(
+    f"where {len(order)} of {len(mean)} latents look first, the brightest the most; each map by itself", fontsize=10
+  )
   save_figure(figure, path)
 
 
