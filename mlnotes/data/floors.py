@@ -1,11 +1,13 @@
-"""What needs no learning of features: the floors that the networks of this chapter are held against."""
+"""What needs no learning of features: the floors that classifiers of images are held against."""
 
 import functools
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from mlnotes.data import DataSet, Split, fixed_subset
+from mlnotes.data.dataset import DataSet
+from mlnotes.data.order import fixed_subset
+from mlnotes.data.split import Split
 
 # Of larger splits a fixed pseudo-random subset.
 MOST_TRAIN, MOST_TEST = 10_000, 2_000
