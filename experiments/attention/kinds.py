@@ -24,7 +24,7 @@ from mlnotes.engine.arithmetic import count_flops
 from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.layout import Layout, choose_layout
-from mlnotes.engine.study import each_seed, run_study
+from mlnotes.engine.study import compile_seeds, run_study
 from mlnotes.engine.summary import format_summary, over_seeds
 
 TASKS = ("recall", "sorting", "listops", "state")
@@ -112,8 +112,9 @@ def train_kind(config: recall.Config, seeds: range) -> Trained:
     )
     return jnp.sum(parts[0]) / jnp.sum(parts[1])
 
+  train = compile_seeds(once, seeds)
   started = time.perf_counter()
-  accuracy = each_seed(once, seeds)
+  accuracy = train()
   seconds = time.perf_counter() - started
   key = jax.random.key(0)
   state = jax.eval_shape(experiment.init, key, draw(key, 0))
