@@ -14,8 +14,8 @@ from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
 
 def ring_attention(
   query: Float[Array, "B T N H"],
-  key: Float[Array, "B T K H"],
-  value: Float[Array, "B T K D"],
+  key: Float[Array, "B S K H"],
+  value: Float[Array, "B S K D"],
   mask: Mask = EVERYTHING,
   bias: Bias | None = None,
   *,
