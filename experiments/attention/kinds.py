@@ -24,12 +24,13 @@ from mlnotes.engine.arithmetic import count_flops
 from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.layout import Layout, choose_layout
-from mlnotes.engine.study import each_seed, run_study
+from mlnotes.engine.study import compile_seeds, run_study
 from mlnotes.engine.summary import format_summary, over_seeds
 
 TASKS = ("recall", "sorting", "listops", "state")
-# Features of a head, in which a linear kind keeps what it has read: a matrix of that many rows and columns.
-_STATE_WIDTHS = (4, 8, 16, 32)
+# What they have read is in a matrix for each head, of as many rows and columns as a head has features.
+_LINEAR = ("linear", "performer")
+_STATE_HEADS = (16, 8, 4, 2, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,14 +42,14 @@ class Config(BaseConfig):
   kinds: tuple[str, ...] = field(tuple(KINDS), "which kinds")
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(5, "runs of each")
-  steps: int = field(1500, "updates of each run, by AdamW")
+  steps: int = field(1200, "updates of each run, by AdamW")
   learning_rate: float = field(3e-3, "its peak rate, > 0")
   batch_size: int = field(32, "sequences per update")
-  width: int = field(32, "features of a token")
+  width: int = field(64, "features of a token")
   heads: int = field(2, "heads")
   depth: int = field(2, "layers")
   window: int = field(8, "keys that local and global attention see; block of sinkhorn, chunk of reformer")
-  rank: int = field(16, "mixed keys of linformer, features of performer")
+  rank: int = field(32, "mixed keys of linformer, features of performer")
   test_sequences: int = field(512, "sequences of the evaluation")
 
   def __post_init__(self):
@@ -72,7 +73,7 @@ class Config(BaseConfig):
 def run_config(config: Config, task: str, kind: str, **more: Any) -> recall.Config:
   """The settings of one run. Raises InputError for what does not fit."""
   sizes = {
-    "recall": dict(pairs=8, queries=8, symbols=32),
+    "recall": dict(pairs=6, queries=6, symbols=16),
     "sorting": dict(length=24, symbols=16),
     "listops": dict(length=32),
   }[task]
@@ -81,7 +82,8 @@ def run_config(config: Config, task: str, kind: str, **more: Any) -> recall.Conf
     for name in ("steps", "learning_rate", "batch_size", "width", "heads", "depth", "window", "rank", "test_sequences")
   }
   given = {**shared, **sizes, **more, "weight_decay": 0.1}
-  return recall.Config(task=task, kind=kind, warmup_steps=min(100, config.steps // 2), **given)
+  warmup = min(100, config.steps // 2)
+  return recall.Config(task=task, kind=kind, warmup_steps=warmup, **given)
 
 
 class Trained(NamedTuple):
@@ -110,8 +112,9 @@ def train_kind(config: recall.Config, seeds: range) -> Trained:
     )
     return jnp.sum(parts[0]) / jnp.sum(parts[1])
 
+  train = compile_seeds(once, seeds)
   started = time.perf_counter()
-  accuracy = each_seed(once, seeds)
+  accuracy = train()
   seconds = time.perf_counter() - started
   key = jax.random.key(0)
   state = jax.eval_shape(experiment.init, key, draw(key, 0))
@@ -174,39 +177,42 @@ def draw_tasks(found: dict[str, dict[str, Trained]], path: Path) -> None:
 
 
 def measure_state(config: Config, directory: Path) -> tuple[dict[str, Any], list[str]]:
-  """Recall of many pairs over the features of a head: the state of linear attention has their square."""
+  """Recall of eight pairs over the heads that share the features: as many parameters, a state of width^2 / heads."""
   seeds = range(config.seed, config.seed + config.seeds)
   figures: dict[str, Any] = {}
-  rows = ["| kind | features of a head | numbers in the state of a layer | accuracy (%) |", "|---|---|---|---|"]
-  curves: dict[str, list[np.ndarray]] = {}
+  rows = ["| kind | heads | numbers in the state of a layer | accuracy (%) |", "|---|---|---|---|"]
+  curves: dict[str, list[np.ndarray]] = {kind: [] for kind in config.kinds}
+  heads = [n for n in _STATE_HEADS if config.width % n == 0]
   for kind in config.kinds:
-    curves[kind] = []
-    for width in _STATE_WIDTHS:
-      sizes = dict(width=width * config.heads, rank=width, pairs=16, queries=16, symbols=64)
+    for count in heads:
+      features = config.width // count
+      sizes = dict(heads=count, rank=features, pairs=8, queries=8, symbols=32, batch_size=2 * config.batch_size)
       trained = train_kind(run_config(config, "recall", kind, **sizes), seeds)
-      figures[f"state_{width}/{kind}"] = trained.accuracy
+      figures[f"{count}_heads/{kind}"] = trained.accuracy
       curves[kind].append(100 * trained.accuracy)
-      state = config.heads * width * (width + 1) if kind in ("linear", "performer") else config.heads * 2 * width * 48
       percent = format_summary(over_seeds(100 * trained.accuracy))
-      print(f"state, {kind}, {width} features: {percent} %", flush=True)
-      rows.append(f"| {kind} | {width} | {state:,} | {percent} |")
-  draw_state(curves, directory / "state.png")
+      print(f"state, {kind}, {count} heads: {percent} %", flush=True)
+      kept = f"{count * features * (features + 1):,}" if kind in _LINEAR else f"{2 * config.width} for each token"
+      rows.append(f"| {kind} | {count} | {kept} | {percent} |")
+  draw_state([config.width**2 // count for count in heads], curves, directory / "state.png")
   return figures, rows
 
 
-def draw_state(curves: dict[str, list[np.ndarray]], path: Path) -> None:
-  """Accuracy over the features of a head, every seed a dot, the mean a line."""
+def draw_state(sizes: list[int], curves: dict[str, list[np.ndarray]], path: Path) -> None:
+  """Accuracy over the size that a linear kind's state has, every seed a dot, the mean a line."""
   from mlnotes.engine.plot import new_figure, save_figure
 
-  figure, axes = new_figure(1, 1, width=5.6, height=3.8)
+  figure, axes = new_figure(1, 1, width=6.0, height=3.8)
   axis = axes[0, 0]
   for i, (kind, of_kind) in enumerate(curves.items()):
-    axis.plot(_STATE_WIDTHS, [x.mean() for x in of_kind], color=f"C{i}", label=kind)
-    for width, accuracy in zip(_STATE_WIDTHS, of_kind):
-      axis.plot(np.full(len(accuracy), width), accuracy, "o", color=f"C{i}", markersize=4, alpha=0.6)
+    label = kind if kind in _LINEAR else f"{kind}, which keeps every token"
+    axis.plot(sizes, [x.mean() for x in of_kind], color=f"C{i}", label=label)
+    for size, accuracy in zip(sizes, of_kind):
+      axis.plot(np.full(len(accuracy), size), accuracy, "o", color=f"C{i}", markersize=4, alpha=0.6)
   axis.set_xscale("log", base=2)
-  axis.set_xticks(_STATE_WIDTHS, [str(width) for width in _STATE_WIDTHS])
-  axis.set(ylim=(0, 102), xlabel="features of a head", ylabel="accuracy (%)", title="recall of 16 pairs")
+  axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+  axis.set(ylim=(0, 102), xlabel="numbers in a layer's state, width² / heads", ylabel="accuracy (%)")
+  axis.set_title("recall of 8 pairs by two layers of equal parameters", fontsize=10)
   axis.legend(frameon=False)
   save_figure(figure, path)
 

@@ -54,7 +54,7 @@ class Config(TextConfig):
   lengths: tuple[int, ...] = field((64, 128, 256, 512, 1024), "tokens of the windows that are judged, --length or more")
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(4, "runs of each kind")
-  steps: int = field(1000, "updates of each run, by Adam at a rate that is warmed up and lowered to 0 by a cosine")
+  steps: int = field(800, "updates of each run, by Adam at a rate that is warmed up and lowered to 0 by a cosine")
   learning_rate: float = field(3e-3, "its largest value, > 0")
   depth: int = field(2, "layers")
   width: int = field(64, "features of a token")

@@ -46,10 +46,16 @@ def run_study(name: str, config: Any, study: Callable[[Path], Mapping[str, Any]]
 
 def each_seed(f: Callable[..., Any], seeds: range) -> Any:
   """`f(root key)` of each seed, results stacked on the host; devices share the seeds where their numbers allow it."""
+  return compile_seeds(f, seeds)()
+
+
+def compile_seeds(f: Callable[..., Any], seeds: range) -> Callable[[], Any]:
+  """`each_seed`, compiled but not yet run."""
   count = max(n for n in range(1, min(len(seeds), jax.local_device_count()) + 1) if len(seeds) % n == 0)
   mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:count]), ("seeds",))
   spec = jax.sharding.PartitionSpec("seeds")
   # Each device has a program of its own: nothing is shared, so nothing is waited for.
   each = jax.shard_map(jax.vmap(f), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
   keys = jax.vmap(root_key)(jnp.asarray(seeds))
-  return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(each)(keys))
+  compiled = jax.jit(each).lower(keys).compile()
+  return lambda: jax.tree.map(lambda x: np.asarray(x, np.float64), compiled(keys))

@@ -91,7 +91,7 @@ def test_an_order_with_positions_along_changes_nothing_and_alone_it_does():
 
 
 def test_maps_lie_where_the_pixels_do():
-  """With a first key that is the brightness alone, the brightest pixel is looked at most or least, by any order."""
+  """Brightnesses in the order of the sequence, put back, are the image."""
   for name in ("none", "alone"):
     pixels = perceiver.make_pixels(configure(permute=name), DATA)
     sequence = np.asarray(pixels(DATA.test.image))[..., 0]
