@@ -111,15 +111,15 @@ def test_llama_turns_halves_and_shares_keys():
 
 def test_gpt_j_turns_neighbours():
   from transformers import GPTJConfig
-  from transformers.models.gptj.modeling_gptj import GPTJAttention
+  from transformers.models.gptj.modeling_gptj import GPTJAttention, GPTJRotaryEmbedding
 
   config = GPTJConfig(
     n_embd=WIDTH, n_head=HEADS, rotary_dim=WIDTH // HEADS, n_positions=32, resid_pdrop=0, attn_pdrop=0
   )
   config._attn_implementation = "eager"
   layer = GPTJAttention(config, 0).eval()
-  places = torch.arange(LENGTH)[None].expand(BATCH, -1)
-  expected = layer(torch.tensor(X), attention_mask=CAUSAL, position_ids=places)[0]
+  angles = GPTJRotaryEmbedding(config)(torch.tensor(X), torch.arange(LENGTH)[None].expand(BATCH, -1))
+  expected = layer(torch.tensor(X), angles, attention_mask=CAUSAL)[0]
   module = MultiHeadAttention(HEADS, rotary_base=10000.0, rotary_form="interleaved")
   params = projections(layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj)
   same(module.apply({"params": params}, jnp.asarray(X), mask=Mask(causal=True)), expected)
