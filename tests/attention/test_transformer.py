@@ -31,7 +31,8 @@ MODELS = {
 def test_decoding_7_1_and_3_tokens_gives_the_logits_of_the_whole_pass(name):
   kind, position, kv_heads = MODELS[name]
   base = 1e4 if "rotary" in name else 0.0
-  transformer = Transformer(2, 4, 16, kv_heads, hidden=8, make_kind=lambda layer: kind, rotary_base=base)
+  depth = 2 if position == "learned" else 1
+  transformer = Transformer(depth, 4, 16, kv_heads, hidden=8, make_kind=lambda layer: kind, rotary_base=base)
   model = TokenModel(7, 12, transformer, position)
   tokens = jax.random.randint(jax.random.key(0), (2, 11), 0, 7)
   mask = Mask(causal=True)
@@ -45,7 +46,7 @@ def test_decoding_7_1_and_3_tokens_gives_the_logits_of_the_whole_pass(name):
     logits, cache = step(tokens[:, start : start + count], cache)
     np.testing.assert_allclose(logits, whole[:, start : start + count], rtol=1e-4, atol=1e-4)
     start += count
-  assert cache[1].length == 11 and cache[0].key.shape == (2, 13, kv_heads, 4)
+  assert cache[-1].length == 11 and cache[0].key.shape == (2, 13, kv_heads, 4)
   assert np.ptp(whole) > 1
 
 
