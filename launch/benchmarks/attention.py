@@ -3,8 +3,8 @@
   python -m launch.benchmarks.attention
   python -m launch.benchmarks.attention --lengths=1024,4096 --causal
 
-Attention in blocks, the dense form and torch's scaled_dot_product_attention take turns, `--rounds` times, so that a busy
-machine slows all alike; least and median over rounds, and the ratio of the least to torch's: what else runs on the
+Attention in blocks, the dense form and torch's scaled_dot_product_attention take turns, `--rounds` times, so that a
+busy machine slows all alike; least and median over rounds, and the ratio of the least to torch's: what else runs on the
 machine only ever adds time. Memory is what the compiled program of values and gradients needs beside its arguments and
 results.
 """
