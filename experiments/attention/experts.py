@@ -3,7 +3,7 @@
   python -m experiments.attention.experts                                # eight experts, two for each token
   python -m experiments.attention.experts --balance=0                    # nothing holds their loads together
   python -m experiments.attention.experts --form=switch --k=1 --capacity_factor=1.25
-  python -m experiments.attention.experts --experts=1 --k=1              # dense, as many active parameters
+  python -m experiments.attention.experts --experts=1                    # dense, as many active parameters
 
 Shazeer et al. 2017, Fedus et al. 2022 (Switch), Zoph et al. 2022 (the z-loss). Places are told apart by rotary
 positions. Writes experts.png: the load of each expert, and which characters it takes.

@@ -92,7 +92,7 @@ def test_an_update_descends_the_loss_with_both_of_the_routers():
 
 def test_the_balance_loss_evens_the_loads_and_without_it_they_stay():
   """Of the same first state, whose routers prefer an expert; the weight is in the state."""
-  experiment, state, _ = built()
+  experiment, state = experts.make(configure(capacity_factor=0.0)), built()[1]
   state = set_hparams(state, learning_rate=0.1, z_loss=0.0)
   batch = {"tokens": jnp.asarray(CORPUS.train.read(np.arange(56))["tokens"])}
   step = jax.jit(lambda state: jax.lax.scan(lambda s, _: experiment.step(s, batch), state, None, length=150))

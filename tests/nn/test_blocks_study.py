@@ -134,10 +134,12 @@ def test_a_budget_that_a_block_cannot_keep_is_refused_before_anything_is_written
   assert not (tmp_path / "run").exists() and not fake_runs
 
 
-def test_a_network_below_the_budget_is_refused_as_well():
-  below, above = (count_parameters(BlockNet("residual", width=width, num_classes=3), (8, 8, 1)) for width in (4, 5))
-  config = blocks.Config(budget=(below + above) // 2 - 1)
-  with pytest.raises(InputError, match=f"the nearest has {below}"):
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_nearest_network_is_refused_below_the_budget_as_above_it(which):
+  """Between two widths, a little nearer to one of them."""
+  counts = [count_parameters(BlockNet("residual", width=width, num_classes=3), (8, 8, 1)) for width in (4, 5)]
+  config = blocks.Config(budget=(sum(counts) - 1) // 2 + which)
+  with pytest.raises(InputError, match=f"the nearest has {counts[which]}"):
     blocks.fit_width("residual", config, DATA)
 
 
