@@ -25,10 +25,10 @@ SMALL = {
     warmup_steps=2, test_sequences=24, dropout=0.1,
   ),
   "attention.experts": dict(
-    batch_size=4, length=8, depth=2, width=8, heads=2, experts=3, k=2, steps=20, warmup_steps=2, eval_examples=8
+    batch_size=4, length=8, depth=1, width=8, heads=2, experts=3, k=2, steps=20, warmup_steps=2, eval_examples=8
   ),
   "attention.perceiver": dict(
-    dataset="digits", batch_size=16, latents=3, width=8, heads=2, depth=1, repeats=2, bands=2, dropout=0.1, steps=20,
+    dataset="digits", batch_size=16, latents=3, width=8, heads=2, depth=1, repeats=1, bands=2, dropout=0.1, steps=20,
     warmup_steps=2, eval_examples=32,
   ),
   "diffusion.ddpm": dict(

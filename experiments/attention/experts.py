@@ -3,7 +3,7 @@
   python -m experiments.attention.experts                                # eight experts, two for each token
   python -m experiments.attention.experts --balance=0                    # nothing holds their loads together
   python -m experiments.attention.experts --form=switch --k=1 --capacity_factor=1.25
-  python -m experiments.attention.experts --experts=1 --k=1              # dense, as many active parameters
+  python -m experiments.attention.experts --experts=1                    # dense, as many active parameters
 
 Shazeer et al. 2017, Fedus et al. 2022 (Switch), Zoph et al. 2022 (the z-loss). Places are told apart by rotary
 positions. Writes experts.png: the load of each expert, and which characters it takes.
@@ -45,7 +45,7 @@ class Config(TextConfig, OptimConfig, LoopConfig):
   length: int = 64
   stride: int = 1
   batch_size: int = 16
-  steps: int = 1000
+  steps: int = 800
   learning_rate: float = 3e-3
   optimizer: OptimizerName = "adamw"
   schedule: ScheduleName = "warmup_cosine"
@@ -65,7 +65,7 @@ class Config(TextConfig, OptimConfig, LoopConfig):
   capacity_factor: float = field(
     0.0, "an expert takes this many times an even share, the rest is dropped; 0: all of it"
   )
-  balance: float = field(0.01, "weight of the loss that is least where all loads are even, of each layer")
+  balance: float = field(0.1, "weight of the loss that is least where all loads are even, of each layer")
   z_loss: float = field(1e-3, "weight of the loss that keeps the router's logits small, of each layer")
 
   def __post_init__(self):
@@ -93,7 +93,7 @@ class Config(TextConfig, OptimConfig, LoopConfig):
 
 
 # Of the training text a fixed subset of so many windows is judged.
-_MOST_TRAIN = 256
+_MOST_TRAIN = 2048
 
 
 class State(NamedTuple):

@@ -45,7 +45,7 @@ class Config(BaseConfig):
   steps: int = field(1200, "updates of each run, by AdamW")
   learning_rate: float = field(3e-3, "its peak rate, > 0")
   batch_size: int = field(32, "sequences per update")
-  width: int = field(64, "features of a token")
+  width: int = field(32, "features of a token; of recall twice as many, without which it is not learned")
   heads: int = field(2, "heads")
   depth: int = field(2, "layers")
   window: int = field(8, "keys that local and global attention see; block of sinkhorn, chunk of reformer")
@@ -73,7 +73,7 @@ class Config(BaseConfig):
 def run_config(config: Config, task: str, kind: str, **more: Any) -> recall.Config:
   """The settings of one run. Raises InputError for what does not fit."""
   sizes = {
-    "recall": dict(pairs=6, queries=6, symbols=16),
+    "recall": dict(pairs=6, queries=6, symbols=16, width=2 * config.width),
     "sorting": dict(length=24, symbols=16),
     "listops": dict(length=32),
   }[task]
@@ -182,19 +182,20 @@ def measure_state(config: Config, directory: Path) -> tuple[dict[str, Any], list
   figures: dict[str, Any] = {}
   rows = ["| kind | heads | numbers in the state of a layer | accuracy (%) |", "|---|---|---|---|"]
   curves: dict[str, list[np.ndarray]] = {kind: [] for kind in config.kinds}
-  heads = [n for n in _STATE_HEADS if config.width % n == 0]
+  width = 2 * config.width
+  heads = [n for n in _STATE_HEADS if width % n == 0]
   for kind in config.kinds:
     for count in heads:
-      features = config.width // count
+      features = width // count
       sizes = dict(heads=count, rank=features, pairs=8, queries=8, symbols=32, batch_size=2 * config.batch_size)
       trained = train_kind(run_config(config, "recall", kind, **sizes), seeds)
       figures[f"{count}_heads/{kind}"] = trained.accuracy
       curves[kind].append(100 * trained.accuracy)
       percent = format_summary(over_seeds(100 * trained.accuracy))
       print(f"state, {kind}, {count} heads: {percent} %", flush=True)
-      kept = f"{count * features * (features + 1):,}" if kind in _LINEAR else f"{2 * config.width} for each token"
+      kept = f"{count * features * (features + 1):,}" if kind in _LINEAR else f"{2 * width} for each token"
       rows.append(f"| {kind} | {count} | {kept} | {percent} |")
-  draw_state([config.width**2 // count for count in heads], curves, directory / "state.png")
+  draw_state([width**2 // count for count in heads], curves, directory / "state.png")
   return figures, rows
 
 

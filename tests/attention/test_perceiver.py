@@ -27,7 +27,7 @@ def make_split(size, seed):
 DATA = DataSet("mnist", make_split(30, 0), make_split(10, 1), CLASSES, ("a", "b", "c"), 17, SHAPE)
 SIZES = dict(
   batch_size=6, steps=4, latents=3, width=4, heads=2, depth=1, repeats=2, bands=2, optimizer="sgd", momentum=0.0,
-  learning_rate=0.5, weight_decay=0.0, schedule="constant", warmup_steps=0, clip_norm=0.0,
+  learning_rate=0.5, weight_decay=0.0, schedule="constant", warmup_steps=0, clip_norm=0.0, dropout=0.25,
 )  # fmt: skip
 INDEX = np.array([3, 11, 0, 7, 29, 2], np.int32)
 
@@ -102,29 +102,32 @@ def test_maps_lie_where_the_pixels_do():
 # -- updates -----------------------------------------------------------------------------------------------------------
 
 
-def shifted(image, pixels):
-  """The training images, moved as the stream "augment" says; NumPy does the moving."""
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), zlib.crc32(b"augment") & 0x7FFFFFFF), 0)
-  out = np.zeros_like(image)
+def of_stream(name):
+  """The key of a stream in the first update."""
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(7), zlib.crc32(name.encode()) & 0x7FFFFFFF), 0)
+
+
+def shifted(image):
+  """The training images, moved by up to a pixel as the stream "augment" says; NumPy does the moving."""
+  key, out = of_stream("augment"), np.zeros_like(image)
   for row, i in enumerate(INDEX):
-    top, left = np.asarray(jax.random.randint(jax.random.fold_in(key, i), (2,), 0, 2 * pixels + 1))
-    out[row] = np.pad(image[row], ((pixels, pixels), (pixels, pixels), (0, 0)))[top : top + 4, left : left + 3]
+    top, left = np.asarray(jax.random.randint(jax.random.fold_in(key, i), (2,), 0, 3))
+    out[row] = np.pad(image[row], ((1, 1), (1, 1), (0, 0)))[top : top + 4, left : left + 3]
   return out
 
 
-@pytest.mark.parametrize("shift", [0, 1])
-def test_an_update_descends_the_cross_entropy_of_moved_images(shift):
-  experiment, state, batch = built(shift=shift)
+def test_an_update_descends_the_cross_entropy_of_moved_images():
+  experiment, state, batch = built()
   model = experiment.model(state)
-  image = jnp.asarray(shifted(batch["image"], shift) if shift else batch["image"])
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
   def loss(params, image):
-    logits = model.network.apply({"params": params}, model.pixels(image))
+    rngs = {"dropout": of_stream("dropout")}
+    logits = model.network.apply({"params": params}, model.pixels(image), train=True, rngs=rngs)
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), logits
 
-  (value, logits), grads = loss(state.params, image)
+  (value, logits), grads = loss(state.params, jnp.asarray(shifted(batch["image"])))
   new, metrics = jax.jit(experiment.step)(state, batch)
   wanted = jax.tree.map(lambda p, g: p - 0.5 * g, state.params, grads)
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(new.params), jax.tree.leaves(wanted), strict=True):
@@ -138,7 +141,7 @@ def test_evaluation_moves_nothing_and_leaves_out_what_fills_up():
   experiment, state, _ = built()
   batch = {**DATA.test.read(np.arange(10)), "mask": jnp.array([1.0] * 7 + [0.0] * 3)}
   found = jax.jit(experiment.evaluate)(state, batch)
-  logits = np.asarray(experiment.model(state)(batch["image"]))[:7]
+  logits = np.asarray(experiment.model(state)(batch["image"]))[:7]  # without dropout
   label = batch["label"][:7]
   each = optax.softmax_cross_entropy_with_integer_labels(logits, label)
   assert found["loss"].count == found["accuracy"].count == 7
@@ -148,11 +151,8 @@ def test_evaluation_moves_nothing_and_leaves_out_what_fills_up():
 
 def test_the_flags_make_the_network():
   network = built()[0].model(built()[1]).network
-  wanted = dict(latents=3, width=4, heads=2, depth=1, repeats=2, num_classes=3, dropout=0.0)
+  wanted = dict(latents=3, width=4, heads=2, depth=1, repeats=2, num_classes=3, dropout=0.25)
   assert {name: getattr(network, name) for name in wanted} == wanted
-  experiment, state, batch = built(dropout=0.5, shift=0)
-  dropped = jax.jit(experiment.step)(state, batch)[1]["loss"]
-  assert dropped != jax.jit(built(shift=0)[0].step)(built(shift=0)[1], batch)[1]["loss"]
 
 
 # -- the report --------------------------------------------------------------------------------------------------------
