@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.attention import KINDS, Mask, Sizes, Task, TokenModel, Transformer
 from mlnotes.attention.tasks import NOT_ASKED
-from mlnotes.attention.token_model import Position
 from mlnotes.attention.transformer import Order
 from mlnotes.data import Feeds, make_drawn_eval, make_drawn_feed
 from mlnotes.engine.errors import InputError, require
@@ -54,7 +53,7 @@ class TokenConfig(OptimConfig, LoopConfig):
   width: int = field(64, "features of a token")
   heads: int = field(2, "heads of queries")
   kv_heads: int = field(0, "heads of keys and values, a divisor of --heads; 0: as many")
-  position: Position = field("learned", "how places are told apart")
+  position: Literal["learned", "sinusoidal", "rotary", "alibi", "none"] = field("learned", "how places are told apart")
   order: Order = field("pre", "where the norms stand, or weights of the residual steps in their place")
   dropout: float = field(0.0, "of what each step adds, in [0, 1)")
 
@@ -122,9 +121,10 @@ def build_model(config: TokenConfig, task: Task, length: int = 0) -> TokenModel:
   transformer = Transformer(
     config.depth, config.heads, config.width, config.kv_heads or None, make_kind=lambda layer: kind.make(sizes),
     order=config.order, shared_query_key=kind.shared, dropout=config.dropout, dtype=jnp.dtype(config.precision),
-    parent=None,
+    rotary_base=10000.0 if config.position == "rotary" else 0.0,
   )  # fmt: skip
-  return TokenModel(task.vocabulary, length, transformer, config.position, jnp.dtype(config.precision))
+  position = "none" if config.position == "rotary" else config.position
+  return TokenModel(task.vocabulary, length, transformer, position, jnp.dtype(config.precision))
 
 
 def in_test(tokens: Int[Array, " L"]) -> Array:
@@ -222,7 +222,8 @@ def _reinforce(loss: Float[Array, " B"], weight: Float[Array, " B"], found: Any)
 
 def constant_floor(feeds: Feeds) -> float:
   """Accuracy on the test sequences of the best answer that looks at nothing but the place."""
-  batches = [feeds.evaluate.draw(feeds.evaluate.arrays, i) for i in range(feeds.evaluate.num_batches)]
+  draw = jax.jit(lambda i: feeds.evaluate.draw(feeds.evaluate.arrays, i))
+  batches = [draw(i) for i in range(feeds.evaluate.num_batches)]
   keep = jnp.concatenate([batch["weight"] * batch["mask"] for batch in batches]) > 0
   target = jnp.concatenate([batch["target"] for batch in batches])[keep]
   right = asked = 0

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.nn._side_by_side import each_seed
 from mlnotes.data import DataSet
 from mlnotes.engine.experiment import stream_key
+from mlnotes.engine.study import each_seed
 from mlnotes.nn.piecewise import count_pieces, fold, through_points
 
 _HIDDEN = 4  # layers of the deep network

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.nn._floors import floor_images, floor_test_index, floors
 from mlnotes.data import DataSet, Split, fixed_subset
+from mlnotes.data.floors import floor_images, floor_test_index, floors
 from mlnotes.engine.plot import as_text, new_figure, save_figure, show_images
 from mlnotes.nn.calibration import calibration_bins, confusion_matrix, expected_calibration_error
 

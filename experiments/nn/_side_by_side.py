@@ -1,7 +1,6 @@
 """Seeds of one network trained side by side as one program: for networks that the classifier has no flags for."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,22 +12,12 @@ from jaxtyping import Float
 from experiments.nn._images import black, to_network
 from mlnotes.data import ArraySplit, DataSet, make_resident_feed
 from mlnotes.engine.errors import InputError, require
-from mlnotes.engine.experiment import root_key, stream_key
+from mlnotes.engine.experiment import stream_key
+from mlnotes.engine.study import each_seed
 from mlnotes.nn.loss import cross_entropy
 
 # Of a larger test split a chunk at a time.
 _CHUNK = 512
-
-
-def each_seed(f: Callable[..., Any], seeds: range) -> Any:
-  """`f(root key)` of each seed, results stacked on the host; devices share the seeds where their numbers allow it."""
-  count = max(n for n in range(1, min(len(seeds), jax.local_device_count()) + 1) if len(seeds) % n == 0)
-  mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:count]), ("seeds",))
-  spec = jax.sharding.PartitionSpec("seeds")
-  # Each device has a program of its own: nothing is shared, so nothing is waited for.
-  each = jax.shard_map(jax.vmap(f), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-  keys = jax.vmap(root_key)(jnp.asarray(seeds))
-  return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.jit(each)(keys))
 
 
 class Curves(NamedTuple):

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.nn import classifier
-from experiments.nn._floors import floor_images, floors
 from experiments.nn._images import AugmentationName
 from mlnotes.data import DataSet
 from mlnotes.data.flags import DataConfig, load_data
+from mlnotes.data.floors import floor_images, floors
 from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.record import read_json

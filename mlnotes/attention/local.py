@@ -71,7 +71,8 @@ def local_attention(
   batch, queries, keys = require_heads(query, key, value)
   if queries != keys:
     return dot_product_attention(query, key, value, mask, bias)
-  cut = lambda x: split_blocks(x, mask.window)
+  block = min(mask.window, queries)
+  cut = lambda x: split_blocks(x, block)
   near = lambda x: with_neighbours(cut(x), 1, 0 if mask.causal else 1)
   ask, offer = mask.tokens(batch, queries, keys)
   ask, offer = Tokens(*map(cut, ask)), Tokens(*map(near, offer))
@@ -96,8 +97,8 @@ def strided_attention(
 ) -> Float[Array, "B T N D"]:
   """Even heads see the keys less than `stride` away, odd heads those at a multiple of `stride`. Child et al. 2019, 4.2.
 
-  With a stride of about sqrt(T) two layers connect all places, at sqrt(T) products for each query. Fewer queries than
-  keys are computed densely. A bias is a function.
+  With a stride of about sqrt(T) two layers connect all places, at sqrt(T) products for each query. Neighbours in the
+  arrays are taken for neighbours in position. Fewer queries than keys are computed densely. A bias is a function.
   Raises ValueError for a stride below 1, a single head, or a mask with a window of its own.
   """
   if stride < 1 or mask.window is not None:
@@ -128,7 +129,7 @@ def _columns(query, key, value, mask, bias, stride, sizes):
     apart = ask.position[:, :, None] - offer.position[:, None, :]
     seen = mask.pairs(ask, offer) & (apart % stride == 0)
     return attend_where(query, key, value, seen[:, None], bias_matrix(bias, ask, offer))
-  columns = lambda x: jnp.swapaxes(split_blocks(x, stride), 1, 2)
+  columns = lambda x: jnp.swapaxes(split_blocks(x, min(stride, queries)), 1, 2)
   ask, offer = Tokens(*map(columns, ask)), Tokens(*map(columns, offer))
   scores = block_scores(columns(query), columns(key)) + block_bias(bias, ask, offer, "strided")
   weights = masked_softmax(scores, mask.pairs(ask, offer)[:, None]).astype(value.dtype)
@@ -161,7 +162,8 @@ def global_attention(
     is_global = (ask.position < tokens)[:, :, None] | first[:, None, :]
     seen = mask.pairs(ask, offer) | (everywhere.pairs(ask, offer) & is_global)
     return attend_where(query, key, value, seen[:, None], bias_matrix(bias, ask, offer))
-  cut = lambda x: split_blocks(x, mask.window)
+  block = min(mask.window, queries)
+  cut = lambda x: split_blocks(x, block)
   near = lambda x: with_neighbours(cut(x), 1, 0 if mask.causal else 1)
   blocks = cut(query).shape[1]
   shared = lambda x: jnp.broadcast_to(x[:, None, :tokens], (x.shape[0], blocks, tokens, *x.shape[2:]))

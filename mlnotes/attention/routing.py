@@ -51,9 +51,10 @@ def routed_attention(
   def tokens_at(tokens: Tokens, index: Array) -> Tokens:
     return Tokens(*(jnp.take_along_axis(x[:, None, None], index, axis=3) for x in tokens))
 
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
   asked, offered = nearest(query, ask), nearest(key, offer)
   q, k, v = gather(query, asked), gather(key, offered), gather(value, offered)
-  scores = jnp.einsum("bncwh,bncvh->bncwv", q, k, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+  scores = jnp.einsum("bncwh,bncvh->bncwv", q, k, preferred_element_type=dtype) * query.shape[-1] ** -0.5
   seen = mask.pairs(tokens_at(ask, asked), tokens_at(offer, offered))
   out = jnp.einsum("bncwv,bncvd->bncwd", masked_softmax(scores, seen).astype(v.dtype), v)
   where = (jnp.arange(batch)[:, None, None], jnp.arange(heads)[None, :, None], asked.reshape(batch, heads, -1))

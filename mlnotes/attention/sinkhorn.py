@@ -88,7 +88,8 @@ class SinkhornAttention(nn.Module):
     """How much of each block (last axis) comes to each place."""
     sums = jnp.sum(k, 2).astype(jnp.promote_types(k.dtype, jnp.float32))
     if causal:
-      sums = jnp.cumsum(sums, 1) - sums
+      # Not the sums with a block's own less that one: its rounding would tell of it.
+      sums = jnp.cumsum(jnp.pad(sums, [(0, 0), (1, 0), (0, 0), (0, 0)])[:, :-1], 1)
     logits = nn.DenseGeneral(self.blocks, dtype=sums.dtype, name="sort")(sums)
     logits = jnp.moveaxis(logits, 2, 1)[..., : k.shape[1]]
     if train and self.has_rng("sorting"):

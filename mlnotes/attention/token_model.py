@@ -12,15 +12,15 @@ from mlnotes.attention.mask import EVERYTHING, Mask
 from mlnotes.attention.position import make_alibi, sinusoidal_positions
 from mlnotes.attention.transformer import Transformer
 
-Position = Literal["learned", "sinusoidal", "rotary", "alibi", "none"]
+Position = Literal["learned", "sinusoidal", "alibi", "none"]
 
 
 class TokenModel(nn.Module):
   """Logits of a token at every place, from a Transformer over embedded tokens.
 
-  `position` says how places are told apart: an embedding of each (up to `length` of them), sines added, queries and
-  keys turned, a bias of the scores, or not at all. A `rotary` one turns by the base 10,000, whatever the transformer's
-  own `rotary_base`. The embeddings are scaled by sqrt(width) where sines are added to them, Vaswani et al. 2017, 3.4.
+  `position` says how places are told apart: an embedding of each (up to `length` of them), sines added, a bias of the
+  scores, or not at all, as where the transformer's `rotary_base` turns queries and keys. The embeddings are scaled by
+  sqrt(width) where sines are added to them, Vaswani et al. 2017, 3.4.
 
   Raises ValueError for more tokens than `length` where positions are learned.
   """
@@ -57,11 +57,8 @@ class TokenModel(nn.Module):
       x = x + jnp.take(table, places, axis=0, mode="clip").astype(x.dtype)
     if self.position == "sinusoidal":
       x = x * jnp.sqrt(width).astype(x.dtype) + sinusoidal_positions(places, width).astype(x.dtype)
-    transformer = self.transformer.clone(
-      rotary_base=10000.0 if self.position == "rotary" else 0.0, name="transformer", parent=self
-    )
-    bias = make_alibi(transformer.heads) if self.position == "alibi" else None
-    found = transformer(x, mask=mask, bias=bias, train=train, cache=cache)
+    bias = make_alibi(self.transformer.heads) if self.position == "alibi" else None
+    found = self.transformer(x, mask=mask, bias=bias, train=train, cache=cache)
     x, cache = found if cache is not None else (found, None)
     head = nn.Dense(self.vocabulary, use_bias=False, dtype=self.dtype, name="head")
     logits = head(x).astype(jnp.float32)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.nn import _floors, _images, _report, classifier
-from mlnotes.data import ArraySplit, DataSet, fixed_subset, load
+from experiments.nn import _images, _report, classifier
+from mlnotes.data import ArraySplit, DataSet, fixed_subset, floors, load
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.stage import find_stage
 from mlnotes.nn.mlp import MLP
@@ -323,13 +323,13 @@ def test_floors_learn_from_a_subset_and_a_network_is_held_against_them_on_the_sa
 ):
   for name in ("confusion", "calibration", "mistakes"):
     monkeypatch.setattr(_report, f"draw_{name}", lambda *args: None)
-  monkeypatch.setattr(_floors, "_MOST_TRAIN", 20)
-  monkeypatch.setattr(_floors, "_MOST_TEST", 4)
-  monkeypatch.setattr(_floors, "_MOST_NUMBERS_LINEAR", 8 * 16 + 5)
+  monkeypatch.setattr(floors, "_MOST_TRAIN", 20)
+  monkeypatch.setattr(floors, "_MOST_TEST", 4)
+  monkeypatch.setattr(floors, "_MOST_NUMBERS_LINEAR", 8 * 16 + 5)
   data = DATA._replace(train=make_split(30, 0), test=make_split(10, 1))
   sizes = {"nearest_neighbour_train_images": 20, "linear_classifier_train_images": 8, "floor_test_images": 4}
-  assert _floors.floor_images(data) == sizes
-  index = _floors.floor_test_index(data)
+  assert floors.floor_images(data) == sizes
+  index = floors.floor_test_index(data)
   train = data.train.read(fixed_subset(30, 20))
   # Each test image has its neighbour's label, so that the floor is right everywhere.
   pixels = [image.reshape(len(image), -1).astype(float) for image in (train["image"], data.test.image)]

@@ -1,4 +1,4 @@
-"""What needs no learning of features: the floors that the networks of this chapter are held against."""
+"""What needs no learning of features: the floors that classifiers of images are held against."""
 
 import functools
 import math
@@ -6,7 +6,9 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-from mlnotes.data import DataSet, Split, fixed_subset
+from mlnotes.data.dataset import DataSet
+from mlnotes.data.order import fixed_subset
+from mlnotes.data.split import Split
 
 # Of larger splits a fixed pseudo-random subset: at most so many images, and of large images at most so many numbers.
 # With them all, those of 50,000 images of 32 x 32 in colour would take minutes.
