@@ -56,7 +56,7 @@ def dot_product_attention(
   2019), grouped-query between (Ainslie et al. 2023). Cross attention is the same with keys of another sequence.
 
   `jax.nn.dot_product_attention` does the work: cuDNN's kernel where the default device is a GPU, the inputs are half
-  precision and it takes the shapes, XLA's otherwise; scores are float32 whatever the inputs.
+  precision, there is no bias and it takes the shapes, XLA's otherwise; scores are float32 whatever the inputs.
   Differences from it: rows that see nothing are 0 (there the mean of all values), and a causal mask of fewer queries
   than keys stands at the bottom right.
 
@@ -65,11 +65,11 @@ def dot_product_attention(
   batch, queries, keys = require_heads(query, key, value)
   ask, offer = mask.tokens(batch, queries, keys)
   bias = bias_matrix(bias, ask, offer)
-  bias = None if bias is None else bias.astype(jnp.promote_types(query.dtype, jnp.float32))
   if value.shape[-1] != key.shape[-1]:  # not among what jax.nn takes
     return attend_where(query, key, value, mask.pairs(ask, offer)[:, None], bias)
-  half = query.dtype in (jnp.bfloat16, jnp.float16)
-  implementation = "cudnn" if half and jax.default_backend() == "gpu" and query.shape[-1] % 8 == 0 else None
+  # Without a bias: cuDNN gives NaN for one of float32, https://github.com/jax-ml/jax/issues/32242.
+  fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+  implementation = "cudnn" if fits and bias is None and jax.default_backend() == "gpu" else None
   if mask.is_trivial:
     return jax.nn.dot_product_attention(query, key, value, bias, implementation=implementation)
   if mask.is_plain_causal and queries == keys:
