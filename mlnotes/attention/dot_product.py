@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask, bias_matrix
 
-# Scores of keys that are not seen: exp of it is 0 beside any other, and it stays finite in every dtype.
+# Scores of keys that are not seen: exp of it is 0 beside any other, and it is finite in float32, in which scores are.
 NOT_SEEN = -1e30
 
 
@@ -74,6 +74,8 @@ def dot_product_attention(
     return jax.nn.dot_product_attention(query, key, value, bias, implementation=implementation)
   if mask.is_plain_causal and queries == keys:
     return jax.nn.dot_product_attention(query, key, value, bias, is_causal=True, implementation=implementation)
+  if queries % 2 or keys % 2:  # cuDNN has no gradient then: it takes a mask for a bias
+    implementation = None
   seen = mask.pairs(ask, offer)
   full = jnp.broadcast_to(seen[:, None], (batch, query.shape[2] if implementation else 1, queries, keys))
   out = jax.nn.dot_product_attention(query, key, value, bias, full, implementation=implementation)
@@ -121,5 +123,8 @@ def compute_weights(
   Every kind is linear in the values, so that its output is these weights times the values. For pictures and tests: of
   kinds that never make this matrix, too. Raises what `attend` raises.
   """
-  units = jnp.broadcast_to(jnp.eye(key.shape[1], dtype=key.dtype)[None, :, None], (*key.shape[:3], key.shape[1]))
-  return jnp.swapaxes(attend(query, key, units, mask, bias), 1, 2)
+  keys = key.shape[1]
+  # Never as wide as the keys: `CompressedAttention` would convolve them.
+  units = jnp.eye(keys, keys + (keys == key.shape[-1]), dtype=key.dtype)
+  units = jnp.broadcast_to(units[None, :, None], (*key.shape[:3], units.shape[-1]))
+  return jnp.swapaxes(attend(query, key, units, mask, bias)[..., :keys], 1, 2)

@@ -34,7 +34,8 @@ def apply_rotary(
 
   Of queries and of keys, not of values: their product then depends on the difference of positions alone. The pair is
   (i, i + H / 2) in `halves` (GPT-NeoX, Hugging Face), (2i, 2i + 1) where `interleaved` (the paper, GPT-J); the two are
-  the same up to a permutation of the features. Angles are float32 whatever x is, and exact to 1e-9 of a position.
+  the same up to a permutation of the features. Angles are float32 whatever x is, and grow with
+  each position by what is exact to 1e-9.
   Raises ValueError for an odd number of features.
   """
   angle = _angles(positions, x.shape[-1], base)[:, :, None, :]
@@ -75,8 +76,8 @@ def make_alibi(heads: int) -> Callable[[Array, Array], Float[Array, "B N T S"]]:
   """The bias -slope |i - j| of each head, as a function of positions. Press et al. 2022, sec. 3."""
   slopes = alibi_slopes(heads)
 
-  def bias(queries: Int[Array, "B *T"], keys: Int[Array, "B *S"]) -> Float[Array, "B N ..."]:
-    distance = jnp.abs(queries[..., :, None] - keys[..., None, :]).astype(jnp.float32)
-    return -slopes.reshape(1, -1, *(1,) * (distance.ndim - 1)) * distance[:, None]
+  def bias(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Float[Array, "B N T S"]:
+    distance = jnp.abs(queries[:, :, None] - keys[:, None, :]).astype(jnp.float32)
+    return -slopes[None, :, None, None] * distance[:, None]
 
   return bias

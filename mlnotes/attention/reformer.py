@@ -50,7 +50,7 @@ def lsh_attention(
   Difference from it: that cuts chunks alike where it is causal, and then shows by what is seen what comes later.
   """
   rounds, batch, heads, length = buckets.shape
-  tokens, _ = mask.tokens(batch, length, length)
+  ask, offer = mask.tokens(batch, length, length)
   chunk = min(chunk, length)
   pad = -length % chunk
   buckets = jnp.pad(buckets, [(0, 0), (0, 0), (0, 0), (0, pad)]).reshape(rounds, batch * heads, -1)
@@ -59,20 +59,20 @@ def lsh_attention(
     x = jnp.pad(x, [(0, 0), (0, pad), (0, 0), (0, 0)])
     return jnp.moveaxis(x, 2, 1).reshape(batch * heads, -1, x.shape[-1])
 
-  everyone = Tokens(*(jnp.repeat(jnp.pad(x, [(0, 0), (0, pad)]), heads, axis=0) for x in tokens))
-  keys = (everyone.position, everyone.segment, ~everyone.real)
-  order = jnp.stack([jnp.lexsort((keys[0], bucket, *keys[1:])) for bucket in buckets])
+  ask, offer = (Tokens(*(jnp.repeat(jnp.pad(x, [(0, 0), (0, pad)]), heads, axis=0) for x in y)) for y in (ask, offer))
+  order = jnp.stack([jnp.lexsort((offer.position, bucket, offer.segment, ~offer.real)) for bucket in buckets])
   places = jnp.argsort(order, axis=-1)
   q, v = rows(query), rows(value)
-  key = q * jax.lax.rsqrt(jnp.sum(q * q, -1, keepdims=True) + 1e-12)
-  of_round = lambda x: _attend_in_round(q, key, v, *x, buckets, places, everyone, mask, chunk)
+  wide = q.astype(jnp.promote_types(q.dtype, jnp.float32))
+  key = (wide * jax.lax.rsqrt(jnp.sum(wide * wide, -1, keepdims=True) + 1e-12)).astype(q.dtype)
+  of_round = lambda x: _attend_in_round(q, key, v, *x, buckets, places, ask, offer, mask, chunk)
   # One round after the other, scores made again for the gradient: memory of one.
   out, log_sum = jax.lax.map(jax.checkpoint(of_round), (order, buckets, places))
   out = jnp.sum(out * jax.nn.softmax(log_sum, axis=0)[..., None].astype(out.dtype), 0)[:, :length]
   return jnp.moveaxis(out.reshape(batch, heads, length, -1), 1, 2)
 
 
-def _attend_in_round(q, key, v, order, bucket, place, all_buckets, all_places, tokens: Tokens, mask: Mask, chunk: int):
+def _attend_in_round(q, key, v, order, bucket, place, all_buckets, all_places, ask, offer, mask: Mask, chunk: int):
   """(output, log of the sum of the weights) of each token in one round, in the order of the tokens."""
   rows, length = order.shape
   like = lambda x: order.reshape(*order.shape, *(1,) * (x.ndim - 2))
@@ -89,7 +89,7 @@ def _attend_in_round(q, key, v, order, bucket, place, all_buckets, all_places, t
   scores = jnp.einsum("gmwh,gmvh->gmwv", cut(q), near(key), preferred_element_type=dtype)
   index, other = pairs(jnp.broadcast_to(jnp.arange(length)[None], order.shape))
   # Before the first chunk there is none: what stands there is not real.
-  seen = mask.pairs(Tokens(*map(cut, tokens)), Tokens(*map(near, tokens))) & meet(bucket, place)
+  seen = mask.pairs(Tokens(*map(cut, ask)), Tokens(*map(near, offer))) & meet(bucket, place)
   met = sum(meet(*x).astype(dtype) for x in zip(all_buckets, all_places))
   scores = jnp.where(index == other, ITSELF, scores) - jnp.log(jnp.maximum(met, 1))
   scores = jnp.where(seen, scores, NOT_SEEN)

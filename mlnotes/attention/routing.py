@@ -14,8 +14,9 @@ from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
 
 def unit_scale(x: Float[Array, "... H"]) -> Float[Array, "... H"]:
   """Layer normalisation without scale and shift: every vector has norm sqrt(H). Sec. 4.1."""
-  x = x - jnp.mean(x, -1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  wide = wide - jnp.mean(wide, -1, keepdims=True)
+  return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def routed_attention(

@@ -4,6 +4,7 @@ Programs are what these tests cost: each kind has one of values and one of gradi
 """
 
 import functools
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ from mlnotes.attention import (
   Sizes,
   compute_weights,
   local_attention,
+  lsh_attention,
   make_alibi,
   strided_attention,
 )
@@ -72,6 +74,12 @@ def pull_back(name):
 
   run = jax.jit(jax.grad(loss, has_aux=True))
   return lambda arrays, mask, weight: run(arrays, mask, weight)[::-1]
+
+
+def weigh(name, query, key, mask):
+  """(B, N, T, S): what unit vectors as values become, as of `compute_weights`, by a program that is there already."""
+  units = jnp.broadcast_to(jnp.eye(LENGTH)[None, :, None], key.shape)
+  return jnp.swapaxes(program(name)(query, key, units, mask), 1, 2)
 
 
 def padded(name):
@@ -171,8 +179,7 @@ def test_a_few_queries_behind_cached_keys_get_what_the_whole_sequence_gives(name
 def test_the_output_is_the_weights_times_the_values(name):
   query, key, value = draw(name)
   mask = Mask.of_self(lengths=jnp.array([LENGTH, 9]))
-  weights = compute_weights(program(name), query, key, mask)
-  assert weights.shape == (2, HEADS, LENGTH, LENGTH)
+  weights = weigh(name, query, key, mask)
   out = np.einsum("bnts,bsnd->btnd", np.asarray(weights, np.float64), np.asarray(value, np.float64))
   np.testing.assert_allclose(program(name)(query, key, value, mask), out, rtol=1e-4, atol=1e-5)
   if name not in ("linformer", "routing", "sinkhorn"):
@@ -188,6 +195,29 @@ def test_half_precision_stays_half_and_near():
     if name in ("dense", "blockwise", "local", "performer", "sinkhorn"):
       out = program(name)(*half, mask)
       np.testing.assert_allclose(out.astype(jnp.float32), program(name)(*arrays, mask), atol=0.12)
+
+
+def test_weights_of_compressed_keys_are_shares_also_where_values_would_be_as_wide_as_keys():
+  query, key, _ = (x[:, :12, :, :12] for x in draw("compressed"))
+  module = KINDS["compressed"].make(SIZES)
+  variables = jax.jit(lambda: module.init(jax.random.key(0), query, key, key))()
+  weights = jax.jit(lambda *a: compute_weights(partial(module.apply, variables), *a))(query, key)
+  np.testing.assert_allclose(np.sum(weights, -1), 1, rtol=1e-5)
+  np.testing.assert_allclose(weights[..., ::3], weights[..., 1::3])
+
+
+def test_reformer_obeys_lengths_of_keys_alone():
+  arrays = draw("reformer")
+  lengths = jnp.array([LENGTH, LENGTH - 5])
+  weights = weigh("reformer", *arrays[:2], Mask(key_lengths=lengths, query_lengths=jnp.full(2, LENGTH)))
+  assert np.all(np.asarray(weights)[1, ..., LENGTH - 5 :] == 0) and np.any(np.asarray(weights)[0, ..., -1] != 0)
+
+
+def test_reformer_has_a_finite_gradient_in_float16():
+  query = jnp.zeros((1, 3, 1, 2), jnp.float16).at[0, 0].set(300)  # whose square is beyond float16
+  buckets = jnp.zeros((1, 1, 1, 3), jnp.int32)
+  loss = lambda q: jnp.sum(lsh_attention(q, query / 300, buckets, chunk=2).astype(jnp.float32))
+  assert np.all(np.isfinite(jax.jit(jax.grad(loss))(query)))
 
 
 # The others that take a bias are compared with one elsewhere.
@@ -227,6 +257,9 @@ def test_kinds_say_what_they_cannot():
         call(x, x, x, Mask(), jnp.zeros((1, 1, 4, 4)))
   with pytest.raises(ValueError, match="no causal form"):
     KINDS["linformer"].make(Sizes(4, 4)).init(jax.random.key(0), x, x, x, Mask(causal=True))
+  with pytest.raises(ValueError, match="positions of its own"):
+    positions = Mask.of_self(causal=True, positions=jnp.arange(4))
+    KINDS["sinkhorn"].make(Sizes(4, 4)).init(jax.random.key(0), x, x, x, positions)
   with pytest.raises(ValueError, match="needs a window"):
     local_attention(x, x, x, Mask())
   with pytest.raises(ValueError, match="two heads or more"):

@@ -118,3 +118,17 @@ def test_words_of_a_mask_that_do_not_fit_are_refused():
     see(Mask(key_positions=jnp.arange(4)), 3)
   with pytest.raises(ValueError, match=r"key_lengths of the mask has shape \(3,\)"):
     see(Mask(key_lengths=jnp.arange(3)), 3)
+
+
+def test_cudnn_gets_no_mask_of_an_odd_length(monkeypatch):
+  """It has no gradient of one."""
+  taken = []
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(
+    jax.nn, "dot_product_attention", lambda q, *a, implementation, **k: taken.append(implementation) or q
+  )
+  for length in (8, 7):
+    x = jnp.zeros((1, length, 1, 8), jnp.bfloat16)
+    for mask in (Mask(), Mask(causal=True), Mask(window=2)):
+      dot_product_attention(x, x, x, mask)
+  assert taken == ["cudnn", "cudnn", "cudnn", "cudnn", "cudnn", None]

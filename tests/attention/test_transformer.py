@@ -16,6 +16,7 @@ from mlnotes.attention import (
   dot_product_attention,
   linear_attention,
   local_attention,
+  make_cache,
 )
 
 local = lambda q, k, v, mask, bias=None: local_attention(q, k, v, mask.replace(window=3), bias)
@@ -91,3 +92,16 @@ def test_weights_are_sown_only_where_they_are_asked_for():
   np.testing.assert_array_equal(out, same)
   np.testing.assert_allclose(np.sum(sown["weights"]["weights"][0], -1), np.ones((1, 2, 5)), rtol=1e-6)
   assert set(variables) == {"params"}
+
+
+def test_a_cache_is_of_self_attention_obeys_lengths_and_shows_where_it_ends():
+  module = MultiHeadAttention(2)
+  x = jax.random.normal(jax.random.key(0), (2, 2, 4))
+  variables = module.init(jax.random.key(1), x)
+  step = jax.jit(lambda x, mask, cache: module.apply(variables, x, mask=mask, cache=cache))
+  lengths = jnp.array([2, 1])
+  out, cache = step(x, Mask(key_lengths=lengths), make_cache(2, 3, 2, 2))
+  np.testing.assert_allclose(out, module.apply(variables, x, mask=Mask(key_lengths=lengths)), rtol=1e-5, atol=1e-6)
+  assert np.all(np.isfinite(out)) and np.all(np.isnan(step(x, Mask(key_lengths=lengths + 2), cache)[0]))
+  with pytest.raises(ValueError, match="expected no context"):
+    module.apply(variables, x, x, cache=cache)
