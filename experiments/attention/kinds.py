@@ -48,7 +48,10 @@ class Config(BaseConfig):
   width: int = field(32, "features of a token; of recall twice as many, without which it is not learned")
   heads: int = field(2, "heads")
   depth: int = field(2, "layers")
-  window: int = field(8, "keys that local and global attention see; block of sinkhorn, chunk of reformer")
+  window: int = field(
+    8,
+    "keys that local and global attention see; block of blockwise and sinkhorn, chunk of reformer, cluster of routing",
+  )
   rank: int = field(32, "mixed keys of linformer, features of performer")
   test_sequences: int = field(512, "sequences of the evaluation")
 
@@ -62,9 +65,25 @@ class Config(BaseConfig):
           raise InputError(f"--{name}={one} is not there: {nearest(one, known)}")
     require(self.seeds >= 1, "seeds", self.seeds, "1 or more")
     require(self.seed >= 0, "seed", self.seed, "0 or more")
+    if "recall" in self.tasks and not any(KINDS[kind].causal for kind in self.kinds):
+      raise InputError(
+        f"--tasks=recall asks for what comes next: none of --kinds={','.join(self.kinds)} has a causal form."
+      )
     for kind in self.kinds:
       if self.tasks != ("state",):
         run_config(self, "sorting", kind)
+      if "state" in self.tasks:
+        if not KINDS[kind].causal:
+          raise InputError(f"--tasks=state asks for what comes next: --kinds={kind} has no causal form.")
+        for heads in state_heads(self):
+          if kind == "strided" and heads == 1:
+            raise InputError("--tasks=state goes down to one head, of which --kinds=strided has no form.")
+          state_config(self, kind, heads)
+
+  def idle_flags(self):
+    idle = [name for name in ("window", "rank") if not set(self.kinds) & set(_tokens.KIND_FLAGS[name])]
+    state = dict.fromkeys(("heads", "rank"), "--tasks=state has its own") if self.tasks == ("state",) else {}
+    return super().idle_flags() | dict.fromkeys(idle, "none of --kinds uses it") | state
 
   def cpu_layout(self, cores: int) -> Layout:
     return choose_layout(self.seeds, cores, fills_cores=False)
@@ -84,6 +103,17 @@ def run_config(config: Config, task: str, kind: str, **more: Any) -> recall.Conf
   given = {**shared, **sizes, **more, "weight_decay": 0.1}
   warmup = min(100, config.steps // 2)
   return recall.Config(task=task, kind=kind, warmup_steps=warmup, **given)
+
+
+def state_heads(config: Config) -> list[int]:
+  return [heads for heads in _STATE_HEADS if 2 * config.width % heads == 0]
+
+
+def state_config(config: Config, kind: str, heads: int) -> recall.Config:
+  """The settings of one run of --tasks=state. Raises InputError for what does not fit."""
+  features = 2 * config.width // heads
+  sizes = dict(heads=heads, rank=features, pairs=8, queries=8, symbols=32, batch_size=2 * config.batch_size)
+  return run_config(config, "recall", kind, **sizes)
 
 
 class Trained(NamedTuple):
@@ -183,12 +213,11 @@ def measure_state(config: Config, directory: Path) -> tuple[dict[str, Any], list
   rows = ["| kind | heads | numbers in the state of a layer | accuracy (%) |", "|---|---|---|---|"]
   curves: dict[str, list[np.ndarray]] = {kind: [] for kind in config.kinds}
   width = 2 * config.width
-  heads = [n for n in _STATE_HEADS if width % n == 0]
+  heads = state_heads(config)
   for kind in config.kinds:
     for count in heads:
       features = width // count
-      sizes = dict(heads=count, rank=features, pairs=8, queries=8, symbols=32, batch_size=2 * config.batch_size)
-      trained = train_kind(run_config(config, "recall", kind, **sizes), seeds)
+      trained = train_kind(state_config(config, kind, count), seeds)
       figures[f"{count}_heads/{kind}"] = trained.accuracy
       curves[kind].append(100 * trained.accuracy)
       percent = format_summary(over_seeds(100 * trained.accuracy))
@@ -219,11 +248,6 @@ def draw_state(sizes: list[int], curves: dict[str, list[np.ndarray]], path: Path
 
 
 def main(config: Config) -> int:
-  if "state" in config.tasks:
-    for kind in config.kinds:
-      if not KINDS[kind].causal:
-        raise InputError(f"--tasks=state asks for what comes next: --kinds={kind} has no causal form.")
-
   def study(directory: Path) -> dict[str, Any]:
     figures, lines = measure_tasks(config, directory)
     if "state" in config.tasks:

@@ -39,7 +39,9 @@ class Config(_tokens.TokenConfig):
   pairs: int = field(8, "of recall: pairs of a key and a value")
   queries: int = field(8, "of recall: keys that are asked for, at most --pairs; fewer take longer to learn from")
   symbols: int = field(32, "different symbols; of recall, half of them keys and half values")
-  length: int = field(32, "of induction and listops: tokens; of sorting and copying: symbols")
+  length: int = field(
+    32, "of induction and listops: tokens; of sorting: symbols; of copying: symbols and blanks, half each"
+  )
 
   def __post_init__(self):
     super().__post_init__()

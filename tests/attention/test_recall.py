@@ -1,6 +1,5 @@
 """The experiment on tasks: what is learned from, what is counted, what the flags do, what the report holds."""
 
-import dataclasses
 import itertools
 import json
 
@@ -174,6 +173,7 @@ def test_the_floor_is_the_likeliest_answer_at_each_place(plain):
     (dict(kind="linear", position="alibi"), "--position=alibi"),
     (dict(kind="reformer", kv_heads=1), "--kind=reformer has its queries as keys"),
     (dict(width=6, position="rotary"), "--position=rotary"),
+    (dict(width=7, heads=1, position="sinusoidal"), "--position=sinusoidal.*--width is 7"),
     (dict(dropout=1.0), "--dropout=1.0"),
   ],
 )
@@ -242,12 +242,18 @@ def test_the_study_says_which_names_it_does_not_know():
     (dict(kinds=("lineer",)), "linear"),
     (dict(tasks=("sort",)), "sorting"),
     (dict(seeds=0), "--seeds=0"),
+    (dict(kinds=("routing", "linformer")), "none of --kinds=routing,linformer has a causal form"),
+    (dict(tasks=("state",), kinds=("routing",)), "--kinds=routing has no causal form"),
+    (dict(tasks=("state",), kinds=("dense", "strided")), "one head, of which --kinds=strided has no form"),
   ):
     with pytest.raises(InputError, match=said):
       kinds.Config(**more)
-  state = dataclasses.replace(kinds.Config(), tasks=("state",), kinds=("routing",))
-  with pytest.raises(InputError, match="--kinds=routing has no causal form"):
-    kinds.main(state)
+
+
+def test_flags_of_the_study_without_effect_say_so():
+  idle = kinds.Config(kinds=("dense", "local")).idle_flags()
+  assert "rank" in idle and not {"window", "heads"} & set(idle)
+  assert {"heads", "rank"} <= set(kinds.Config(tasks=("state",), kinds=("performer",)).idle_flags())
 
 
 def test_every_kind_has_settings_for_every_task():
