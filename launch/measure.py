@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 
-from launch.flops import Peak, count_flops, find_peak
+from launch.flops import Peak, find_peak
 from launch.timing import Stepper, summarize_times
 from launch.traffic import count_traffic
+from mlnotes.engine.arithmetic import count_flops
 from mlnotes.engine.loop import LoopConfig
 from mlnotes.engine.program import Program, make_mesh
 from mlnotes.engine.record import versions

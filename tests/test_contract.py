@@ -20,6 +20,10 @@ from mlnotes.engine.flags import experiment_name
 from mlnotes.engine.program import Program, make_mesh, window_means
 
 SMALL = {
+  "attention.recall": dict(
+    task="sorting", length=4, symbols=5, kind="routing", width=8, heads=2, depth=1, window=2, batch_size=16, steps=20,
+    warmup_steps=2, test_sequences=24, dropout=0.1,
+  ),
   "attention.experts": dict(
     batch_size=4, length=8, depth=1, width=8, heads=2, experts=3, k=2, steps=20, warmup_steps=2, eval_examples=8
   ),

@@ -40,7 +40,7 @@ def test_all_that_go_by_a_name_are_found_and_nothing_else(capsys):
 
 @pytest.mark.parametrize("arguments, chapter, words", [
   (["--find=mometum"], "", "did you mean momentum,"),
-  (["--find=zzzz"], "", "expected one of Contrastive learning 对比学习, "),
+  (["--find=zzzz"], "", "expected one of Attention 注意力机制, "),
   (["--find=MAML"], "rl", "of this chapter: `python -m experiments --find=MAML` finds it"),
   (["--find="], "", "expected --find=TERM"),
   (["--fnd=MAML"], "", "expected --find=TERM"),

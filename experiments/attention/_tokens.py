@@ -25,6 +25,12 @@ from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 # Of the test sequences: the same in every run. One sequence in four is for tests alone, by a hash of its tokens.
 _TEST_SEED = 0
 _PARTS = 4
+# The kinds that a flag is of.
+KIND_FLAGS = {
+  "window": ("blockwise", "local", "global", "reformer", "routing", "sinkhorn"),
+  "rank": ("linformer", "performer"),
+  "rounds": ("reformer",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,10 @@ class TokenConfig(OptimConfig, LoopConfig):
   batch_size: int = field(64, "sequences per update")
   test_sequences: int = field(1024, "sequences of the evaluation, none of them ever trained on")
   kind: Literal[tuple(KINDS)] = field("dense", "kind of attention")
-  window: int = field(16, "keys that local and global attention see; block of sinkhorn, chunk of reformer")
+  window: int = field(
+    16,
+    "keys that local and global attention see; block of blockwise and sinkhorn, chunk of reformer, cluster of routing",
+  )
   rank: int = field(32, "mixed keys of linformer, features of performer")
   rounds: int = field(2, "hashes of reformer")
   depth: int = field(2, "layers")
@@ -67,6 +76,8 @@ class TokenConfig(OptimConfig, LoopConfig):
     require(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
     if self.position == "rotary" and self.width // self.heads % 2:
       raise InputError(f"--position=rotary takes features in pairs: a head has {self.width // self.heads} of them.")
+    if self.position == "sinusoidal" and self.width % 2:
+      raise InputError(f"--position=sinusoidal takes features in pairs: --width is {self.width}.")
     kind = KINDS[self.kind]
     if self.position == "alibi" and not kind.biased:
       raise InputError(f"--position=alibi is a bias of scores, which --kind={self.kind} does not have.")
@@ -76,13 +87,8 @@ class TokenConfig(OptimConfig, LoopConfig):
       raise InputError(f"--kind={self.kind} has its queries as keys: --kv_heads={self.kv_heads} is not possible.")
 
   def idle_flags(self):
-    uses = {
-      "window": ("blockwise", "local", "global", "reformer", "routing", "sinkhorn"),
-      "rank": ("linformer", "performer"),
-      "rounds": ("reformer",),
-    }
-    unused = {name: f"--kind={self.kind} does not use it" for name, kinds in uses.items() if self.kind not in kinds}
-    return super().idle_flags() | unused
+    idle = [name for name, kinds in KIND_FLAGS.items() if self.kind not in kinds]
+    return super().idle_flags() | dict.fromkeys(idle, f"--kind={self.kind} does not use it")
 
 
 class State(NamedTuple):
@@ -222,7 +228,8 @@ def _reinforce(loss: Float[Array, " B"], weight: Float[Array, " B"], found: Any)
 
 def constant_floor(feeds: Feeds) -> float:
   """Accuracy on the test sequences of the best answer that looks at nothing but the place."""
-  batches = [feeds.evaluate.draw(feeds.evaluate.arrays, i) for i in range(feeds.evaluate.num_batches)]
+  draw = jax.jit(lambda i: feeds.evaluate.draw(feeds.evaluate.arrays, i))
+  batches = [draw(i) for i in range(feeds.evaluate.num_batches)]
   keep = jnp.concatenate([batch["weight"] * batch["mask"] for batch in batches]) > 0
   target = jnp.concatenate([batch["target"] for batch in batches])[keep]
   right = asked = 0

@@ -26,8 +26,7 @@ from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.experiment import stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.layout import choose_layout
-from mlnotes.engine.side_by_side import each_seed
-from mlnotes.engine.study import run_study
+from mlnotes.engine.study import each_seed, run_study
 from mlnotes.engine.summary import format_summary, over_seeds
 from mlnotes.nn.loss import cross_entropy
 

@@ -32,11 +32,16 @@ from mlnotes.engine.loop import train
 class Config(_tokens.TokenConfig):
   """Defaults: eight pairs out of 16 keys and 16 values, solved in a minute on two CPU cores."""
 
+  steps: int = 1500
+  weight_decay: float = 0.1
+
   task: Literal["recall", "induction", "copying", "sorting", "listops"] = field("recall", "what is asked")
   pairs: int = field(8, "of recall: pairs of a key and a value")
-  queries: int = field(4, "of recall: keys that are asked for, at most --pairs")
+  queries: int = field(8, "of recall: keys that are asked for, at most --pairs; fewer take longer to learn from")
   symbols: int = field(32, "different symbols; of recall, half of them keys and half values")
-  length: int = field(32, "of induction and listops: tokens; of sorting and copying: symbols")
+  length: int = field(
+    32, "of induction and listops: tokens; of sorting: symbols; of copying: symbols and blanks, half each"
+  )
 
   def __post_init__(self):
     super().__post_init__()

@@ -12,7 +12,7 @@ import optax
 
 from mlnotes.data import DataSet
 from mlnotes.engine.experiment import stream_key
-from mlnotes.engine.side_by_side import each_seed
+from mlnotes.engine.study import each_seed
 from mlnotes.nn.piecewise import count_pieces, fold, through_points
 
 _HIDDEN = 4  # layers of the deep network

@@ -13,7 +13,7 @@ from experiments.nn._images import black, to_network
 from mlnotes.data import ArraySplit, DataSet, make_resident_feed
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import stream_key
-from mlnotes.engine.side_by_side import each_seed
+from mlnotes.engine.study import each_seed
 from mlnotes.nn.loss import cross_entropy
 
 # Of a larger test split a chunk at a time.

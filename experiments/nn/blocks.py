@@ -17,7 +17,7 @@ from experiments.nn import classifier
 from experiments.nn._images import AugmentationName
 from mlnotes.data import DataSet
 from mlnotes.data.flags import DataConfig, load_data
-from mlnotes.data.floors import floors
+from mlnotes.data.floors import floor_images, floors
 from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.record import read_json
@@ -183,7 +183,7 @@ def main(config: Config) -> int:
       print(f"{block:>16}: {format_summary(found.summary)} % with {parameters:,} parameters", flush=True)
     write_table(outcomes, known, directory / "table.md")
     draw(outcomes, known, config, directory / "blocks.png")
-    figures: dict[str, Any] = dict(known)
+    figures: dict[str, Any] = known | floor_images(data)
     for block, found in outcomes.items():
       figures |= {
         f"{block}/accuracy": found.accuracy,

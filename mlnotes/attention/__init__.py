@@ -62,7 +62,7 @@ from mlnotes.attention.reformer import (
   hash_tokens as hash_tokens,
   lsh_attention as lsh_attention,
 )
-from mlnotes.attention.ring import ring_attention as ring_attention, zigzag_order as zigzag_order
+from mlnotes.attention.ring import ring_attention as ring_attention
 from mlnotes.attention.routing import (
   RoutingAttention as RoutingAttention,
   routed_attention as routed_attention,

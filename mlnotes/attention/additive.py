@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.attention.dot_product import attend_densely, repeat_heads, require_heads, scaled_scores
+from mlnotes.attention.dot_product import NOT_SEEN, attend_densely, repeat_heads, require_heads, scaled_scores
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask, bias_matrix
 
 
@@ -38,7 +38,8 @@ class AdditiveAttention(nn.Module):
     offered = nn.Dense(features, use_bias=False, dtype=self.dtype, name="key")(repeat_heads(key, query.shape[2]))
     v = self.param("v", nn.initializers.normal(features**-0.5), (features,))
     hidden = jnp.tanh(jnp.moveaxis(asked, 2, 1)[:, :, :, None] + jnp.moveaxis(offered, 2, 1)[:, :, None])
-    scores = jnp.einsum("bntsf,f->bnts", hidden, v.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    scores = jnp.einsum("bntsf,f->bnts", hidden, v.astype(hidden.dtype), preferred_element_type=dtype)
     extra = bias_matrix(bias, ask, offer)
     scores = scores if extra is None else scores + extra
     return attend_densely(scores, mask.pairs(ask, offer)[:, None], value)
@@ -60,7 +61,7 @@ def sample_hard_attention(
   ask, offer = mask.tokens(*require_heads(query, key, value))
   seen = mask.pairs(ask, offer)[:, None]
   scores = scaled_scores(query, key, bias_matrix(bias, ask, offer))
-  scores = jnp.where(seen, scores, -1e30)
+  scores = jnp.where(seen, scores, NOT_SEEN)
   logits = jax.nn.log_softmax(scores)
   place: Int[Array, "B N T"] = jnp.argmax(scores, -1) if rng is None else jax.random.categorical(rng, scores)
   any_seen = jnp.any(seen, -1)

@@ -58,15 +58,16 @@ def blockwise_attention(
       f"blockwise attention takes a bias as a function of positions, found an array of shape {bias.shape}"
     )
   ask, offer = mask.tokens(batch, queries, keys)
-  size = min(block, max(queries, keys))
-  rows = lambda x: jnp.moveaxis(pad_length(x, size), 2, 1)
-  padded = lambda tokens: Tokens(*(pad_length(x, size) for x in tokens))
+  rows, columns = min(block, queries), min(block, keys)
+  laid = lambda x, size: jnp.moveaxis(pad_length(x, size), 2, 1)
+  padded = lambda tokens, size: Tokens(*(pad_length(x, size) for x in tokens))
   key, value = repeat_heads(key, query.shape[2]), repeat_heads(value, query.shape[2])
-  in_order = mask.key_positions is None and mask.query_positions is None
   plan = _Plan(
-    size, mask.replace(**dict.fromkeys(_ARRAYS)), mask.key_segments is not None, bias, in_order, keys - queries
-  )
-  out = _attend(plan, rows(query), rows(key), rows(value), padded(ask), padded(offer))
+    rows, columns, mask.replace(**dict.fromkeys(_ARRAYS)), mask.key_segments is not None, bias, mask.is_in_order,
+    keys - queries, mask.is_trivial and keys % columns == 0,
+  )  # fmt: skip
+  arrays = (laid(query, rows), laid(key, columns), laid(value, columns))
+  out = _attend(plan, *arrays, padded(ask, rows), padded(offer, columns))
   return jnp.moveaxis(out, 1, 2)[:, :queries].astype(query.dtype)
 
 
@@ -76,47 +77,50 @@ _ARRAYS = ("key_lengths", "query_lengths", "key_segments", "query_segments", "ke
 class _Plan(NamedTuple):
   """What is known when the program is made."""
 
-  size: int
+  rows: int  # queries of a block
+  columns: int  # keys of a block
   words: Mask  # without arrays
   segments: bool
   bias: Callable[[Array, Array], Array] | None
   in_order: bool  # whether places in the arrays are positions, but for `offset`
   offset: int
+  all_seen: bool
 
-  def scores(self, q: Array, k: Array, ask: Tokens, offer: Tokens) -> tuple[Array, Array]:
-    """(scaled scores in float32, NOT_SEEN where nothing is to be seen; what is seen) of a block."""
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=dtype) * q.shape[-1] ** -0.5
+  def look(self, scores: Array, ask: Tokens, offer: Tokens, flip: bool = False) -> tuple[Array, Array | None]:
+    """(scores with the bias, NOT_SEEN where nothing is to be seen; what is seen, None: all); `flip`: (B, N, S, T)."""
+    turn = (lambda x: jnp.swapaxes(x, -1, -2)) if flip else lambda x: x
     if self.bias is not None:
-      scores = scores + self.bias(ask.position, offer.position)
+      scores = scores + turn(self.bias(ask.position, offer.position))
+    if self.all_seen:
+      return scores, None
     seen = self.words.pairs(ask, offer)
     if self.segments:
       seen &= ask.segment[:, :, None] == offer.segment[:, None, :]
-    return jnp.where(seen[:, None], scores, NOT_SEEN), seen[:, None]
+    seen = turn(seen)[:, None]
+    return jnp.where(seen, scores, NOT_SEEN), seen
 
   def keys_of(self, i: Array, blocks: int) -> tuple[Any, Any]:
     """First and one past the last block of keys that block i of the queries may see."""
-    first, last = 0, blocks
-    if self.in_order and self.words.causal:
-      last = jnp.clip(((i + 1) * self.size - 1 + self.offset) // self.size + 1, 0, blocks)
-    if self.in_order and self.words.window is not None:
-      reach = self.words.window - 1
-      first = jnp.clip((i * self.size + self.offset - reach) // self.size, 0, blocks)
-      if not self.words.causal:
-        last = jnp.clip(((i + 1) * self.size - 1 + self.offset + reach) // self.size + 1, 0, blocks)
-    return first, last
+    return self._within(i * self.rows + self.offset, self.rows, self.columns, blocks, self.words.causal)
 
   def queries_of(self, j: Array, blocks: int) -> tuple[Any, Any]:
     """First and one past the last block of queries that may see block j of the keys."""
+    return self._within(j * self.columns - self.offset, self.columns, self.rows, blocks, False, self.words.causal)
+
+  def _within(self, start: Array, size: int, of: int, blocks: int, none_after: bool, none_before: bool = False):
+    """Blocks of `of` places that `size` places from `start` on meet: up to the window away, on the sides that count."""
+    reach = None if self.words.window is None else self.words.window - 1
+    before, after = (0 if none_before else reach), (0 if none_after else reach)
     first, last = 0, blocks
-    if self.in_order and self.words.causal:
-      first = jnp.clip((j * self.size - self.offset) // self.size, 0, blocks)
-    if self.in_order and self.words.window is not None:
-      reach = self.words.window - 1
-      last = jnp.clip(((j + 1) * self.size - 1 - self.offset + reach) // self.size + 1, 0, blocks)
-      if not self.words.causal:
-        first = jnp.clip((j * self.size - self.offset - reach) // self.size, 0, blocks)
+    if self.in_order and before is not None:
+      first = jnp.clip((start - before) // of, 0, blocks)
+    if self.in_order and after is not None:
+      last = jnp.clip((start + size - 1 + after) // of + 1, 0, blocks)
     return first, last
+
+
+def _keep(seen: Array | None, x: Array) -> Array:
+  return x if seen is None else jnp.where(seen, x, 0)
 
 
 def _block(x: Array, i: Array, size: int, axis: int) -> Array:
@@ -127,26 +131,33 @@ def _tokens_block(tokens: Tokens, i: Array, size: int) -> Tokens:
   return Tokens(*(_block(x, i, size, 1) for x in tokens))
 
 
+def _scaled(q: Array) -> Array:
+  """q / sqrt(H), so that scores need no pass of their own for it."""
+  return (q.astype(jnp.promote_types(q.dtype, jnp.float32)) * q.shape[-1] ** -0.5).astype(q.dtype)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan, q, k, v, ask, offer):
   return _forward(plan, q, k, v, ask, offer).out
 
 
 def _forward(plan: _Plan, q, k, v, ask: Tokens, offer: Tokens) -> Softmax:
-  size, dtype = plan.size, jnp.promote_types(q.dtype, jnp.float32)
-  blocks = k.shape[2] // size
+  rows, columns, dtype = plan.rows, plan.columns, jnp.promote_types(q.dtype, jnp.float32)
+  product = partial(jnp.einsum, preferred_element_type=dtype)
+  blocks = k.shape[2] // columns
+  q = _scaled(q)
 
   def of_queries(i):
-    q_i, ask_i = _block(q, i, size, 2), _tokens_block(ask, i, size)
+    q_i, ask_i = _block(q, i, rows, 2), _tokens_block(ask, i, rows)
 
     def step(j, carry):
       top, total, out = carry
-      scores, seen = plan.scores(q_i, _block(k, j, size, 2), ask_i, _tokens_block(offer, j, size))
+      scores = product("bnth,bnsh->bnts", q_i, _block(k, j, columns, 2))
+      scores, seen = plan.look(scores, ask_i, _tokens_block(offer, j, columns))
       new = jnp.maximum(top, jnp.max(scores, -1))
-      powers = jnp.where(seen, jnp.exp(scores - new[..., None]), 0)
+      powers = _keep(seen, jnp.exp(scores - new[..., None]))
       shrink = jnp.exp(top - new)
-      v_j = _block(v, j, size, 2)
-      added = jnp.einsum("bnts,bnsd->bntd", powers.astype(v.dtype), v_j, preferred_element_type=dtype)
+      added = product("bnts,bnsd->bntd", powers.astype(v.dtype), _block(v, j, columns, 2))
       return new, total * shrink + jnp.sum(powers, -1), out * shrink[..., None] + added
 
     shape = q_i.shape[:3]
@@ -155,7 +166,7 @@ def _forward(plan: _Plan, q, k, v, ask: Tokens, offer: Tokens) -> Softmax:
     safe = jnp.where(total == 0, 1, total)
     return out / safe[..., None], jnp.where(total == 0, NOT_SEEN, top + jnp.log(safe))
 
-  out, log_sum = jax.lax.map(of_queries, jnp.arange(q.shape[2] // size))
+  out, log_sum = jax.lax.map(of_queries, jnp.arange(q.shape[2] // rows))
   join = lambda x: jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, *x.shape[4:])
   return Softmax(join(out), join(log_sum))
 
@@ -167,32 +178,38 @@ def _attend_forward(plan, q, k, v, ask, offer):
 
 def _attend_backward(plan: _Plan, saved, d_out):
   q, k, v, ask, offer, found = saved
-  size, dtype = plan.size, found.out.dtype
-  delta = jnp.sum(d_out * found.out, -1)  # row sums of dO * O
+  rows, columns, dtype = plan.rows, plan.columns, found.out.dtype
+  delta = jnp.sum(d_out * found.out, -1)[:, :, None]  # row sums of dO * O
+  log_sum = found.log_sum[:, :, None]
   product = partial(jnp.einsum, preferred_element_type=dtype)
+  scaled, d_out = _scaled(q), d_out.astype(v.dtype)
 
-  def weights(i, j):
-    """(weights, gradient of the scores) of a block."""
-    q_i, k_j = _block(q, i, size, 2), _block(k, j, size, 2)
-    scores, seen = plan.scores(q_i, k_j, _tokens_block(ask, i, size), _tokens_block(offer, j, size))
-    p = jnp.where(seen, jnp.exp(scores - _block(found.log_sum, i, size, 2)[..., None]), 0)
-    d_p = product("bntd,bnsd->bnts", _block(d_out, i, size, 2).astype(v.dtype), _block(v, j, size, 2))
-    return p, p * (d_p - _block(delta, i, size, 2)[..., None]) * q.shape[-1] ** -0.5
-
+  # Scores stand keys first, (B, N, S, T): sums over queries are then plain matrix products, and for the one over keys
+  # it is the thin block of keys that is turned. On CPUs a product with a wide factor turned takes twice the time.
   def of_keys(d_q, j):
+    k_j, v_j, offer_j = _block(k, j, columns, 2), _block(v, j, columns, 2), _tokens_block(offer, j, columns)
+    turned = jax.lax.optimization_barrier(jnp.swapaxes(k_j, 2, 3))
+
     def step(i, carry):
       d_q, d_k, d_v = carry
-      p, d_s = weights(i, j)
-      d_v += product("bnts,bntd->bnsd", p.astype(v.dtype), _block(d_out, i, size, 2).astype(v.dtype))
-      d_k += product("bnts,bnth->bnsh", d_s.astype(q.dtype), _block(q, i, size, 2))
-      more = _block(d_q, i, size, 2) + product("bnts,bnsh->bnth", d_s.astype(k.dtype), _block(k, j, size, 2))
-      return jax.lax.dynamic_update_slice_in_dim(d_q, more, i * size, 2), d_k, d_v
+      q_i, d_out_i, ask_i = _block(scaled, i, rows, 2), _block(d_out, i, rows, 2), _tokens_block(ask, i, rows)
+      scores, seen = plan.look(product("bnsh,bnth->bnst", k_j, q_i), ask_i, offer_j, flip=True)
+      p = _keep(seen, jnp.exp(scores - _block(log_sum, i, rows, 3)))
+      d_s = p * (product("bnsd,bntd->bnst", v_j, d_out_i) - _block(delta, i, rows, 3))
+      d_v += product("bnst,bntd->bnsd", p.astype(v.dtype), d_out_i)
+      d_s = d_s.astype(q.dtype)
+      d_k += product("bnst,bnth->bnsh", d_s, q_i)
+      more = _block(d_q, i, rows, 3) + product("bnhs,bnst->bnht", turned, d_s)
+      return jax.lax.dynamic_update_slice_in_dim(d_q, more, i * rows, 3), d_k, d_v
 
-    zeros = lambda x: jnp.zeros((*x.shape[:2], size, x.shape[3]), dtype)
-    d_q, d_k, d_v = jax.lax.fori_loop(*plan.queries_of(j, q.shape[2] // size), step, (d_q, zeros(k), zeros(v)))
+    zeros = lambda x: jnp.zeros(x.shape, dtype)
+    start = (d_q, zeros(k_j), zeros(v_j))
+    d_q, d_k, d_v = jax.lax.fori_loop(*plan.queries_of(j, q.shape[2] // rows), step, start)
     return d_q, (d_k, d_v)
 
-  d_q, (d_k, d_v) = jax.lax.scan(of_keys, jnp.zeros(q.shape, dtype), jnp.arange(k.shape[2] // size))
+  d_q = jnp.zeros((*q.shape[:2], q.shape[3], q.shape[2]), dtype)
+  d_q, (d_k, d_v) = jax.lax.scan(of_keys, d_q, jnp.arange(k.shape[2] // columns))
+  d_q = jnp.swapaxes(d_q, 2, 3) * q.shape[-1] ** -0.5
   join = lambda x, like: jnp.moveaxis(x, 0, 2).reshape(like.shape).astype(like.dtype)
   return d_q.astype(q.dtype), join(d_k, k), join(d_v, v), None, None
 

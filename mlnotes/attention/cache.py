@@ -26,6 +26,11 @@ def make_cache(batch: int, size: int, kv_heads: int, head_dim: int, dtype: DType
 
 
 def extend_cache(cache: Cache, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"]) -> Cache:
-  """With T more tokens. There must be room: what goes beyond is written over the last ones."""
-  write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.length, axis=1)
+  """With T more tokens. There must be room: where it ends, NaN stands in the place of all T, so that it shows."""
+  fits = cache.length + key.shape[1] <= cache.key.shape[1]
+
+  def write(old: Array, new: Array) -> Array:
+    new = jnp.where(fits, new, jnp.nan).astype(old.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=1)
+
   return Cache(write(cache.key, key), write(cache.value, value), cache.length + key.shape[1])

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask, bias_matrix
 
-# Scores of keys that are not seen: exp of it is 0 beside any other, and it stays finite in every dtype.
+# Scores of keys that are not seen: exp of it is 0 beside any other, and it is finite in float32, in which scores are.
 NOT_SEEN = -1e30
 
 
@@ -56,7 +56,7 @@ def dot_product_attention(
   2019), grouped-query between (Ainslie et al. 2023). Cross attention is the same with keys of another sequence.
 
   `jax.nn.dot_product_attention` does the work: cuDNN's kernel where the default device is a GPU, the inputs are half
-  precision and it takes the shapes, XLA's otherwise; scores are float32 whatever the inputs.
+  precision, there is no bias and it takes the shapes, XLA's otherwise; scores are float32 whatever the inputs.
   Differences from it: rows that see nothing are 0 (there the mean of all values), and a causal mask of fewer queries
   than keys stands at the bottom right.
 
@@ -65,15 +65,17 @@ def dot_product_attention(
   batch, queries, keys = require_heads(query, key, value)
   ask, offer = mask.tokens(batch, queries, keys)
   bias = bias_matrix(bias, ask, offer)
-  bias = None if bias is None else bias.astype(jnp.promote_types(query.dtype, jnp.float32))
   if value.shape[-1] != key.shape[-1]:  # not among what jax.nn takes
     return attend_where(query, key, value, mask.pairs(ask, offer)[:, None], bias)
-  half = query.dtype in (jnp.bfloat16, jnp.float16)
-  implementation = "cudnn" if half and jax.default_backend() == "gpu" and query.shape[-1] % 8 == 0 else None
+  # Without a bias: cuDNN gives NaN for one of float32, https://github.com/jax-ml/jax/issues/32242.
+  fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+  implementation = "cudnn" if fits and bias is None and jax.default_backend() == "gpu" else None
   if mask.is_trivial:
     return jax.nn.dot_product_attention(query, key, value, bias, implementation=implementation)
   if mask.is_plain_causal and queries == keys:
     return jax.nn.dot_product_attention(query, key, value, bias, is_causal=True, implementation=implementation)
+  if queries % 2 or keys % 2:  # cuDNN has no gradient then: it takes a mask for a bias
+    implementation = None
   seen = mask.pairs(ask, offer)
   full = jnp.broadcast_to(seen[:, None], (batch, query.shape[2] if implementation else 1, queries, keys))
   out = jax.nn.dot_product_attention(query, key, value, bias, full, implementation=implementation)
@@ -121,5 +123,8 @@ def compute_weights(
   Every kind is linear in the values, so that its output is these weights times the values. For pictures and tests: of
   kinds that never make this matrix, too. Raises what `attend` raises.
   """
-  units = jnp.broadcast_to(jnp.eye(key.shape[1], dtype=key.dtype)[None, :, None], (*key.shape[:3], key.shape[1]))
-  return jnp.swapaxes(attend(query, key, units, mask, bias), 1, 2)
+  keys = key.shape[1]
+  # Never as wide as the keys: `CompressedAttention` would convolve them.
+  units = jnp.eye(keys, keys + (keys == key.shape[-1]), dtype=key.dtype)
+  units = jnp.broadcast_to(units[None, :, None], (*key.shape[:3], units.shape[-1]))
+  return jnp.swapaxes(attend(query, key, units, mask, bias)[..., :keys], 1, 2)

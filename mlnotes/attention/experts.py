@@ -98,8 +98,10 @@ def apply_with_capacity(
   """As `apply_dropless`, but an expert takes `capacity` tokens, first choices first, in order of arrival.
 
   What is dropped adds 0. Fedus et al. 2022, sec. 2.2. All sizes are fixed, so that experts can lie on devices of their
-  own: shard the first axis of both matrices.
+  own: shard the first axis of both matrices. Raises ValueError for a capacity below 1.
   """
+  if capacity < 1:
+    raise ValueError(f"capacity is {capacity}, expected room for 1 token or more in each expert")
   tokens, k = routing.expert.shape
   experts = widen.shape[0]
   chosen = jax.nn.one_hot(routing.expert.T.reshape(-1), experts, dtype=jnp.int32)  # first choices of all tokens first

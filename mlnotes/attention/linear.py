@@ -31,7 +31,7 @@ def linear_attention(
   """sum_j phi(q_i) . phi(k_j) v_j / sum_j phi(q_i) . phi(k_j). Katharopoulos et al. 2020, eq. 4-5, causal eq. 8-12.
 
   The causal form carries sum_j phi(k_j) v_j^T from chunk to chunk and computes within one densely. Sums are float32.
-  Fewer queries than keys, as in decoding, are computed densely.
+  Fewer queries than keys, as in decoding, and a causal mask with positions of its own are computed densely.
   Raises ValueError for a bias, a window or segments: its weights are no softmax of scores.
   """
   batch, queries, keys = require_heads(query, key, value)
@@ -48,7 +48,7 @@ def linear_attention(
   if not mask.causal:
     total = jnp.einsum("bsnf,bsnd->bnfd", k, value)
     out, norm = jnp.einsum("btnf,bnfd->btnd", q, total), jnp.einsum("btnf,bnf->btn", q, jnp.sum(k, 1))
-  elif queries != keys:
+  elif queries != keys or not mask.is_in_order:
     weights = jnp.einsum("btnf,bsnf->bnts", q, k) * mask.pairs(ask, offer)[:, None]
     out, norm = jnp.einsum("bnts,bsnd->btnd", weights, value), jnp.moveaxis(jnp.sum(weights, -1), 1, 2)
   else:

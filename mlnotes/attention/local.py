@@ -1,5 +1,6 @@
 """Attention to what is near, at a stride, or marked as global: memory and time linear in the length."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -50,7 +51,7 @@ def block_bias(bias: Bias | None, queries: Tokens, keys: Tokens, name: str) -> A
     return 0.0
   if not callable(bias):
     raise ValueError(f"{name} attention takes a bias as a function of positions, found an array of shape {bias.shape}")
-  return bias(queries.position, keys.position)
+  return jax.vmap(bias, 1, 2)(queries.position, keys.position)
 
 
 def local_attention(
@@ -71,7 +72,8 @@ def local_attention(
   batch, queries, keys = require_heads(query, key, value)
   if queries != keys:
     return dot_product_attention(query, key, value, mask, bias)
-  cut = lambda x: split_blocks(x, mask.window)
+  block = min(mask.window, queries)
+  cut = lambda x: split_blocks(x, block)
   near = lambda x: with_neighbours(cut(x), 1, 0 if mask.causal else 1)
   ask, offer = mask.tokens(batch, queries, keys)
   ask, offer = Tokens(*map(cut, ask)), Tokens(*map(near, offer))
@@ -94,10 +96,11 @@ def strided_attention(
   *,
   stride: int,
 ) -> Float[Array, "B T N D"]:
-  """Even heads see the keys less than `stride` away, odd heads those at a multiple of `stride`. Child et al. 2019, 4.2.
+  """Even heads see the keys less than `stride` away, odd heads those at a multiple of `stride`. Child et al. 2019, 4.3.
 
-  With a stride of about sqrt(T) two layers connect all places, at sqrt(T) products for each query. Fewer queries than
-  keys are computed densely. A bias is a function.
+  With a stride of about sqrt(T) two layers connect all places, at sqrt(T) products for each query. Neighbours in the
+  arrays are taken for neighbours in position. Fewer queries than keys are computed densely. A bias is a function.
+  Difference from the paper: there a near key may be `stride` away.
   Raises ValueError for a stride below 1, a single head, or a mask with a window of its own.
   """
   if stride < 1 or mask.window is not None:
@@ -128,7 +131,7 @@ def _columns(query, key, value, mask, bias, stride, sizes):
     apart = ask.position[:, :, None] - offer.position[:, None, :]
     seen = mask.pairs(ask, offer) & (apart % stride == 0)
     return attend_where(query, key, value, seen[:, None], bias_matrix(bias, ask, offer))
-  columns = lambda x: jnp.swapaxes(split_blocks(x, stride), 1, 2)
+  columns = lambda x: jnp.swapaxes(split_blocks(x, min(stride, queries)), 1, 2)
   ask, offer = Tokens(*map(columns, ask)), Tokens(*map(columns, offer))
   scores = block_scores(columns(query), columns(key)) + block_bias(bias, ask, offer, "strided")
   weights = masked_softmax(scores, mask.pairs(ask, offer)[:, None]).astype(value.dtype)
@@ -147,7 +150,8 @@ def global_attention(
 ) -> Float[Array, "B T N D"]:
   """A window, and the first `tokens` keys, which all see and which see all. Beltagy et al. 2020, sec. 3.1.
 
-  As these come first, a causal mask stays causal. Differences from the paper: they have no projections of their own.
+  The mask's window is not that of these tokens. As they come first, a causal mask stays causal. Differences from the
+  paper: they have no projections of their own.
   Raises ValueError for fewer than 1 token or a mask without a window.
   """
   if tokens < 1 or mask.window is None:
@@ -161,7 +165,8 @@ def global_attention(
     is_global = (ask.position < tokens)[:, :, None] | first[:, None, :]
     seen = mask.pairs(ask, offer) | (everywhere.pairs(ask, offer) & is_global)
     return attend_where(query, key, value, seen[:, None], bias_matrix(bias, ask, offer))
-  cut = lambda x: split_blocks(x, mask.window)
+  block = min(mask.window, queries)
+  cut = lambda x: split_blocks(x, block)
   near = lambda x: with_neighbours(cut(x), 1, 0 if mask.causal else 1)
   blocks = cut(query).shape[1]
   shared = lambda x: jnp.broadcast_to(x[:, None, :tokens], (x.shape[0], blocks, tokens, *x.shape[2:]))

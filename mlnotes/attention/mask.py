@@ -107,8 +107,12 @@ class Mask:
   @property
   def is_plain_causal(self) -> bool:
     """Whether a query sees the keys up to its own place in the array, and nothing else is said."""
-    no_positions = self.key_positions is None and self.query_positions is None
-    return self.causal and self.window is None and self._sees_all_tokens and no_positions
+    return self.causal and self.window is None and self._sees_all_tokens and self.is_in_order
+
+  @property
+  def is_in_order(self) -> bool:
+    """Whether no positions are given, so that they are the places in the arrays."""
+    return self.key_positions is None and self.query_positions is None
 
   @property
   def _sees_all_tokens(self) -> bool:

@@ -23,13 +23,15 @@ class MultiHeadAttention(nn.Module):
   same arguments and `train`. With `kv_heads` below `heads`, groups of heads share keys and values.
 
   Where the collection "weights" is mutable, `compute_weights` of this layer are sown into it, and nothing else changes.
+  Kinds that draw in training draw once more for them: take them without `train`.
 
   Attributes:
     head_dim: features of each head; None: those of x / heads.
     rotary_base: queries and keys are turned by their positions, Su et al. 2021; 0: not.
     shared_query_key: keys are the queries, Kitaev et al. 2020, sec. 2.
 
-  Raises ValueError where `heads` does not divide the features of x, or is no multiple of `kv_heads`.
+  Raises ValueError where `heads` does not divide the features of x, or is no multiple of `kv_heads`, and for a context
+  with a cache.
   """
 
   heads: int
@@ -62,6 +64,8 @@ class MultiHeadAttention(nn.Module):
     """(B, T, D); with a cache (that, the cache with the keys and values of x as well)."""
     if self.head_dim is None and x.shape[-1] % self.heads:
       raise ValueError(f"heads is {self.heads}, expected a divisor of the {x.shape[-1]} features")
+    if context is not None and cache is not None:
+      raise ValueError("a cache is of a sequence that attends to itself: expected no context")
     width = self.head_dim or x.shape[-1] // self.heads
 
     def project(name: str, x: Array, heads: int) -> Array:
@@ -85,9 +89,9 @@ class MultiHeadAttention(nn.Module):
       key, value = cache.key.astype(key.dtype), cache.value.astype(value.dtype)
     more = (train,) if isinstance(self.kind, nn.Module) else ()
     attend = lambda *arrays: self.kind(*arrays, *more)
+    out = attend(query, key, value, mask, bias)
     if self.is_mutable_collection("weights") and not self.is_initializing():
       self.sow("weights", "weights", compute_weights(attend, query, key, mask, bias))
-    out = attend(query, key, value, mask, bias)
     init = self.out_init or self.kernel_init
     dense = nn.Dense(x.shape[-1], self.use_bias, self.dtype, kernel_init=init, name="out")
     y = dense(out.reshape(*out.shape[:2], -1))
@@ -101,4 +105,6 @@ def in_cache(mask: Mask, cache: Cache, tokens: int) -> Mask:
   if positions is None:
     positions = cache.length + jnp.arange(tokens)
   filled = jnp.broadcast_to(cache.length + tokens, (batch,))
+  if mask.key_lengths is not None:
+    filled = jnp.minimum(filled, mask.key_lengths)
   return mask.replace(query_positions=positions, key_lengths=filled)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -33,7 +34,8 @@ def apply_rotary(
 
   Of queries and of keys, not of values: their product then depends on the difference of positions alone. The pair is
   (i, i + H / 2) in `halves` (GPT-NeoX, Hugging Face), (2i, 2i + 1) where `interleaved` (the paper, GPT-J); the two are
-  the same up to a permutation of the features. Angles are float32 whatever x is.
+  the same up to a permutation of the features. Angles are float32 whatever x is, and grow with
+  each position by what is exact to 1e-9.
   Raises ValueError for an odd number of features.
   """
   angle = _angles(positions, x.shape[-1], base)[:, :, None, :]
@@ -51,9 +53,12 @@ def apply_rotary(
 def _angles(positions: Int[Array, "*T"], width: int, base: float) -> Float[Array, "*T D"]:
   if width % 2:
     raise ValueError(f"{width} features cannot be taken in pairs: expected an even number")
-  # In float64 on the host: powers of the base in float32 are wrong from the sixth digit on, and so are far positions.
-  frequency = (base ** -(np.arange(0, width, 2, dtype=np.float64) / width)).astype(np.float32)
-  return positions.astype(jnp.float32)[..., None] * frequency.reshape((1,) * positions.ndim + (-1,))
+  # In parts of a turn of 2^32, whose multiples wrap around exactly: the angles of two positions then differ by that of
+  # their difference, wherever these are. Of a float32 product the third digit is gone at position 100,000.
+  turn = base ** -(np.arange(0, width, 2, dtype=np.float64) / width) / (2 * np.pi)
+  parts = np.round(turn * 2**32).astype(np.uint32).reshape((1,) * positions.ndim + (-1,))
+  phase = jax.lax.bitcast_convert_type(positions.astype(jnp.uint32)[..., None] * parts, jnp.int32)
+  return phase.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)
 
 
 def alibi_slopes(heads: int) -> Float[np.ndarray, " N"]:
@@ -71,8 +76,8 @@ def make_alibi(heads: int) -> Callable[[Array, Array], Float[Array, "B N T S"]]:
   """The bias -slope |i - j| of each head, as a function of positions. Press et al. 2022, sec. 3."""
   slopes = alibi_slopes(heads)
 
-  def bias(queries: Int[Array, "B *T"], keys: Int[Array, "B *S"]) -> Float[Array, "B N ..."]:
-    distance = jnp.abs(queries[..., :, None] - keys[..., None, :]).astype(jnp.float32)
-    return -slopes.reshape(1, -1, *(1,) * (distance.ndim - 1)) * distance[:, None]
+  def bias(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Float[Array, "B N T S"]:
+    distance = jnp.abs(queries[:, :, None] - keys[:, None, :]).astype(jnp.float32)
+    return -slopes[None, :, None, None] * distance[:, None]
 
   return bias

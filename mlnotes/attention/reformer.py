@@ -39,37 +39,40 @@ def lsh_attention(
 ) -> Float[Array, "B T N D"]:
   """Queries that are their own keys, of unit norm, see each other where a round has them in a bucket and in reach.
 
-  Tokens are sorted by (bucket, position) and cut into chunks; each chunk reaches itself and the one before. What
-  several rounds show counts once: the result is the softmax over all pairs that some round allows, and where a token
-  sees nothing else it sees itself. Eq. 2-6, the rounds combined by their log-sum-exp. Padding is sorted behind
-  everything.
+    softmax(q_i . q_j / |q_j|) over all pairs that some round allows
+
+  What several rounds show counts once, and where a token sees nothing else it sees itself: eq. 2-6, the rounds combined
+  by their log-sum-exp. Tokens are sorted by (segment, bucket, position), padding behind everything, and cut into
+  chunks; each chunk reaches itself and the one before. Where a chunk begins hangs on all tokens, so that in a causal
+  mask a token reaches the `chunk` tokens of its bucket before it instead, which hangs on earlier ones alone.
+
+  Scores are not divided by sqrt(H) once more: so it is in the authors' code, which divides keys of norm sqrt(H).
+  Difference from it: that cuts chunks alike where it is causal, and then shows by what is seen what comes later.
   """
   rounds, batch, heads, length = buckets.shape
-  tokens, _ = mask.tokens(batch, length, length)
+  ask, offer = mask.tokens(batch, length, length)
   chunk = min(chunk, length)
   pad = -length % chunk
-  last = jnp.iinfo(jnp.int32).max
-  buckets = jnp.where(tokens.real[None, :, None], buckets, last)
-  buckets = jnp.pad(buckets, [(0, 0), (0, 0), (0, 0), (0, pad)], constant_values=last)
-  buckets = buckets.reshape(rounds, batch * heads, -1)
-  order = jnp.argsort(buckets, axis=-1, stable=True)
-  chunks = jnp.argsort(order, axis=-1) // chunk
+  buckets = jnp.pad(buckets, [(0, 0), (0, 0), (0, 0), (0, pad)]).reshape(rounds, batch * heads, -1)
 
   def rows(x: Array) -> Array:
     x = jnp.pad(x, [(0, 0), (0, pad), (0, 0), (0, 0)])
     return jnp.moveaxis(x, 2, 1).reshape(batch * heads, -1, x.shape[-1])
 
-  everyone = Tokens(*(jnp.repeat(jnp.pad(x, [(0, 0), (0, pad)]), heads, axis=0) for x in tokens))
+  ask, offer = (Tokens(*(jnp.repeat(jnp.pad(x, [(0, 0), (0, pad)]), heads, axis=0) for x in y)) for y in (ask, offer))
+  order = jnp.stack([jnp.lexsort((offer.position, bucket, offer.segment, ~offer.real)) for bucket in buckets])
+  places = jnp.argsort(order, axis=-1)
   q, v = rows(query), rows(value)
-  key = q * jax.lax.rsqrt(jnp.sum(q * q, -1, keepdims=True) + 1e-12)
-  of_round = lambda x: _attend_in_round(q, key, v, *x, buckets, chunks, everyone, mask, chunk)
+  wide = q.astype(jnp.promote_types(q.dtype, jnp.float32))
+  key = (wide * jax.lax.rsqrt(jnp.sum(wide * wide, -1, keepdims=True) + 1e-12)).astype(q.dtype)
+  of_round = lambda x: _attend_in_round(q, key, v, *x, buckets, places, ask, offer, mask, chunk)
   # One round after the other, scores made again for the gradient: memory of one.
-  out, log_sum = jax.lax.map(jax.checkpoint(of_round), (order, buckets))
+  out, log_sum = jax.lax.map(jax.checkpoint(of_round), (order, buckets, places))
   out = jnp.sum(out * jax.nn.softmax(log_sum, axis=0)[..., None].astype(out.dtype), 0)[:, :length]
   return jnp.moveaxis(out.reshape(batch, heads, length, -1), 1, 2)
 
 
-def _attend_in_round(q, key, v, order, bucket, all_buckets, all_chunks, tokens: Tokens, mask: Mask, chunk: int):
+def _attend_in_round(q, key, v, order, bucket, place, all_buckets, all_places, ask, offer, mask: Mask, chunk: int):
   """(output, log of the sum of the weights) of each token in one round, in the order of the tokens."""
   rows, length = order.shape
   like = lambda x: order.reshape(*order.shape, *(1,) * (x.ndim - 2))
@@ -77,28 +80,26 @@ def _attend_in_round(q, key, v, order, bucket, all_buckets, all_chunks, tokens: 
   near = lambda x: with_neighbours(cut(x), 1, 0)
   pairs = lambda x: (cut(x)[..., :, None], near(x)[..., None, :])
 
-  scores = jnp.einsum("gmwh,gmvh->gmwv", cut(q), near(key), preferred_element_type=jnp.float32)
-  scores = scores / jnp.sqrt(jnp.float32(q.shape[-1]))
-  index, other = pairs(jnp.broadcast_to(jnp.arange(length)[None], order.shape))
-  mine, theirs = pairs(bucket)
-  # Before the first chunk there is none: what stands there are zeros.
-  first = (jnp.arange(length // chunk)[:, None] == 0) & (jnp.arange(2 * chunk)[None, :] < chunk)
-  seen = mask.pairs(Tokens(*map(cut, tokens)), Tokens(*map(near, tokens))) & (mine == theirs) & ~first[None, :, None, :]
+  def meet(bucket: Array, place: Array) -> Array:
+    (a, b), (c, d) = pairs(bucket), pairs(place)
+    within = (d <= c) & (c <= d + chunk) if mask.causal else (c // chunk == d // chunk) | (c // chunk == d // chunk + 1)
+    return (a == b) & within
 
-  met = jnp.zeros(scores.shape, jnp.int32)
-  for buckets, chunks in zip(all_buckets, all_chunks):
-    (a, b), (c, d) = pairs(buckets), pairs(chunks)
-    met += (a == b) & ((c == d) | (c == d + 1))
-  scores = jnp.where(index == other, ITSELF, scores) - jnp.log(jnp.maximum(met, 1).astype(jnp.float32))
+  dtype = jnp.promote_types(q.dtype, jnp.float32)
+  scores = jnp.einsum("gmwh,gmvh->gmwv", cut(q), near(key), preferred_element_type=dtype)
+  index, other = pairs(jnp.broadcast_to(jnp.arange(length)[None], order.shape))
+  # Before the first chunk there is none: what stands there is not real.
+  seen = mask.pairs(Tokens(*map(cut, ask)), Tokens(*map(near, offer))) & meet(bucket, place)
+  met = sum(meet(*x).astype(dtype) for x in zip(all_buckets, all_places))
+  scores = jnp.where(index == other, ITSELF, scores) - jnp.log(jnp.maximum(met, 1))
   scores = jnp.where(seen, scores, NOT_SEEN)
   top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
   powers = jnp.where(seen, jnp.exp(scores - top), 0)
   total = jnp.sum(powers, -1, keepdims=True)
   out = jnp.einsum("gmwv,gmvd->gmwd", (powers / jnp.where(total == 0, 1, total)).astype(v.dtype), near(v))
   log_sum = (top + jnp.log(jnp.where(total == 0, 1, total)))[..., 0]
-  back = jnp.argsort(order, axis=-1)
-  restored = jnp.take_along_axis(out.reshape(rows, length, -1), back[..., None], axis=1)
-  return restored, jnp.take_along_axis(log_sum.reshape(rows, length), back, axis=1)
+  restored = jnp.take_along_axis(out.reshape(rows, length, -1), place[..., None], axis=1)
+  return restored, jnp.take_along_axis(log_sum.reshape(rows, length), place, axis=1)
 
 
 class ReformerAttention(nn.Module):

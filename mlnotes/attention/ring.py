@@ -1,31 +1,21 @@
 """Dense attention of a sequence that lies in parts on many devices. Liu et al. 2023; Brandon et al. 2023."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mlnotes.attention.blockwise import Softmax, merge
 from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
 
 
-def zigzag_order(length: int, devices: int) -> Int[np.ndarray, " T"]:
-  """Places in the order in which devices hold them: device i has the parts i and 2 n - 1 - i of 2 n.
-
-  Under a causal mask all devices then have as much to do. Raises ValueError where 2 n does not divide the length.
-  """
-  if length % (2 * devices):
-    raise ValueError(f"{length} tokens on {devices} devices in zigzag: expected a multiple of {2 * devices}")
-  parts = np.arange(length).reshape(2 * devices, -1)
-  return np.concatenate([np.concatenate([parts[i], parts[2 * devices - 1 - i]]) for i in range(devices)])
-
-
 def ring_attention(
   query: Float[Array, "B T N H"],
-  key: Float[Array, "B T K H"],
-  value: Float[Array, "B T K D"],
+  key: Float[Array, "B S K H"],
+  value: Float[Array, "B S K D"],
   mask: Mask = EVERYTHING,
   bias: Bias | None = None,
   *,
@@ -35,8 +25,9 @@ def ring_attention(
   """Scaled dot-product attention with queries, keys and values split over `axis` of the mesh.
 
   Keys and values, with their positions, go around the ring; each device merges what it has seen by its log-sum-exp, in
-  float32. Under a causal mask the parts lie in zigzag and halves that see nothing are skipped. Backward, what went
-  around goes around again. A bias is a function of positions.
+  float32. Under a causal mask device i of n computes the parts i and 2 n - 1 - i of 2 n ("zigzag"): skipping what sees
+  nothing then leaves all as much to do. Backward, keys and values go around again, with their gradients, so that no
+  device ever holds more than its part. A bias is a function of positions and gets no gradient.
 
   Raises ValueError for another number of keys than queries, an array as bias, or a length that twice the devices do
   not divide.
@@ -45,7 +36,6 @@ def ring_attention(
   devices = mesh.shape[axis]
   if queries != keys or (bias is not None and not callable(bias)):
     raise ValueError("ring attention is of a sequence to itself, and takes a bias as a function of positions")
-  order = zigzag_order(queries, devices) if mask.causal else np.arange(queries)
   if queries % (2 * devices):
     raise ValueError(f"{queries} tokens on {devices} devices: expected a multiple of {2 * devices}")
   words = mask.replace(key_lengths=None, query_lengths=None, key_positions=None, query_positions=None)
@@ -53,7 +43,7 @@ def ring_attention(
   words = words.replace(key_segments=None, query_segments=None)
   ask, offer = mask.tokens(batch, queries, keys)
 
-  def attend(q: Array, k: Array, ask: Tokens, offer: Tokens, v: Array) -> Softmax:
+  def part_scores(q: Array, k: Array, ask: Tokens, offer: Tokens) -> tuple[Array, Array]:
     scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     scores = scores * q.shape[-1] ** -0.5
     if bias is not None:
@@ -61,53 +51,102 @@ def ring_attention(
     seen = words.pairs(ask, offer)
     if segments:
       seen &= ask.segment[:, :, None] == offer.segment[:, None, :]
-    scores = jnp.where(seen[:, None], scores, NOT_SEEN)
-    top = jax.lax.stop_gradient(jnp.max(scores, -1))
-    powers = jnp.where(seen[:, None], jnp.exp(scores - top[..., None]), 0)
+    return jnp.where(seen[:, None], scores, NOT_SEEN), seen[:, None]
+
+  def attend(q: Array, ask: Tokens, k: Array, v: Array, offer: Tokens) -> Softmax:
+    scores, seen = part_scores(q, k, ask, offer)
+    top = jnp.max(scores, -1)
+    powers = jnp.where(seen, jnp.exp(scores - top[..., None]), 0)
     total = jnp.sum(powers, -1)
     safe = jnp.where(total == 0, 1, total)
     out = jnp.einsum("bnts,bsnd->bntd", powers / safe[..., None], v.astype(scores.dtype))
     return Softmax(out, jnp.where(total == 0, NOT_SEEN, top + jnp.log(safe)))
 
+  def gradients(q, ask, k, v, offer, log_sum, d_out, delta) -> tuple[Array, Array, Array]:
+    """Of this part, by its queries, keys and values: Dao 2023, algorithm 2."""
+    scores, seen = part_scores(q, k, ask, offer)
+    p = jnp.where(seen, jnp.exp(scores - log_sum[..., None]), 0)
+    d_p = jnp.einsum("bntd,bsnd->bnts", d_out, v.astype(p.dtype))
+    d_s = p * (d_p - delta[..., None]) * q.shape[-1] ** -0.5
+    return (
+      jnp.einsum("bnts,bsnh->btnh", d_s, k.astype(p.dtype)),
+      jnp.einsum("bnts,btnh->bsnh", d_s, q.astype(p.dtype)),
+      jnp.einsum("bnts,bntd->bsnd", p, d_out),
+    )
+
   def on_device(q, k, v, ask, offer):
     half = q.shape[1] // 2
-    halves = lambda x: (x[:, :half], x[:, half:])
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    halves = lambda x, axis=1: jnp.split(x, 2, axis)
+    halves_of = lambda tokens: [Tokens(*x) for x in zip(*map(halves, tokens))]
+    here = lambda x: jax.tree.map(lambda y: jax.lax.pcast(y, axis, to="varying"), x)
+    pass_on = lambda x: jax.tree.map(
+      lambda y: jax.lax.ppermute(y, axis, [(i, (i + 1) % devices) for i in range(devices)]), x
+    )
 
-    def nothing(x: Array) -> Softmax:
-      shape = (x.shape[0], x.shape[2], x.shape[1])
-      dtype = jnp.promote_types(x.dtype, jnp.float32)
-      empty = Softmax(jnp.zeros((*shape, v.shape[-1]), dtype), jnp.full(shape, NOT_SEEN, dtype))
-      return jax.tree.map(lambda y: jax.lax.pcast(y, axis, to="varying"), empty)
+    def where_needed(ask: Tokens, offer: Tokens, work, nothing):
+      """Nothing of halves whose first key is behind the last query."""
+      if not mask.causal:
+        return work()
+      return jax.lax.cond(jnp.min(offer.position) <= jnp.max(ask.position), work, lambda: here(nothing()))
 
-    def meet(found, x):
-      k, v, offer = x
-      new = []
-      for so_far, q_i, ask_i in zip(found, halves(q), zip(*map(halves, ask))):
-        for k_j, v_j, offer_j in zip(halves(k), halves(v), zip(*map(halves, offer))):
-          ask_i, offer_j = Tokens(*ask_i), Tokens(*offer_j)
-          work = lambda q=q_i, k=k_j, a=ask_i, o=offer_j, v=v_j: attend(q, k, a, o, v)
-          if mask.causal:  # a half whose first key is behind the last query
-            part = jax.lax.cond(jnp.min(offer_j.position) <= jnp.max(ask_i.position), work, lambda q=q_i: nothing(q))
-          else:
-            part = work()
-          so_far = merge(so_far, part)
-        new.append(so_far)
-      return tuple(new)
+    def no_softmax() -> Softmax:
+      rows = (batch, q.shape[2], half)
+      return Softmax(jnp.zeros((*rows, v.shape[-1]), dtype), jnp.full(rows, NOT_SEEN, dtype))
 
-    def step(carry, _):
-      found, x = carry
-      found = jax.checkpoint(meet)(found, x)
-      ring = [(i, (i + 1) % devices) for i in range(devices)]
-      return (found, jax.tree.map(lambda y: jax.lax.ppermute(y, axis, ring), x)), None
+    @jax.custom_vjp
+    def ring(q, k, v, ask, offer):
+      def step(carry, _):
+        found, (k, v, offer) = carry
+        new = []
+        for so_far, q_i, ask_i in zip(found, halves(q), halves_of(ask)):
+          for k_j, v_j, offer_j in zip(halves(k), halves(v), halves_of(offer)):
+            work = partial(attend, q_i, ask_i, k_j, v_j, offer_j)
+            so_far = merge(so_far, where_needed(ask_i, offer_j, work, no_softmax))
+          new.append(so_far)
+        return (tuple(new), pass_on((k, v, offer))), None
 
-    start = tuple(nothing(x) for x in halves(q))
-    (found, _), _ = jax.lax.scan(step, (start, (k, v, offer)), None, length=devices)
-    return jnp.moveaxis(jnp.concatenate([part.out for part in found], 2), 1, 2).astype(q.dtype)
+      start = here((no_softmax(), no_softmax()))
+      (found, _), _ = jax.lax.scan(step, (start, (k, v, offer)), None, length=devices)
+      return Softmax(*(jnp.concatenate(x, 2) for x in zip(*found)))
+
+    def forward(q, k, v, ask, offer):
+      found = ring(q, k, v, ask, offer)
+      return found, (q, k, v, ask, offer, found)
+
+    def backward(saved, d_found):
+      q, k, v, ask, offer, found = saved
+      delta = jnp.sum(d_found.out * found.out, -1)
+      of_queries = (halves(q), halves_of(ask), *(halves(x, 2) for x in (found.log_sum, d_found.out, delta)))
+
+      def step(carry, _):
+        d_q, (k, v, offer, d_k, d_v) = carry
+        d_q, d_k, d_v = list(d_q), halves(d_k), halves(d_v)
+        for i, (q_i, ask_i, log_sum, d_out, delta_i) in enumerate(zip(*of_queries)):
+          for j, (k_j, v_j, offer_j) in enumerate(zip(halves(k), halves(v), halves_of(offer))):
+            work = partial(gradients, q_i, ask_i, k_j, v_j, offer_j, log_sum, d_out, delta_i)
+            nothing = lambda *like: tuple(jnp.zeros(x.shape, dtype) for x in like)
+            more = where_needed(ask_i, offer_j, work, partial(nothing, q_i, k_j, v_j))
+            d_q[i], d_k[j], d_v[j] = (x + y for x, y in zip((d_q[i], d_k[j], d_v[j]), more))
+        return (tuple(d_q), pass_on((k, v, offer, jnp.concatenate(d_k, 1), jnp.concatenate(d_v, 1)))), None
+
+      zeros = lambda x: here(jnp.zeros(x.shape, dtype))
+      start = (tuple(zeros(x) for x in halves(q)), (k, v, offer, zeros(k), zeros(v)))
+      (d_q, (*_, d_k, d_v)), _ = jax.lax.scan(step, start, None, length=devices)
+      return jnp.concatenate(d_q, 1).astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+
+    ring.defvjp(forward, backward)
+    if not mask.causal:
+      return jnp.moveaxis(ring(q, k, v, ask, offer).out, 1, 2).astype(q.dtype)
+    # Part p of 2 n goes to device min(p, 2 n - 1 - p), the even ones, first halves here, to one device each, and so the
+    # odd ones. Which of a device's halves is the earlier one does not matter: they know their positions.
+    to = [[(i, min(p, 2 * devices - 1 - p)) for i, p in enumerate(range(odd, 2 * devices, 2))] for odd in (0, 1)]
+    back = [[(j, i) for i, j in pairs] for pairs in to]
+    move = lambda x, routes: jnp.concatenate([jax.lax.ppermute(y, axis, r) for y, r in zip(halves(x), routes)], 1)
+    out = ring(*jax.tree.map(partial(move, routes=to), (q, k, v, ask, offer))).out
+    return move(jnp.moveaxis(out, 1, 2).astype(q.dtype), back)
 
   spec = PartitionSpec(None, axis)
   run = jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec)
-  arrange = lambda x: jnp.take(x, order, axis=1)
   heads = query.shape[2]
-  arrays = (query, repeat_heads(key, heads), repeat_heads(value, heads))
-  out = run(*map(arrange, arrays), *(Tokens(*map(arrange, tokens)) for tokens in (ask, offer)))
-  return jnp.take(out, np.argsort(order), axis=1)
+  return run(query, repeat_heads(key, heads), repeat_heads(value, heads), ask, offer)

@@ -14,8 +14,9 @@ from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
 
 def unit_scale(x: Float[Array, "... H"]) -> Float[Array, "... H"]:
   """Layer normalisation without scale and shift: every vector has norm sqrt(H). Sec. 4.1."""
-  x = x - jnp.mean(x, -1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  wide = wide - jnp.mean(wide, -1, keepdims=True)
+  return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def routed_attention(
@@ -51,9 +52,10 @@ def routed_attention(
   def tokens_at(tokens: Tokens, index: Array) -> Tokens:
     return Tokens(*(jnp.take_along_axis(x[:, None, None], index, axis=3) for x in tokens))
 
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
   asked, offered = nearest(query, ask), nearest(key, offer)
   q, k, v = gather(query, asked), gather(key, offered), gather(value, offered)
-  scores = jnp.einsum("bncwh,bncvh->bncwv", q, k, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+  scores = jnp.einsum("bncwh,bncvh->bncwv", q, k, preferred_element_type=dtype) * query.shape[-1] ** -0.5
   seen = mask.pairs(tokens_at(ask, asked), tokens_at(offer, offered))
   out = jnp.einsum("bncwv,bncvd->bncwd", masked_softmax(scores, seen).astype(v.dtype), v)
   where = (jnp.arange(batch)[:, None, None], jnp.arange(heads)[None, :, None], asked.reshape(batch, heads, -1))

@@ -42,8 +42,8 @@ class SinkhornAttention(nn.Module):
   A matrix turns the sum of each block's keys into its logits for each place; Gumbel noise in training where rngs has
   "sorting"; `temperature`; `iterations` normalisations. The causal form has sums of the blocks before, lets only those
   be sorted to a place and normalises rows alone. Padding is zeroed, and a block of padding alone is never sorted.
-  Raises ValueError for more than `blocks` blocks of `block` tokens, a window, segments, a bias, or keys of another
-  number than queries.
+  Raises ValueError for more than `blocks` blocks of `block` tokens, a window, segments, a bias, a causal mask with
+  positions of its own, or keys of another number than queries.
   """
 
   blocks: int
@@ -65,6 +65,8 @@ class SinkhornAttention(nn.Module):
     require_self("Sinkhorn", query, key)
     if mask.window is not None or mask.key_segments is not None or bias is not None:
       raise ValueError("Sinkhorn attention takes no window, segments or bias")
+    if mask.causal and not mask.is_in_order:
+      raise ValueError("causal Sinkhorn attention goes by the places in the arrays: the mask has positions of its own")
     if length > self.blocks * self.block:
       raise ValueError(f"Sinkhorn attention was built for up to {self.blocks * self.block} tokens, found {length}")
     heads = query.shape[2]
@@ -88,7 +90,8 @@ class SinkhornAttention(nn.Module):
     """How much of each block (last axis) comes to each place."""
     sums = jnp.sum(k, 2).astype(jnp.promote_types(k.dtype, jnp.float32))
     if causal:
-      sums = jnp.cumsum(sums, 1) - sums
+      # Not the sums with a block's own less that one: its rounding would tell of it.
+      sums = jnp.cumsum(jnp.pad(sums, [(0, 0), (1, 0), (0, 0), (0, 0)])[:, :-1], 1)
     logits = nn.DenseGeneral(self.blocks, dtype=sums.dtype, name="sort")(sums)
     logits = jnp.moveaxis(logits, 2, 1)[..., : k.shape[1]]
     if train and self.has_rng("sorting"):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 NOT_ASKED = -1
 
@@ -118,11 +118,16 @@ def make_listops(length: int = 64, depth: int = 4, most: int = 5) -> Task:
   def draw(key):
     empty = jnp.zeros(depth, jnp.int32)
     start = _Open(jnp.int32(-1), empty, empty, jnp.zeros((depth, 10), jnp.int32), jnp.int32(-1))
-    keys = jax.random.split(key, length - 1)
-    left = length - 1 - jnp.arange(length - 1)
-    end, tokens = jax.lax.scan(
-      lambda state, x: _listops_token(state, *x, depth, most, close, fill), start, (keys, left)
+    of_kind, of_digit, of_count, of_choice = jax.random.split(key, 4)
+    chance = _Chance(
+      jax.random.randint(of_kind, (length - 1,), 0, 4),
+      jax.random.randint(of_digit, (length - 1,), 0, 10),
+      jax.random.uniform(of_count, (length - 1,)),
+      jax.random.bernoulli(of_choice, shape=(length - 1,)),
     )
+    left = length - 1 - jnp.arange(length - 1)
+    next_token = lambda state, x: _listops_token(state, *x, depth, most, close, fill)
+    end, tokens = jax.lax.scan(next_token, start, (chance, left))
     tokens = jnp.append(tokens, ask)
     return tokens, jnp.full(length, NOT_ASKED).at[length - 1].set(end.value)
 
@@ -139,23 +144,31 @@ class _Open(NamedTuple):
   value: Int[Array, ""]  # of the whole, -1 until it is closed
 
 
-def _listops_token(state: _Open, key, left, depth: int, most: int, close: int, fill: int):
+class _Chance(NamedTuple):
+  """What is drawn for a place, whether it is used or not."""
+
+  kind: Int[Array, "*L"]
+  digit: Int[Array, "*L"]
+  count: Float[Array, "*L"]  # of arguments, on [0, 1)
+  opens: Bool[Array, "*L"]
+
+
+def _listops_token(state: _Open, chance: _Chance, left, depth: int, most: int, close: int, fill: int):
   """The next token and what is open after it; `left` places are left, this one among them."""
-  of_kind, of_count, of_digit, of_choice = jax.random.split(key, 4)
   done, empty = state.value >= 0, state.top < 0
   levels = jnp.arange(depth)
   # What is open already needs this many places, and an operation in the place of an argument three to `most` + 1 more.
   needed = jnp.sum(jnp.where(levels <= state.top, state.missing + 1, 0))
   room = left - needed - jnp.where(empty, 2, 1)
-  count = jax.random.randint(of_count, (), 2, jnp.minimum(most, jnp.maximum(room, 2)) + 1)
+  largest = jnp.clip(room, 2, most)
+  count = 2 + jnp.floor(chance.count * (largest - 1)).astype(jnp.int32)
   opens = ~done & (empty | ((state.missing[state.top] > 0) & (state.top + 1 < depth) & (room >= 2)))
-  opens &= empty | jax.random.bernoulli(of_choice)
+  opens &= empty | chance.opens
   closes = ~done & ~empty & (state.missing[state.top] == 0)
 
-  kind, digit = jax.random.randint(of_kind, (), 0, 4), jax.random.randint(of_digit, (), 0, 10)
   result = _evaluate(state.kind[state.top], state.digits[state.top])
   below = jnp.where(opens, state.top, state.top - closes)
-  got = jnp.where(closes, result, digit)
+  got = jnp.where(closes, result, chance.digit)
   takes = ~done & ~opens & (below >= 0)
   at = levels == below
   digits = state.digits + ((takes & at)[:, None] & (jnp.arange(10) == got)[None, :])
@@ -165,8 +178,8 @@ def _listops_token(state: _Open, key, left, depth: int, most: int, close: int, f
   digits = jnp.where((opens & new)[:, None], 0, digits)
   top = jnp.where(opens, state.top + 1, below)
   value = jnp.where(closes & (below < 0), result, state.value)
-  token = jnp.where(done, fill, jnp.where(opens, 10 + kind, jnp.where(closes, close, digit)))
-  return _Open(top, jnp.where(opens & new, kind, state.kind), missing, digits, value), token
+  token = jnp.where(done, fill, jnp.where(opens, 10 + chance.kind, jnp.where(closes, close, chance.digit)))
+  return _Open(top, jnp.where(opens & new, chance.kind, state.kind), missing, digits, value), token
 
 
 def _evaluate(kind: Int[Array, ""], digits: Int[Array, " 10"]) -> Int[Array, ""]:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
 from mlnotes.engine.loop import enable_compilation_cache, usual_jax
 from mlnotes.engine.plot import plain_style
 from mlnotes.engine.progress import take_warnings
@@ -39,3 +42,20 @@ def run_study(name: str, config: Any, study: Callable[[Path], Mapping[str, Any]]
   print_metrics(metrics)
   print(f"finished: {record.result_path}")
   return 0
+
+
+def each_seed(f: Callable[..., Any], seeds: range) -> Any:
+  """`f(root key)` of each seed, results stacked on the host; devices share the seeds where their numbers allow it."""
+  return compile_seeds(f, seeds)()
+
+
+def compile_seeds(f: Callable[..., Any], seeds: range) -> Callable[[], Any]:
+  """`each_seed`, compiled but not yet run."""
+  count = max(n for n in range(1, min(len(seeds), jax.local_device_count()) + 1) if len(seeds) % n == 0)
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:count]), ("seeds",))
+  spec = jax.sharding.PartitionSpec("seeds")
+  # Each device has a program of its own: nothing is shared, so nothing is waited for.
+  each = jax.shard_map(jax.vmap(f), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+  keys = jax.vmap(root_key)(jnp.asarray(seeds))
+  compiled = jax.jit(each).lower(keys).compile()
+  return lambda: jax.tree.map(lambda x: np.asarray(x, np.float64), compiled(keys))

@@ -8,6 +8,7 @@ convolutions: narrow groups stand together in one, with zeros between them in it
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,11 @@ from mlnotes.nn.geometry import Geometry, equally_varying
 
 # Up to this many taps a depthwise convolution is a sum of shifted images: their loop has a term for each.
 _TAPS = 128
-# Numbers that each sum of the depthwise kernel's gradient has in progress: with the others' within a core's cache.
-_IN_PROGRESS = 8192
+# Terms at least that a turn of the depthwise kernel's gradient adds: from 16 uses on XLA computes a slice by itself,
+# below it fuses the slice into each of them, where it takes several times as long.
+_TERMS = 16
+# Up to this many taps have their sums in one loop; larger windows have a loop for each row of taps, and compile faster.
+_TAPS_TOGETHER = 9
 # Groups of fewer channels than this stand together in one convolution.
 _GROUP_CHANNELS = 32
 # Up to this many convolutions are written one after the other, more of them are a loop.
@@ -43,7 +47,7 @@ def shifted_sum(x, kernel, strides, padding, dilation, precision=None):
   """
   del precision  # sums are in float32 in any case
   dtype = _accumulated(x.dtype)
-  x, kernel = _repeat(lax.pad(x, jnp.zeros((), x.dtype), _pads(padding)), kernel.shape[-1]), kernel.astype(dtype)
+  x, kernel = _repeat(_pad(x, [(0, 0)], padding), kernel.shape[-1]), kernel.astype(dtype)
   window = kernel.shape[:-2]
   counts = [
     (size - (taps - 1) * step - 1) // stride + 1
@@ -58,10 +62,6 @@ def shifted_sum(x, kernel, strides, padding, dilation, precision=None):
   return y.astype(x.dtype)
 
 
-def _pads(padding):
-  return ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
-
-
 def _repeat(x, channels):
   """Each channel of `x` as often as it takes for `channels` of them."""
   return jnp.repeat(x, channels // x.shape[-1], axis=-1) if channels != x.shape[-1] else x
@@ -74,52 +74,72 @@ def depthwise_value(x, kernel, geometry: Geometry):
 def depthwise_gradient_by_kernel(x, y, geometry: Geometry):
   """For each tap the sum over images and positions of `y` times `x`, shifted.
 
-  The positions of each phase of the strides lie in one row, and `y` on the same grid with zeros where it has none, so
-  that a shift in all axes is one number. A loop goes along the row and adds to one sum for each place in a chunk.
+  A loop goes over blocks of images and of their rows. Along a row nothing is summed before the end: each tap has one
+  sum for each place in it, to which a turn adds a term for each row of its block. The batch is shared out in as many
+  parts as there are devices, so that where it lies on several each goes over its own images.
   """
   _, window, strides, padding, dilation, _, _ = geometry
-  dtype, rank, channels, outputs = x.dtype, len(window), x.shape[-1], y.shape[-1]
-  counts = [-(-(size + sum(pair)) // stride) for size, pair, stride in zip(x.shape[1:-1], padding, strides)]
-  whole = [
-    (low, count * stride - size - low) for size, (low, _), count, stride in zip(x.shape[1:-1], padding, counts, strides)
+  parts = math.gcd(x.shape[0], jax.device_count("cpu"))
+  x, y = (array.reshape(parts, -1, *array.shape[1:]) for array in (x, y))
+  if len(window) == 1:  # the images of a part are the rows of one
+    window, strides, padding, dilation = (1, *window), (1, *strides), ((0, 0), *padding), (1, *dilation)
+    x, y = x[:, None], y[:, None]
+  dtype, channels, rank = _accumulated(x.dtype), y.shape[-1], len(window)
+  batch, rows, *columns = y.shape[1:-1]
+  blocks = max(1, rows // _TERMS)
+  rows = -(-rows // blocks)
+  images = min(batch, -(-_TERMS // rows))
+  turns = -(-batch // images) * blocks
+
+  counts = (blocks * rows, *columns)
+  needed = [
+    (count - 1) * stride + (taps - 1) * step + 1 for count, stride, taps, step in zip(counts, strides, window, dilation)
   ]
-  x = _repeat(lax.pad(x, jnp.zeros((), dtype), _pads(whole)), outputs)
-  batch, channels = x.shape[0], x.shape[-1]
-  x = x.reshape(batch, *(n for pair in zip(counts, strides) for n in pair), channels)
-  x = x.transpose(*range(2, 2 * rank + 1, 2), 0, *range(1, 2 * rank + 1, 2), 2 * rank + 1)
-  x = x.reshape(*strides, batch, -1)
-  y = lax.pad(y, jnp.zeros((), dtype), _pads([(0, count - size) for count, size in zip(counts, y.shape[1:-1])]))
-  y = y.reshape(batch, -1)
+  of_batch = ((0, 0), (0, -batch % images))
+  x = _repeat(x, channels)
+  x = _pad(x, of_batch, [(low, n - size - low) for n, size, (low, _) in zip(needed, x.shape[2:-1], padding)])
+  # Rows are one longer, as those whose lengths are powers of two would meet in the same lines of the cache.
+  y = _pad(y, of_batch, [(0, counts[0] - y.shape[2]), *((0, 0),) * (rank - 2), (0, 1)])
 
-  taps = []
-  for tap in itertools.product(*map(range, window)):
-    at = [q * step for q, step in zip(tap, dilation)]
-    places = [divmod(a, stride) for a, stride in zip(at, strides)]
-    row = math.prod(counts)
-    shift = 0
-    for (steps, _), count in zip(places, counts):
-      row //= count
-      shift += steps * row * channels
-    taps.append((tuple(phase for _, phase in places), shift))
+  def add(turn, sums, tap_rows):
+    image, row = turn // blocks * images, turn % blocks * rows
+    height = (rows - 1) * strides[0] + (len(tap_rows) - 1) * dilation[0] + 1
+    start = (0, image, row * strides[0] + tap_rows[0] * dilation[0], *(0,) * rank)
+    of_input = lax.dynamic_slice(x, start, (parts, images, height, *x.shape[3:]))
+    of_output = lax.dynamic_slice(y, (0, image, row, *(0,) * rank), (parts, images, rows, *y.shape[3:]))
+    of_output = lax.slice_in_dim(of_output, 0, columns[-1], axis=-2)
+    result = []
+    for total, (a, *tap) in zip(sums, itertools.product(range(len(tap_rows)), *map(range, window[1:]))):
+      starts = [at * step for at, step in zip(tap, dilation[1:])]
+      stops = [first + (count - 1) * stride + 1 for first, count, stride in zip(starts, columns, strides[1:])]
+      for b, p in itertools.product(range(images), range(rows)):
+        at = p * strides[0] + a * dilation[0]
+        part = lax.slice(
+          of_input,
+          (0, b, at, *starts, 0),
+          (parts, b + 1, at + 1, *stops, channels),
+          (1, 1, 1, *strides[1:], 1),
+        )
+        total += part[:, 0, 0].astype(dtype) * of_output[:, b, p].astype(dtype)
+      result.append(total)
+    return tuple(result)
 
-  chunk = min(channels * max(1, _IN_PROGRESS // (batch * channels)), y.shape[1])
-  turns = -(-y.shape[1] // chunk)
-  surplus = turns * chunk - y.shape[1]
-  y = jnp.pad(y, ((0, 0), (0, surplus)))
-  x = jnp.pad(x, (*((0, 0),) * (rank + 1), (0, surplus + max(shift for _, shift in taps))))
-  phases = {phase: x[phase] for phase, _ in taps}
+  def by_tap_rows(tap_rows):
+    zeros, _ = equally_varying(jnp.zeros((parts, *columns, channels), dtype), y)
+    sums = (zeros,) * (len(tap_rows) * math.prod(window[1:]))
+    turn = partial(add, tap_rows=tap_rows)
+    sums = turn(0, sums) if turns == 1 else lax.fori_loop(0, turns, turn, sums)
+    return jnp.sum(jnp.stack(sums).reshape(len(sums), -1, channels), axis=1)
 
-  def add(turn, sums):
-    cut = lambda array, start: lax.dynamic_slice_in_dim(array, start, chunk, 1).astype(_accumulated(dtype))
-    of_output = cut(y, turn * chunk)
-    return tuple(
-      total + cut(phases[phase], turn * chunk + shift) * of_output for total, (phase, shift) in zip(sums, taps)
-    )
+  if math.prod(window) <= _TAPS_TOGETHER:
+    kernel = by_tap_rows(range(window[0]))
+  else:
+    kernel = lax.map(lambda row: by_tap_rows([row]), jnp.arange(window[0]))
+  return kernel.reshape(*geometry.window, 1, channels).astype(x.dtype)
 
-  zeros, _ = equally_varying(jnp.zeros((batch, chunk), _accumulated(dtype)), y)
-  sums = add(0, (zeros,) * len(taps)) if turns == 1 else lax.fori_loop(0, turns, add, (zeros,) * len(taps))
-  kernel = jnp.sum(jnp.stack(sums).reshape(len(taps), -1, channels), axis=1)
-  return kernel.reshape(*window, 1, channels).astype(dtype)
+
+def _pad(x, of_batch, of_space):
+  return lax.pad(x, jnp.zeros((), x.dtype), tuple((*pair, 0) for pair in (*of_batch, *of_space, (0, 0))))
 
 
 def _groups_together(groups: int, inputs: int, outputs: int) -> int:

@@ -160,8 +160,12 @@ def _as_forward_convolutions(first, second, *, out, geometry):
   if not lead:
     return compute(first, second)
   flat = [operand.reshape(-1, *operand.shape[lead:]) for operand in (first, second)]
-  # One after the other: a forward convolution is fast in a loop, a grouped one nowhere.
-  result = lax.map(lambda pair: compute(*pair), tuple(flat))
+  arrays = {name: operand[0] for name, operand in zip(_operands(out), flat)}
+  if out != "kernel" and geometry.groups > 1 and is_depthwise(arrays, geometry):
+    result = jax.vmap(compute)(*flat)  # elementwise: together they share the cost of each operation
+  else:
+    # One after the other: a forward convolution is fast in a loop, a grouped one nowhere.
+    result = lax.map(lambda pair: compute(*pair), tuple(flat))
   return result.reshape(*first.shape[:lead], *result.shape[1:])
 
 
@@ -175,8 +179,11 @@ def _compute(first, second, out, geometry):
     return depthwise_value(first, second, geometry)
   if out == "kernel":
     return depthwise_gradient_by_kernel(first, second, geometry)
-  x = _by_phases(first, second, geometry, shifted_sum)
-  return jnp.sum(x.reshape(*x.shape[:-1], geometry.groups, -1), axis=-1)
+  multiplier = second.shape[-1] // geometry.groups
+  return sum(
+    _by_phases(first[..., start::multiplier], second[..., start::multiplier], geometry, shifted_sum)
+    for start in range(multiplier)
+  )
 
 
 mlir.register_lowering(trilinear, mlir.lower_fun(_natively, multiple_results=False))

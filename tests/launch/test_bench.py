@@ -16,12 +16,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import catalogue, import_experiment
 from launch import bench
-from launch.flops import count_flops, find_peak
+from launch.flops import find_peak
 from launch.measure import make_stepper, measure, updates_before_learning
 from launch.profiler import compare_with_profiler, execution_seconds, write_trace
 from launch.timing import summarize_times
 from launch.traffic import count_traffic
 from mlnotes.data import Feeds
+from mlnotes.engine.arithmetic import count_flops
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import Experiment, Mean
 from mlnotes.engine.loop import LoopConfig

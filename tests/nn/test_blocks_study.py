@@ -64,9 +64,10 @@ def test_the_study_reads_accuracy_cost_and_floors_and_ranks(fake_runs, tmp_path)
   assert found["nearest_neighbour"]["mean"] == pytest.approx(np.mean(DATA.train.label[nearest] == DATA.test.label))
   rows = (tmp_path / "run" / "table.md").read_text().splitlines()[2:]
   assert [row.split("|")[1].strip() for row in rows[:3]] == ["residual", "plain", "se"]  # se has lost a seed
-  assert "| 70.0 | 5.0 |" in rows[1] and "93.0" in rows[0]
+  assert "| 80 ± 14 |" in rows[1] and "| 70.0 | 5.0 |" in rows[1] and "93.0" in rows[0]
   assert "(1 of 2 seeds finite)" in rows[2]
   assert rows[3].startswith("| nearest neighbour") and rows[4].startswith("| linear classifier")
+  assert f"| {100 * found['nearest_neighbour']['mean']:.1f} |" in rows[3]
   assert (tmp_path / "run" / "blocks.png").stat().st_size > 1000
 
 
@@ -80,6 +81,7 @@ def test_every_run_is_told_the_same_but_for_its_block_and_width(fake_runs, tmp_p
   for block, asked in zip(config.blocks, fake_runs, strict=True):
     assert {name: getattr(asked, name) for name in flags} == flags
     assert (asked.network, Path(asked.workdir)) == (block, tmp_path / "run" / block)
+    assert (asked.eval_every, asked.checkpoint_every) == (0, 0)  # or they would count in the time of an update
     network = BlockNet(block, width=asked.width, num_classes=3)
     assert abs(count_parameters(network, (8, 8, 1)) / 24_500 - 1) < 0.05
   same = [dataclasses.replace(asked, network="plain", width=0, workdir="") for asked in fake_runs]
@@ -130,6 +132,15 @@ def test_a_budget_that_a_block_cannot_keep_is_refused_before_anything_is_written
   with pytest.raises(InputError, match=f"--budget={budget}"):
     blocks.main(blocks.Config(blocks=("residual",), budget=budget, workdir=str(tmp_path / "run")))
   assert not (tmp_path / "run").exists() and not fake_runs
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_nearest_network_is_refused_below_the_budget_as_above_it(which):
+  """Between two widths, a little nearer to one of them."""
+  counts = [count_parameters(BlockNet("residual", width=width, num_classes=3), (8, 8, 1)) for width in (4, 5)]
+  config = blocks.Config(budget=(sum(counts) - 1) // 2 + which)
+  with pytest.raises(InputError, match=f"the nearest has {counts[which]}"):
+    blocks.fit_width("residual", config, DATA)
 
 
 def test_seeds_share_the_cores():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.nn import _images, _report, classifier
-from mlnotes.data import ArraySplit, DataSet, load
+from mlnotes.data import ArraySplit, DataSet, fixed_subset, floors, load
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.stage import find_stage
 from mlnotes.nn.mlp import MLP
@@ -316,6 +316,39 @@ def test_a_transformer_that_takes_the_turn_back_has_no_angle_error():
   turned = np.asarray(augment.affine(image, 90.0))
   x, y = np.round(grid[..., 0]).astype(int) + 4, np.round(grid[..., 1]).astype(int) + 4
   np.testing.assert_allclose(turned[y, x], image, atol=1e-5)
+
+
+def test_floors_learn_from_a_subset_and_a_network_is_held_against_them_on_the_same_images(
+  monkeypatch, capsys, tmp_path
+):
+  for name in ("confusion", "calibration", "mistakes"):
+    monkeypatch.setattr(_report, f"draw_{name}", lambda *args: None)
+  monkeypatch.setattr(floors, "_MOST_TRAIN", 20)
+  monkeypatch.setattr(floors, "_MOST_TEST", 4)
+  monkeypatch.setattr(floors, "_MOST_NUMBERS_LINEAR", 8 * 16 + 5)
+  data = DATA._replace(train=make_split(30, 0), test=make_split(10, 1))
+  sizes = {"nearest_neighbour_train_images": 20, "linear_classifier_train_images": 8, "floor_test_images": 4}
+  assert floors.floor_images(data) == sizes
+  index = floors.floor_test_index(data)
+  train = data.train.read(fixed_subset(30, 20))
+  # Each test image has its neighbour's label, so that the floor is right everywhere.
+  pixels = [image.reshape(len(image), -1).astype(float) for image in (train["image"], data.test.image)]
+  data.test.label[:] = train["label"][((pixels[1][:, None] - pixels[0]) ** 2).sum(-1).argmin(1)]
+
+  def report(right):
+    """The network is right on these test images only."""
+    answer = (data.test.label + ~np.isin(np.arange(10), right)) % 3
+    predict = lambda variables, batch: {
+      "logits": np.eye(3)[answer[np.minimum(batch["index"], 9)]] + np.zeros((len(batch["index"]), 3)),
+      "image": batch["image"] / 16.0,
+      "degrees": np.zeros(len(batch["index"])),
+    }
+    return _report.write_report(predict, None, data, configure(), tmp_path), capsys.readouterr().err
+
+  figures, said = report(index)
+  assert figures["nearest_neighbour"] == 1 and figures["test_accuracy"] == 0.4 and said == ""
+  assert {name: figures[name] for name in sizes} == sizes
+  assert "on the same 4 test images: 75.0% against 100.0%" in report(np.setdiff1d(np.arange(10), index[:1]))[1]
 
 
 def test_figures_of_both_splits_and_the_pictures(tmp_path, capsys):

@@ -169,7 +169,9 @@ GROUPS = [(6, 1, 1), (3, 1, 2), (4, 2, 3), (6, 16, 1), (10, 17, 1)]
 def test_groups_have_second_derivatives_of_the_native_convolution_also_vmapped_and_in_a_loop(
   groups, inputs, outputs, key, monkeypatch
 ):
-  monkeypatch.setattr(grouped_module, "_IN_PROGRESS", 64)  # several turns of the kernel gradient's loop
+  monkeypatch.setattr(grouped_module, "_TERMS", 1)  # several turns of the kernel gradient's loop
+  if outputs == 2:
+    monkeypatch.setattr(grouped_module, "_TAPS_TOGETHER", 1)  # each row of taps by itself
   keys = jax.random.split(key, 2)
   x = jax.random.normal(keys[0], (2, 2, 5, 4, groups * inputs))
   kernel = jax.random.normal(keys[1], (2, 3, 3, inputs, groups * outputs)) / 3
@@ -192,6 +194,18 @@ def test_groups_have_second_derivatives_of_the_native_convolution_also_vmapped_a
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     assert a.shape == b.shape
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.max(jnp.abs(b))))
+
+
+# (images, rows, terms of a turn): blocks of rows of which the last is not full, blocks of images likewise.
+@pytest.mark.parametrize("batch, rows, terms", [(3, 5, 2), (10, 1, 2), (5, 3, 6)])
+def test_a_depthwise_kernel_gradient_goes_over_every_image_and_row_once(batch, rows, terms, key, monkeypatch):
+  monkeypatch.setattr(grouped_module, "_TERMS", terms)
+  keys = jax.random.split(key, 2)
+  x, y = jax.random.normal(keys[0], (batch, rows, 4, 3)), jax.random.normal(keys[1], (batch, rows, 4, 3))
+  pullback = lambda form: jax.jit(lambda x, y: jax.linear_transpose(lambda kernel: form(x, kernel), kernel)(y)[0])(x, y)
+  kernel = jax.ShapeDtypeStruct((3, 3, 1, 3), x.dtype)
+  found = pullback(lambda x, kernel: convolve(x, kernel, feature_group_count=3))
+  np.testing.assert_allclose(found, pullback(lambda x, kernel: native(x, kernel, 3)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mapped", ["x", "kernel", "y"])

@@ -31,9 +31,11 @@ DATA = DataSet("noise", make_split(20, 0), make_split(9, 1), CLASSES, ("a", "b",
 
 @pytest.fixture(scope="module")
 def curves():
-  return _side_by_side.train_seeds(
-    MLP(4, 2, CLASSES), DATA, optax.sgd(0.3), seeds=range(3, 5), steps=STEPS, batch_size=BATCH, points=2
-  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(_side_by_side, "_CHUNK", 4)  # nine test images: three chunks, the last of them not full
+    return _side_by_side.train_seeds(
+      MLP(4, 2, CLASSES), DATA, optax.sgd(0.3), seeds=range(3, 5), steps=STEPS, batch_size=BATCH, points=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,20 @@ def test_the_stacks_are_what_they_are_called():
   assert gradient_norm(_depth_residual.STACKS["residual_zero_gamma"], 4, "dense1") == 0
   assert gradient_norm(_depth_residual.STACKS["residual_batch_norm"], 4, "dense1") > 0
   assert set(_depth_residual.STACKS) == set(_depth_residual.TITLES)
+  # But for the name, neighbours in the table differ in one thing.
+  what = {name: (f["norm"], f["kernel_init"]) for name, f in _depth_residual.STACKS.items()}
+  he = dict.fromkeys(("plain_batch_norm", "residual_batch_norm", "residual_zero_gamma"), ("batch", "he"))
+  assert what == {"plain_lecun": ("none", "lecun"), "plain_he": ("none", "he"), **he}
+
+
+def step_sizes(optimizer, count):
+  """How far each of so many updates goes by Adam on a gradient of one."""
+  params, sizes = {"w": jnp.ones(1)}, []
+  state = optimizer.init(params)
+  for _ in range(count):
+    updates, state = optimizer.update({"w": jnp.ones(1)}, state)
+    sizes.append(-float(updates["w"][0]))
+  return sizes
 
 
 def fake_curves(calls, loss=0.5):
@@ -126,7 +142,9 @@ def test_residual_reports_every_stack_at_every_depth(tmp_path, monkeypatch, caps
   np.testing.assert_allclose(figures["plain_he_4/accuracy"], [0.02, 0.021])
   np.testing.assert_allclose(figures["plain_he_4/loss"], [0.1, 0.105])
   np.testing.assert_allclose(figures["residual_zero_gamma_6/first_gradient"], [1.0, 1.01])
+  np.testing.assert_allclose(figures["residual_zero_gamma_6/last_gradient"], [0.5, 0.505])
   assert "| residual, zero gamma | 6 | 1, 0.5 |" in rows[-1]
+  np.testing.assert_allclose(step_sizes(calls[0]["optimizer"], 2), 1e-3, rtol=1e-3)
   assert (tmp_path / "residual.png").stat().st_size > 1000
 
 
@@ -143,10 +161,12 @@ def test_what_diverged_is_drawn(loss, tmp_path, monkeypatch, capsys):
 
 
 def test_norms_are_compared_after_equally_many_epochs_at_rates_in_proportion():
-  config = depth.Config(dataset="digits", seeds=2, seed=4, epochs=3, eval_examples=7)
+  config = depth.Config(dataset="digits", image_size=8, seeds=2, seed=4, epochs=3, eval_examples=7)
   own = {size: _depth_norms.settings(config, DATA, "group", size) for size in (2, 5)}
   assert [(c.steps, c.batch_size) for c in own.values()] == [(30, 2), (12, 5)]
   assert own[5].learning_rate / own[2].learning_rate == pytest.approx(2.5)
+  assert own[2].learning_rate == pytest.approx(0.1 * 2 / 64) and own[2].warmup_steps == 1
+  assert {c.image_size for c in own.values()} == {8}
   for c in own.values():
     assert (c.norm, c.dataset, c.seeds, c.seed, c.eval_examples) == ("group", "digits", 2, 4, 7)
 
@@ -180,26 +200,22 @@ def test_the_gap_is_to_the_largest_batch_seed_by_seed(tmp_path, monkeypatch):
 def test_each_order_trains_with_and_without_warm_up(tmp_path, monkeypatch, capsys):
   calls = []
   monkeypatch.setattr(_depth_order, "train_seeds", fake_curves(calls))
-  config = depth.Config(layers=3, order_rate=0.1, order_warmup=4, order_steps=8, order_batch=6, seeds=2)
+  config = depth.Config(layers=3, order_rate=0.1, order_warmup=4, order_steps=8, order_batch=6, seeds=2, seed=7)
   figures, rows = _depth_order.measure(config, DATA, tmp_path)
-  assert {c["batch_size"] for c in calls} == {6}
+  assert {(c["batch_size"], c["steps"], c["seeds"], c["first"]) for c in calls} == {(6, 8, range(7, 9), "embed")}
   assert [(c["network"].order, c["network"].depth) for c in calls] == [("pre", 3)] * 2 + [("post", 3)] * 2
   names = ["pre_norm_without_warmup", "pre_norm_with_warmup", "post_norm_without_warmup", "post_norm_with_warmup"]
   assert list(figures) == [f"{name}/{what}" for name in names for what in ("loss", "accuracy")]
   for call, warm in zip(calls, (False, True, False, True)):
-    params, sizes = {"w": jnp.ones(1)}, []
-    state = call["optimizer"].init(params)
-    for _ in range(6):
-      updates, state = call["optimizer"].update({"w": jnp.ones(1)}, state)
-      sizes.append(-float(updates["w"][0]))
     wanted = [0, 0.025, 0.05, 0.075, 0.1, 0.1] if warm else [0.1] * 6
-    np.testing.assert_allclose(sizes, wanted, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(step_sizes(call["optimizer"], 6), wanted, rtol=1e-3, atol=1e-6)
   assert [row.split("|")[1:3] for row in rows[2:]] == [
     [" pre ", " 0 "],
     [" pre ", " 4 "],
     [" post ", " 0 "],
     [" post ", " 4 "],
   ]
+  assert rows[2].endswith("| 1.0 |")  # the worse of 1 and 1.1 %
   assert (tmp_path / "order.png").stat().st_size > 1000
 
 
@@ -226,6 +242,11 @@ def test_what_is_fitted_is_the_folded_line():
   assert np.all(still > 0.2)  # the error of a constant is .29
 
 
+def test_seeds_of_a_fit_start_at_the_flag():
+  one, two = (_depth_folds.fit((2,), 1, depth.Config(seeds=2, seed=seed, fit_steps=1)) for seed in (0, 1))
+  assert one[1] == pytest.approx(two[0], rel=1e-5) and one[0] != pytest.approx(two[0], rel=1e-3)
+
+
 def test_width_reports_sums_folds_and_fits(tmp_path, monkeypatch):
   asked = []
   fake = lambda widths, times, config: asked.append((len(widths), times)) or np.array([0.1 * times, 0.2]) / len(widths)
@@ -238,7 +259,14 @@ def test_width_reports_sums_folds_and_fits(tmp_path, monkeypatch):
   # Twice the pieces, a quarter of the error: what straight lines owe a smooth curve.
   ratio = figures["hard_sigmoids_16/largest_error"] / figures["hard_sigmoids_32/largest_error"]
   assert 3.5 < ratio < 4.5
-  assert any(row.startswith("| 3 | 8 | 8, 6 |") for row in rows)
+  # The largest error of a line through the ends of a short piece: an eighth of its square times the curvature.
+  places = np.linspace(0, 1, 33)
+  middles = (places[1:] + places[:-1]) / 2
+  ends = _depth_folds.curve(places)
+  largest = np.max(np.abs(_depth_folds.curve(middles) - (ends[1:] + ends[:-1]) / 2))
+  assert figures["hard_sigmoids_32/largest_error"] == pytest.approx(largest, rel=0.05)
+  row = next(row for row in rows if row.startswith("| 3 | 8 | 8, 6 |"))
+  assert "| 0.25 (0.2 to 0.3) |" in row
   assert (tmp_path / "width.png").stat().st_size > 1000
 
 
@@ -271,6 +299,13 @@ def test_parts_run_alone_and_flags_of_the_others_are_idle(tmp_path, monkeypatch)
   assert depth.main(config) == 0
   assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["x"]["mean"] == 1
   assert (tmp_path / "run" / "table.md").read_text() == "| row |\n"
+  monkeypatch.setitem(depth.PARTS, "order", lambda config, data, directory: ({"y": 2.0}, ["| other |"]))
+  both = dict(parts=("width", "order"), workdir=str(tmp_path / "both"), batch_size=4, order_batch=4)
+  assert depth.main(depth.Config(**both, batch_sizes=(2, 8))) == 0
+  assert set(json.loads((tmp_path / "both" / "result.json").read_text())["metrics"]) >= {"x", "y"}
+  assert (tmp_path / "both" / "table.md").read_text() == "| row |\n\n| other |\n"
+  with pytest.raises(InputError, match="--batch_sizes=64"):  # its largest
+    depth.main(depth.Config(parts=("norms",), batch_sizes=(2, 64), workdir=str(tmp_path / "large")))
   idle = config.idle_flags()
   assert {"depths", "norms", "layers", "batch_size"} <= set(idle) and not {"folds", "fit_steps"} & set(idle)
 
