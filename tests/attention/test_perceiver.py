@@ -177,6 +177,7 @@ def test_maps_that_differ_most_are_shown_first():
   maps[2] = [[0.9, 0.1], [0, 0]]
   maps[3] = [[0, 0], [0, 1]]
   assert perceiver.spread(maps).tolist() == [1, 3, 0, 2]
+  assert sorted(perceiver.spread(np.ones((3, 2, 2)))) == [0, 1, 2]
 
 
 # -- flags -------------------------------------------------------------------------------------------------------------
