@@ -103,8 +103,8 @@ def test_maps_lie_where_the_pixels_do():
 
 
 def of_stream(name):
-  """The key of a stream in the first update."""
-  return jax.random.fold_in(jax.random.fold_in(jax.random.key(7), zlib.crc32(name.encode()) & 0x7FFFFFFF), 0)
+  """The key of a stream in the update behind 5 others."""
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(7), zlib.crc32(name.encode()) & 0x7FFFFFFF), 5)
 
 
 def shifted(image):
@@ -118,6 +118,7 @@ def shifted(image):
 
 def test_an_update_descends_the_cross_entropy_of_moved_images():
   experiment, state, batch = built()
+  state = state._replace(step=jnp.int32(5))
   model = experiment.model(state)
 
   @jax.jit
@@ -176,6 +177,7 @@ def test_maps_that_differ_most_are_shown_first():
   maps[2] = [[0.9, 0.1], [0, 0]]
   maps[3] = [[0, 0], [0, 1]]
   assert perceiver.spread(maps).tolist() == [1, 3, 0, 2]
+  assert sorted(perceiver.spread(np.ones((3, 2, 2)))) == [0, 1, 2]
 
 
 # -- flags -------------------------------------------------------------------------------------------------------------
