@@ -22,6 +22,7 @@ from experiments.attention import _tokens, recall
 from mlnotes.attention import KINDS
 from mlnotes.engine.arithmetic import count_flops
 from mlnotes.engine.errors import InputError, nearest, require
+from mlnotes.engine.experiment import root_key
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.layout import Layout, choose_layout
 from mlnotes.engine.study import compile_seeds, run_study
@@ -146,7 +147,7 @@ def train_kind(config: recall.Config, seeds: range) -> Trained:
   started = time.perf_counter()
   accuracy = train()
   seconds = time.perf_counter() - started
-  key = jax.random.key(0)
+  key = root_key(0)
   state = jax.eval_shape(experiment.init, key, draw(key, 0))
   work = count_flops(jax.make_jaxpr(experiment.step)(state, draw(key, 0)))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads
 from mlnotes.attention.local import split_blocks
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask
+from mlnotes.engine.experiment import root_key
 
 
 def elu_features(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
@@ -133,7 +134,7 @@ class PerformerAttention(nn.Module):
   ) -> Float[Array, "B T N D"]:
     _, _, keys = require_heads(query, key, value)
     redraw = train and self.has_rng("features")
-    rng = self.make_rng("features") if redraw else jax.random.key(self.seed, impl="threefry2x32")
+    rng = self.make_rng("features") if redraw else root_key(self.seed)
     projection = draw_projection(rng, self.features, query.shape[-1], self.orthogonal)
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     ask, offer = mask.tokens(query.shape[0], query.shape[1], keys)

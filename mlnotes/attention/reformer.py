@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads
 from mlnotes.attention.local import require_self, with_neighbours
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
+from mlnotes.engine.experiment import root_key
 
 # A token's own score: below every other one, so that it counts only where nothing else is seen. Sec. 2.
 ITSELF = -1e5
@@ -130,7 +131,7 @@ class ReformerAttention(nn.Module):
     if bias is not None:
       raise ValueError("Reformer attention takes no bias")
     redraw = train and self.has_rng("hash")
-    rng = self.make_rng("hash") if redraw else jax.random.key(self.seed, impl="threefry2x32")
+    rng = self.make_rng("hash") if redraw else root_key(self.seed)
     buckets = self.buckets or max(2, 2 * (query.shape[1] // self.chunk))
     found = hash_tokens(rng, jax.lax.stop_gradient(query), buckets, self.rounds)
     value = repeat_heads(value, query.shape[2])

@@ -78,9 +78,10 @@ def test_fifty_relu_layers_keep_the_variance_or_halve_it_each_time(init, power):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("shape", [(30, 50), (3, 3, 8, 24), (5, 6, 7)])
+@pytest.mark.parametrize("shape", [(30, 50), (3, 3, 8, 24), (5, 40, 30)])
 def test_torch_has_the_same_bounds(shape):
   torch = pytest.importorskip("torch")
+  torch.manual_seed(0)
   theirs = torch.empty(*shape[::-1])
   uniform = lambda init: np.abs(draw(init, shape)).max()
   cases = (
