@@ -1,8 +1,8 @@
 """A mixture of experts in the feed-forward place of a small Transformer that predicts the next token of a text.
 
-  python -m experiments.attention.experts                                # eight experts, two for each token
+  python -m experiments.attention.experts                                # four experts, one for each token
   python -m experiments.attention.experts --balance=0                    # nothing holds their loads together
-  python -m experiments.attention.experts --form=switch --k=1 --capacity_factor=1.25
+  python -m experiments.attention.experts --experts=8 --k=2 --form=mixtral --capacity_factor=1.25
   python -m experiments.attention.experts --experts=1                    # dense, as many active parameters
 
 Shazeer et al. 2017, Fedus et al. 2022 (Switch), Zoph et al. 2022 (the z-loss). Places are told apart by rotary
