@@ -117,20 +117,19 @@ class Model(NamedTuple):
     return [blocks[name]["attention"]["weights"][0] for name in sorted(blocks, key=lambda name: int(name[5:]))]
 
 
-def build_model(config: TokenConfig, task: Task, length: int = 0) -> TokenModel:
-  """The model of the flags, for up to `length` tokens. Raises InputError for what does not fit the task."""
+def build_model(config: TokenConfig, task: Task) -> TokenModel:
+  """The model of the flags. Raises InputError for what does not fit the task."""
   kind = KINDS[config.kind]
   if task.causal and not kind.causal:
     raise InputError(f"--kind={config.kind} has no causal form, which --task={config.task} asks for.")
-  length = length or task.length
-  sizes = Sizes(length, config.window, config.rank, config.rounds)
+  sizes = Sizes(task.length, config.window, config.rank, config.rounds)
   transformer = Transformer(
     config.depth, config.heads, config.width, config.kv_heads or None, make_kind=lambda layer: kind.make(sizes),
     order=config.order, shared_query_key=kind.shared, dropout=config.dropout, dtype=jnp.dtype(config.precision),
     rotary_base=10000.0 if config.position == "rotary" else 0.0,
   )  # fmt: skip
   position = "none" if config.position == "rotary" else config.position
-  return TokenModel(task.vocabulary, length, transformer, position, jnp.dtype(config.precision))
+  return TokenModel(task.vocabulary, task.length, transformer, position, jnp.dtype(config.precision))
 
 
 def in_test(tokens: Int[Array, " L"]) -> Array:

@@ -36,7 +36,7 @@ _STATE_HEADS = (16, 8, 4, 2, 1)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
-  """Defaults: five seeds of sixteen kinds on three tasks, about half an hour on two CPU cores."""
+  """Defaults: five seeds of sixteen kinds on three tasks."""
 
   workdir: str = field("", "directory of pictures, table and figures; empty: runs/attention.kinds", free=True)
   tasks: tuple[str, ...] = field(("recall", "sorting", "listops"), f"which of {', '.join(TASKS)}")

@@ -30,7 +30,7 @@ from mlnotes.engine.loop import train
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(_tokens.TokenConfig):
-  """Defaults: eight pairs out of 16 keys and 16 values, solved in a minute on two CPU cores."""
+  """Defaults: eight pairs out of 16 keys and 16 values; three of five seeds solve it."""
 
   steps: int = 1500
   weight_decay: float = 0.1
