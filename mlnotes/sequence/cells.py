@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 Hidden = Float[Array, "*B F"]
+Slow = Float[Array, "*B S"]
 
 
 def _by_gate(init: Callable[..., Array], gates: int) -> Callable[..., Array]:
@@ -41,6 +42,7 @@ class ElmanCell(nn.SimpleCell):
   recurrent_dropout: float = 0.0
   deterministic: bool = True
 
+  @nn.compact
   def __call__(self, carry: Hidden, inputs: Float[Array, "*B D"]) -> tuple[Hidden, Hidden]:
     new, _ = super().__call__(_drop(self, carry), inputs)
     new = new.astype(carry.dtype)
@@ -190,7 +192,7 @@ class ClockworkCell(nn.RNNCellBase):
     recurrent = jnp.where(module[:, None] >= module[None, :], recurrent, 0)
     from_input = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="i")(inputs)
     before = _drop(self, h).astype(from_input.dtype) @ recurrent.astype(from_input.dtype)
-    ticks = t[..., None] % period == 0
+    ticks = t[..., None] % _broadcast(period, h) == 0
     new = jnp.where(ticks, jnp.tanh(from_input + before).astype(h.dtype), h)
     return (new, t + 1), new
 
@@ -235,13 +237,13 @@ class SCRNCell(nn.RNNCellBase):
     return self.slow_features or self.features // 4
 
   @nn.compact
-  def __call__(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*B D"]) -> tuple[Any, Hidden]:
+  def __call__(self, carry: tuple[Hidden, Slow], inputs: Float[Array, "*B D"]) -> tuple[Any, Any]:
     h, s = carry
     dense = partial(nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init)
     alpha = self.alpha
     if self.learn_alpha:
       start = jax.scipy.special.logit(self.alpha)
-      alpha = jax.nn.sigmoid(self.param("alpha", nn.initializers.constant(start), (self._slow,)))
+      alpha = _broadcast(jax.nn.sigmoid(self.param("alpha", nn.initializers.constant(start), (self._slow,))), s)
     s = ((1 - alpha) * dense(self._slow, name="B")(inputs) + alpha * s).astype(s.dtype)
     recurrent = dense(h.shape[-1], kernel_init=self.recurrent_kernel_init, name="R")(_drop(self, h))
     sums = dense(h.shape[-1], name="P")(s) + dense(h.shape[-1], name="A")(inputs) + recurrent
@@ -249,13 +251,18 @@ class SCRNCell(nn.RNNCellBase):
     return (h, s), jnp.concatenate([h, s], -1)
 
   @nn.nowrap
-  def initialize_carry(self, rng: Key[Array, ""], input_shape: tuple[int, ...]) -> tuple[Hidden, Hidden]:
+  def initialize_carry(self, rng: Key[Array, ""], input_shape: tuple[int, ...]) -> tuple[Hidden, Slow]:
     batch = input_shape[:-1]
     return jnp.zeros((*batch, self.features - self._slow)), jnp.zeros((*batch, self._slow))
 
   @property
   def num_feature_axes(self) -> int:
     return 1
+
+
+def _broadcast(x: Array, like: Array) -> Array:
+  """A value for each feature, with an axis of 1 for each of those before."""
+  return jnp.expand_dims(x, range(like.ndim - 1))
 
 
 def _drop(cell: Any, h: Hidden) -> Hidden:
