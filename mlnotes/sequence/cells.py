@@ -90,13 +90,21 @@ class LSTMCell(nn.OptimizedLSTMCell):
     i, f, o = sigmoid(W x_t + U h_{t-1} + b),   g = tanh(...)            Hochreiter & Schmidhuber 1997;
     c_t = f c_{t-1} + i g,   h_t = o tanh(c_t)                           Gers et al. 2000, eq. 3.1-3.3
 
-  The carry is (c, h). The forget gate's bias starts at `forget_bias` (Jozefowicz et al. 2015, sec. 2.2), all others
-  at `bias_init`. Kernels "i" and "h" have the gates' columns in torch's order, i, f, g, o.
+  The carry is (c, h). The forget gate's bias starts at `forget_bias` (Jozefowicz et al. 2015, sec. 2.2), the others at
+  `bias_init`. With `longest` of 3 or more, the steps over which something is to be kept, it is drawn as log U(1,
+  longest - 1) instead, and the input gate's starts at minus that (Tallec & Ollivier 2018, eq. 16). Kernels "i" and "h"
+  have the gates' columns in torch's order, i, f, g, o.
   """
 
   forget_bias: float = 1.0
+  longest: int = 0
   recurrent_dropout: float = 0.0
   deterministic: bool = True
+
+  def __post_init__(self):
+    if self.longest and self.longest < 3:
+      raise ValueError(f"longest is {self.longest}, expected 0, or 3 or more")
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*B D"]) -> tuple[Any, Hidden]:
@@ -104,7 +112,10 @@ class LSTMCell(nn.OptimizedLSTMCell):
 
     def bias_init(key, shape, dtype):
       bias = self.bias_init(key, shape, dtype).reshape(4, -1)
-      return bias.at[1].set(self.forget_bias).reshape(shape)
+      if not self.longest:
+        return bias.at[1].set(self.forget_bias).reshape(shape)
+      forget = jnp.log(jax.random.uniform(key, (self.features,), dtype, 1, self.longest - 1))
+      return bias.at[1].set(forget).at[0].set(-forget).reshape(shape)
 
     dense = partial(nn.Dense, 4 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)
     gates = dense(use_bias=False, kernel_init=_by_gate(self.kernel_init, 4), name="i")(inputs)
