@@ -103,7 +103,7 @@ def make_task(config: Config) -> Task:
 
 
 class Reader(nn.Module):
-  """Recurrent layers, and a linear one on what they say: at each step, or, of a number, at the end of each direction."""
+  """Recurrent layers, and a linear one on what they say at each step; of a number, at the end of each direction."""
 
   stack: RecurrentStack
   classes: int
@@ -295,8 +295,8 @@ def draw_tags(drawn: Any, said: Any, title: str, path: Path) -> None:
         axis.text(left, row + 0.05, label, fontsize=6, va="top", color="0.35" if tag == right else "C3")
       left += size
   axis.set(xlim=(0, 150), ylim=(len(shown) - 0.3, -0.7))
-  axis.set_title(f"{title}: tags that were said, in red wrong ones with the right one; last {len(worst)}: the worst of 256",
-                 fontsize=9)  # fmt: skip
+  what = f"tags that were said, wrong ones red with the right one; last {len(worst)}: the worst of {len(said)}"
+  axis.set_title(f"{title}: {what}", fontsize=9)
   axis.axis("off")
   save_figure(figure, path)
 

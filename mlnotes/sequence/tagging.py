@@ -96,7 +96,7 @@ def make_slots() -> Task:
 def count_entities(
   target: Int[Array, "B T"], predicted: Int[Array, "B T"], real: Bool[Array, "B T"]
 ) -> tuple[Int[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
-  """(found with the right kind, first and last word; predicted; there), of each row: F1 = 2 found / (predicted + there).
+  """Of each row: entities found with the right kind, first and last word; said; there. F1 = 2 found / (said + there).
 
   As conlleval counts (Tjong Kim Sang & Buchholz 2000): an inner tag that follows no entity of its kind begins one.
   """
