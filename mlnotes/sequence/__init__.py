@@ -13,7 +13,11 @@ from mlnotes.sequence.minimal import (
   MinLSTMCell as MinLSTMCell,
   scan_linear as scan_linear,
 )
-from mlnotes.sequence.recurrent import Recurrent as Recurrent, RecurrentStack as RecurrentStack
+from mlnotes.sequence.recurrent import (
+  Recurrent as Recurrent,
+  RecurrentBlocks as RecurrentBlocks,
+  RecurrentStack as RecurrentStack,
+)
 from mlnotes.sequence.registry import CELLS as CELLS, make_cell as make_cell
 from mlnotes.sequence.tagging import (
   count_entities as count_entities,
