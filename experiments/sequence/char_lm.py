@@ -2,7 +2,7 @@
 
   python -m experiments.sequence.char_lm                                   # minGRU on Python's manual pages
   python -m experiments.sequence.char_lm --cell=lstm --form=stack --carry  # truncated back-propagation through time
-  python -m experiments.sequence.char_lm --cell=transformer
+  python -m experiments.sequence.char_lm --model=transformer
   python -m experiments.sequence.char_lm --dataset=FOLDER/names.txt --documents=line --length=32
 
 Windows are drawn at random and read from a state of zeros; with --carry they follow each other, and each begins where
@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from experiments.sequence._cells import CellConfig, build_cell, build_stack
+from experiments.sequence._cells import CELL_FLAGS, CellConfig, build_cell, build_stack
 from mlnotes.attention import Mask, TokenModel, Transformer
 from mlnotes.data import Corpus, Feeds, ResidentFeed
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
@@ -52,15 +52,16 @@ class Config(CellConfig, TextConfig, OptimConfig, LoopConfig):
   UNIT: ClassVar[str] = "windows"
   fills_cores: ClassVar[bool] = False
 
-  cell: Literal[(*CELLS, "transformer")] = field("mingru", "kind of recurrent cell, or the Transformer")
+  model: Literal["recurrent", "transformer"] = field("recurrent", "recurrent layers of --cell, or attention")
+  cell: Literal[tuple(CELLS)] = "mingru"
   depth: int = 3
-  width: int = field(128, "units of a layer; of --form=blocks and the Transformer, features of a token")
+  width: int = 128
   form: Literal["blocks", "stack"] = field(
     "blocks", "layers in a Transformer's residual steps and pre-norms, or one on top of the other"
   )
   state: float = field(1.5, "of --form=blocks: units of a recurrent layer, as a multiple of --width")
   expansion: float = field(4.0, "of --form=blocks: hidden features behind each recurrent layer, likewise; 0: none")
-  heads: int = field(4, "of transformer: heads, a divisor of --width into even numbers")
+  heads: int = field(4, "of --model=transformer: heads, a divisor of --width into even numbers")
   carry: bool = field(False, "windows follow each other and pass the state on; else each begins with zeros")
 
   length: int = 64
@@ -82,19 +83,19 @@ class Config(CellConfig, TextConfig, OptimConfig, LoopConfig):
       raise InputError("--bidirectional sees what is to be foretold: expected --nobidirectional.")
     few = not self.carry or self.steps * self.length < 2**30
     require(few, "steps", self.steps, f"less than 2^30 / --length={self.length} with --carry")
-    if self.cell == "transformer":
+    if self.model == "transformer":
       even = self.heads >= 1 and self.width % self.heads == 0 and self.width // self.heads % 2 == 0
       require(even, "heads", self.heads, f"a divisor of --width={self.width} into even numbers")
       if self.carry:
-        raise InputError("--carry passes a state on, which --cell=transformer does not have.")
+        raise InputError("--carry passes a state on, which --model=transformer does not have.")
 
   def idle_flags(self):
     idle = super().idle_flags()
-    if self.cell == "transformer":
-      names = ("form", "state", "expansion", "residual", "shared_dropout", "recurrent_dropout")
-      idle |= dict.fromkeys(names, "--cell=transformer does not use it")
+    if self.model == "transformer":
+      names = ("cell", *CELL_FLAGS, "form", "state", "expansion", "residual", "shared_dropout")
+      idle |= dict.fromkeys(names, "--model=transformer does not use it")
     else:
-      idle["heads"] = f"--cell={self.cell} has none"
+      idle["heads"] = "--model=recurrent has none"
       unused = ("residual", "shared_dropout") if self.form == "blocks" else ("state", "expansion")
       idle |= dict.fromkeys(unused, f"--form={self.form} does not use it")
     if self.carry:
@@ -133,7 +134,7 @@ class CausalTransformer(nn.Module):
 
 def build_model(config: Config, vocab_size: int) -> RecurrentLM | CausalTransformer:
   dtype = jnp.dtype(config.precision)
-  if config.cell == "transformer":
+  if config.model == "transformer":
     body = Transformer(
       config.depth, config.heads, config.width, rotary_base=10000.0, dropout=config.dropout, dtype=dtype
     )
@@ -253,7 +254,13 @@ def make(config: Config) -> Experiment:
     losses = stream_losses(config, corpus, model)
     if config.cell != "transformer":
       figures["stream_loss"] = float(losses.mean())
-    draw_text(corpus, losses, sampled, f"{config.cell}, {corpus.name}", directory / "text.png")
+    draw_text(
+      corpus,
+      losses,
+      sampled,
+      f"{config.cell if config.model == 'recurrent' else config.model}, {corpus.name}",
+      directory / "text.png",
+    )
     return figures
 
   return Experiment(init, step, evaluate, report, model=trained)
@@ -265,7 +272,7 @@ def stream_losses(config: Config, corpus: Corpus, model: Model) -> Float[np.ndar
   Of the Transformer, which has none, those of windows of --length side by side, the rest at the end left out.
   """
   tokens = np.asarray(corpus.test.arrays["tokens"], np.int32)
-  if config.cell == "transformer":
+  if config.model == "transformer":
     windows = corpus.test.read(np.arange(len(corpus.test)))["tokens"]
     each = lambda window: cross_entropy(model(window[None, :-1]), window[None, 1:])[0]
     return np.array(jax.lax.map(each, jnp.asarray(windows), batch_size=min(len(windows), 64))).reshape(-1)
@@ -289,14 +296,14 @@ def sample(config: Config, corpus: Corpus, model: Model, count: int = _SAMPLED) 
   end = end_of(corpus)
   first = end if end >= 0 else int(corpus.test.arrays["tokens"][0])
   tokens = jnp.full((1, 1), first, jnp.int32)
-  if config.cell == "transformer":
+  if config.model == "transformer":
     carry = model.module.model.transformer.make_cache(1, count)
   else:
     carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.read, tokens)[1])
 
   def next_token(given, key):
     tokens, carry = given
-    starts = None if config.cell == "transformer" else tokens == end
+    starts = None if config.model == "transformer" else tokens == end
     logits, carry = model.read(tokens, starts, carry)
     tokens = jax.random.categorical(key, logits[:, -1])[:, None].astype(jnp.int32)
     return (tokens, carry), tokens[0, 0]
