@@ -1,5 +1,13 @@
-"""Recurrent cells and layers, CTC, sequence to sequence, pointers, memory (notes: 循环神经网络, 序列模型)."""
+"""Recurrent networks, sequences to sequences and what reads and writes them (notes: 循环神经网络, 序列模型)."""
 
+from mlnotes.sequence.cells import (
+  ClockworkCell as ClockworkCell,
+  ElmanCell as ElmanCell,
+  GRUCell as GRUCell,
+  JordanCell as JordanCell,
+  LSTMCell as LSTMCell,
+  SCRNCell as SCRNCell,
+)
 from mlnotes.sequence.ctc import (
   Alignment as Alignment,
   CtcLoss as CtcLoss,
@@ -18,3 +26,10 @@ from mlnotes.sequence.features import (
   mel_filters as mel_filters,
 )
 from mlnotes.sequence.metrics import edit_distance as edit_distance
+from mlnotes.sequence.minimal import (
+  MinGRUCell as MinGRUCell,
+  MinLSTMCell as MinLSTMCell,
+  scan_linear as scan_linear,
+)
+from mlnotes.sequence.recurrent import Recurrent as Recurrent, RecurrentStack as RecurrentStack
+from mlnotes.sequence.registry import CELLS as CELLS, make_cell as make_cell
