@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,7 @@ def _line_source(shortest: int, longest: int) -> Source:
     {"images": part.image[..., 0].astype(np.float32) / (data.levels - 1), "labels": part.label.astype(np.int32)}
     for part in (data.train, data.test)
   )
-  move = random_affine(10.0, 1.0, (0.9, 1.1))
+  move = random_affine(15.0, 1.0, (0.8, 1.2))
   augment = lambda key, image: move(key, image[..., None])[..., 0]
 
   def draw(change):
@@ -90,8 +91,8 @@ def _clip_source(data: SpokenClips, shortest: int, longest: int, mels: int) -> S
   as_split = lambda clips: NamedArrays({"start": clips.start, "label": clips.label, "sum": _sums(clips)})
   return Source(
     (data.train, data.test), (draw(_STRETCH), draw(0.0)), front, data.class_names,
-    functools.partial(clip_floors, data, window, hop, mels), fingerprint_splits(as_split(data.train), as_split(data.test)),
-    data.notes,
+    functools.partial(clip_floors, data, window, hop, mels),
+    fingerprint_splits(as_split(data.train), as_split(data.test)), data.notes,
   )  # fmt: skip
 
 
@@ -145,5 +146,5 @@ def _clip_features(clips: Clips, rate: int, window: int, hop: int, mels: int):
     found, counts = map(np.asarray, frames(audio, np.maximum(clips.length[rows], window)))
     for i, one, count in zip(rows, found, counts):
       ends = np.maximum(np.linspace(0, count, _PARTS + 1).astype(int), 0)
-      out[i] = [one[min(a, count - 1) : max(b, min(a, count - 1) + 1)].mean(0) for a, b in zip(ends, ends[1:])]
+      out[i] = [one[min(a, count - 1) : max(b, min(a, count - 1) + 1)].mean(0) for a, b in pairwise(ends)]
   return out, clips.label

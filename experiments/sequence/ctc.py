@@ -56,7 +56,7 @@ class Config(OptimConfig, LoopConfig):
   schedule: ScheduleName = "warmup_cosine"
   warmup_steps: int = 100
   clip_norm: float = 1.0
-  steps: int = 1500
+  steps: int = 2000
   log_every: int = 100
   eval_every: int = 500
 
@@ -83,7 +83,7 @@ class Config(OptimConfig, LoopConfig):
   depth: int = field(1, "layers of cells, or of the Transformer")
   width: int = field(64, "features of a frame, and of a cell")
   heads: int = field(4, "heads of the Transformer, a divisor of --width")
-  dropout: float = field(0.1, "in [0, 1)")
+  dropout: float = field(0.3, "in [0, 1)")
   beam: int = field(0, "prefixes that the evaluation keeps; 0: greedy", free="report")
 
   def __post_init__(self):

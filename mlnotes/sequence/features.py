@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 
-def mel_of_hertz(hertz: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."]:
-  """The scale of O'Shaughnessy 1987, as in HTK: 2595 log10(1 + f / 700)."""
-  return 2595 * np.log10(1 + np.asarray(hertz, np.float64) / 700)
+def _mel_of_hertz(hertz):
+  """The scale of O'Shaughnessy 1987, as in HTK."""
+  return 2595 * np.log10(1 + hertz / 700)
 
 
-def hertz_of_mel(mel: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def _hertz_of_mel(mel):
   return 700 * (10 ** (mel / 2595) - 1)
 
 
@@ -30,7 +30,7 @@ def mel_filters(
   high = rate / 2 if high is None else high
   if not 0 <= low < high <= rate / 2:
     raise ValueError(f"filters from {low} to {high} hertz, expected a range within 0 to {rate / 2}")
-  corners = hertz_of_mel(np.linspace(mel_of_hertz(low), mel_of_hertz(high), mels + 2))
+  corners = _hertz_of_mel(np.linspace(_mel_of_hertz(low), _mel_of_hertz(high), mels + 2))
   frequency = np.linspace(0, rate / 2, bins)[:, None]
   rising = (frequency - corners[:-2]) / np.diff(corners)[:-1]
   falling = (corners[2:] - frequency) / np.diff(corners)[1:]

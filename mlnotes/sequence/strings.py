@@ -32,7 +32,7 @@ def draw_line(
   they overlap the brighter pixel shows. `augment` is applied to each image by itself. Columns behind "length" are 0.
   """
   of_count, of_images, of_overlap, of_change = jax.random.split(key, 4)
-  _, height, width = images.shape
+  width = images.shape[2]
   count, there = _draw_count(of_count, shortest, longest)
   index = jax.random.randint(of_images, (longest,), 0, len(images))
   parts = images[index]
