@@ -80,8 +80,8 @@ class MinGRUCell(_Minimal):
 
   @nn.compact
   def _gates(self, x: Float[Array, "*B D"]) -> tuple[Hidden, Hidden]:
-    both = nn.Dense(2 * self.features, dtype=self.dtype, name="i")(x).astype(jnp.float32)
-    update, candidate = jnp.split(both, 2, axis=-1)
+    both = nn.Dense(2 * self.features, dtype=self.dtype, name="i")(x)
+    update, candidate = jnp.split(_at_least_float32(both), 2, axis=-1)
     return jax.nn.sigmoid(-update), jax.nn.sigmoid(update) * self._candidate(candidate)
 
 
@@ -100,8 +100,12 @@ class MinLSTMCell(_Minimal):
     def bias_init(key, shape, dtype=jnp.float32):
       return jnp.zeros(shape, dtype).at[: self.features].set(self.forget_bias)
 
-    of_all = nn.Dense(3 * self.features, dtype=self.dtype, bias_init=bias_init, name="i")(x).astype(jnp.float32)
-    forget, add, candidate = jnp.split(of_all, 3, axis=-1)
+    of_all = nn.Dense(3 * self.features, dtype=self.dtype, bias_init=bias_init, name="i")(x)
+    forget, add, candidate = jnp.split(_at_least_float32(of_all), 3, axis=-1)
     # log(i / f): both shares from one difference, none of which is 0 / 0.
     odds = jax.nn.log_sigmoid(add) - jax.nn.log_sigmoid(forget)
     return jax.nn.sigmoid(-odds), jax.nn.sigmoid(odds) * self._candidate(candidate)
+
+
+def _at_least_float32(x: Array) -> Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
