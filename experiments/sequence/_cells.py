@@ -31,9 +31,7 @@ class CellConfig(BaseConfig):
   bidirectional: bool = field(False, "also read from the end of the sequence")
   dropout: float = field(0.0, "of what goes from a layer into the next, in [0, 1)")
   shared_dropout: bool = field(False, "drop the same units at all steps, of the input too")
-  recurrent_dropout: float = field(
-    0.0, "of h_{t-1} before the recurrent matrix, the same at all steps, in [0, 1)"
-  )
+  recurrent_dropout: float = field(0.0, "of h_{t-1} before the recurrent matrix, the same at all steps, in [0, 1)")
   residual: bool = field(False, "add what goes into a layer to what comes out of it")
   forget_bias: float = field(1.0, "of lstm and minlstm: where the forget gate's bias starts")
   longest: int = field(0, "of lstm: draw that bias for memories of up to so many steps (chrono); 0: --forget_bias")

@@ -17,8 +17,7 @@ from mlnotes.data.fingerprint import fingerprint, fingerprint_splits
 from mlnotes.data.floors import floors as image_floors
 from mlnotes.data.split import NamedArrays
 from mlnotes.engine.errors import require
-from mlnotes.sequence.features import log_mel
-from mlnotes.sequence.strings import draw_line, draw_utterance
+from mlnotes.sequence import draw_line, draw_utterance, log_mel
 
 LINES = "digit_lines"
 # Columns that neighbours of a line share; -1 is a column left empty.

@@ -33,9 +33,17 @@ from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.progress import warn
 from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
-from mlnotes.sequence import CELLS, RecurrentStack, ctc_greedy, ctc_loss, ctc_prefix_beam, edit_distance, make_cell
-from mlnotes.sequence.features import mask_features
-from mlnotes.sequence.frame_classifier import FrameClassifier
+from mlnotes.sequence import (
+  CELLS,
+  FrameClassifier,
+  RecurrentStack,
+  ctc_greedy,
+  ctc_loss,
+  ctc_prefix_beam,
+  edit_distance,
+  make_cell,
+  mask_features,
+)
 
 # Of the strings of the evaluation: the same in every run.
 _TEST_SEED = 0

@@ -25,6 +25,7 @@ from mlnotes.sequence.features import (
   mask_features as mask_features,
   mel_filters as mel_filters,
 )
+from mlnotes.sequence.frame_classifier import FrameClassifier as FrameClassifier
 from mlnotes.sequence.metrics import edit_distance as edit_distance
 from mlnotes.sequence.minimal import (
   MinGRUCell as MinGRUCell,
@@ -33,6 +34,12 @@ from mlnotes.sequence.minimal import (
 )
 from mlnotes.sequence.recurrent import Recurrent as Recurrent, RecurrentStack as RecurrentStack
 from mlnotes.sequence.registry import CELLS as CELLS, make_cell as make_cell
+from mlnotes.sequence.strings import (
+  draw_line as draw_line,
+  draw_utterance as draw_utterance,
+  line_width as line_width,
+  utterance_samples as utterance_samples,
+)
 from mlnotes.sequence.tagging import (
   count_entities as count_entities,
   make_slots as make_slots,
