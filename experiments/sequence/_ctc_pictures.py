@@ -52,12 +52,12 @@ def draw_mistakes(model: Any, read: Read, names: tuple[str, ...], path: Path, co
 def _draw(model: Any, read: Read, names: tuple[str, ...], path: Path, rows: Int[np.ndarray, " R"], title: str) -> None:
   from mlnotes.engine.plot import as_text, new_figure, save_figure
 
-  frames, frame_lengths = map(np.asarray, model.front(read.input[rows], read.lengths[rows]))
+  frames, frame_lengths = map(np.asarray, model.frames(read.input[rows], read.lengths[rows]))
   logits, lengths = model(read.input[rows], read.lengths[rows])
   logits, lengths = np.asarray(logits, np.float64), np.asarray(lengths)
   y = np.exp(logits - logits.max(-1, keepdims=True))
   y /= y.sum(-1, keepdims=True)
-  figure, axes = new_figure(2 * len(rows), 1, width=9, height=2.1 * len(rows) + 0.5)
+  figure, axes = new_figure(2 * len(rows), 1, width=9.0, height=2.1 * len(rows) + 0.5)
   colours = _colours(len(names))
   for place, row in enumerate(rows):
     above, below = axes[2 * place, 0], axes[2 * place + 1, 0]

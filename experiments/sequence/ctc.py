@@ -155,6 +155,10 @@ class Model(NamedTuple):
   def __call__(self, x: Float[Array, "B ..."], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
     return _logits(self.network, self.front, self.params, x, lengths)
 
+  def frames(self, x: Float[Array, "B ..."], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
+    """What the network sees, (B, T, M), and how many frames there are."""
+    return jax.jit(self.front)(x, lengths)
+
   def read(self, x: Float[Array, "B ..."], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
     return decode(*self(x, lengths), self.beam)
 
