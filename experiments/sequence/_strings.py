@@ -141,7 +141,7 @@ def _clip_features(clips: Clips, rate: int, window: int, hop: int, mels: int):
     rows = np.minimum(np.arange(begin, begin + 128), len(clips) - 1)
     audio = np.zeros((len(rows), size), np.float32)
     for row, i in enumerate(rows):
-      audio[row, : clips.length[i]] = clips.clip(i)
+      audio[row, : clips.length[i]] = clips.clip(int(i))
     found, counts = map(np.asarray, frames(audio, np.maximum(clips.length[rows], window)))
     for i, one, count in zip(rows, found, counts):
       ends = np.maximum(np.linspace(0, count, _PARTS + 1).astype(int), 0)

@@ -3,6 +3,8 @@
 A frame is `window` samples, the next begins `hop` samples later; only frames that lie within a row's samples count.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,13 +71,22 @@ def log_mel(
   lengths = jnp.full(batch, samples, jnp.int32) if lengths is None else lengths
   frames = 1 + (samples - window) // hop
   hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)).astype(np.float32)
-  places = hop * np.arange(frames)[:, None] + np.arange(window)
-  spectrum = jnp.fft.rfft(audio[:, places].astype(jnp.float32) * hann[None, None])
+  spectrum = jnp.fft.rfft(_cut(audio.astype(jnp.float32), frames, window, hop) * hann[None, None])
   filters = jnp.asarray(mel_filters(window // 2 + 1, mels, rate, low, high), jnp.float32)
   energy = jnp.matmul(jnp.square(spectrum.real) + jnp.square(spectrum.imag), filters, precision="highest")
   counts = count_frames(lengths, window, hop)
   there = jnp.arange(frames)[None] < counts[:, None]
   return jnp.where(there[..., None], jnp.log(floor + energy), 0), counts
+
+
+def _cut(audio, frames: int, window: int, hop: int):
+  """(B, frames, window). In pieces that windows share where these are few: single samples are slow to gather."""
+  piece = math.gcd(window, hop)
+  if window // piece > 16:
+    return audio[:, hop * np.arange(frames)[:, None] + np.arange(window)]
+  pieces = audio[:, : audio.shape[1] // piece * piece].reshape(len(audio), -1, piece)
+  step = hop // piece
+  return jnp.concatenate([pieces[:, k::step][:, :frames] for k in range(window // piece)], -1)
 
 
 def mask_features(
