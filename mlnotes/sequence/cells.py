@@ -1,0 +1,265 @@
+"""Recurrent cells: Elman, Jordan, LSTM, GRU, clockwork, SCRN, and how each is called.
+
+Each is a `flax.linen.RNNCellBase`: `carry, y = cell(carry, x)` with x of shape (B, D) and y (B, features), and
+`cell.initialize_carry(key, x.shape)`. A carry keeps its own dtype, float32, whatever `dtype` its sums are computed in.
+
+`recurrent_dropout` drops entries of h_{t-1} before the recurrent matrices, with one mask for all steps of a sequence:
+Gal & Ghahramani 2016, eq. 7. It acts where `deterministic` is False, needs rngs={"dropout": key}, and is the same at
+every step in `flax.linen.scan` with `split_rngs={"dropout": False}`, as `mlnotes.sequence.Recurrent` has it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+Hidden = Float[Array, "*B F"]
+
+
+def _by_gate(init: Callable[..., Array], gates: int) -> Callable[..., Array]:
+  """One matrix for several gates, each block of columns drawn as a matrix of its own."""
+
+  def draw(key, shape, dtype=jnp.float32):
+    block = (*shape[:-1], shape[-1] // gates)
+    return jnp.concatenate([init(each, block, dtype) for each in jax.random.split(key, gates)], -1)
+
+  return draw
+
+
+class ElmanCell(nn.SimpleCell):
+  """The simple recurrent network, whose context is its previous hidden state.
+
+    h_t = tanh(W x_t + U h_{t-1} + b)                                    Elman 1990
+
+  U starts orthogonal (`recurrent_kernel_init`); an identity with `activation_fn` relu is Le et al. 2015 (IRNN).
+  """
+
+  recurrent_dropout: float = 0.0
+  deterministic: bool = True
+
+  def __call__(self, carry: Hidden, inputs: Float[Array, "*B D"]) -> tuple[Hidden, Hidden]:
+    new, _ = super().__call__(_drop(self, carry), inputs)
+    new = new.astype(carry.dtype)
+    return new, new
+
+
+class JordanCell(nn.RNNCellBase):
+  """The network whose context is its previous output, which fades by itself.
+
+    s_t = decay s_{t-1} + y_{t-1},   h_t = tanh(W x_t + U s_t + b),   y_t = tanh(V h_t + c)          Jordan 1986
+
+  The carry is s_{t+1}, of the next step. `hidden` units of h, 0: as many as of y; `decay` on [0, 1).
+  Differences from the paper: its units are logistic.
+  """
+
+  features: int
+  hidden: int = 0
+  decay: float = 0.5
+  kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+  dtype: Any = None
+  recurrent_dropout: float = 0.0
+  deterministic: bool = True
+
+  @nn.compact
+  def __call__(self, carry: Hidden, inputs: Float[Array, "*B D"]) -> tuple[Hidden, Hidden]:
+    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+    hidden = self.hidden or self.features
+    from_context = dense(hidden, use_bias=False, name="h")(_drop(self, carry))
+    h = jnp.tanh(dense(hidden, name="i")(inputs) + from_context)
+    y = jnp.tanh(dense(self.features, name="out")(h)).astype(carry.dtype)
+    return self.decay * carry + y, y
+
+  @nn.nowrap
+  def initialize_carry(self, rng: Key[Array, ""], input_shape: tuple[int, ...]) -> Hidden:
+    return jnp.zeros((*input_shape[:-1], self.features))
+
+  @property
+  def num_feature_axes(self) -> int:
+    return 1
+
+
+class LSTMCell(nn.OptimizedLSTMCell):
+  """Long short-term memory with a forget gate.
+
+    i, f, o = sigmoid(W x_t + U h_{t-1} + b),   g = tanh(...)            Hochreiter & Schmidhuber 1997;
+    c_t = f c_{t-1} + i g,   h_t = o tanh(c_t)                           Gers et al. 2000, eq. 3.1-3.3
+
+  The carry is (c, h). The forget gate's bias starts at `forget_bias` (Jozefowicz et al. 2015, sec. 2.2), all others
+  at `bias_init`. Kernels "i" and "h" have the gates' columns in torch's order, i, f, g, o.
+  """
+
+  forget_bias: float = 1.0
+  recurrent_dropout: float = 0.0
+  deterministic: bool = True
+
+  @nn.compact
+  def __call__(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*B D"]) -> tuple[Any, Hidden]:
+    c, h = carry
+
+    def bias_init(key, shape, dtype):
+      bias = self.bias_init(key, shape, dtype).reshape(4, -1)
+      return bias.at[1].set(self.forget_bias).reshape(shape)
+
+    dense = partial(nn.Dense, 4 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)
+    gates = dense(use_bias=False, kernel_init=_by_gate(self.kernel_init, 4), name="i")(inputs)
+    recurrent = dense(kernel_init=_by_gate(self.recurrent_kernel_init, 4), bias_init=bias_init, name="h")
+    i, f, g, o = jnp.split(gates + recurrent(_drop(self, h)), 4, axis=-1)
+    new_c = (self.gate_fn(f) * c + self.gate_fn(i) * self.activation_fn(g)).astype(c.dtype)
+    new_h = (self.gate_fn(o) * self.activation_fn(new_c)).astype(h.dtype)
+    return (new_c, new_h), new_h
+
+
+class GRUCell(nn.GRUCell):
+  """The gated recurrent unit, in both of its forms.
+
+    r, z = sigmoid(W x_t + U h_{t-1} + b)
+    after:   n = tanh(W_n x_t + b_n + r (U_n h_{t-1} + c_n))             cuDNN, torch, Keras' `reset_after`
+    before:  n = tanh(W_n x_t + b_n + U_n (r h_{t-1}))                   Cho et al. 2014, eq. 5-8
+    h_t = (1 - z) n + z h_{t-1}
+
+  They are different functions. Kernels "i" and "gates" have columns in the order r, z (, n).
+  Raises ValueError for another `reset`.
+  """
+
+  reset: Literal["after", "before"] = "after"
+  recurrent_dropout: float = 0.0
+  deterministic: bool = True
+
+  def __post_init__(self):
+    if self.reset not in ("after", "before"):
+      raise ValueError(f"reset is {self.reset!r}, expected after or before")
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, carry: Hidden, inputs: Float[Array, "*B D"]) -> tuple[Hidden, Hidden]:
+    dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype, bias_init=self.bias_init)
+    from_input = dense(3 * self.features, kernel_init=_by_gate(self.kernel_init, 3), name="i")(inputs)
+    of_r, of_z, of_n = jnp.split(from_input, 3, axis=-1)
+    h = _drop(self, carry)
+    init = self.recurrent_kernel_init
+    gates = dense(2 * self.features, use_bias=False, kernel_init=_by_gate(init, 2), name="gates")(h)
+    recurrent_r, recurrent_z = jnp.split(gates, 2, axis=-1)
+    r, z = self.gate_fn(of_r + recurrent_r), self.gate_fn(of_z + recurrent_z)
+    candidate = dense(self.features, use_bias=self.reset == "after", kernel_init=init, name="candidate")
+    n = self.activation_fn(of_n + (r * candidate(h) if self.reset == "after" else candidate(r * h)))
+    new = ((1 - z) * n + z * carry).astype(carry.dtype)
+    return new, new
+
+
+class ClockworkCell(nn.RNNCellBase):
+  """Modules that each tick at a period of their own, and hear only from themselves and from slower ones.
+
+    h_i(t) = tanh(W_i x_t + sum_{j >= i} U_ij h_j(t-1) + b_i)   where t mod T_i = 0, else h_i(t-1)
+                                                                          Koutnik et al. 2014, eq. 1-3
+
+  Periods ascend; modules have equal shares of the `features`, and at the first step, t = 0, all of them tick. Entries
+  of U from faster modules to slower ones are 0 and stay so. The carry is (h, t), t (B,) steps done.
+  Raises ValueError for periods that do not ascend from 1 or more, or do not divide the features.
+  """
+
+  features: int
+  periods: Sequence[int] = (1, 2, 4, 8)
+  kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+  recurrent_kernel_init: Callable[..., Array] = nn.initializers.orthogonal()
+  dtype: Any = None
+  recurrent_dropout: float = 0.0
+  deterministic: bool = True
+
+  def __post_init__(self):
+    periods = tuple(self.periods)
+    if not periods or periods[0] < 1 or periods != tuple(sorted(set(periods))):
+      raise ValueError(f"periods are {periods}, expected ascending numbers from 1 or more")
+    if self.features % len(periods):
+      raise ValueError(f"{len(periods)} periods must divide {self.features} features")
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(
+    self, carry: tuple[Hidden, Int[Array, "*B"]], inputs: Float[Array, "*B D"]
+  ) -> tuple[tuple[Hidden, Int[Array, "*B"]], Hidden]:
+    h, t = carry
+    share = self.features // len(self.periods)
+    module = jnp.repeat(jnp.arange(len(self.periods)), share)
+    period = jnp.repeat(jnp.array(self.periods), share)
+    recurrent = self.param("recurrent", self.recurrent_kernel_init, (self.features, self.features))
+    # Row: who speaks, column: who hears.
+    recurrent = jnp.where(module[:, None] >= module[None, :], recurrent, 0)
+    from_input = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="i")(inputs)
+    before = _drop(self, h).astype(from_input.dtype) @ recurrent.astype(from_input.dtype)
+    ticks = t[..., None] % period == 0
+    new = jnp.where(ticks, jnp.tanh(from_input + before).astype(h.dtype), h)
+    return (new, t + 1), new
+
+  @nn.nowrap
+  def initialize_carry(self, rng: Key[Array, ""], input_shape: tuple[int, ...]) -> tuple[Hidden, Int[Array, "*B"]]:
+    return jnp.zeros((*input_shape[:-1], self.features)), jnp.zeros(input_shape[:-1], jnp.int32)
+
+  @property
+  def num_feature_axes(self) -> int:
+    return 1
+
+
+class SCRNCell(nn.RNNCellBase):
+  """The structurally constrained recurrent network: an Elman network beside units that fade slowly and linearly.
+
+    s_t = (1 - alpha) B x_t + alpha s_{t-1}
+    h_t = sigmoid(P s_t + A x_t + R h_{t-1})                             Mikolov et al. 2015, eq. 4-6
+
+  The output is (h_t, s_t) side by side, of `features` in all and `slow_features` of them s (0: a quarter), so that a
+  linear layer on it is U h_t + V s_t. `alpha` on (0, 1) is fixed; with `learn_alpha` each slow unit has its own, the
+  sigmoid of a parameter that starts there (sec. 3.3). The carry is (h, s).
+  Raises ValueError where that leaves no unit of one kind.
+  """
+
+  features: int
+  slow_features: int = 0
+  alpha: float = 0.95
+  learn_alpha: bool = False
+  kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+  recurrent_kernel_init: Callable[..., Array] = nn.initializers.orthogonal()
+  dtype: Any = None
+  recurrent_dropout: float = 0.0
+  deterministic: bool = True
+
+  def __post_init__(self):
+    if not 0 < self._slow < self.features:
+      raise ValueError(f"{self._slow} slow units of {self.features} features: expected one or more of each kind")
+    super().__post_init__()
+
+  @property
+  def _slow(self) -> int:
+    return self.slow_features or self.features // 4
+
+  @nn.compact
+  def __call__(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*B D"]) -> tuple[Any, Hidden]:
+    h, s = carry
+    dense = partial(nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init)
+    alpha = self.alpha
+    if self.learn_alpha:
+      start = jax.scipy.special.logit(self.alpha)
+      alpha = jax.nn.sigmoid(self.param("alpha", nn.initializers.constant(start), (self._slow,)))
+    s = ((1 - alpha) * dense(self._slow, name="B")(inputs) + alpha * s).astype(s.dtype)
+    recurrent = dense(h.shape[-1], kernel_init=self.recurrent_kernel_init, name="R")(_drop(self, h))
+    sums = dense(h.shape[-1], name="P")(s) + dense(h.shape[-1], name="A")(inputs) + recurrent
+    h = jax.nn.sigmoid(sums).astype(h.dtype)
+    return (h, s), jnp.concatenate([h, s], -1)
+
+  @nn.nowrap
+  def initialize_carry(self, rng: Key[Array, ""], input_shape: tuple[int, ...]) -> tuple[Hidden, Hidden]:
+    batch = input_shape[:-1]
+    return jnp.zeros((*batch, self.features - self._slow)), jnp.zeros((*batch, self._slow))
+
+  @property
+  def num_feature_axes(self) -> int:
+    return 1
+
+
+def _drop(cell: Any, h: Hidden) -> Hidden:
+  """What of h_{t-1} the recurrent matrices of a cell see."""
+  if not cell.recurrent_dropout or cell.deterministic:
+    return h
+  return nn.Dropout(cell.recurrent_dropout, deterministic=False, name="recurrent_dropout")(h)

@@ -1,0 +1,117 @@
+"""A recurrent layer and a stack of them: lengths, both directions, dropout, states that go in and come out."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.recurrent import flip_sequences
+from jaxtyping import Array, Bool, Float, Int
+
+from mlnotes.engine.experiment import root_key
+from mlnotes.nn.dropout import Dropout, SharedDropout
+
+Carry = Any
+
+
+class Recurrent(nn.Module):
+  """One cell over a sequence, forward, backward or both.
+
+  Of `bidirectional` the outputs of both directions stand side by side at each step, (B, T, 2 F), the backward cell
+  starts at each sequence's own end, and the carry is (forward, backward): the states after the last step and after
+  the first (Schuster & Paliwal 1997). `reverse` alone is the backward cell.
+
+  Outputs behind a sequence's length are 0, what stands there, NaN included, reaches no value and no gradient, and the
+  carry that comes back is that of the last real step; of a sequence of length 0 it is the one that went in.
+
+  A cell that has `scan` (`MinGRUCell`, `MinLSTMCell`) goes over all steps at once, any other by `flax.linen.RNN`,
+  `unroll` steps in each turn of its loop.
+  """
+
+  cell: nn.RNNCellBase
+  bidirectional: bool = False
+  reverse: bool = False
+  unroll: int = 1
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    lengths: Int[Array, " B"] | None = None,
+    carry: Carry = None,
+    train: bool = False,
+  ) -> tuple[Float[Array, "B T F"], Carry]:
+    real = None if lengths is None else jnp.arange(x.shape[1])[None] < lengths[:, None]
+    if real is not None:
+      x = jnp.where(real[..., None], x, 0)
+    if not self.bidirectional:
+      carry, outputs = self._run(self.reverse, x, lengths, real, carry, train)
+    else:
+      carries = (None, None) if carry is None else carry
+      found = [self._run(back, x, lengths, real, each, train) for back, each in zip((False, True), carries)]
+      carry, outputs = tuple(each for each, _ in found), jnp.concatenate([y for _, y in found], -1)
+    return outputs if real is None else jnp.where(real[..., None], outputs, 0), carry
+
+  def _run(
+    self,
+    reverse: bool,
+    x: Float[Array, "B T D"],
+    lengths: Int[Array, " B"] | None,
+    real: Bool[Array, "B T"] | None,
+    carry: Carry,
+    train: bool,
+  ) -> tuple[Carry, Float[Array, "B T F"]]:
+    more = {"deterministic": not train} if hasattr(self.cell, "deterministic") else {}
+    cell = self.cell.clone(parent=self, name="backward" if reverse else "forward", **more)
+    if carry is None:
+      carry = cell.initialize_carry(root_key(0), (x.shape[0], x.shape[2]))
+    if hasattr(cell, "scan"):
+      flip = lambda y: flip_sequences(y, lengths, num_batch_dims=1, time_major=False) if reverse else y
+      carry, outputs = cell.scan(carry, flip(x), real)
+      return carry, flip(outputs)
+    loop = nn.RNN(
+      cell, return_carry=True, reverse=reverse, keep_order=True, unroll=self.unroll,
+      split_rngs={"params": False, "dropout": False},
+    )  # fmt: skip
+    last, outputs = loop(x, initial_carry=carry, seq_lengths=lengths)
+    if lengths is not None:
+      some = lambda new: (lengths > 0).reshape(-1, *(1,) * (new.ndim - 1))
+      last = jax.tree.map(lambda new, old: jnp.where(some(new), new, old), last, carry)
+    return last, outputs
+
+
+class RecurrentStack(nn.Module):
+  """Recurrent layers on top of each other, all of the same cell; the carry is a tuple of theirs.
+
+  `dropout` is of the inputs of every layer but the first, another mask for each step; with `shared_dropout` it is of
+  the inputs of all layers, one mask for all steps (Gal & Ghahramani 2016, whose mask of h_{t-1} is the cell's
+  `recurrent_dropout`). `residual` adds a layer's input to its output where they are of one width.
+  """
+
+  cell: nn.RNNCellBase
+  depth: int = 1
+  bidirectional: bool = False
+  dropout: float = 0.0
+  shared_dropout: bool = False
+  residual: bool = False
+  unroll: int = 1
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    lengths: Int[Array, " B"] | None = None,
+    carry: tuple[Carry, ...] | None = None,
+    train: bool = False,
+  ) -> tuple[Float[Array, "B T F"], tuple[Carry, ...]]:
+    carries = []
+    for layer in range(self.depth):
+      if self.dropout and self.shared_dropout:
+        x = SharedDropout(self.dropout, name=f"dropout{layer}")(x, deterministic=not train)
+      elif self.dropout and layer:
+        x = Dropout(self.dropout, name=f"dropout{layer}")(x, deterministic=not train)
+      recurrent = Recurrent(self.cell.clone(parent=None), self.bidirectional, unroll=self.unroll, name=f"layer{layer}")
+      y, last = recurrent(x, lengths, None if carry is None else carry[layer], train)
+      x = x + y if self.residual and x.shape == y.shape else y
+      carries.append(last)
+    return x, tuple(carries)
