@@ -139,13 +139,19 @@ class Translator:
 
   def __call__(self, texts: Sequence[str]) -> list[str]:
     """Raises ValueError for an empty text, or one longer than the training pairs'."""
-    ids = [self.tokenizer.encode(text) for text in texts]
-    for text, tokens in zip(texts, ids):
-      if not 1 <= len(tokens) <= self.task.sources:
-        raise ValueError(f"{text!r} has {len(tokens)} tokens: expected 1 to {self.task.sources}")
-    padded = pad_sequences(ids, self.task.sources, self.task.pad)
-    found = self._decode({"source": jnp.asarray(padded["tokens"]), "source_length": jnp.asarray(padded["length"])})
+    source, lengths = to_ids(self.tokenizer, self.task, texts)
+    found = self._decode({"source": source, "source_length": lengths})
     return to_texts(self.tokenizer, np.asarray(found.tokens), np.asarray(found.length))
+
+
+def to_ids(tokenizer: Tokenizer, task: Task, texts: Sequence[str]) -> tuple[Int[Array, "B S"], Int[Array, " B"]]:
+  """(ids, lengths) of sources. Raises ValueError for an empty text, or one longer than the training pairs'."""
+  ids = [tokenizer.encode(text) for text in texts]
+  for text, tokens in zip(texts, ids):
+    if not 1 <= len(tokens) <= task.sources:
+      raise ValueError(f"{text!r} has {len(tokens)} tokens: expected 1 to {task.sources}")
+  padded = pad_sequences(ids, task.sources, task.pad)
+  return jnp.asarray(padded["tokens"]), jnp.asarray(padded["length"])
 
 
 def to_texts(tokenizer: Tokenizer, tokens: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"]) -> list[str]:

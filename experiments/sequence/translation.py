@@ -61,13 +61,13 @@ class Config(PairConfig, OptimConfig, LoopConfig):
   fills_cores: ClassVar[bool] = False
 
   batch_size: int = 64
-  steps: int = 1200
+  steps: int = 400
   learning_rate: float = 5e-3
   optimizer: OptimizerName = "adamw"
   schedule: ScheduleName = "warmup_cosine"
   warmup_steps: int = 100
   clip_norm: float = 1.0
-  eval_every: int = 200
+  eval_every: int = 100
 
   model: Literal["rnn", "transformer", "mask_predict"] = field("rnn", "network; mask_predict: all tokens at once")
   cell: Literal[tuple(CELLS)] = field("gru", "of --model=rnn")

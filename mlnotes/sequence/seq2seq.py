@@ -115,7 +115,7 @@ class RecurrentSeq2Seq(nn.Module):
     if self.copy:
       self.gate = nn.Dense(1)
 
-  # -- one token ---------------------------------------------------------------------------------------------------------
+  # -- one token -----------------------------------------------------------------------------------------------------
 
   def encode(
     self, source: Int[Array, "B S"], lengths: Int[Array, " B"], train: bool = False
@@ -176,7 +176,7 @@ class RecurrentSeq2Seq(nn.Module):
     found = forbid(self.head(features), self.never)
     return found if gate is None else mix_copied(found, gate, attention, tokens)
 
-  # -- whole targets -----------------------------------------------------------------------------------------------------
+  # -- whole targets -------------------------------------------------------------------------------------------------
 
   def __call__(
     self,
@@ -240,7 +240,7 @@ class RecurrentSeq2Seq(nn.Module):
     step = lambda encoded, state, token: self.apply(variables, encoded, state, token, method="step")
     return Decoder(step, state, encoded, lengths)
 
-  # -- the first state ---------------------------------------------------------------------------------------------------
+  # -- the first state -----------------------------------------------------------------------------------------------
 
   @nn.nowrap
   def _zero_carry(self, batch: int) -> Any:

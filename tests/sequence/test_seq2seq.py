@@ -199,7 +199,7 @@ def test_coverage_costs_what_is_looked_at_twice():
 def test_the_chance_of_the_true_token_falls_as_an_inverse_sigmoid():
   for step in (0, 10, 300):
     np.testing.assert_allclose(losses.inverse_sigmoid_decay(step, 40.0), 40 / (40 + np.exp(step / 40)), rtol=1e-5)
-  with pytest.raises(ValueError, match="k=0.5"):
+  with pytest.raises(ValueError, match=r"k=0\.5"):
     losses.inverse_sigmoid_decay(0, 0.5)
 
 
