@@ -58,7 +58,7 @@ def by_length(lengths: Int[np.ndarray, " N"], exact: Sequence[bool]) -> list[tup
 
 
 def draw_codes(codes: Float[np.ndarray, "N F"], lengths: Int[np.ndarray, " N"], exact: Any, path: Path) -> None:
-  """Left: a dot for each sentence, coloured by its length, a cross where it is not given back. Right: share by length."""
+  """Left: a dot for each sentence, coloured by its length, a cross where it is lost. Right: share given back by length."""
   from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(1, 2, width=10.5, height=4.2)
@@ -73,7 +73,7 @@ def draw_codes(codes: Float[np.ndarray, "N F"], lengths: Int[np.ndarray, " N"], 
   left.legend(frameon=False, fontsize=8)
   parts = by_length(lengths, exact)
   right.bar(range(len(parts)), [100 * value for _, value, _ in parts], color="C0")
-  for i, (_, value, count) in enumerate(parts):
+  for i, (_, value, _) in enumerate(parts):
     right.text(i, 100 * value + 1, f"{100 * value:.0f}", ha="center", fontsize=8)
   right.set_xticks(range(len(parts)), [name for name, _, _ in parts], fontsize=8)
   right.set(ylim=(0, 110), xlabel="tokens of the sentence", ylabel="given back without a mistake (%)")

@@ -85,7 +85,7 @@ def sum_losses(
 
 
 def judge(model: Any, variables: Any, batch: Any) -> tuple[Array, Array, Array]:
-  """`sum_losses` without smoothing of targets that are shown; of a masked model, all of them masked, END not counted."""
+  """`sum_losses` of targets that are shown, without smoothing; of a masked model all are masked, END does not count."""
   source, lengths = batch["source"], batch["source_length"]
   if not isinstance(model, MaskedSeq2Seq):
     logs = model.score(variables, source, lengths, batch["target"][:, :-1]).log_probability

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
 
 from experiments.sequence._seq2seq import Task, content_length, is_exact, to_texts
 from mlnotes.data import Pairs, fixed_subset
@@ -87,7 +86,7 @@ def corpus_bleu(task: Task, found: Decoded, examples: Mapping[str, np.ndarray]) 
 
 
 def sacrebleu_of(outputs: Sequence[str], references: Sequence[str]) -> float | None:
-  """sacrebleu's corpus BLEU in its own settings, 0 to 100; None where it is not installed, or texts are single words."""
+  """sacrebleu's corpus BLEU in its own settings, 0 to 100; None where it is not installed, or all are single words."""
   try:
     from sacrebleu import corpus_bleu as score
   except ImportError:

@@ -1,12 +1,12 @@
 """A sentence through one vector and back: the sequence auto-encoder. Sutskever et al. 2014, Dai & Le 2015.
 
-  python -m experiments.sequence.autoencoder                                   # sentences of a small grammar: 4 minutes
+  python -m experiments.sequence.autoencoder                                   # sentences of a small grammar
   python -m experiments.sequence.autoencoder --dataset=names.txt               # a name in each line
   python -m experiments.sequence.autoencoder --word_dropout=0                  # the decoder may lean on its own words
 
 The decoder sees the encoder's final state and nothing else. Writes codes.png, the states of test sentences by their two
-main directions, beside how many are given back by length, reconstructions.txt, the worst first, and between.txt, what is
-read from the states between two sentences.
+main directions, beside how many are given back by length, reconstructions.txt, the worst first, and between.txt, what
+is read from the states between two sentences.
 """
 
 import dataclasses

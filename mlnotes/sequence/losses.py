@@ -57,7 +57,7 @@ def _real_pairs(attention: Array, source_lengths: Array, target_lengths: Array) 
 
 
 def inverse_sigmoid_decay(step: Int[Array, ""] | int, k: float) -> Float[Array, ""]:
-  """k / (k + exp(step / k)): the probability of reading the true token. Bengio et al. 2015, sec. 2.4. One half at k ln k.
+  """k / (k + exp(step / k)): the probability of reading the true token, one half at k ln k. Bengio et al. 2015, 2.4.
 
   Raises ValueError for k below 1.
   """

@@ -61,13 +61,13 @@ class RecurrentSeq2Seq(nn.Module):
 
   The encoder is bidirectional, its layers' final outputs give the decoder's first state through one matrix. Attention:
 
-    additive   a_t = softmax(v . tanh(W s_{t-1} + U h)), s_t = cell([y_{t-1}; sum_i a_ti h_i], s_{t-1})   Bahdanau, A.1.2
+    additive   a_t = softmax(v . tanh(W s_{t-1} + U h)), s_t = cell([y_{t-1}; sum_i a_ti h_i], s_{t-1})  Bahdanau, A.1.2
     dot        s_t = cell([y_{t-1}; o_{t-1}], s_{t-1}), a_t = softmax(s_t . W h), input feeding    Luong, eq. 8 and 3.3
     none       s_t = cell(y_{t-1}, s_{t-1}): the final state is the only path
 
   and o_t = tanh(W [s_t; context; y_{t-1}]) gives the logits. With `copy` the probability of a token is
 
-    p_gen P_vocab(w) + (1 - p_gen) sum_{i: x_i = w} a_ti                                     See et al. 2017, eq. 8 and 9
+    p_gen P_vocab(w) + (1 - p_gen) sum_{i: x_i = w} a_ti                                    See et al. 2017, eq. 8 and 9
 
   the sum over all places of the source with that id. With `coverage` additive scores also see the sum of the weights
   so far, eq. 10 and 11; `coverage_loss` is its other half.

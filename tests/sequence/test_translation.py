@@ -1,0 +1,252 @@
+"""Translation: what counts in losses and figures, what each flag does, stages, what the report leaves."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.sequence import _seq2seq, _translation_report, translation
+from mlnotes.data.flags import load_data
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
+from mlnotes.sequence import Decoded, losses
+
+WORDS = ("ab", "ba", "aab", "bba", "abab", "b", "a", "bbb", "aba", "bab", "aaaa", "bb", "baa", "abb", "baab", "abba")
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory):
+  """Words and their letters turned around, of several lengths."""
+  path = tmp_path_factory.mktemp("pairs") / "turned.tsv"
+  path.write_text("".join(f"{word}\t{word[::-1]}\n" for word in WORDS))
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def small(pairs_file):
+  def make(**more):
+    given = dict(
+      dataset=pairs_file, test_dataset=pairs_file, width=8, heads=2, batch_size=4, steps=4, warmup_steps=0, log_every=2,
+      eval_every=0, beams=(1, 3), tensorboard=False,
+    )  # fmt: skip
+    return translation.Config(**{**given, **more})
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def first(small):
+  """(experiment, config, state, batch, updated state, metrics) of settings, compiled once."""
+
+  @functools.cache
+  def build(**more):
+    config = small(**more)
+    experiment, feeds = translation.make(config), translation.make_feeds(config)
+    batch = feeds.train.draw(feeds.train.arrays, root_key(0), 0)
+    state = jax.jit(experiment.init)(root_key(0), batch)
+    after, metrics = jax.jit(experiment.step)(state, batch)
+    return experiment, config, state, batch, after, metrics
+
+  return build
+
+
+def logs_of(config, state, batch):
+  task = _seq2seq.describe(load_data(config))
+  model = _seq2seq.build_model(config, task)
+  variables = {"params": state.params}
+  scored = model.score(variables, batch["source"], batch["source_length"], batch["target"][:, :-1], attention=True)
+  return task, model, scored
+
+
+def test_the_loss_is_the_mean_over_real_tokens_with_end_and_without_padding(first):
+  """By a loop over the tokens; the smoothed one spreads over what can be a target at all."""
+  _, config, state, batch, _, metrics = first()
+  task, _, scored = logs_of(config, state, batch)
+  total = smoothed = right = count = 0
+  for row in range(4):
+    for t in range(int(batch["target_length"][row]) - 1):
+      logs, token = np.asarray(scored.log_probability[row, t], np.float64), int(batch["target"][row, t + 1])
+      possible = np.delete(logs, [task.pad, task.start])
+      total -= logs[token]
+      smoothed -= 0.9 * logs[token] + 0.1 * possible.mean()
+      right += logs.argmax() == token
+      count += 1
+  np.testing.assert_allclose(metrics["loss"], total / count, rtol=1e-5)
+  np.testing.assert_allclose(metrics["accuracy"], right / count, rtol=1e-5)
+  np.testing.assert_allclose(first(label_smoothing=0.1)[5]["loss"], smoothed / count, rtol=1e-5)
+
+
+def test_an_evaluation_counts_each_test_pair_once(first):
+  """Loss by token, exact by pair; rows that fill up the batch count for nothing."""
+  experiment, config, state, batch, _, _ = first()
+  batch = {**batch, "mask": jnp.array([1.0, 1, 0, 1]), "index": jnp.arange(4)}
+  found = {k: (float(x.total), float(x.count)) for k, x in jax.jit(experiment.evaluate)(state, batch).items()}
+  task, _, scored = logs_of(config, state, batch)
+  each, right, count = _seq2seq.sum_losses(task, scored.log_probability, batch)
+  keep = np.array([0, 1, 3])
+  np.testing.assert_allclose(found["loss"], (np.sum(each[keep]), np.sum(count[keep])), rtol=1e-5)
+  np.testing.assert_allclose(found["accuracy"], (np.sum(right[keep]), np.sum(count[keep])), rtol=1e-5)
+  assert found["exact"][1] == 3
+
+
+def test_exact_is_every_token_and_the_end():
+  batch = {"target": jnp.array([[7, 1, 2, 6, 8]] * 4)}
+  tokens = jnp.array([[1, 2, 6, 8], [1, 2, 2, 6], [1, 6, 8, 8], [1, 1, 6, 8]])
+  found = Decoded(tokens, jnp.array([3, 4, 2, 3]), jnp.zeros(4), jnp.zeros(4))
+  np.testing.assert_array_equal(_seq2seq.is_exact(found, batch), [True, False, False, False])
+
+
+def test_rewards_leave_the_end_out_and_count_what_was_cut():
+  task = _seq2seq.Task(9, 7, 6, 8, 5, 4)
+  batch = {"target": jnp.array([[7, 1, 2, 6, 8]] * 3), "target_length": jnp.array([4, 4, 4])}
+  tokens = jnp.array([[1, 2, 6, 8], [1, 2, 1, 2], [1, 2, 2, 6]])
+  found = Decoded(tokens, jnp.array([3, 4, 4]), jnp.zeros(3), jnp.zeros(3))
+  np.testing.assert_array_equal(_seq2seq.content_length(task, found), [2, 4, 3])
+  bleu = _seq2seq.reward("bleu", task, found, batch)
+  np.testing.assert_allclose(bleu[0], 1.0, rtol=1e-6)
+  assert np.all(bleu[1:] < 1)
+  np.testing.assert_array_equal(_seq2seq.reward("exact", task, found, batch), [1, 0, 0])
+
+
+@pytest.mark.parametrize(
+  "more",
+  [
+    dict(guided="diagonal"),
+    dict(guided="antidiagonal"),
+    dict(guided="diagonal", guided_weight=0.1),
+    dict(coverage=0.5),
+    dict(copy=True),
+    dict(attention="dot"),
+    dict(scheduled_sampling=1.0),
+    dict(label_smoothing=0.2),
+    dict(dropout=0.5),
+    dict(model="transformer", guided="diagonal"),
+    dict(model="transformer", scheduled_sampling=1.0),
+    dict(train_on="minimum_risk"),
+    dict(train_on="minimum_risk", metric="exact"),
+  ],
+  ids=str,
+)
+def test_a_flag_changes_what_is_learned(first, more):
+  near = {"model": more["model"]} if "model" in more else {}
+  if more.get("guided_weight"):
+    near = dict(guided="diagonal")
+  if more.get("metric"):
+    near = dict(train_on="minimum_risk")
+  ours, theirs = (first(**x)[4].params["embed"]["embedding"] for x in (more, near))
+  assert np.all(np.isfinite(ours)) and not np.allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_losses_of_attention_are_of_the_real_lengths(first):
+  for more, name, expected in (
+    (dict(guided="antidiagonal"), "guided_loss", lambda a, s, t: losses.guided_attention_loss(a, s, t, 0.2, True)),
+    (dict(coverage=0.5), "coverage_loss", losses.coverage_loss),
+  ):
+    _, config, state, batch, _, metrics = first(**more)
+    attention = logs_of(config, state, batch)[2].attention
+    each = expected(attention, batch["source_length"], batch["target_length"] - 1)
+    np.testing.assert_allclose(metrics[name], np.mean(each), rtol=1e-4)
+
+
+def test_the_share_of_own_tokens_grows(first):
+  experiment, _, state, batch, _, metrics = first(scheduled_sampling=1.0)
+  late = jax.jit(experiment.step)(state._replace(step=jnp.int32(5)), batch)[1]
+  np.testing.assert_allclose([metrics["own_tokens"], late["own_tokens"]], [0.5, 1 - 1 / (1 + np.exp(5))], rtol=1e-5)
+
+
+def test_the_metric_raises_what_was_drawn_above_the_greedy_output(first, monkeypatch):
+  """With a reward of 1 for what ends at once, ending becomes likelier."""
+  _, config, state, batch, _, _ = first()
+  config = dataclasses.replace(config, train_on="self_critical")
+  task = _seq2seq.describe(load_data(config))
+  model = _seq2seq.build_model(config, task)
+  short = lambda metric, task, found, batch: (found.length == 1).astype(jnp.float32)
+  monkeypatch.setattr(_seq2seq, "reward", short)
+  objective = functools.partial(translation.self_critical_objective, config, task, model)
+  gradient = jax.jit(jax.grad(lambda params, step: objective(params, state._replace(step=step), batch)[0]))
+  mean = sum(gradient(state.params, jnp.int32(i))["head"]["bias"] for i in range(24))
+  assert mean[task.end] < 0  # a descent raises END
+
+
+def test_the_risk_takes_each_candidate_once():
+  tokens = jnp.array([[[1, 2], [1, 2], [2, 1], [1, 2]], [[1, 1], [1, 2], [2, 1], [1, 2]]])
+  expected = [[False, True, False, True], [False, False, False, True]]
+  np.testing.assert_array_equal(translation._again(tokens), expected)
+
+
+def test_masked_training_asks_for_masked_places_and_the_length(first):
+  experiment, _, state, batch, after, metrics = first(model="mask_predict")
+  assert set(metrics) >= {"loss", "length_loss", "accuracy"}
+  changed = lambda name: not np.allclose(after.params[name]["kernel"], state.params[name]["kernel"])
+  assert changed("length_head") and changed("head")
+  figures = jax.jit(experiment.evaluate)(state, {**batch, "mask": jnp.ones(4), "index": jnp.arange(4)})
+  assert {"exact", "length_accuracy"} <= set(figures)
+
+
+def test_a_metric_is_raised_from_a_model_that_was_trained_first(small, tmp_path):
+  config = small(train_on="self_critical", steps=2, workdir=str(tmp_path / "run"))
+  shared = {name: getattr(config, name) for name in translation._SHARED}
+  # As the stage would have it, but for its length.
+  stage = translation.Config(workdir=str(tmp_path / "run" / "start_from"), **shared)
+  assert stage.train_on == "likelihood" and (stage.width, stage.dataset) == (config.width, config.dataset)
+  short = dataclasses.replace(stage, steps=2, warmup_steps=0, workdir=str(tmp_path / "first"))
+  assert translation.main(short) == 0
+  config = dataclasses.replace(config, start_from=str(tmp_path / "first"))
+  assert translation.main(config) == 0
+  card = json.loads((tmp_path / "run" / "result.json").read_text())
+  assert card["finished"] and 0 <= card["metrics"]["exact"]["mean"] <= 1
+  # What a run leaves.
+  for name in ("attention.png", "translations.txt", "table.md"):
+    assert (tmp_path / "run" / name).stat().st_size > 50
+  table = (tmp_path / "run" / "table.md").read_text()
+  assert "| greedy |" in table and "| 1 | 0.6 |" in table and "| 3 | 0.6 |" in table
+  assert len((tmp_path / "run" / "translations.txt").read_text().split("\n\n")) == len(WORDS) + 1
+
+
+def test_the_worst_stand_first_and_the_right_ones_last(tmp_path):
+  _translation_report.write_worst(
+    ["s0", "s1", "s2"], ["same", "xxxx", "sume"], ["same", "same", "same"], [True, False, False], tmp_path / "t.txt"
+  )
+  text = (tmp_path / "t.txt").read_text()
+  assert text.startswith("1 of 3 are right")
+  assert text.index("s1") < text.index("s2") < text.index("s0") and text.count("reference") == 2
+
+
+def test_the_trained_model_translates_texts(first):
+  experiment, _, state, *_ = first()
+  translate = experiment.model(state)
+  (one, two) = translate(["ab", "abab"])
+  assert isinstance(one, str) and translate(["abab"]) == [two]
+  for text, said in (("", "0 tokens"), ("a" * 50, "50 tokens")):
+    with pytest.raises(ValueError, match=said):
+      translate([text])
+
+
+def test_flags_that_do_not_fit_are_refused_in_one_sentence(small):
+  for more, said in (
+    (dict(model="transformer", heads=3), "--heads=3"),
+    (dict(attention="none", copy=True), "--copy is of attention .* --attention=none has none"),
+    (dict(model="mask_predict", guided="diagonal"), "--guided is of attention"),
+    (dict(attention="dot", coverage=1.0), "--coverage is of additive scores"),
+    (dict(model="mask_predict", train_on="self_critical"), "--train_on is of decoders"),
+    (dict(train_on="minimum_risk", scheduled_sampling=10.0), "--scheduled_sampling is of --train_on=likelihood"),
+    (dict(scheduled_sampling=0.5), "--scheduled_sampling=0.5"),
+    (dict(beams=()), "--beams="),
+    (dict(dropout=1.0), "--dropout=1.0"),
+  ):
+    with pytest.raises(InputError, match=said) as error:
+      small(**more)
+    assert "\n" not in str(error.value)
+
+
+def test_flags_without_effect_say_so(small):
+  idle = small().idle_flags()
+  assert {"heads", "iterations", "metric", "guided_width"} <= set(idle) and not {"cell", "beams"} & set(idle)
+  assert {"cell", "attention", "beams"} <= set(small(model="mask_predict").idle_flags())
+  assert {"label_smoothing", "samples"} <= set(small(train_on="self_critical").idle_flags())
+  tuned = translation.Config.tuned(train_on="minimum_risk", learning_rate=0.1)
+  assert (tuned.steps, tuned.learning_rate) == (200, 0.1)
