@@ -58,7 +58,7 @@ def by_length(lengths: Int[np.ndarray, " N"], exact: Sequence[bool]) -> list[tup
 
 
 def draw_codes(codes: Float[np.ndarray, "N F"], lengths: Int[np.ndarray, " N"], exact: Any, path: Path) -> None:
-  """Left: a dot for each sentence, coloured by its length, a cross where it is lost. Right: share given back by length."""
+  """Left: a dot for each sentence, coloured by length, a cross where it is lost. Right: share given back by length."""
   from mlnotes.engine.plot import new_figure, save_figure
 
   figure, axes = new_figure(1, 2, width=10.5, height=4.2)
