@@ -64,6 +64,9 @@ class Config(PairConfig, OptimConfig, LoopConfig):
     require(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
     require(0 <= self.word_dropout <= 1, "word_dropout", self.word_dropout, "a number in [0, 1]")
 
+  def idle_flags(self):
+    return super().idle_flags() | {"precision": "it computes in float32"}
+
 
 class State(NamedTuple):
   step: Int[Array, ""]

@@ -40,18 +40,37 @@ def small(pairs_file):
 
 @pytest.fixture(scope="module")
 def first(small):
-  """(experiment, config, state, batch, updated state, metrics) of settings, compiled once."""
+  """(experiment, config, state, batch) of settings; those with the same network share a state."""
 
   @functools.cache
+  def start(**network):
+    config = small(**network)
+    experiment, feeds = translation.make(config), translation.make_feeds(config)
+    batch = jax.jit(lambda: feeds.train.draw(feeds.train.arrays, root_key(0), 0))()
+    return jax.jit(experiment.init)(root_key(0), batch), batch
+
   def build(**more):
     config = small(**more)
-    experiment, feeds = translation.make(config), translation.make_feeds(config)
-    batch = feeds.train.draw(feeds.train.arrays, root_key(0), 0)
-    state = jax.jit(experiment.init)(root_key(0), batch)
-    after, metrics = jax.jit(experiment.step)(state, batch)
-    return experiment, config, state, batch, after, metrics
+    names = ("model", "attention", "copy", "coverage")
+    state, batch = start(**{name: more[name] for name in names if name in more})
+    hparams = {name: jnp.float32(getattr(config, name)) for name in state.hparams}
+    return translation.make(config), config, state._replace(hparams=hparams), batch
 
   return build
+
+
+@pytest.fixture(scope="module")
+def objective(first):
+  """(loss, metrics) of an update's objective by settings, without its gradient, compiled once each."""
+
+  @functools.cache
+  def compute(step=0, **more):
+    _, config, state, batch = first(**more)
+    task = _seq2seq.describe(load_data(config))
+    found = translation.make_objective(config, task, _seq2seq.build_model(config, task))
+    return jax.jit(found)(state.params, state._replace(step=jnp.int32(step)), batch)
+
+  return compute
 
 
 def logs_of(config, state, batch):
@@ -62,9 +81,11 @@ def logs_of(config, state, batch):
   return task, model, scored
 
 
-def test_the_loss_is_the_mean_over_real_tokens_with_end_and_without_padding(first):
+def test_the_loss_is_the_mean_over_real_tokens_with_end_and_without_padding(first, objective):
   """By a loop over the tokens; the smoothed one spreads over what can be a target at all."""
-  _, config, state, batch, _, metrics = first()
+  _, config, state, batch = first()
+  loss, metrics = objective()
+  assert loss == metrics["loss"]
   task, _, scored = logs_of(config, state, batch)
   total = smoothed = right = count = 0
   for row in range(4):
@@ -77,12 +98,12 @@ def test_the_loss_is_the_mean_over_real_tokens_with_end_and_without_padding(firs
       count += 1
   np.testing.assert_allclose(metrics["loss"], total / count, rtol=1e-5)
   np.testing.assert_allclose(metrics["accuracy"], right / count, rtol=1e-5)
-  np.testing.assert_allclose(first(label_smoothing=0.1)[5]["loss"], smoothed / count, rtol=1e-5)
+  np.testing.assert_allclose(objective(label_smoothing=0.1)[0], smoothed / count, rtol=1e-5)
 
 
 def test_an_evaluation_counts_each_test_pair_once(first):
   """Loss by token, exact by pair; rows that fill up the batch count for nothing."""
-  experiment, config, state, batch, _, _ = first()
+  experiment, config, state, batch = first()
   batch = {**batch, "mask": jnp.array([1.0, 1, 0, 1]), "index": jnp.arange(4)}
   found = {k: (float(x.total), float(x.count)) for k, x in jax.jit(experiment.evaluate)(state, batch).items()}
   task, _, scored = logs_of(config, state, batch)
@@ -113,62 +134,72 @@ def test_rewards_leave_the_end_out_and_count_what_was_cut():
 
 
 @pytest.mark.parametrize(
-  "more",
+  ("near", "more"),
   [
-    dict(guided="diagonal"),
-    dict(guided="antidiagonal"),
-    dict(guided="diagonal", guided_weight=0.1),
-    dict(coverage=0.5),
-    dict(copy=True),
-    dict(attention="dot"),
-    dict(scheduled_sampling=1.0),
-    dict(label_smoothing=0.2),
-    dict(dropout=0.5),
-    dict(model="transformer", guided="diagonal"),
-    dict(model="transformer", scheduled_sampling=1.0),
-    dict(train_on="minimum_risk"),
-    dict(train_on="minimum_risk", metric="exact"),
+    ({}, dict(guided="diagonal")),
+    (dict(guided="diagonal"), dict(guided="antidiagonal")),
+    (dict(guided="diagonal"), dict(guided="diagonal", guided_weight=0.1)),
+    (dict(guided="diagonal"), dict(guided="diagonal", guided_width=0.5)),
+    ({}, dict(attention="dot")),
+    ({}, dict(scheduled_sampling=1.0)),
+    ({}, dict(dropout=0.5)),
+    (dict(model="transformer"), dict(model="transformer", scheduled_sampling=1.0)),
+    (dict(train_on="minimum_risk"), dict(train_on="minimum_risk", metric="exact")),
+    (dict(train_on="minimum_risk"), dict(train_on="minimum_risk", sharpness=5.0)),
   ],
   ids=str,
 )
-def test_a_flag_changes_what_is_learned(first, more):
-  near = {"model": more["model"]} if "model" in more else {}
-  if more.get("guided_weight"):
-    near = dict(guided="diagonal")
-  if more.get("metric"):
-    near = dict(train_on="minimum_risk")
-  ours, theirs = (first(**x)[4].params["embed"]["embedding"] for x in (more, near))
-  assert np.all(np.isfinite(ours)) and not np.allclose(ours, theirs, atol=1e-6)
+def test_a_flag_changes_what_is_learned(objective, near, more):
+  ours, theirs = objective(step=3, **more)[0], objective(step=3, **near)[0]
+  assert np.isfinite(ours) and abs(ours - theirs) > 1e-5
 
 
-def test_the_losses_of_attention_are_of_the_real_lengths(first):
+def test_an_update_learns_from_the_objective_and_counts(first, objective):
+  experiment, _, state, batch = first()
+  step = jax.jit(experiment.step)
+  after, metrics = step(state, batch)
+  np.testing.assert_allclose(metrics["loss"], objective()[0], rtol=1e-5)
+  assert after.step == 1
+  for _ in range(3):
+    after, metrics = step(after, batch)
+  assert metrics["loss"] < objective()[0]
+
+
+def test_the_losses_of_attention_are_of_the_real_lengths_and_join_the_loss(first, objective):
   for more, name, expected in (
     (dict(guided="antidiagonal"), "guided_loss", lambda a, s, t: losses.guided_attention_loss(a, s, t, 0.2, True)),
     (dict(coverage=0.5), "coverage_loss", losses.coverage_loss),
   ):
-    _, config, state, batch, _, metrics = first(**more)
+    _, config, state, batch = first(**more)
+    loss, metrics = objective(**more)
     attention = logs_of(config, state, batch)[2].attention
     each = expected(attention, batch["source_length"], batch["target_length"] - 1)
     np.testing.assert_allclose(metrics[name], np.mean(each), rtol=1e-4)
+    weight = config.guided_weight if "guided" in more else config.coverage
+    np.testing.assert_allclose(loss - metrics["loss"], weight * metrics[name], rtol=1e-3)
 
 
-def test_the_share_of_own_tokens_grows(first):
-  experiment, _, state, batch, _, metrics = first(scheduled_sampling=1.0)
-  late = jax.jit(experiment.step)(state._replace(step=jnp.int32(5)), batch)[1]
-  np.testing.assert_allclose([metrics["own_tokens"], late["own_tokens"]], [0.5, 1 - 1 / (1 + np.exp(5))], rtol=1e-5)
+def test_the_share_of_own_tokens_grows(objective):
+  early, late = (objective(step=step, scheduled_sampling=1.0)[1]["own_tokens"] for step in (0, 5))
+  np.testing.assert_allclose([early, late], [0.5, 1 - 1 / (1 + np.exp(5))], rtol=1e-5)
 
 
-def test_the_metric_raises_what_was_drawn_above_the_greedy_output(first, monkeypatch):
+def test_the_metric_raises_what_was_drawn(first, monkeypatch):
   """With a reward of 1 for what ends at once, ending becomes likelier."""
-  _, config, state, batch, _, _ = first()
+  _, config, state, batch = first()
   config = dataclasses.replace(config, train_on="self_critical")
   task = _seq2seq.describe(load_data(config))
   model = _seq2seq.build_model(config, task)
   short = lambda metric, task, found, batch: (found.length == 1).astype(jnp.float32)
   monkeypatch.setattr(_seq2seq, "reward", short)
-  objective = functools.partial(translation.self_critical_objective, config, task, model)
-  gradient = jax.jit(jax.grad(lambda params, step: objective(params, state._replace(step=step), batch)[0]))
-  mean = sum(gradient(state.params, jnp.int32(i))["head"]["bias"] for i in range(24))
+  critical = functools.partial(translation.self_critical_objective, config, task, model)
+
+  def loss(bias, step):
+    params = {**state.params, "head": {**state.params["head"], "bias": bias}}
+    return critical(params, state._replace(step=step), batch)[0]
+
+  gradient, bias = jax.jit(jax.grad(loss)), state.params["head"]["bias"]
+  mean = sum(gradient(bias, jnp.int32(i)) for i in range(24))
   assert mean[task.end] < 0  # a descent raises END
 
 
@@ -178,11 +209,11 @@ def test_the_risk_takes_each_candidate_once():
   np.testing.assert_array_equal(translation._again(tokens), expected)
 
 
-def test_masked_training_asks_for_masked_places_and_the_length(first):
-  experiment, _, state, batch, after, metrics = first(model="mask_predict")
-  assert set(metrics) >= {"loss", "length_loss", "accuracy"}
-  changed = lambda name: not np.allclose(after.params[name]["kernel"], state.params[name]["kernel"])
-  assert changed("length_head") and changed("head")
+def test_masked_training_asks_for_masked_places_and_the_length(first, objective):
+  loss, metrics = objective(model="mask_predict")
+  np.testing.assert_allclose(loss, metrics["loss"] + 0.1 * metrics["length_loss"], rtol=1e-5)
+  assert metrics["length_loss"] > 0.1
+  experiment, _, state, batch = first(model="mask_predict")
   figures = jax.jit(experiment.evaluate)(state, {**batch, "mask": jnp.ones(4), "index": jnp.arange(4)})
   assert {"exact", "length_accuracy"} <= set(figures)
 
@@ -217,7 +248,7 @@ def test_the_worst_stand_first_and_the_right_ones_last(tmp_path):
 
 
 def test_the_trained_model_translates_texts(first):
-  experiment, _, state, *_ = first()
+  experiment, _, state, _ = first()
   translate = experiment.model(state)
   (one, two) = translate(["ab", "abab"])
   assert isinstance(one, str) and translate(["abab"]) == [two]
