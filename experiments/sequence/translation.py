@@ -372,9 +372,11 @@ def main(config: Config) -> int:
     from experiments.sequence import translation
 
     workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir("sequence.translation", config)
+    shared = {name: getattr(config, name) for name in _SHARED}
+    own = translation.Config.tuned(model=config.model)
     first = find_stage(
-      "start_from", "", translation, workdir, **{name: getattr(config, name) for name in _SHARED}
-    )  # fmt: skip
+      "start_from", "", translation, workdir, steps=own.steps, learning_rate=own.learning_rate, **shared
+    )
     config = dataclasses.replace(config, start_from=str(first), workdir=str(workdir))
   return train(make(config), make_feeds(config), config)
 

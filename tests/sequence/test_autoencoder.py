@@ -115,4 +115,4 @@ def test_main_directions_are_those_of_the_covariance():
 def test_parts_by_length_hold_all_sentences():
   parts = _autoencoder_report.by_length(np.array([3, 1, 2, 9, 9, 9, 4]), [True, False] * 3 + [True])
   assert sum(count for *_, count in parts) == 7
-  assert parts[0] == ("1-2", 0.0, 2)
+  assert parts[0] == ("1-2", 0.5, 2)
