@@ -31,7 +31,7 @@ def small(pairs_file):
   def make(**more):
     given = dict(
       dataset=pairs_file, test_dataset=pairs_file, width=8, heads=2, batch_size=4, steps=4, warmup_steps=0, log_every=2,
-      eval_every=0, beams=(1, 3), tensorboard=False,
+      eval_every=0, beams=(1, 3), tensorboard=False, devices=1,
     )  # fmt: skip
     return translation.Config(**{**given, **more})
 
@@ -136,12 +136,9 @@ def test_rewards_leave_the_end_out_and_count_what_was_cut():
 @pytest.mark.parametrize(
   ("near", "more"),
   [
-    ({}, dict(guided="diagonal")),
     (dict(guided="diagonal"), dict(guided="antidiagonal")),
-    (dict(guided="diagonal"), dict(guided="diagonal", guided_weight=0.1)),
     (dict(guided="diagonal"), dict(guided="diagonal", guided_width=0.5)),
     ({}, dict(attention="dot")),
-    ({}, dict(scheduled_sampling=1.0)),
     ({}, dict(dropout=0.5)),
     (dict(model="transformer"), dict(model="transformer", scheduled_sampling=1.0)),
     (dict(train_on="minimum_risk"), dict(train_on="minimum_risk", metric="exact")),
@@ -149,9 +146,16 @@ def test_rewards_leave_the_end_out_and_count_what_was_cut():
   ],
   ids=str,
 )
-def test_a_flag_changes_what_is_learned(objective, near, more):
-  ours, theirs = objective(step=3, **more)[0], objective(step=3, **near)[0]
-  assert np.isfinite(ours) and abs(ours - theirs) > 1e-5
+def test_a_flag_changes_what_is_learned(first, near, more):
+  """As traced, without compiling."""
+
+  def trace(**settings):
+    _, config, state, batch = first(**settings)
+    task = _seq2seq.describe(load_data(config))
+    objective = translation.make_objective(config, task, _seq2seq.build_model(config, task))
+    return str(jax.make_jaxpr(objective)(state.params, state, batch).jaxpr)
+
+  assert trace(**more) != trace(**near)
 
 
 def test_an_update_learns_from_the_objective_and_counts(first, objective):
@@ -218,24 +222,46 @@ def test_masked_training_asks_for_masked_places_and_the_length(first, objective)
   assert {"exact", "length_accuracy"} <= set(figures)
 
 
-def test_a_metric_is_raised_from_a_model_that_was_trained_first(small, tmp_path):
-  config = small(train_on="self_critical", steps=2, workdir=str(tmp_path / "run"))
-  shared = {name: getattr(config, name) for name in translation._SHARED}
-  # As the stage would have it, but for its length.
-  stage = translation.Config(workdir=str(tmp_path / "run" / "start_from"), **shared)
-  assert stage.train_on == "likelihood" and (stage.width, stage.dataset) == (config.width, config.dataset)
-  short = dataclasses.replace(stage, steps=2, warmup_steps=0, workdir=str(tmp_path / "first"))
-  assert translation.main(short) == 0
-  config = dataclasses.replace(config, start_from=str(tmp_path / "first"))
-  assert translation.main(config) == 0
-  card = json.loads((tmp_path / "run" / "result.json").read_text())
-  assert card["finished"] and 0 <= card["metrics"]["exact"]["mean"] <= 1
-  # What a run leaves.
-  for name in ("attention.png", "translations.txt", "table.md"):
-    assert (tmp_path / "run" / name).stat().st_size > 50
-  table = (tmp_path / "run" / "table.md").read_text()
+def test_a_metric_starts_from_a_model_that_is_trained_first_on_the_same_data(small, monkeypatch):
+  asked, trained = [], []
+  find = lambda flag, given, module, workdir, **settings: asked.append((flag, settings)) or workdir / "start_from"
+  monkeypatch.setattr(translation, "find_stage", find)
+  monkeypatch.setattr(translation, "train", lambda experiment, feeds, config: trained.append(config) or 0)
+  assert translation.main(small(train_on="self_critical", workdir="w", learning_rate=1e-4, copy=True)) == 0
+  ((flag, settings),) = asked
+  stage = translation.Config(**settings)
+  own = small(copy=True)
+  assert flag == "start_from" and stage.train_on == "likelihood" and stage.learning_rate == 5e-3
+  assert all(getattr(stage, name) == getattr(own, name) for name in ("dataset", "test_dataset", "width", "copy"))
+  assert trained[0].start_from == "w/start_from" and trained[0].train_on == "self_critical"
+  translation.main(small(train_on="minimum_risk", start_from="elsewhere"))
+  translation.main(small())
+  assert len(asked) == 1 and [config.start_from for config in trained[1:]] == ["elsewhere", ""]
+
+
+def test_a_report_leaves_a_table_of_beams_texts_and_a_picture(first, tmp_path):
+  experiment, _, state, _ = first()
+  figures = experiment.report(state, tmp_path)
+  assert set(figures) == {"decoded_exact", "token_bleu", "sequences_per_second"}
+  assert (tmp_path / "attention.png").stat().st_size > 10_000
+  table = (tmp_path / "table.md").read_text()
   assert "| greedy |" in table and "| 1 | 0.6 |" in table and "| 3 | 0.6 |" in table
-  assert len((tmp_path / "run" / "translations.txt").read_text().split("\n\n")) == len(WORDS) + 1
+  text = (tmp_path / "translations.txt").read_text()
+  assert text.count("source ") == len(WORDS) and text.startswith(f"{round(16 * figures['decoded_exact'])} of 16")
+
+
+@pytest.mark.thorough
+def test_a_run_on_the_likelihood_and_one_on_the_metric_from_it(small, tmp_path):
+  likelihood = small(steps=60, warmup_steps=5, learning_rate=2e-2, width=16, workdir=str(tmp_path / "first"))
+  assert translation.main(likelihood) == 0
+  metric = dataclasses.replace(
+    likelihood, train_on="self_critical", steps=20, learning_rate=1e-3, start_from=str(tmp_path / "first"),
+    workdir=str(tmp_path / "second"),
+  )  # fmt: skip
+  assert translation.main(metric) == 0
+  cards = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("first", "second")]
+  assert all(card["finished"] for card in cards)
+  assert cards[1]["metrics"]["token_bleu"]["mean"] > 0.8 * cards[0]["metrics"]["token_bleu"]["mean"]
 
 
 def test_the_worst_stand_first_and_the_right_ones_last(tmp_path):
