@@ -88,6 +88,13 @@ SMALL = {
   "sequence.ctc": dict(
     batch_size=16, width=4, cell="mingru", shortest=1, longest=2, test_strings=24, dropout=0.1, steps=20, warmup_steps=2
   ),
+  "sequence.autoencoder": dict(
+    longest_source=24, longest_target=24, width=8, batch_size=8, steps=20, warmup_steps=2, dropout=0.1, eval_examples=16
+  ),
+  "sequence.translation": dict(
+    width=8, batch_size=8, steps=20, warmup_steps=2, copy=True, coverage=0.5, guided="antidiagonal", dropout=0.1,
+    scheduled_sampling=5.0, label_smoothing=0.1, eval_examples=16,
+  ),
 }  # fmt: skip
 
 
