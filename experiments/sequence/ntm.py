@@ -11,6 +11,7 @@ copies longer ones. Writes memory.png: what was asked and said, and where the he
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -92,7 +93,7 @@ class Config(OptimConfig, LoopConfig):
     for name in ("least", "most"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
     lengths = self.test_lengths
-    ascending = lengths[0] >= 1 and all(a < b for a, b in zip(lengths, lengths[1:]))
+    ascending = lengths[0] >= 1 and all(a < b for a, b in itertools.pairwise(lengths))
     require(ascending, "lengths", ",".join(map(str, lengths)), "ascending numbers of 1 or more")
     make_task(self)
     for length in lengths:
@@ -122,7 +123,7 @@ class Config(OptimConfig, LoopConfig):
 
 
 def make_task(config: Config, length: int = 0) -> BitTask:
-  """The task of the flags, in training or, with a `length`, as it is asked. Raises InputError where sizes do not fit."""
+  """The task of the flags, trained on or, with a `length`, tested. Raises InputError where sizes do not fit."""
   least = length or config.least or (2 if config.task == "associative_recall" else 1)
   most = length or config.longest
   fewest = config.repeats if length else 1
@@ -293,9 +294,8 @@ def draw_memory(model: Model, config: Config, path: Path) -> None:
       axis.tick_params(labelbottom=axis is axes[-1, column], labelsize=7)
       if column == 0:
         axis.set_ylabel(name, fontsize=8)
-    axes[0, column].set_title(
-      f"length {length}: {int(np.sum(wrong))} of {int(asked_bits(example)[0])} bits wrong", fontsize=10
-    )
+    title = f"length {length}: {int(np.sum(wrong))} of {int(asked_bits(example)[0])} bits wrong"
+    axes[0, column].set_title(title, fontsize=10)
     axes[-1, column].set_xlabel("step", fontsize=8)
   what = f"NTM, {config.controller} controller" if has_memory else "LSTM"
   figure.suptitle(f"{config.task.replace('_', ' ')} by {what}, trained on lengths up to {config.longest}", fontsize=11)

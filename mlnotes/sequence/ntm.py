@@ -33,7 +33,7 @@ class HeadParameters(NamedTuple):
 def content_weights(
   memory: Float[Array, "*B M N"], key: Float[Array, "*B H M"], strength: Float[Array, "*B H"]
 ) -> Float[Array, "*B H N"]:
-  """Where the memory is like the keys: softmax over the cells of strength times cosine. Graves et al. 2014, eq. 5, 6."""
+  """Where the memory is like the keys: softmax over cells of strength times cosine. Graves et al. 2014, eq. 5 and 6."""
   dot = jnp.einsum("...mn,...hm->...hn", memory, key)
   norms = jnp.sum(memory**2, -2)[..., None, :] * jnp.sum(key**2, -1)[..., None]
   return jax.nn.softmax(strength[..., None] * dot * jax.lax.rsqrt(norms + _COSINE_EPSILON), -1)

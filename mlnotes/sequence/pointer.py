@@ -44,7 +44,7 @@ class PointerNetwork(nn.Module):
 
   over the inputs that were not pointed at before, in training as in decoding, and over the end: `visits_all` allows
   that last and alone, otherwise it is allowed from the second step on. With `glimpse` the decoder's state first reads
-  the inputs by weights of the same kind, and what it read takes its place in the equation (Bello et al. 2016, app. A.1).
+  the inputs by weights of the same kind, and what it read takes its place in the equation (Bello et al. 2016).
   Differences from the paper: the end is a learned vector among the encoded inputs; the decoder is fed those, not the
   inputs; "transformer" encoders see all inputs at once, with sinusoidal positions, and give the decoder their mean.
 
