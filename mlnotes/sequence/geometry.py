@@ -44,7 +44,8 @@ def convex_hull(points: Float[Array, "N 2"], count: Int[Array, ""] | int) -> Pol
   start, end, other = points[:, None, None], points[None, :, None], points[None, None]
   turn = _turn(start, end, other)
   between = (turn == 0) & (jnp.sum((other - start) * (other - end), -1) <= 0)
-  side = jnp.all((turn > 0) | between | ~there, -1) & there[:, None] & there & (index[:, None] != index)
+  side = jnp.all((turn > 0) | between | ~there[None, None], -1) & there[:, None] & there[None]
+  side &= index[:, None] != index[None]
   following = jnp.where(jnp.any(side, 1), jnp.argmax(side, 1), index)
   corner = jnp.any(side, 1)
   first = jnp.argmax(jnp.where(jnp.any(corner), corner, there))
@@ -124,7 +125,7 @@ def nearest_neighbor_tour(points: Float[Array, "N 2"], count: Int[Array, ""] | i
   def go(carry, step):
     at, left = carry
     left &= index != at
-    after = jnp.argmin(jnp.where(left, jnp.sum((points - points[at]) ** 2, -1), _FAR))
+    after = jnp.argmin(jnp.where(left, jnp.sum((points - points[at][None]) ** 2, -1), _FAR))
     return (after, left), jnp.where(step < count, at, NO_POINT)
 
   _, indices = jax.lax.scan(go, (jnp.zeros((), index.dtype), index < count), index)
@@ -167,7 +168,7 @@ def is_simple(points: Float[Array, "N 2"], polygon: Polygon) -> Bool[Array, ""]:
   place = jnp.arange(len(points))
   steps = (place[None] - place[:, None]) % jnp.maximum(polygon.size, 1)
   neighbors = (steps <= 1) | (steps == polygon.size - 1)
-  return (polygon.size >= 3) & jnp.all(apart | neighbors | ~there[:, None] | ~there)
+  return (polygon.size >= 3) & jnp.all(apart | neighbors | ~there[:, None] | ~there[None])
 
 
 def same_polygon(one: Polygon, other: Polygon) -> Bool[Array, ""]:

@@ -103,7 +103,7 @@ class PointerNetwork(nn.Module):
   def encode(self, inputs: Float[Array, "B N F"], counts: Int[Array, " B"]) -> tuple[Pointing, Decoding]:
     """What is pointed at, and the state before the first step."""
     batch, size = inputs.shape[:2]
-    real = jnp.arange(size) < counts[:, None]
+    real = jnp.arange(size)[None] < counts[:, None]
     x = self.embed(jnp.where(real[..., None], inputs, 0))
     if self.encoder == "transformer":
       x = x + sinusoidal_positions(jnp.arange(size), self.width)[None]
@@ -161,4 +161,4 @@ class PointerNetwork(nn.Module):
 def advance(pointing: Pointing, state: Decoding, carry: tuple, chosen: Int[Array, " B"]) -> Decoding:
   """The state after pointing at `chosen`."""
   last = jnp.take_along_axis(pointing.encoded, chosen[:, None, None], 1)[:, 0]
-  return Decoding(carry, last, state.free & (jnp.arange(state.free.shape[1]) != chosen[:, None]))
+  return Decoding(carry, last, state.free & (jnp.arange(state.free.shape[1])[None] != chosen[:, None]))

@@ -21,7 +21,7 @@ from mlnotes.sequence import (
   tour_length,
 )
 
-SQUARE = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+SQUARE = jnp.array([[0, 0], [1, 0], [1, 1], [0, 1]], jnp.float32)
 
 
 @pytest.fixture(scope="module")
