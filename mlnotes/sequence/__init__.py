@@ -50,5 +50,20 @@ from mlnotes.sequence.pointer import (
   Pointing as Pointing,
   advance as advance,
 )
-from mlnotes.sequence.recurrent import Recurrent as Recurrent, RecurrentStack as RecurrentStack
+from mlnotes.sequence.recurrent import (
+  Recurrent as Recurrent,
+  RecurrentBlocks as RecurrentBlocks,
+  RecurrentStack as RecurrentStack,
+)
 from mlnotes.sequence.registry import CELLS as CELLS, make_cell as make_cell
+from mlnotes.sequence.tagging import (
+  count_entities as count_entities,
+  make_slots as make_slots,
+)
+from mlnotes.sequence.tasks import (
+  Task as Task,
+  make_adding as make_adding,
+  make_copying as make_copying,
+  make_dyck as make_dyck,
+  make_parity as make_parity,
+)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 Hidden = Float[Array, "*B F"]
+Slow = Float[Array, "*B S"]
 
 
 def _by_gate(init: Callable[..., Array], gates: int) -> Callable[..., Array]:
@@ -41,6 +42,7 @@ class ElmanCell(nn.SimpleCell):
   recurrent_dropout: float = 0.0
   deterministic: bool = True
 
+  @nn.compact
   def __call__(self, carry: Hidden, inputs: Float[Array, "*B D"]) -> tuple[Hidden, Hidden]:
     new, _ = super().__call__(_drop(self, carry), inputs)
     new = new.astype(carry.dtype)
@@ -88,13 +90,21 @@ class LSTMCell(nn.OptimizedLSTMCell):
     i, f, o = sigmoid(W x_t + U h_{t-1} + b),   g = tanh(...)            Hochreiter & Schmidhuber 1997;
     c_t = f c_{t-1} + i g,   h_t = o tanh(c_t)                           Gers et al. 2000, eq. 3.1-3.3
 
-  The carry is (c, h). The forget gate's bias starts at `forget_bias` (Jozefowicz et al. 2015, sec. 2.2), all others
-  at `bias_init`. Kernels "i" and "h" have the gates' columns in torch's order, i, f, g, o.
+  The carry is (c, h). The forget gate's bias starts at `forget_bias` (Jozefowicz et al. 2015, sec. 2.2), the others at
+  `bias_init`. With `longest` of 3 or more, the steps over which something is to be kept, it is drawn as log U(1,
+  longest - 1) instead, and the input gate's starts at minus that (Tallec & Ollivier 2018, eq. 16). Kernels "i" and "h"
+  have the gates' columns in torch's order, i, f, g, o.
   """
 
   forget_bias: float = 1.0
+  longest: int = 0
   recurrent_dropout: float = 0.0
   deterministic: bool = True
+
+  def __post_init__(self):
+    if self.longest and self.longest < 3:
+      raise ValueError(f"longest is {self.longest}, expected 0, or 3 or more")
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*B D"]) -> tuple[Any, Hidden]:
@@ -102,7 +112,10 @@ class LSTMCell(nn.OptimizedLSTMCell):
 
     def bias_init(key, shape, dtype):
       bias = self.bias_init(key, shape, dtype).reshape(4, -1)
-      return bias.at[1].set(self.forget_bias).reshape(shape)
+      if not self.longest:
+        return bias.at[1].set(self.forget_bias).reshape(shape)
+      forget = jnp.log(jax.random.uniform(key, (self.features,), dtype, 1, self.longest - 1))
+      return bias.at[1].set(forget).at[0].set(-forget).reshape(shape)
 
     dense = partial(nn.Dense, 4 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)
     gates = dense(use_bias=False, kernel_init=_by_gate(self.kernel_init, 4), name="i")(inputs)
@@ -190,7 +203,7 @@ class ClockworkCell(nn.RNNCellBase):
     recurrent = jnp.where(module[:, None] >= module[None, :], recurrent, 0)
     from_input = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="i")(inputs)
     before = _drop(self, h).astype(from_input.dtype) @ recurrent.astype(from_input.dtype)
-    ticks = t[..., None] % period == 0
+    ticks = t[..., None] % _broadcast(period, h) == 0
     new = jnp.where(ticks, jnp.tanh(from_input + before).astype(h.dtype), h)
     return (new, t + 1), new
 
@@ -235,13 +248,13 @@ class SCRNCell(nn.RNNCellBase):
     return self.slow_features or self.features // 4
 
   @nn.compact
-  def __call__(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*B D"]) -> tuple[Any, Hidden]:
+  def __call__(self, carry: tuple[Hidden, Slow], inputs: Float[Array, "*B D"]) -> tuple[Any, Any]:
     h, s = carry
     dense = partial(nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init)
     alpha = self.alpha
     if self.learn_alpha:
       start = jax.scipy.special.logit(self.alpha)
-      alpha = jax.nn.sigmoid(self.param("alpha", nn.initializers.constant(start), (self._slow,)))
+      alpha = _broadcast(jax.nn.sigmoid(self.param("alpha", nn.initializers.constant(start), (self._slow,))), s)
     s = ((1 - alpha) * dense(self._slow, name="B")(inputs) + alpha * s).astype(s.dtype)
     recurrent = dense(h.shape[-1], kernel_init=self.recurrent_kernel_init, name="R")(_drop(self, h))
     sums = dense(h.shape[-1], name="P")(s) + dense(h.shape[-1], name="A")(inputs) + recurrent
@@ -249,13 +262,18 @@ class SCRNCell(nn.RNNCellBase):
     return (h, s), jnp.concatenate([h, s], -1)
 
   @nn.nowrap
-  def initialize_carry(self, rng: Key[Array, ""], input_shape: tuple[int, ...]) -> tuple[Hidden, Hidden]:
+  def initialize_carry(self, rng: Key[Array, ""], input_shape: tuple[int, ...]) -> tuple[Hidden, Slow]:
     batch = input_shape[:-1]
     return jnp.zeros((*batch, self.features - self._slow)), jnp.zeros((*batch, self._slow))
 
   @property
   def num_feature_axes(self) -> int:
     return 1
+
+
+def _broadcast(x: Array, like: Array) -> Array:
+  """A value for each feature, with an axis of 1 for each of those before."""
+  return jnp.expand_dims(x, range(like.ndim - 1))
 
 
 def _drop(cell: Any, h: Hidden) -> Hidden:

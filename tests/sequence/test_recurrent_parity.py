@@ -81,7 +81,7 @@ def test_two_layers_are_torchs(kind, bidirectional, padded):
     np.testing.assert_allclose(ours, other.detach().numpy(), atol=1e-5)
   np.testing.assert_allclose(grads[1], theirs.grad.numpy(), atol=1e-5)
 
-  for weight_name, parameter in layer.named_parameters():  # each bias of torch has the gradient of their sum
+  for parameter in layer.parameters():  # each bias of torch has the gradient of their sum
     parameter.data = parameter.grad
   as_ours = stacked(kind, layer, 2, bidirectional)
   for (path, ours), (_, other) in zip(*map(jax.tree_util.tree_leaves_with_path, (grads[0], as_ours))):
@@ -97,7 +97,7 @@ def test_two_layers_are_torchs(kind, bidirectional, padded):
 
 @pytest.mark.parametrize("kind", ["minGRU", "minLSTM"])
 def test_minimal_cells_are_those_of_minGRU_pytorch(kind):
-  """Its scan is in log space; an initial state enters both."""
+  """Its scan in log space without an initial state, and its single steps from one."""
   package = pytest.importorskip(f"minGRU_pytorch.{kind}")
   torch.manual_seed(1)
   draw = np.random.default_rng(1)
@@ -107,6 +107,11 @@ def test_minimal_cells_are_those_of_minGRU_pytorch(kind):
   hidden, *gates = np.split(weight, 2 if kind == "minGRU" else 3)
   kernel = np.concatenate([*gates, hidden]).T
   params = {"layer0": {"forward": {"i": {"kernel": kernel, "bias": np.zeros(kernel.shape[1], np.float32)}}}}
-  found, _ = RecurrentStack(make_cell(kind.lower(), 4)).apply({"params": params}, x, carry=(start,))
-  out = theirs(torch.tensor(x), torch.tensor(start)[:, None])
-  np.testing.assert_allclose(found, out.detach().numpy(), atol=1e-5)
+  stack = RecurrentStack(make_cell(kind.lower(), 4))
+  found, _ = stack.apply({"params": params}, jnp.asarray(x))
+  np.testing.assert_allclose(found, theirs(torch.tensor(x)).detach().numpy(), atol=1e-5)
+  found, _ = stack.apply({"params": params}, jnp.asarray(x), carry=(jnp.asarray(start),))
+  state = torch.tensor(start)[:, None]
+  for t in range(x.shape[1]):
+    out, state = theirs(torch.tensor(x[:, t : t + 1]), state, return_next_prev_hidden=True)
+    np.testing.assert_allclose(found[:, t : t + 1], out.detach().numpy(), atol=1e-5)
