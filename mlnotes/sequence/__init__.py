@@ -4,6 +4,12 @@ from mlnotes.sequence.bleu import (
   bleu_of_counts as bleu_of_counts,
   count_ngrams as count_ngrams,
   sentence_bleu as sentence_bleu,
+from mlnotes.sequence.bits import (
+  BitExample as BitExample,
+  BitTask as BitTask,
+  make_associative_recall as make_associative_recall,
+  make_copy as make_copy,
+  make_repeat_copy as make_repeat_copy,
 )
 from mlnotes.sequence.cells import (
   ClockworkCell as ClockworkCell,
@@ -54,11 +60,40 @@ from mlnotes.sequence.mask_predict import (
   draw_masked as draw_masked,
   mask_predict as mask_predict,
   refine as refine,
+from mlnotes.sequence.geometry import (
+  NO_POINT as NO_POINT,
+  Polygon as Polygon,
+  convex_hull as convex_hull,
+  is_simple as is_simple,
+  nearest_neighbor_tour as nearest_neighbor_tour,
+  same_polygon as same_polygon,
+  sample_points as sample_points,
+  shortest_tour as shortest_tour,
+  signed_area as signed_area,
+  tour_length as tour_length,
 )
 from mlnotes.sequence.minimal import (
   MinGRUCell as MinGRUCell,
   MinLSTMCell as MinLSTMCell,
   scan_linear as scan_linear,
+)
+from mlnotes.sequence.ntm import (
+  HeadParameters as HeadParameters,
+  NeuralTuringMachine as NeuralTuringMachine,
+  NTMCarry as NTMCarry,
+  NTMCell as NTMCell,
+  address as address,
+  content_weights as content_weights,
+  read as read,
+  sharpen as sharpen,
+  shift_weights as shift_weights,
+  write as write,
+)
+from mlnotes.sequence.pointer import (
+  Decoding as Decoding,
+  PointerNetwork as PointerNetwork,
+  Pointing as Pointing,
+  advance as advance,
 )
 from mlnotes.sequence.recurrent import (
   Recurrent as Recurrent,

@@ -1,0 +1,171 @@
+"""The experiment on memories: what is learned from, what is counted at which length, what the flags and report do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.sequence import ntm
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
+from mlnotes.sequence import BitExample
+
+SMALL = dict(
+  bits=2, most=3, lengths=(2, 5), test_sequences=6, batch_size=4, units=6, cells=6, width=3, steps=4, log_every=2,
+  eval_every=0, repeats=2,
+)  # fmt: skip
+
+
+def small(**more):
+  return ntm.Config(**{**SMALL, **more})
+
+
+def first(config):
+  """(experiment, feeds, state, batch)."""
+  experiment, feeds = ntm.make(config), ntm.make_feeds(config)
+  batch = jax.jit(lambda key: feeds.train.draw((), key, 0))(root_key(0))
+  return experiment, feeds, jax.jit(experiment.init)(root_key(0), batch), batch
+
+
+@pytest.fixture(scope="module")
+def plain():
+  return first(small())
+
+
+def test_losses_and_wrong_bits_are_those_of_what_is_asked():
+  logits = np.array([[[3.0, -1.0], [0.5, 2.0], [-4.0, 1.0]]])
+  targets = np.array([[[1, 0], [1, 1], [1, 0]]])
+  example = BitExample(jnp.zeros((1, 3, 3)), jnp.float32(targets), jnp.array([[0.0, 1.0, 1.0]]))
+  expected = sum(
+    -np.log(1 / (1 + np.exp(-x if t else x))) for x, t in zip(logits[0, 1:].ravel(), targets[0, 1:].ravel())
+  )
+  np.testing.assert_allclose(ntm.bit_losses(jnp.float32(logits), example), [expected], rtol=1e-5)
+  np.testing.assert_array_equal(ntm.wrong_bits(jnp.float32(logits), example), [2])
+  np.testing.assert_array_equal(ntm.asked_bits(example), [4])
+
+
+def test_an_update_follows_the_mean_over_all_asked_bits(plain):
+  experiment, _, state, batch = plain
+  after, metrics = jax.jit(experiment.step)(state, batch)
+  model = experiment.model(state)
+  logits = np.asarray(model(batch.inputs), np.float64)
+  targets, asked = np.asarray(batch.targets), np.asarray(batch.asked) > 0
+  each = np.log1p(np.exp(-logits * (2 * targets - 1)))[asked]
+  np.testing.assert_allclose(metrics["loss"], each.mean(), rtol=1e-5)
+  np.testing.assert_allclose(metrics["wrong_bits"], ((logits > 0) != (targets > 0.5))[asked].sum() / 4, rtol=1e-5)
+  unasked = batch._replace(targets=jnp.where(batch.asked[..., None] > 0, batch.targets, 1.0))
+  other, _ = jax.jit(experiment.step)(state, unasked)
+  assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), after.params, other.params))
+  assert any(np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (state.params, after.params))))
+
+
+def test_training_draws_all_lengths_and_tests_their_own(plain):
+  _, feeds, _, batch = plain
+  assert batch.inputs.shape == (4, 7, 3)
+  many = [jax.jit(lambda i: feeds.train.draw((), root_key(0), i))(i) for i in range(5)]
+  lengths = {int(n) for batch in many for n in np.asarray(batch.asked).sum(1)}
+  assert lengths == {1, 2, 3}
+  assert any(np.any(many[0].inputs != batch.inputs) for batch in many[1:])
+  tests = feeds.evaluate.draw((), 0)
+  for length in (2, 5):
+    assert tests[str(length)].inputs.shape == (4, 2 * length + 1, 3)
+    np.testing.assert_array_equal(np.asarray(tests[str(length)].asked).sum(1), length)
+  np.testing.assert_array_equal(feeds.evaluate.draw((), 1)["mask"], [1, 1, 0, 0])
+
+
+def test_evaluations_count_each_length_without_the_padding(plain):
+  experiment, feeds, state, _ = plain
+  found = ntm.measure(experiment.evaluate, state, feeds)
+  model, batches = experiment.model(state), [feeds.evaluate.draw((), i) for i in range(2)]
+  for length in (2, 5):
+    wrong = []
+    for batch, count in zip(batches, (4, 2)):
+      example = batch[str(length)]
+      logits = np.asarray(model(example.inputs))
+      wrong += list((((logits > 0) != (example.targets > 0.5)) * example.asked[..., None]).sum((1, 2))[:count])
+    np.testing.assert_allclose(found[f"wrong_bits_{length}"], np.mean(wrong), rtol=1e-6)
+  assert set(found) == {"wrong_bits_2", "wrong_bits_5", "loss"}
+
+
+def test_solved_is_a_tenth_of_a_bit_where_trained_and_five_beyond():
+  judge = lambda near, far: ntm.judge(small(), {"wrong_bits_2": near, "wrong_bits_5": far})["solved"]
+  assert judge(0.1, 5.0) == 1 and judge(0.11, 0.0) == 0 and judge(0.0, 5.1) == 0
+  assert ntm.judge(small(), {"wrong_bits_2": 0.0, "wrong_bits_5": 0.0})["coin_5"] == 5.0
+
+
+def test_it_learns_to_copy():
+  """Of one bit at a time in sequences of up to two; a coin has .69 nats."""
+  config = small(bits=1, most=2, lengths=(2,), steps=300, learning_rate=2e-2, batch_size=16, units=16, clip_norm=1.0)
+  experiment, feeds, state, _ = first(config)
+
+  def update(state, i):
+    state, metrics = experiment.step(state, feeds.train.draw((), root_key(0), i))
+    return state, metrics["loss"]
+
+  _, losses = jax.jit(lambda state: jax.lax.scan(update, state, jnp.arange(300)))(state)
+  assert np.mean(losses[:10]) > 0.6 and np.mean(losses[-30:]) < 0.25
+
+
+@pytest.mark.parametrize(
+  ("flag", "value"),
+  [("controller", "lstm"), ("cells", 8), ("width", 5), ("units", 7), ("read_heads", 2), ("write_heads", 2),
+   ("reach", 2), ("model", "lstm")],
+)  # fmt: skip
+def test_a_flag_changes_the_machine(plain, flag, value):
+  experiment = ntm.make(small(**{flag: value}))
+  batch = plain[3]
+  shapes = lambda init: jax.tree.map(jnp.shape, jax.eval_shape(init, root_key(0), batch).params)
+  assert shapes(experiment.init) != shapes(plain[0].init)
+
+
+def test_layers_of_the_lstm_are_a_flag(plain):
+  shapes = [
+    jax.tree.map(jnp.shape, jax.eval_shape(ntm.make(small(model="lstm", depth=d)).init, root_key(0), plain[3]).params)
+    for d in (1, 2)
+  ]
+  assert shapes[0] != shapes[1]
+
+
+@pytest.mark.parametrize(
+  ("task", "steps", "channels"), [("copy", 9, (3, 2)), ("repeat_copy", 14, (4, 3)), ("associative_recall", 24, (4, 2))]
+)
+def test_tasks_have_their_sizes(task, steps, channels):
+  config = small(task=task, most=4, lengths=(4,), repeats=2)
+  made = ntm.make_task(config)
+  assert (made.length, made.inputs, made.targets) == (steps, *channels)
+
+
+def test_longer_tests_say_repeats_on_the_scale_of_training():
+  config = small(task="repeat_copy", repeats=4, lengths=(2,))
+  example = ntm.make_task(config, 2).draw(root_key(3))
+  np.testing.assert_allclose(example.inputs[2, 3], 1.5 / 1.25**0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("more", "said"),
+  [
+    (dict(cells=0), "--cells=0"),
+    (dict(reach=3), "--reach=3 is out of range: expected less than half of --cells=6"),
+    (dict(lengths=(5, 2)), "--lengths=5,2"),
+    (dict(least=4), "--task=copy: copy of 4 to 3 vectors"),
+    (dict(task="associative_recall", lengths=(1,)), "--task=associative_recall: associative recall of 1 to 1 items"),
+    (dict(least=-1), "--least=-1"),
+  ],
+)
+def test_flags_that_do_not_fit_are_refused_in_one_sentence(more, said):
+  with pytest.raises(InputError, match=said) as error:
+    small(**more)
+  assert "\n" not in str(error.value)
+
+
+def test_flags_without_effect_say_so():
+  assert {"depth", "repeats"} <= set(small().idle_flags())
+  idle = small(model="lstm", task="repeat_copy").idle_flags()
+  assert {"controller", "cells", "width", "reach"} <= set(idle) and not {"depth", "repeats"} & set(idle)
+
+
+def test_the_report_draws_memory_and_says_whether_it_is_solved(plain, tmp_path):
+  experiment, _, state, _ = plain
+  figures = experiment.report(state, tmp_path)
+  assert figures == {"solved": 0.0, "coin_2": 2.0, "coin_5": 5.0}
+  assert (tmp_path / "memory.png").stat().st_size > 10_000

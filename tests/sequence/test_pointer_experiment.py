@@ -1,0 +1,180 @@
+"""The experiment on hulls and tours: what is drawn, what is learned from, what is counted, what the flags do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial import ConvexHull
+
+from experiments.sequence import pointer
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
+
+SMALL = dict(
+  sizes=(3, 5), test_sizes=(4, 6), test_sets=6, batch_size=4, width=8, heads=2, depth=1, steps=4, warmup_steps=0,
+  log_every=2, eval_every=0,
+)  # fmt: skip
+
+
+def small(**more):
+  return pointer.Config(**{**SMALL, **more})
+
+
+def first(config):
+  """(experiment, feeds, state, batch)."""
+  experiment, feeds = pointer.make(config), pointer.make_feeds(config)
+  batch = jax.jit(lambda key: feeds.train.draw((), key, 0))(root_key(0))
+  return experiment, feeds, jax.jit(experiment.init)(root_key(0), batch), batch
+
+
+@pytest.fixture(scope="module")
+def plain():
+  return first(small())
+
+
+def test_training_draws_all_sizes_with_the_hulls_of_scipy(plain):
+  feeds = plain[1]
+  draw = jax.jit(lambda i: feeds.train.draw((), root_key(0), i))
+  counts = set()
+  for sets in map(draw, range(4)):
+    for points, count, answer in zip(*map(np.asarray, sets)):
+      corners = list(ConvexHull(points[:count].astype(np.float64)).vertices)
+      at = corners.index(min(corners))
+      expected = corners[at:] + corners[:at] + [5]
+      assert list(answer) == expected + [-1] * (6 - len(expected))
+      counts.add(int(count))
+  assert counts == {3, 4, 5}
+
+
+def test_tests_are_of_their_sizes_and_each_batch_other_than_training(plain):
+  _, feeds, _, batch = plain
+  tests = [feeds.evaluate.draw((), i) for i in range(2)]
+  for n in (4, 6):
+    assert tests[0][str(n)].points.shape == (4, n, 2) and np.all(tests[0][str(n)].count == n)
+  assert np.any(tests[0]["4"].points != tests[1]["4"].points)
+  np.testing.assert_array_equal(tests[1]["mask"], [1, 1, 0, 0])
+  assert np.any(tests[0]["4"].points != batch.points[:, :4])
+
+
+def test_an_update_follows_the_mean_over_the_steps_of_answers(plain):
+  experiment, _, state, batch = plain
+  after, metrics = jax.jit(experiment.step)(state, batch)
+  logits = np.asarray(experiment.model(state).logits(batch), np.float64)
+  nats = []
+  for row, answer in zip(logits, np.asarray(batch.answer)):
+    for step, target in zip(row, answer):
+      if target >= 0:
+        nats.append(np.log(np.sum(np.exp(step))) - step[target])
+  np.testing.assert_allclose(metrics["loss"], np.mean(nats), rtol=1e-5)
+  assert any(np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (state.params, after.params))))
+
+
+def test_figures_of_hulls_by_hand():
+  square = jnp.array([[0, 0], [1, 0], [1, 1], [0, 1], [0.5, 0.5]], jnp.float32)
+  answers = [[0, 1, 2, 3, 5, -1], [2, 3, 0, 1, 5, -1], [0, 3, 2, 1, 5, -1], [0, 2, 1, 3, 5, -1], [0, 1, 2, 5, -1, -1]]
+  said = jnp.array(answers)
+  sets = pointer.PointSet(jnp.tile(square, (5, 1, 1)), jnp.full(5, 5), jnp.tile(said[:1], (5, 1)))
+  found = pointer.judge("hull", sets, said)
+  np.testing.assert_array_equal(found["accuracy"][0], [1, 1, 0, 0, 0])
+  np.testing.assert_array_equal(found["simple"][0], [1, 1, 1, 0, 1])
+  np.testing.assert_array_equal(found["area"][0], [1, 1, 1, 0, 0.5])
+  np.testing.assert_array_equal(found["area"][1], [1, 1, 1, 0, 1])
+
+
+def test_figures_of_tours_by_hand():
+  square = jnp.array([[0, 0], [1, 0], [1, 1], [0, 1]], jnp.float32)
+  said = jnp.array([[0, 1, 2, 3, 4], [0, 3, 2, 1, 4], [0, 2, 1, 3, 4]])
+  sets = pointer.PointSet(jnp.tile(square, (3, 1, 1)), jnp.full(3, 4), jnp.tile(said[:1], (3, 1)))
+  found = pointer.judge("tsp", sets, said)
+  np.testing.assert_allclose(found["ratio"][0], [4, 4, 2 + 2 * 2**0.5], rtol=1e-6)
+  np.testing.assert_allclose(found["ratio"][1], [4, 4, 4], rtol=1e-6)
+  np.testing.assert_array_equal(found["optimal"][0], [1, 1, 0])
+
+
+def test_evaluations_are_means_of_the_decoded_answers_without_the_padding(plain):
+  experiment, feeds, state, _ = plain
+  model, evaluate = experiment.model(state), jax.jit(experiment.evaluate)
+  batches = [feeds.evaluate.draw((), i) for i in range(2)]
+  parts = [evaluate(state, batch) for batch in batches]
+  right, nats, steps = [], 0.0, 0
+  for batch, count in zip(batches, (4, 2)):
+    for n in ("4", "6"):
+      sets = jax.tree.map(lambda x, count=count: x[:count], batch[n])
+      if n == "6":
+        right += list(pointer.judge("hull", sets, model(sets.points, sets.count))["accuracy"][0])
+      loss, asked = pointer.answer_losses(model.logits(sets), sets.answer)
+      nats, steps = nats + float(loss.sum()), steps + float(asked.sum())
+  mean = lambda name: float(sum(p[name].total for p in parts) / sum(p[name].count for p in parts))
+  np.testing.assert_allclose(mean("accuracy_6"), np.mean(right), atol=1e-6)
+  np.testing.assert_allclose(mean("loss"), nats / steps, rtol=1e-5)
+  assert set(parts[0]) == {"loss", *(f"{name}_{n}" for name in ("accuracy", "simple", "area") for n in (4, 6))}
+
+
+def test_tours_visit_everything_before_training_too(tmp_path):
+  config = small(task="tsp")
+  experiment, feeds, state, _ = first(config)
+  sets = feeds.evaluate.draw((), 0)["6"]
+  said = np.asarray(experiment.model(state)(sets.points, sets.count))
+  np.testing.assert_array_equal(np.sort(said[:, :6]), np.tile(np.arange(6), (4, 1)))
+  assert np.all(said[:, 6] == 6)
+  figures = experiment.report(state, tmp_path)
+  assert set(figures) == {"nearest_4", "shortest_4", "nearest_6", "shortest_6"}
+  assert figures["nearest_6"] >= 1 and (tmp_path / "answers.png").stat().st_size > 10_000
+  lengths = [
+    float(pointer.judge("tsp", s, s.answer)["ratio"][1][i])
+    for s, count in ((feeds.evaluate.draw((), 0)["6"], 4), (feeds.evaluate.draw((), 1)["6"], 2))
+    for i in range(count)
+  ]
+  np.testing.assert_allclose(figures["shortest_6"], np.mean(lengths), rtol=1e-5)
+
+
+def test_it_learns_hulls():
+  """Of three points: the order around them; .69 nats of six are a coin's."""
+  experiment, feeds, state, _ = first(
+    small(sizes=(3, 3), test_sizes=(3,), steps=150, learning_rate=1e-2, batch_size=32, encoder="lstm")
+  )
+
+  def update(state, i):
+    state, metrics = experiment.step(state, feeds.train.draw((), root_key(0), i))
+    return state, metrics["loss"]
+
+  _, losses = jax.jit(lambda state: jax.lax.scan(update, state, jnp.arange(150)))(state)
+  assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize(
+  ("flag", "value"), [("encoder", "lstm"), ("encoder", "bilstm"), ("width", 10), ("depth", 2), ("glimpse", True)]
+)
+def test_a_flag_changes_the_network(plain, flag, value):
+  shapes = lambda init: jax.tree.map(jnp.shape, jax.eval_shape(init, root_key(0), plain[3]).params)
+  assert shapes(pointer.make(small(**{flag: value})).init) != shapes(plain[0].init)
+
+
+@pytest.mark.parametrize(
+  ("more", "said"),
+  [
+    (dict(sizes=(5, 3)), "--sizes=5,3"),
+    (dict(sizes=(5,)), "--sizes=5 is out of range: expected two ascending"),
+    (dict(task="tsp", sizes=(5, 20)), "--sizes=5,20 is out of range: expected .* from 1 to 12 of --task=tsp"),
+    (dict(test_sizes=(2,)), "--test_sizes=2"),
+    (dict(test_sizes=(6, 4)), "--test_sizes=6,4"),
+    (dict(heads=3), "--heads=3"),
+    (dict(encoder="bilstm", width=7), "--width=7"),
+    (dict(test_sets=0), "--test_sets=0"),
+  ],
+)
+def test_flags_that_do_not_fit_are_refused_in_one_sentence(more, said):
+  with pytest.raises(InputError, match=said) as error:
+    small(**more)
+  assert "\n" not in str(error.value)
+
+
+def test_flags_without_effect_say_so():
+  assert {"depth", "heads"} <= set(small(encoder="lstm").idle_flags())
+  assert not {"depth", "heads"} & set(small().idle_flags())
+
+
+def test_the_report_draws_answers(plain, tmp_path):
+  experiment, _, state, _ = plain
+  assert experiment.report(state, tmp_path) == {}
+  assert (tmp_path / "answers.png").stat().st_size > 10_000
