@@ -1,15 +1,16 @@
 """Recurrent networks, sequences to sequences and what reads and writes them (notes: 循环神经网络, 序列模型)."""
 
-from mlnotes.sequence.bleu import (
-  bleu_of_counts as bleu_of_counts,
-  count_ngrams as count_ngrams,
-  sentence_bleu as sentence_bleu,
 from mlnotes.sequence.bits import (
   BitExample as BitExample,
   BitTask as BitTask,
   make_associative_recall as make_associative_recall,
   make_copy as make_copy,
   make_repeat_copy as make_repeat_copy,
+)
+from mlnotes.sequence.bleu import (
+  bleu_of_counts as bleu_of_counts,
+  count_ngrams as count_ngrams,
+  sentence_bleu as sentence_bleu,
 )
 from mlnotes.sequence.cells import (
   ClockworkCell as ClockworkCell,
@@ -30,14 +31,6 @@ from mlnotes.sequence.ctc import (
   ctc_loss as ctc_loss,
   ctc_prefix_beam as ctc_prefix_beam,
 )
-from mlnotes.sequence.features import (
-  count_frames as count_frames,
-  log_mel as log_mel,
-  mask_features as mask_features,
-  mel_filters as mel_filters,
-)
-from mlnotes.sequence.frame_classifier import FrameClassifier as FrameClassifier
-from mlnotes.sequence.metrics import edit_distance as edit_distance
 from mlnotes.sequence.decoding import (
   Decoded as Decoded,
   Decoder as Decoder,
@@ -45,6 +38,27 @@ from mlnotes.sequence.decoding import (
   greedy as greedy,
   length_normalizer as length_normalizer,
   sample as sample,
+)
+from mlnotes.sequence.features import (
+  count_frames as count_frames,
+  log_mel as log_mel,
+  mask_features as mask_features,
+  mel_filters as mel_filters,
+)
+from mlnotes.sequence.frame_classifier import (
+  FrameClassifier as FrameClassifier,
+)
+from mlnotes.sequence.geometry import (
+  NO_POINT as NO_POINT,
+  Polygon as Polygon,
+  convex_hull as convex_hull,
+  is_simple as is_simple,
+  nearest_neighbor_tour as nearest_neighbor_tour,
+  same_polygon as same_polygon,
+  sample_points as sample_points,
+  shortest_tour as shortest_tour,
+  signed_area as signed_area,
+  tour_length as tour_length,
 )
 from mlnotes.sequence.losses import (
   coverage_loss as coverage_loss,
@@ -60,17 +74,9 @@ from mlnotes.sequence.mask_predict import (
   draw_masked as draw_masked,
   mask_predict as mask_predict,
   refine as refine,
-from mlnotes.sequence.geometry import (
-  NO_POINT as NO_POINT,
-  Polygon as Polygon,
-  convex_hull as convex_hull,
-  is_simple as is_simple,
-  nearest_neighbor_tour as nearest_neighbor_tour,
-  same_polygon as same_polygon,
-  sample_points as sample_points,
-  shortest_tour as shortest_tour,
-  signed_area as signed_area,
-  tour_length as tour_length,
+)
+from mlnotes.sequence.metrics import (
+  edit_distance as edit_distance,
 )
 from mlnotes.sequence.minimal import (
   MinGRUCell as MinGRUCell,
@@ -100,7 +106,15 @@ from mlnotes.sequence.recurrent import (
   RecurrentBlocks as RecurrentBlocks,
   RecurrentStack as RecurrentStack,
 )
-from mlnotes.sequence.registry import CELLS as CELLS, make_cell as make_cell
+from mlnotes.sequence.registry import (
+  CELLS as CELLS,
+  make_cell as make_cell,
+)
+from mlnotes.sequence.seq2seq import (
+  RecurrentSeq2Seq as RecurrentSeq2Seq,
+  Scored as Scored,
+  mix_copied as mix_copied,
+)
 from mlnotes.sequence.strings import (
   draw_line as draw_line,
   draw_utterance as draw_utterance,
@@ -118,5 +132,6 @@ from mlnotes.sequence.tasks import (
   make_dyck as make_dyck,
   make_parity as make_parity,
 )
-from mlnotes.sequence.seq2seq import RecurrentSeq2Seq as RecurrentSeq2Seq, Scored as Scored, mix_copied as mix_copied
-from mlnotes.sequence.transformer_seq2seq import TransformerSeq2Seq as TransformerSeq2Seq
+from mlnotes.sequence.transformer_seq2seq import (
+  TransformerSeq2Seq as TransformerSeq2Seq,
+)
