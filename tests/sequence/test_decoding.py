@@ -106,6 +106,23 @@ def test_a_narrow_beam_stops_as_late_as_one_that_never_stops(alpha):
       np.testing.assert_allclose([s for s, _ in ours], [s for s, _ in expected], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("alpha", "first_end", "size"), [(2.0, 0.6, 12), (-1.0, 0.4, 2)])
+def test_a_search_goes_on_as_long_as_what_runs_can_still_win(alpha, first_end, size):
+  """END comes first with some probability, else after `size` tokens with nearly none of the others' cost.
+
+  Ended at once, the score is log `first_end`; gone on, log(1 - first_end) over the normaliser of all tokens.
+  """
+
+  def lead(source, state, token):
+    end = jnp.where(state == 0, first_end, jnp.where(state == size - 1, 0.999, 0.0005))[:, None]
+    probability = jnp.concatenate([1 - end - 2e-5, jnp.full_like(end, 1e-5), end, jnp.full_like(end, 1e-5)], 1)
+    return jnp.log(probability), state + 1, None
+
+  found = beam_search(Decoder(lead, jnp.zeros(1, jnp.int32)), START, END, PAD, 12, 1, alpha)
+  assert math.log(1 - first_end) / ((5 + size) / 6) ** alpha > math.log(first_end)
+  assert found.length[0, 0] == size
+
+
 def plain_search(row, width, alpha):
   """Beam search as lists: every step is taken, nothing stops early."""
   decoder = make(1, first=row)

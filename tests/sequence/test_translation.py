@@ -115,10 +115,10 @@ def test_an_evaluation_counts_each_test_pair_once(first):
 
 
 def test_exact_is_every_token_and_the_end():
-  batch = {"target": jnp.array([[7, 1, 2, 6, 8]] * 4)}
-  tokens = jnp.array([[1, 2, 6, 8], [1, 2, 2, 6], [1, 6, 8, 8], [1, 1, 6, 8]])
-  found = Decoded(tokens, jnp.array([3, 4, 2, 3]), jnp.zeros(4), jnp.zeros(4))
-  np.testing.assert_array_equal(_seq2seq.is_exact(found, batch), [True, False, False, False])
+  batch = {"target": jnp.array([[7, 1, 2, 6, 8]] * 5)}
+  tokens = jnp.array([[1, 2, 6, 8], [1, 2, 2, 6], [1, 6, 8, 8], [1, 1, 6, 8], [1, 6, 6, 8]])
+  found = Decoded(tokens, jnp.array([3, 4, 2, 3, 2]), jnp.zeros(5), jnp.zeros(5))
+  np.testing.assert_array_equal(_seq2seq.is_exact(found, batch), [True, False, False, False, False])
 
 
 def test_rewards_leave_the_end_out_and_count_what_was_cut():
