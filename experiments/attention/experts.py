@@ -21,11 +21,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.attention._floors import ngram_floors
 from mlnotes.attention import Mask, MixtureOfExperts, TokenModel, Transformer, route
 from mlnotes.attention.experts import RouterForm
 from mlnotes.data import Feeds, fixed_subset
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
+from mlnotes.data.text_floors import ngram_floors
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, masked_mean, stream_key
 from mlnotes.engine.flags import field, run

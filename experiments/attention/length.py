@@ -18,10 +18,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from experiments.attention._floors import ngram_floors
 from mlnotes.attention import Mask, TokenModel, Transformer
 from mlnotes.data import Corpus, make_resident_feed
 from mlnotes.data.flags import TextConfig, load_data
+from mlnotes.data.text_floors import ngram_floors
 from mlnotes.engine.errors import InputError, nearest, require
 from mlnotes.engine.experiment import stream_key
 from mlnotes.engine.flags import field, run

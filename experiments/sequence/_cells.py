@@ -27,7 +27,7 @@ class CellConfig(BaseConfig):
 
   cell: Literal[tuple(CELLS)] = field("lstm", "kind of recurrent cell")
   depth: int = field(1, "layers")
-  width: int = field(64, "units of a layer, in each direction")
+  width: int = field(64, "units of a layer, in each direction; features of a token where tokens are embedded")
   bidirectional: bool = field(False, "also read from the end of the sequence")
   dropout: float = field(0.0, "of what goes from a layer into the next, in [0, 1)")
   shared_dropout: bool = field(False, "drop the same units at all steps, of the input too")

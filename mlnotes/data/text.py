@@ -176,8 +176,9 @@ def load_documents(
   other names:   the feature `text` of a TFDS data set, prepared under `data_dir`; `train_split` and `test_split`
                  choose its splits, slices such as "train[:90%]" included.
 
-  Without `test_dataset` a fixed pseudo-random tenth of the documents is set aside; of a single one its end, a tenth,
-  from the start of a line where one starts in its first half. Raises DataError, one sentence.
+  Without `test_dataset` a fixed pseudo-random tenth of the documents is set aside, equal ones together; of a
+  single one its end, a tenth, from the start of a line where one starts in its first half. Raises DataError, one
+  sentence.
   """
   if text_kind(dataset) == "tfds":
     return Documents(dataset, *load_tfds_texts(dataset, data_dir, train_split, test_split))
@@ -187,8 +188,11 @@ def load_documents(
     return Documents(name, texts, _read_documents(test_dataset, documents, f"--test_dataset={test_dataset}"))
   if len(texts) == 1:
     return Documents(name, *_cut_end(texts[0], f"--dataset={dataset}"))
-  parts = hold_out(len(texts), f"--dataset={dataset}")
-  return Documents(name, *(tuple(texts[i] for i in np.sort(part)) for part in parts))
+  distinct = list(dict.fromkeys(texts))
+  _, held_out = hold_out(len(distinct), f"--dataset={dataset}")
+  tested = {distinct[i] for i in held_out}
+  parts = ([text for text in texts if text not in tested], [text for text in texts if text in tested])
+  return Documents(name, *map(tuple, parts))
 
 
 def _cut_end(text: str, flag: str) -> tuple[tuple[str], tuple[str]]:

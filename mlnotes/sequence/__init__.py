@@ -32,7 +32,11 @@ from mlnotes.sequence.minimal import (
   MinLSTMCell as MinLSTMCell,
   scan_linear as scan_linear,
 )
-from mlnotes.sequence.recurrent import Recurrent as Recurrent, RecurrentStack as RecurrentStack
+from mlnotes.sequence.recurrent import (
+  Recurrent as Recurrent,
+  RecurrentBlocks as RecurrentBlocks,
+  RecurrentStack as RecurrentStack,
+)
 from mlnotes.sequence.registry import CELLS as CELLS, make_cell as make_cell
 from mlnotes.sequence.strings import (
   draw_line as draw_line,

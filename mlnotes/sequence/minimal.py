@@ -51,10 +51,19 @@ class _Minimal(nn.RNNCellBase):
     return new, new
 
   def scan(
-    self, carry: Float[Array, "B F"], inputs: Float[Array, "B T D"], real: Bool[Array, "B T"] | None = None
+    self,
+    carry: Float[Array, "B F"],
+    inputs: Float[Array, "B T D"],
+    real: Bool[Array, "B T"] | None = None,
+    starts: Bool[Array, "B T"] | None = None,
   ) -> tuple[Float[Array, "B F"], Float[Array, "B T F"]]:
-    """All steps at once: what as many calls give, to rounding. The state stands still where `real` is False."""
+    """All steps at once: what as many calls give, to rounding.
+
+    The state stands still where `real` is False, and is 0 before the steps where `starts` is True.
+    """
     decay, added = self._gates(inputs)
+    if starts is not None:
+      decay = jnp.where(starts[..., None], 0, decay)
     if real is not None:
       decay, added = jnp.where(real[..., None], decay, 1), jnp.where(real[..., None], added, 0)
     states = scan_linear(decay, added, carry)

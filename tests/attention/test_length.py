@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from experiments.attention import length
-from experiments.attention._floors import ngram_floors
 from mlnotes.attention import Mask
 from mlnotes.data import Corpus, Windows, make_resident_feed
+from mlnotes.data.text_floors import ngram_floors
 from mlnotes.data.tokenizer import train_tokenizer
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, stream_key
