@@ -92,6 +92,16 @@ SMALL = {
   "rl.actor_critic": dict(num_envs=4, steps_per_update=40, eval_episodes=4, steps=20),
   "rl.linear_sarsa": dict(steps_per_update=210, num_tilings=4, tiles_per_dim=4, eval_episodes=4, steps=20),
   "rl.reinforce": dict(num_envs=2, hidden=(8,), eval_episodes=2, steps=20),
+  "sequence.ctc": dict(
+    batch_size=16, width=4, cell="mingru", shortest=1, longest=2, test_strings=24, dropout=0.1, steps=20, warmup_steps=2
+  ),
+  "sequence.autoencoder": dict(
+    longest_source=24, longest_target=24, width=8, batch_size=8, steps=20, warmup_steps=2, dropout=0.1, eval_examples=16
+  ),
+  "sequence.translation": dict(
+    width=8, batch_size=8, steps=20, warmup_steps=2, copy=True, coverage=0.5, guided="antidiagonal", dropout=0.1,
+    scheduled_sampling=5.0, label_smoothing=0.1, eval_examples=16,
+  ),
 }  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""Recurrent networks and sequence models (notes: 循环神经网络, 序列模型)."""
+"""Recurrent networks, sequence to sequence, CTC, pointers and memories (notes: 循环神经网络, 序列模型)."""

@@ -12,7 +12,7 @@ from mlnotes.data.dataset import DataSet, describe_classes
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.fingerprint import fingerprint
 from mlnotes.data.graph import Graph, load_graph, make_graph_feeds
-from mlnotes.data.pairs import Pairs, load_pairs
+from mlnotes.data.pairs import BUILT_IN as BUILT_IN_PAIRS, Pairs, load_pairs
 from mlnotes.data.source import kind_of, load
 from mlnotes.data.table import BUILT_IN, Table, load_table
 from mlnotes.data.text import Corpus, load_corpus, text_kind
@@ -144,8 +144,12 @@ class TextConfig(FeedConfig):
 class PairConfig(FeedConfig):
   """The flags of an experiment that learns from pairs of sequences."""
 
-  dataset: str = field("dates", "dates (built in: one date in words and in numbers), a file.tsv or a file.jsonl")
-  test_dataset: str = field("", "a file.tsv or file.jsonl to evaluate on; empty: a fixed part of --dataset")
+  dataset: str = field(
+    "dates",
+    "dates (built in: one date in words and in numbers), brackets (sentences and their trees), sentences (each with "
+    "itself), a file.tsv, a file.jsonl, two files a.en,b.de, or a file.txt whose lines are paired with themselves",
+  )
+  test_dataset: str = field("", "a file (or two) of such a kind to evaluate on; empty: a fixed part of --dataset")
   tokenizer: str = field(
     "characters", "characters, bytes or bpe, trained on both sides of the training pairs, or a file.json of one"
   )
@@ -161,8 +165,8 @@ class PairConfig(FeedConfig):
 
   def idle_flags(self):
     idle = super().idle_flags()
-    if self.dataset == "dates":
-      idle["test_dataset"] = "--dataset=dates has its own two splits"
+    if self.dataset in BUILT_IN_PAIRS:
+      idle["test_dataset"] = f"--dataset={self.dataset} has its own two splits"
     if self.tokenizer != "bpe":
       idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
     return idle

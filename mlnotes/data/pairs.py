@@ -1,15 +1,18 @@
 """Pairs of sequences, such as a sentence and its translation: token ids of a source and of its target.
 
-Dates written in two ways need no file; a .tsv file has two columns; a .jsonl file the fields `source` and `target`.
+Dates written in two ways, sentences and their trees need no file; a .tsv file has two columns, a .jsonl file the fields
+`source` and `target`, two files a side in each of their lines; of a .txt file each line is paired with itself.
 """
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from mlnotes.data.grammar import make_sentences
 from mlnotes.data.image import DataError
 from mlnotes.data.lines import decode_file, json_fields
 from mlnotes.data.order import hold_out, permute_index
@@ -116,14 +119,18 @@ def read_pairs(dataset: str, test_dataset: str = "") -> tuple[TextPairs, TextPai
   """The (source, target) texts to learn from, and those of `test_dataset` for testing.
 
   "dates":       dates in words and in numbers, "27 November 2026" and "2026-11-27"; no date is in both splits.
+  "brackets":    sentences of a small grammar and their trees, "Tom runs" and "(S (NP Tom) (VP runs))".
+  "sentences":   these sentences, each with itself.
   "path.tsv":    a pair in each line that is not blank, a tab between its sides; quotes mean nothing. UTF-8.
   "path.jsonl":  one in the fields `source` and `target` of each line.
+  "a.en,b.de":   two files of as many lines, sources in the first and targets in the second.
+  "path.txt":    each line that is not blank, with itself.
 
   Without `test_dataset` a fixed pseudo-random tenth of the pairs is set aside, all with the same source together.
   Raises DataError, one sentence, where there are no such pairs, or a side of one is empty.
   """
-  if dataset == "dates":
-    return _make_dates()
+  if dataset in BUILT_IN:
+    return BUILT_IN[dataset]()
   pairs = _read_file(dataset, f"--dataset={dataset}")
   if test_dataset:
     return pairs, _read_file(test_dataset, f"--test_dataset={test_dataset}")
@@ -149,11 +156,35 @@ def _make_dates() -> tuple[TextPairs, TextPairs]:
   return pairs[_NUM_TEST:], pairs[:_NUM_TEST]
 
 
+def _make_trees() -> TextPairs:
+  return [(sentence.words, sentence.tree) for sentence in make_sentences(_NUM_DATES)]
+
+
+def _cut(pairs: TextPairs) -> tuple[TextPairs, TextPairs]:
+  return pairs[_NUM_TEST:], pairs[:_NUM_TEST]
+
+
+BUILT_IN: Mapping[str, Callable[[], tuple[TextPairs, TextPairs]]] = MappingProxyType(
+  {
+    "dates": _make_dates,
+    "brackets": lambda: _cut(_make_trees()),
+    "sentences": lambda: _cut([(words, words) for words, _ in _make_trees()]),
+  }
+)
+
+
 def _read_file(path: str, flag: str) -> TextPairs:
-  if not path.endswith((".tsv", ".jsonl")):
-    raise DataError(f"{flag}: no such pairs, expected dates, a file.tsv or a file.jsonl.")
-  text = decode_file(path, flag)
-  lines = json_fields(text, flag, ("source", "target")) if path.endswith(".jsonl") else _split_lines(text, flag)
+  if "," in path:
+    lines = _join_files(path.split(","), flag)
+  elif path.endswith(".txt"):
+    lines = ((number, (line, line)) for number, line in _lines_of(path, flag) if line.strip())
+  elif path.endswith(".jsonl"):
+    lines = json_fields(decode_file(path, flag), flag, ("source", "target"))
+  elif path.endswith(".tsv"):
+    lines = _split_lines(decode_file(path, flag), flag)
+  else:
+    expected = f"{', '.join(BUILT_IN)}, a file.tsv, a file.jsonl, two files a.en,b.de or the lines of a file.txt"
+    raise DataError(f"{flag}: no such pairs, expected {expected}.")
   pairs = []
   for number, pair in lines:
     for name, side in zip(("source", "target"), pair):
@@ -163,6 +194,26 @@ def _read_file(path: str, flag: str) -> TextPairs:
   if not pairs:
     raise DataError(f"{flag}: found no pair, expected one or more.")
   return pairs
+
+
+def _lines_of(path: str, flag: str) -> list[tuple[int, str]]:
+  """(number, line), without the one that the last line break would begin."""
+  lines = decode_file(path, flag).replace("\r\n", "\n").split("\n")
+  return list(enumerate(lines[:-1] if lines[-1] == "" else lines, 1))
+
+
+def _join_files(paths: Sequence[str], flag: str) -> Iterator[tuple[int, tuple[str, str]]]:
+  """The lines of two files side by side; those that are blank in both are left out."""
+  if len(paths) != 2 or not all(paths):
+    raise DataError(f"{flag}: found {len(paths)} names, expected two, a file of sources and one of targets.")
+  sides = [_lines_of(path, f"{flag}: {path}") for path in paths]
+  if len(sides[0]) != len(sides[1]):
+    raise DataError(
+      f"{flag}: {paths[0]} has {len(sides[0])} lines and {paths[1]} {len(sides[1])}, expected as many in both."
+    )
+  for (number, source), (_, target) in zip(*sides):
+    if source.strip() or target.strip():
+      yield number, (source, target)
 
 
 def _split_lines(text: str, flag: str) -> Iterator[tuple[int, tuple[str, ...]]]:

@@ -116,9 +116,51 @@ def test_pairs_that_cannot_be_used_are_refused(name, content, sentence, tmp_path
   assert str(refused.value).startswith(f"--dataset={tmp_path / name}: ")
 
 
+def test_two_files_are_the_sides_of_the_pairs(tmp_path):
+  (tmp_path / "a.en").write_text("one\n\ntwo  words\r\nthree\n")
+  (tmp_path / "b.de").write_text("eins\n\nzwei\ndrei")
+  name = f"{tmp_path / 'a.en'},{tmp_path / 'b.de'}"
+  train, test = read_pairs(name, name)
+  assert train == test == [("one", "eins"), ("two  words", "zwei"), ("three", "drei")]
+  assert load_pairs(name, name).name == "b"
+  for content, sentence in (
+    ("eins\n\nzwei\n", r"a.en has 4 lines and .*b.de 3, expected as many in both\.$"),
+    ("eins\n\n\ndrei\n", "line 3: found an empty target"),
+    ("eins\nzwei\ndrei\nvier", "line 2: found an empty source"),
+  ):
+    (tmp_path / "b.de").write_text(content)
+    with pytest.raises(DataError, match=sentence):
+      read_pairs(name)
+  for wrong, sentence in (
+    (f"{name},c", "found 3 names, expected two"),
+    (f"{tmp_path / 'a.en'},no.de", "no.de: no such file"),
+  ):
+    with pytest.raises(DataError, match=sentence):
+      read_pairs(wrong)
+
+
+def test_lines_of_a_text_are_paired_with_themselves(tmp_path):
+  (tmp_path / "names.txt").write_text("".join(f"n{i % 20}\n" for i in range(40)) + "\n")
+  train, test = read_pairs(str(tmp_path / "names.txt"))
+  assert len(train) + len(test) == 40 and all(source == target for source, target in (*train, *test))
+  assert not {source for source, _ in train} & {source for source, _ in test}
+
+
+def test_every_tree_reads_as_its_sentence_and_no_other_tree_does():
+  train, test = read_pairs("brackets")
+  assert (len(train), len(test)) == (3600, 400)
+  assert len({source for source, _ in (*train, *test)}) == 4000  # so that a sentence has one tree
+  for source, tree in test:
+    words = tree.replace("(", " ( ").replace(")", " ) ").split()
+    assert " ".join(word for i, word in enumerate(words) if word not in "()" and words[i - 1] != "(") == source
+    depth = np.cumsum([(word == "(") - (word == ")") for word in words])
+    assert depth[-1] == 0 and min(depth[:-1]) == 1 and words[1] == "S"
+  assert read_pairs("sentences")[1][0] == (test[0][0], test[0][0])
+
+
 def test_other_names_and_flags_without_effect():
   for name, sentence in (
-    ("wmt", "no such pairs, expected dates, a file.tsv or a file.jsonl"),
+    ("wmt", "no such pairs, expected dates, brackets, sentences, a file.tsv, a file.jsonl, two files a.en,b.de or the"),
     ("a.tsv", "no such file"),
   ):
     with pytest.raises(DataError, match=sentence):
