@@ -82,6 +82,13 @@ SMALL = {
     f"rl.{name}": dict(steps=20, num_envs=4, rollout_length=16, hidden=(8,), eval_episodes=2)
     for name in ("a2c", "ppo", "trpo")
   },
+  "sequence.ntm": dict(
+    bits=2, most=3, lengths=(2, 4), test_sequences=24, batch_size=16, units=6, cells=6, width=3, steps=20
+  ),
+  "sequence.pointer": dict(
+    task="tsp", sizes=(3, 4), test_sizes=(4,), test_sets=24, batch_size=16, width=8, heads=2, depth=1, steps=20,
+    warmup_steps=2,
+  ),
   "rl.actor_critic": dict(num_envs=4, steps_per_update=40, eval_episodes=4, steps=20),
   "rl.linear_sarsa": dict(steps_per_update=210, num_tilings=4, tiles_per_dim=4, eval_episodes=4, steps=20),
   "rl.reinforce": dict(num_envs=2, hidden=(8,), eval_episodes=2, steps=20),

@@ -277,8 +277,8 @@ def draw_memory(model: Model, config: Config, path: Path) -> None:
   )
   if has_memory:
     axes[0, 0].get_gridspec().set_height_ratios([1, 1, 1, 1, 3, 3])
-  key = stream_key(root_key(_TEST_SEED), "picture")
   for column, length in enumerate(lengths):
+    key = stream_key(root_key(_TEST_SEED), f"picture {length}")
     example = jax.tree.map(lambda x: x[None], make_task(config, length).draw(key))
     said = jax.nn.sigmoid(model(example.inputs)) * example.asked[..., None]
     wrong = ((said > 0.5) != (example.targets > 0.5)) * example.asked[..., None]

@@ -260,12 +260,12 @@ def draw_answers(model: Model, config: Config, path: Path) -> None:
   """A row for each test size: points, the true answer as an area or a broad line, the model's as a thin one."""
   from mlnotes.engine.plot import new_figure, save_figure
 
-  key = stream_key(root_key(_TEST_SEED), "pictures")
   figure, axes = new_figure(
     len(config.asked_sizes), _SHOWN, width=2.6 * _SHOWN, height=2.8 * len(config.asked_sizes) + 0.6
   )
   for row, n in enumerate(config.asked_sizes):
-    sets = jax.vmap(lambda key, n=n: draw_set(config, key, n, n))(jax.random.split(key, _SHOWN))
+    keys = jax.random.split(stream_key(root_key(_TEST_SEED), f"pictures {n}"), _SHOWN)
+    sets = jax.vmap(lambda key, n=n: draw_set(config, key, n, n))(keys)
     said = model(sets.points, sets.count)
     judged = judge(config.task, sets, said)
     for i, axis in enumerate(axes[row]):
