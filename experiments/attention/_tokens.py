@@ -25,12 +25,6 @@ from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 # Of the test sequences: the same in every run. One sequence in four is for tests alone, by a hash of its tokens.
 _TEST_SEED = 0
 _PARTS = 4
-# The kinds that a flag is of.
-KIND_FLAGS = {
-  "window": ("blockwise", "local", "global", "reformer", "routing", "sinkhorn"),
-  "rank": ("linformer", "performer"),
-  "rounds": ("reformer",),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +81,7 @@ class TokenConfig(OptimConfig, LoopConfig):
       raise InputError(f"--kind={self.kind} has its queries as keys: --kv_heads={self.kv_heads} is not possible.")
 
   def idle_flags(self):
-    idle = [name for name, kinds in KIND_FLAGS.items() if self.kind not in kinds]
+    idle = [name for name in ("window", "rank", "rounds") if name not in KINDS[self.kind].uses]
     return super().idle_flags() | dict.fromkeys(idle, f"--kind={self.kind} does not use it")
 
 

@@ -82,7 +82,7 @@ class Config(BaseConfig):
           state_config(self, kind, heads)
 
   def idle_flags(self):
-    idle = [name for name in ("window", "rank") if not set(self.kinds) & set(_tokens.KIND_FLAGS[name])]
+    idle = [name for name in ("window", "rank") if not any(name in KINDS[kind].uses for kind in self.kinds)]
     state = dict.fromkeys(("heads", "rank"), "--tasks=state has its own") if self.tasks == ("state",) else {}
     return super().idle_flags() | dict.fromkeys(idle, "none of --kinds uses it") | state
 

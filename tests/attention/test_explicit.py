@@ -127,6 +127,18 @@ def test_patterns(name, causal):
   agree(attend, by_matrix(matrix(allowed, causal), SLOPES), mask_of(causal), kinds.make_alibi(HEADS))
 
 
+def test_blocks_agree_with_the_matrix_at_4096_tokens():
+  query, key, value, weight = jax.random.normal(jax.random.key(3), (4, 1, 4096, 1, 16))
+  mask = Mask.of_self(causal=True, lengths=jnp.array([4001]))
+  found = []
+  for attend in (kinds.blockwise_attention, kinds.dot_product_attention):
+    loss = lambda *x: (lambda out: (jnp.sum(out * weight), out))(attend(*x, mask))
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(query, key, value)
+    found.append([out, *grads])
+  for ours, dense in zip(*found):
+    np.testing.assert_allclose(ours, dense, atol=1e-5)
+
+
 def rounds_of(buckets, chunk, causal):
   """(R, B, N, T, T): which pairs a round of hashing shows."""
   shown = np.zeros((*buckets.shape, LENGTH), bool)
