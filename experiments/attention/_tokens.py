@@ -56,7 +56,9 @@ class TokenConfig(OptimConfig, LoopConfig):
   width: int = field(64, "features of a token")
   heads: int = field(2, "heads of queries")
   kv_heads: int = field(0, "heads of keys and values, a divisor of --heads; 0: as many")
-  position: Literal["learned", "sinusoidal", "rotary", "alibi", "none"] = field("learned", "how places are told apart")
+  position: Literal["auto", "learned", "sinusoidal", "rotary", "alibi", "none"] = field(
+    "auto", "how places are told apart; auto: alibi where no later token is seen and --kind takes a bias, else learned"
+  )
   order: Order = field("pre", "where the norms stand, or weights of the residual steps in their place")
   dropout: float = field(0.0, "of what each step adds, in [0, 1)")
 
@@ -123,6 +125,8 @@ def build_model(config: TokenConfig, task: Task) -> TokenModel:
     rotary_base=10000.0 if config.position == "rotary" else 0.0,
   )  # fmt: skip
   position = "none" if config.position == "rotary" else config.position
+  if position == "auto":
+    position = "alibi" if task.causal and kind.biased else "learned"
   return TokenModel(task.vocabulary, task.length, transformer, position, jnp.dtype(config.precision))
 
 

@@ -101,7 +101,8 @@ def run_config(config: Config, task: str, kind: str, **more: Any) -> recall.Conf
     name: getattr(config, name)
     for name in ("steps", "learning_rate", "batch_size", "width", "heads", "depth", "window", "rank", "test_sequences")
   }
-  given = {**shared, **sizes, **more, "weight_decay": 0.1}
+  # Not every kind takes a bias: places are learned by all of them.
+  given = {**shared, **sizes, **more, "weight_decay": 0.1, "position": "learned"}
   warmup = min(100, config.steps // 2)
   return recall.Config(task=task, kind=kind, warmup_steps=warmup, **given)
 
