@@ -25,12 +25,6 @@ from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 # Of the test sequences: the same in every run. One sequence in four is for tests alone, by a hash of its tokens.
 _TEST_SEED = 0
 _PARTS = 4
-# The kinds that a flag is of.
-KIND_FLAGS = {
-  "window": ("blockwise", "local", "global", "reformer", "routing", "sinkhorn"),
-  "rank": ("linformer", "performer"),
-  "rounds": ("reformer",),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +56,9 @@ class TokenConfig(OptimConfig, LoopConfig):
   width: int = field(64, "features of a token")
   heads: int = field(2, "heads of queries")
   kv_heads: int = field(0, "heads of keys and values, a divisor of --heads; 0: as many")
-  position: Literal["learned", "sinusoidal", "rotary", "alibi", "none"] = field("learned", "how places are told apart")
+  position: Literal["auto", "learned", "sinusoidal", "rotary", "alibi", "none"] = field(
+    "auto", "how places are told apart; auto: alibi where no later token is seen and --kind takes a bias, else learned"
+  )
   order: Order = field("pre", "where the norms stand, or weights of the residual steps in their place")
   dropout: float = field(0.0, "of what each step adds, in [0, 1)")
 
@@ -87,7 +83,7 @@ class TokenConfig(OptimConfig, LoopConfig):
       raise InputError(f"--kind={self.kind} has its queries as keys: --kv_heads={self.kv_heads} is not possible.")
 
   def idle_flags(self):
-    idle = [name for name, kinds in KIND_FLAGS.items() if self.kind not in kinds]
+    idle = [name for name in ("window", "rank", "rounds") if name not in KINDS[self.kind].uses]
     return super().idle_flags() | dict.fromkeys(idle, f"--kind={self.kind} does not use it")
 
 
@@ -129,6 +125,8 @@ def build_model(config: TokenConfig, task: Task) -> TokenModel:
     rotary_base=10000.0 if config.position == "rotary" else 0.0,
   )  # fmt: skip
   position = "none" if config.position == "rotary" else config.position
+  if position == "auto":
+    position = "alibi" if task.causal and kind.biased else "learned"
   return TokenModel(task.vocabulary, task.length, transformer, position, jnp.dtype(config.precision))
 
 

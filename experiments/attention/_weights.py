@@ -22,17 +22,17 @@ def draw_weights(model: Model, task: Task, title: str, path: Path) -> None:
     for token, target, answer in zip(said, np.asarray(targets[0]), answers)
   ]
   heads = layers[0].shape[0]
-  figure, axes = new_figure(len(layers), heads, width=4.2 * heads, height=4.4 * len(layers))
+  figure, axes = new_figure(len(layers), heads, width=3.6 * heads + 1, height=3.9 * len(layers))
   for row, weights in enumerate(layers):
     for head in range(heads):
       axis = axes[row, head]
-      image = axis.imshow(weights[head], cmap="magma", vmin=0, vmax=max(1e-6, float(weights[head].max())))
+      image = axis.imshow(weights[head], cmap="magma", vmin=0, vmax=1)
       axis.set_title(f"layer {row + 1}, head {head + 1}", fontsize=9)
       axis.set_xticks(range(len(said)), said, fontsize=6, rotation=90)
       axis.set_yticks(range(len(asked)), asked, fontsize=6)
-      figure.colorbar(image, ax=axis, fraction=0.04)
     axes[row, 0].set_ylabel("query: answer where one is asked", fontsize=8)
   for head in range(heads):
     axes[-1, head].set_xlabel("key", fontsize=8)
+  figure.colorbar(image, ax=axes, fraction=0.015, label="weight")
   figure.suptitle(title)
   save_figure(figure, path)

@@ -44,7 +44,7 @@ _AT_ONCE = 2048
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-  """Defaults: five kinds and four seeds in about six minutes on two CPU cores."""
+  """Defaults: five kinds and four seeds; how long it takes stands with its figures."""
 
   length: int = 64
   stride: int = 1

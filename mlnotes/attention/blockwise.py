@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads
-from mlnotes.attention.local import pad_length
-from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
+from mlnotes.attention.local import pad_length, require_function
+from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens, Words
 
 
 class Softmax(NamedTuple):
@@ -53,25 +53,18 @@ def blockwise_attention(
   Raises ValueError for a bias that is an array: that would be the matrix.
   """
   batch, queries, keys = require_heads(query, key, value)
-  if bias is not None and not callable(bias):
-    raise ValueError(
-      f"blockwise attention takes a bias as a function of positions, found an array of shape {bias.shape}"
-    )
+  require_function(bias, "blockwise")
   ask, offer = mask.tokens(batch, queries, keys)
   rows, columns = min(block, queries), min(block, keys)
   laid = lambda x, size: jnp.moveaxis(pad_length(x, size), 2, 1)
   padded = lambda tokens, size: Tokens(*(pad_length(x, size) for x in tokens))
   key, value = repeat_heads(key, query.shape[2]), repeat_heads(value, query.shape[2])
   plan = _Plan(
-    rows, columns, mask.replace(**dict.fromkeys(_ARRAYS)), mask.key_segments is not None, bias, mask.is_in_order,
-    keys - queries, mask.is_trivial and keys % columns == 0,
-  )  # fmt: skip
+    rows, columns, mask.words, bias, mask.is_in_order, keys - queries, mask.is_trivial and keys % columns == 0
+  )
   arrays = (laid(query, rows), laid(key, columns), laid(value, columns))
   out = _attend(plan, *arrays, padded(ask, rows), padded(offer, columns))
   return jnp.moveaxis(out, 1, 2)[:, :queries].astype(query.dtype)
-
-
-_ARRAYS = ("key_lengths", "query_lengths", "key_segments", "query_segments", "key_positions", "query_positions")
 
 
 class _Plan(NamedTuple):
@@ -79,8 +72,7 @@ class _Plan(NamedTuple):
 
   rows: int  # queries of a block
   columns: int  # keys of a block
-  words: Mask  # without arrays
-  segments: bool
+  words: Words
   bias: Callable[[Array, Array], Array] | None
   in_order: bool  # whether places in the arrays are positions, but for `offset`
   offset: int
@@ -93,10 +85,7 @@ class _Plan(NamedTuple):
       scores = scores + turn(self.bias(ask.position, offer.position))
     if self.all_seen:
       return scores, None
-    seen = self.words.pairs(ask, offer)
-    if self.segments:
-      seen &= ask.segment[:, :, None] == offer.segment[:, None, :]
-    seen = turn(seen)[:, None]
+    seen = turn(self.words.pairs(ask, offer))[:, None]
     return jnp.where(seen, scores, NOT_SEEN), seen
 
   def keys_of(self, i: Array, blocks: int) -> tuple[Any, Any]:

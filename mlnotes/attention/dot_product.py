@@ -34,11 +34,22 @@ def repeat_heads(x: Float[Array, "B S K H"], heads: int) -> Float[Array, "B S N 
 
 def masked_softmax(scores: Float[Array, "... S"], seen: Bool[Array, "... S"]) -> Float[Array, "... S"]:
   """Softmax in float32 over what is seen; 0 everywhere, with a gradient of 0, where nothing is."""
+  return softmax_part(scores, seen)[0]
+
+
+def softmax_part(
+  scores: Float[Array, "... S"], seen: Bool[Array, "... S"]
+) -> tuple[Float[Array, "... S"], Float[Array, "..."]]:
+  """(`masked_softmax`, log of the sum of the exponentiated scores, `NOT_SEEN` where nothing is seen).
+
+  With these sums, results over parts of the keys are merged into that over all.
+  """
   scores = jnp.where(seen, scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), NOT_SEEN)
   top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
   powers = jnp.where(seen, jnp.exp(scores - top), 0)
   total = jnp.sum(powers, -1, keepdims=True)
-  return powers / jnp.where(total == 0, 1, total)
+  safe = jnp.where(total == 0, 1, total)
+  return powers / safe, jnp.where(total == 0, NOT_SEEN, top + jnp.log(safe))[..., 0]
 
 
 def dot_product_attention(

@@ -103,6 +103,7 @@ class SynthesizerAttention(nn.Module):
     random:   softmax(R) v, with a matrix R of `length` x `length` for each head, learned where `learned`
 
   Differences from the paper: the dense form acts on each head's query, not on the input before it.
+  Positions of `length` or more, which have no scores, give NaN, so that it shows.
   Raises ValueError for more keys than `length`.
   """
 
@@ -133,9 +134,9 @@ class SynthesizerAttention(nn.Module):
     else:
       matrix = self.param("matrix", nn.initializers.normal(1.0), (heads, self.length, self.length))
       matrix = matrix if self.learned else jax.lax.stop_gradient(matrix)
-      rows = jnp.moveaxis(jnp.take(matrix, ask.position, axis=1, mode="clip"), 1, 0)
+      rows = jnp.moveaxis(jnp.take(matrix, ask.position, axis=1, mode="fill", fill_value=jnp.nan), 1, 0)
     places = jnp.broadcast_to(offer.position[:, None, None, :], (*rows.shape[:3], keys))
-    scores = jnp.take_along_axis(rows, places, axis=-1, mode="clip").astype(jnp.promote_types(rows.dtype, jnp.float32))
+    scores = jnp.take_along_axis(rows, places, axis=-1, mode="fill").astype(jnp.promote_types(rows.dtype, jnp.float32))
     extra = bias_matrix(bias, ask, offer)
     scores = scores if extra is None else scores + extra
     return attend_densely(scores, mask.pairs(ask, offer)[:, None], value)

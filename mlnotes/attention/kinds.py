@@ -51,6 +51,7 @@ class Kind(NamedTuple):
     decodes: whether a few queries at the end of cached keys get what they get in the whole sequence.
     biased: whether it takes a bias that is a function of positions.
     shared: whether its keys are its queries.
+    uses: which of the sizes it uses, beside the length.
   """
 
   make: Callable[[Sizes], Attend]
@@ -58,6 +59,7 @@ class Kind(NamedTuple):
   decodes: bool = True
   biased: bool = True
   shared: bool = False
+  uses: tuple[str, ...] = ()
 
 
 def _windowed(attend: Callable[..., Array], window: int, **options) -> Callable[..., Array]:
@@ -70,28 +72,32 @@ def _windowed(attend: Callable[..., Array], window: int, **options) -> Callable[
 
 KINDS: dict[str, Kind] = {
   "dense": Kind(lambda sizes: dot_product_attention),
-  "blockwise": Kind(lambda sizes: partial(blockwise_attention, block=sizes.window)),
+  "blockwise": Kind(lambda sizes: partial(blockwise_attention, block=sizes.window), uses=("window",)),
   "additive": Kind(lambda sizes: AdditiveAttention()),
   "hard": Kind(lambda sizes: HardAttention()),
-  "local": Kind(lambda sizes: _windowed(local_attention, sizes.window)),
+  "local": Kind(lambda sizes: _windowed(local_attention, sizes.window), uses=("window",)),
   "strided": Kind(lambda sizes: partial(strided_attention, stride=sizes.stride)),
-  "global": Kind(lambda sizes: _windowed(global_attention, sizes.window, tokens=1)),
+  "global": Kind(lambda sizes: _windowed(global_attention, sizes.window, tokens=1), uses=("window",)),
   "reformer": Kind(
-    lambda sizes: ReformerAttention(sizes.window, sizes.rounds), decodes=False, biased=False, shared=True
+    lambda sizes: ReformerAttention(sizes.window, sizes.rounds),
+    decodes=False, biased=False, shared=True, uses=("window", "rounds"),
   ),
   # A causal mask keeps its pairs, but not which pairs there are, from later tokens.
   "routing": Kind(
-    lambda sizes: RoutingAttention(max(1, sizes.length // sizes.window)), causal=False, decodes=False, biased=False
+    lambda sizes: RoutingAttention(max(1, sizes.length // sizes.window)),
+    causal=False, decodes=False, biased=False, uses=("window",),
   ),
   "sinkhorn": Kind(
-    lambda sizes: SinkhornAttention(-(-sizes.length // sizes.window), sizes.window), decodes=False, biased=False
+    lambda sizes: SinkhornAttention(-(-sizes.length // sizes.window), sizes.window),
+    decodes=False, biased=False, uses=("window",),
   ),
   "linformer": Kind(
-    lambda sizes: LinformerAttention(sizes.length, sizes.rank), causal=False, decodes=False, biased=False
+    lambda sizes: LinformerAttention(sizes.length, sizes.rank),
+    causal=False, decodes=False, biased=False, uses=("rank",),
   ),
   "compressed": Kind(lambda sizes: CompressedAttention(), biased=False),
   "linear": Kind(lambda sizes: linear_attention, biased=False),
-  "performer": Kind(lambda sizes: PerformerAttention(sizes.rank), biased=False),
+  "performer": Kind(lambda sizes: PerformerAttention(sizes.rank), biased=False, uses=("rank",)),
   "synthesizer": Kind(lambda sizes: SynthesizerAttention(sizes.length)),
   "random_synthesizer": Kind(lambda sizes: SynthesizerAttention(sizes.length, "random")),
-}
+}  # fmt: skip

@@ -45,12 +45,17 @@ def block_scores(query: Float[Array, "B M W N H"], key: Float[Array, "B M V N H"
   return product / jnp.sqrt(jnp.asarray(query.shape[-1], dtype))
 
 
+def require_function(bias: Bias | None, name: str) -> None:
+  """Raises ValueError for a bias that is an array: blocks have one without the whole matrix from a function only."""
+  if bias is not None and not callable(bias):
+    raise ValueError(f"{name} attention takes a bias as a function of positions, found an array of shape {bias.shape}")
+
+
 def block_bias(bias: Bias | None, queries: Tokens, keys: Tokens, name: str) -> Array | float:
-  """A bias for blocks: only a function of positions has one without the whole matrix."""
+  """A bias for blocks."""
   if bias is None:
     return 0.0
-  if not callable(bias):
-    raise ValueError(f"{name} attention takes a bias as a function of positions, found an array of shape {bias.shape}")
+  require_function(bias, name)
   return jax.vmap(bias, 1, 2)(queries.position, keys.position)
 
 
@@ -108,6 +113,8 @@ def strided_attention(
   if query.shape[2] < 2:
     raise ValueError("strided attention needs two heads or more, as these alternate between near keys and far ones")
   batch, queries, keys = require_heads(query, key, value)
+  if queries == keys:
+    require_function(bias, "strided")
   key, value = repeat_heads(key, query.shape[2]), repeat_heads(value, query.shape[2])
   heads = query.shape[2]
   of = lambda x, odd: x[:, :, odd::2]

@@ -27,6 +27,26 @@ class Tokens(NamedTuple):
 Bias: TypeAlias = Float[Array, "#B #N #T #S"] | Callable[[Array, Array], Array]
 
 
+class Words(NamedTuple):
+  """What a mask says without its arrays, for kinds that take the tokens apart: known when a program is made."""
+
+  causal: bool
+  window: int | None
+  segmented: bool
+
+  def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Array, "... T S"]:
+    """Which of the keys (..., S) each of the queries (..., T) sees."""
+    ask, offer = Tokens(*(x[..., :, None] for x in queries)), Tokens(*(x[..., None, :] for x in keys))
+    seen = ask.real & offer.real
+    if self.segmented:
+      seen &= ask.segment == offer.segment
+    if self.causal:
+      seen &= offer.position <= ask.position
+    if self.window is not None:
+      seen &= jnp.abs(ask.position - offer.position) < self.window
+    return seen
+
+
 @struct.dataclass
 class Mask:
   """Which keys a query sees: those that all of these words allow. `Mask()` allows everything.
@@ -85,19 +105,16 @@ class Mask:
 
   def pairs(self, queries: Tokens, keys: Tokens) -> Bool[Array, "... T S"]:
     """Which of the keys (..., S) each of the queries (..., T) sees."""
-    ask, offer = Tokens(*(x[..., :, None] for x in queries)), Tokens(*(x[..., None, :] for x in keys))
-    seen = ask.real & offer.real
-    if self.key_segments is not None:
-      seen &= ask.segment == offer.segment
-    if self.causal:
-      seen &= offer.position <= ask.position
-    if self.window is not None:
-      seen &= jnp.abs(ask.position - offer.position) < self.window
-    return seen
+    return self.words.pairs(queries, keys)
 
   def matrix(self, batch: int, queries: int, keys: int) -> Bool[Array, "B T S"]:
     """The whole mask, in memory of the product of both lengths."""
     return self.pairs(*self.tokens(batch, queries, keys))
+
+  @property
+  def words(self) -> Words:
+    """It without its arrays."""
+    return Words(self.causal, self.window, self.key_segments is not None)
 
   @property
   def is_trivial(self) -> bool:

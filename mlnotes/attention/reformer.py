@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads
+from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads, softmax_part
 from mlnotes.attention.local import require_self, with_neighbours
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
 from mlnotes.engine.experiment import root_key
@@ -93,12 +93,8 @@ def _attend_in_round(q, key, v, order, bucket, place, all_buckets, all_places, a
   seen = mask.pairs(Tokens(*map(cut, ask)), Tokens(*map(near, offer))) & meet(bucket, place)
   met = sum(meet(*x).astype(dtype) for x in zip(all_buckets, all_places))
   scores = jnp.where(index == other, ITSELF, scores) - jnp.log(jnp.maximum(met, 1))
-  scores = jnp.where(seen, scores, NOT_SEEN)
-  top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
-  powers = jnp.where(seen, jnp.exp(scores - top), 0)
-  total = jnp.sum(powers, -1, keepdims=True)
-  out = jnp.einsum("gmwv,gmvd->gmwd", (powers / jnp.where(total == 0, 1, total)).astype(v.dtype), near(v))
-  log_sum = (top + jnp.log(jnp.where(total == 0, 1, total)))[..., 0]
+  weights, log_sum = softmax_part(jnp.where(seen, scores, NOT_SEEN), seen)
+  out = jnp.einsum("gmwv,gmvd->gmwd", weights.astype(v.dtype), near(v))
   restored = jnp.take_along_axis(out.reshape(rows, length, -1), place[..., None], axis=1)
   return restored, jnp.take_along_axis(log_sum.reshape(rows, length), place, axis=1)
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from mlnotes.attention.blockwise import Softmax, merge
-from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads
+from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads, softmax_part
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
 
 
@@ -38,9 +38,6 @@ def ring_attention(
     raise ValueError("ring attention is of a sequence to itself, and takes a bias as a function of positions")
   if queries % (2 * devices):
     raise ValueError(f"{queries} tokens on {devices} devices: expected a multiple of {2 * devices}")
-  words = mask.replace(key_lengths=None, query_lengths=None, key_positions=None, query_positions=None)
-  segments = mask.key_segments is not None
-  words = words.replace(key_segments=None, query_segments=None)
   ask, offer = mask.tokens(batch, queries, keys)
 
   def part_scores(q: Array, k: Array, ask: Tokens, offer: Tokens) -> tuple[Array, Array]:
@@ -48,19 +45,12 @@ def ring_attention(
     scores = scores * q.shape[-1] ** -0.5
     if bias is not None:
       scores = scores + bias(ask.position, offer.position)
-    seen = words.pairs(ask, offer)
-    if segments:
-      seen &= ask.segment[:, :, None] == offer.segment[:, None, :]
-    return jnp.where(seen[:, None], scores, NOT_SEEN), seen[:, None]
+    seen = mask.words.pairs(ask, offer)[:, None]
+    return jnp.where(seen, scores, NOT_SEEN), seen
 
   def attend(q: Array, ask: Tokens, k: Array, v: Array, offer: Tokens) -> Softmax:
-    scores, seen = part_scores(q, k, ask, offer)
-    top = jnp.max(scores, -1)
-    powers = jnp.where(seen, jnp.exp(scores - top[..., None]), 0)
-    total = jnp.sum(powers, -1)
-    safe = jnp.where(total == 0, 1, total)
-    out = jnp.einsum("bnts,bsnd->bntd", powers / safe[..., None], v.astype(scores.dtype))
-    return Softmax(out, jnp.where(total == 0, NOT_SEEN, top + jnp.log(safe)))
+    weights, log_sum = softmax_part(*part_scores(q, k, ask, offer))
+    return Softmax(jnp.einsum("bnts,bsnd->bntd", weights, v.astype(weights.dtype)), log_sum)
 
   def gradients(q, ask, k, v, offer, log_sum, d_out, delta) -> tuple[Array, Array, Array]:
     """Of this part, by its queries, keys and values: Dao 2023, algorithm 2."""

@@ -62,8 +62,8 @@ class TransformerBlock(nn.Module):
 
     pre:         x + f(norm(x))                                          Xiong et al. 2020, table 1 right
     post:        norm(x + f(x))                                          Vaswani et al. 2017, sec. 3.1
-    rezero:      x + a f(x), the number a starting at 0                  Bachlechner et al. 2021, eq. 3
-    layerscale:  x + a * f(norm(x)), a for each feature, at 1e-4         Touvron et al. 2021 (CaiT), eq. 4, where it
+    rezero:      x + a f(x), the number a starting at 0                  Bachlechner et al. 2021, eq. 1
+    layerscale:  x + a * f(norm(x)), a for each feature, at 1e-4         Touvron et al. 2021 (CaiT), where it
     starts at 0.1 to 1e-6, the lower the deeper
 
   `attention`, `cross_attention` and `feed_forward` are modules; None for `cross_attention` leaves it out. A module in

@@ -4,6 +4,8 @@ The references know nothing of blocks or of masks as words: who sees whom is a m
 other.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -125,6 +127,20 @@ PATTERNS = {
 def test_patterns(name, causal):
   attend, allowed = PATTERNS[name]
   agree(attend, by_matrix(matrix(allowed, causal), SLOPES), mask_of(causal), kinds.make_alibi(HEADS))
+
+
+def test_blocks_agree_with_the_matrix_at_4096_tokens():
+  query, key, value, weight = jax.random.normal(jax.random.key(3), (4, 1, 4096, 1, 16))
+  mask = Mask.of_self(causal=True, lengths=jnp.array([4001]))
+
+  @partial(jax.jit, static_argnums=0)
+  def values_and_gradients(attend, *arrays):
+    out, pull = jax.vjp(lambda *x: attend(*x, mask), *arrays)
+    return out, *pull(weight)
+
+  found = [values_and_gradients(x, query, key, value) for x in (kinds.blockwise_attention, kinds.dot_product_attention)]
+  for ours, dense in zip(*found):
+    np.testing.assert_allclose(ours, dense, atol=1e-5)
 
 
 def rounds_of(buckets, chunk, causal):

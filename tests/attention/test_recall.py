@@ -98,6 +98,13 @@ def test_a_flag_changes_the_model(plain, flag, value):
   assert not np.allclose(ours, theirs)
 
 
+def test_places_are_told_apart_by_a_bias_where_there_can_be_one():
+  found = lambda **more: _tokens.build_model(small(**more), recall.make_task(small(**more))).position
+  causal = dict(task="induction", length=6)
+  assert (found(**causal), found(**causal, kind="linear"), found(task="sorting")) == ("alibi", "learned", "learned")
+  assert found(**causal, position="sinusoidal") == "sinusoidal"
+
+
 def test_what_looks_ahead_is_hidden_where_the_task_is_what_comes_next():
   config = small(task="induction", length=6)
   experiment, _, state, batch = first(config)
