@@ -11,7 +11,7 @@ def ngram_floors(corpus: Corpus) -> dict[str, float]:
 
     p(b) = (n_b + 1) / (n + V),    p(b | a) = (n_ab + p(b)) / (n_a + 1)
 
-  The latter is the mean under a Dirichlet prior of one token drawn by p. MacKay & Peto 1995, eq. 30.
+  The latter is the mean under a Dirichlet prior of one token drawn by p. MacKay & Peto 1995.
   """
   train, test = (np.asarray(split.arrays["tokens"], np.int64) for split in (corpus.train, corpus.test))
   single = (np.bincount(train, minlength=corpus.vocab_size) + 1) / (len(train) + corpus.vocab_size)
