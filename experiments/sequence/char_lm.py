@@ -67,7 +67,7 @@ class Config(CellConfig, TextConfig, OptimConfig, LoopConfig):
   length: int = 64
   stride: int = 1
   batch_size: int = 12
-  steps: int = 1000
+  steps: int = 2000
   learning_rate: float = 3e-3
   optimizer: OptimizerName = "adamw"
   weight_decay: float = 0.1
