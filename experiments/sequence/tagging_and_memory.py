@@ -64,7 +64,7 @@ class Config(CellConfig, OptimConfig, LoopConfig):
   schedule: ScheduleName = "warmup_cosine"
   warmup_steps: int = 100
   clip_norm: float = 1.0
-  steps: int = 3000
+  steps: int = 4000
   log_every: int = 100
 
   task: Literal["adding", "copying", "parity", "dyck", "slots"] = field("adding", "what is asked")
