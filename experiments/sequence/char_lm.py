@@ -252,7 +252,7 @@ def make(config: Config) -> Experiment:
     (directory / "sample.txt").write_text(sampled + "\n", encoding="utf-8")
     figures = ngram_floors(corpus) | witten_bell_floors(corpus)
     losses = stream_losses(config, corpus, model)
-    if config.cell != "transformer":
+    if config.model != "transformer":
       figures["stream_loss"] = float(losses.mean())
     draw_text(
       corpus,

@@ -51,8 +51,7 @@ def windowed(lines):
 # -- documents and their states ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lstm", "clockwork", "mingru"])
-@pytest.mark.parametrize("kind", ["layer", "stack", "blocks"])
+@pytest.mark.parametrize("name, kind", [("clockwork", "layer"), ("lstm", "stack"), ("mingru", "blocks")])
 def test_the_state_begins_anew_with_a_document(name, kind):
   """Documents one behind another are each of them alone; a carried state enters the first one alone."""
   cell = make_cell(name, 8)
