@@ -67,6 +67,14 @@ SMALL = {
     dataset="digits", network="mlp", width=8, batch_size=16, steps=20, warmup_steps=2, augmentation="none",
     distort="rts", ema_decay=0.9, label_smoothing=0.1, dropout=0.1, eval_examples=32,
   ),
+  "sequence.char_lm": dict(
+    cell="lstm", form="stack", carry=True, batch_size=4, length=8, depth=1, width=8, dropout=0.1, steps=20,
+    warmup_steps=2, eval_examples=8,
+  ),
+  "sequence.tagging_and_memory": dict(
+    task="slots", bidirectional=True, width=8, recurrent_dropout=0.1, batch_size=16, steps=20, warmup_steps=2,
+    test_sequences=24,
+  ),
   **{
     f"rl.{name}": dict(steps=20, steps_per_update=60, initial_value=1.0)  # without reward there is something to learn
     for name in ("dyna_q", "expected_sarsa", "monte_carlo", "q_learning", "sarsa", "sarsa_lambda", "watkins_q")

@@ -67,7 +67,7 @@ class Config(CellConfig, TextConfig, OptimConfig, LoopConfig):
   length: int = 64
   stride: int = 1
   batch_size: int = 12
-  steps: int = 1000
+  steps: int = 2000
   learning_rate: float = 3e-3
   optimizer: OptimizerName = "adamw"
   weight_decay: float = 0.1
@@ -252,7 +252,7 @@ def make(config: Config) -> Experiment:
     (directory / "sample.txt").write_text(sampled + "\n", encoding="utf-8")
     figures = ngram_floors(corpus) | witten_bell_floors(corpus)
     losses = stream_losses(config, corpus, model)
-    if config.cell != "transformer":
+    if config.model != "transformer":
       figures["stream_loss"] = float(losses.mean())
     draw_text(
       corpus,

@@ -39,7 +39,7 @@ def witten_bell_floors(corpus: Corpus, orders: tuple[int, ...] = (2, 3, 4, 5)) -
   ids = [np.zeros(len(tokens), np.int64) for tokens in (train, test)]
   for n in range(1, max(orders) + 1):
     if n > 1:
-      ids = _join([place * corpus.vocab_size + context[n - 2] for place, context in zip(ids, contexts)])
+      ids = _join(*(place * corpus.vocab_size + context[n - 2] for place, context in zip(ids, contexts)))
     chance = _interpolate(chance, *ids, train, test, corpus.vocab_size)
     if n in orders:
       found[f"{n}_gram"] = float(-np.mean(np.log(chance[1:])))
@@ -57,11 +57,11 @@ def _contexts(tokens: Int[np.ndarray, " T"], most: int, end: int) -> list[Int[np
   return found
 
 
-def _join(ids: list[Int[np.ndarray, " T"]]) -> list[Int[np.ndarray, " T"]]:
-  """The same numbers as small ones, far below 0 where a number of the second array is none of the first's."""
-  known, first = np.unique(ids[0], return_inverse=True)
-  place = np.minimum(np.searchsorted(known, ids[1]), len(known) - 1)
-  return [first.reshape(-1), np.where(known[place] == ids[1], place, -(2**31))]
+def _join(train: Int[np.ndarray, " T"], test: Int[np.ndarray, " S"]) -> list[np.ndarray]:
+  """The same numbers as small ones, far below 0 where one of the test text is none of the training text's."""
+  known, first = np.unique(train, return_inverse=True)
+  place = np.minimum(np.searchsorted(known, test), len(known) - 1)
+  return [first.reshape(-1), np.where(known[place] == test, place, -(2**31))]
 
 
 def _interpolate(
