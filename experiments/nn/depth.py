@@ -58,7 +58,8 @@ class Config(DataConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    require(len(self.parts) > 0, "parts", self.parts, "one or more")
+    spelled = lambda name: ",".join(map(str, getattr(self, name)))
+    require(len(self.parts) > 0, "parts", spelled("parts"), "one or more")
     for name in self.parts:
       if name not in PARTS:
         raise InputError(f"--parts={name} is no part: {nearest(name, PARTS)}")
@@ -66,13 +67,14 @@ class Config(DataConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("depths", "batch_sizes", "norms", "folds"):
       values = getattr(self, name)
-      require(len(values) > 0 and len(set(values)) == len(values), name, values, "one or more, each once")
-    require(all(d >= 4 and d % 2 == 0 for d in self.depths), "depths", self.depths, "even numbers of 4 or more")
-    require(min(self.batch_sizes) >= 2, "batch_sizes", self.batch_sizes, "numbers of 2 or more, for BatchNorm")
+      once = len(values) > 0 and len(set(values)) == len(values)
+      require(once, name, spelled(name), "one or more, each once")
+    require(all(d >= 4 and d % 2 == 0 for d in self.depths), "depths", spelled("depths"), "even numbers of 4 or more")
+    require(min(self.batch_sizes) >= 2, "batch_sizes", spelled("batch_sizes"), "numbers of 2 or more, for BatchNorm")
     known = ("batch", "group", "layer", "none")
-    require(set(self.norms) <= set(known), "norms", ",".join(self.norms), f"names among {', '.join(known)}")
-    require(all(1 <= k <= 10 for k in self.folds), "folds", self.folds, "numbers from 1 to 10")
-    require(self.fit_parameters >= 20, "fit_parameters", self.fit_parameters, "20 or more")
+    require(set(self.norms) <= set(known), "norms", spelled("norms"), f"names among {', '.join(known)}")
+    require(all(1 <= k <= 10 for k in self.folds), "folds", spelled("folds"), "numbers from 1 to 10")
+    require(20 <= self.fit_parameters <= 1_000_000, "fit_parameters", self.fit_parameters, "20 to 1,000,000")
     require(self.order_rate > 0, "order_rate", self.order_rate, "a number above 0")
     within = 1 <= self.order_warmup <= self.order_steps
     require(within, "order_warmup", self.order_warmup, f"1 to --order_steps={self.order_steps}")

@@ -13,12 +13,18 @@ class ChannelAttention(nn.Module):
     M = sigmoid(W1 relu(W0 mean(x)) + W1 relu(W0 max(x)))
 
   Both pooled features pass the same two matrices, W0 with C / `reduction` rows (rounded up).
+
+  Raises ValueError where `reduction` is below 1, or x is no batch of images.
   """
 
   reduction: int = 16
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
+    if self.reduction < 1:
+      raise ValueError(f"reduction is {self.reduction}, expected a positive integer")
+    if x.ndim != 4:
+      raise ValueError(f"x has shape {x.shape}, expected (B, H, W, C)")
     channels = x.shape[-1]
     squeeze = nn.Dense(-(-channels // self.reduction), use_bias=False, dtype=x.dtype, name="squeeze")
     excite = nn.Dense(channels, use_bias=False, dtype=x.dtype, name="excite")
@@ -48,6 +54,8 @@ class CBAM(nn.Module):
   `BasicBlock(attention=CBAM)`.
 
   Differences from the authors' code, not from the paper's equations: no biases, no norm after the convolution.
+
+  Raises ValueError as `ChannelAttention` does.
   """
 
   reduction: int = 16

@@ -93,8 +93,8 @@ class Conv(nn.Module):
   none included. Arguments of `flax.linen.Conv` that are absent here: `input_dilation`, `mask`, and the paddings
   "REFLECT" and "CAUSAL".
 
-  Raises ValueError where the input's channels or `features` are no multiple of `feature_group_count`, and as `convolve`
-  does.
+  Raises ValueError where the input's channels or `features` are no multiple of `feature_group_count`, where there are
+  no features or no taps, and as `convolve` does.
   """
 
   features: int
@@ -116,6 +116,8 @@ class Conv(nn.Module):
     rank = len(window)
     if x.ndim <= rank:
       raise ValueError(f"x has {x.ndim} axes, expected at least {rank + 1} for kernel_size={self.kernel_size}")
+    if self.features < 1 or min(window, default=1) < 1:
+      raise ValueError(f"features is {self.features}, kernel_size {self.kernel_size}: expected positive integers")
     if self.feature_group_count < 1:
       raise ValueError(f"feature_group_count is {self.feature_group_count}, expected a positive integer")
     if self.features % self.feature_group_count:

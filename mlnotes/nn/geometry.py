@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 from jax import lax
 
 # "SAME", "VALID", "TORCH", one integer for all sides, or per spatial axis one integer or (low, high).
@@ -36,8 +37,8 @@ class Geometry(NamedTuple):
 
 
 def per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-  values = (value,) * rank if isinstance(value, int) else tuple(value)
-  if len(values) != rank or min(values, default=1) < 1:
+  values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
+  if len(values) != rank or not all(isinstance(v, int | np.integer) and v >= 1 for v in values):
     raise ValueError(f"{name} is {value}, expected a positive integer or {rank} of them")
   return values
 
@@ -64,7 +65,10 @@ def pad_widths(
   padding = (padding,) * len(sizes) if isinstance(padding, int) else padding
   if len(padding) != len(sizes):
     raise ValueError(f"padding is {padding}, expected {len(sizes)} entries, one per spatial axis")
-  return tuple((width, width) if isinstance(width, int) else tuple(width) for width in padding)
+  pairs = tuple((width, width) if isinstance(width, int) else tuple(width) for width in padding)
+  if any(len(pair) != 2 for pair in pairs):
+    raise ValueError(f"padding is {padding}, expected one number or (low, high) per spatial axis")
+  return pairs
 
 
 def equally_varying(x, kernel):

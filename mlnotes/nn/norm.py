@@ -11,6 +11,8 @@ for two passes.
 
 `mask` is True (or not 0) where an example, shape (B,), or a position, (B, *space), counts. The statistics are those of
 what counts; all else comes out as 0, and nothing that stands there, NaN included, reaches a value or a gradient.
+
+Every norm raises ValueError where x holds integers.
 """
 
 from collections.abc import Callable
@@ -48,7 +50,7 @@ class GroupNorm(nn.Module):
   def __call__(self, x: Float[Array, "B *space C"], mask: Mask | None = None) -> Float[Array, "B *space C"]:
     channels = x.shape[-1]
     groups = channels if self.groups is None else self.groups
-    if channels % groups:
+    if groups < 1 or channels % groups:
       raise ValueError(f"groups={groups} must divide the number of channels, found {channels}")
     scale = self.param("scale", self.scale_init, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -166,6 +168,8 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B *space C"], mask: Mask | None = None) -> Float[Array, "B *space C"]:
+    if self.num_splits < 1:
+      raise ValueError(f"num_splits={self.num_splits} is out of range: expected 1 or more")
     channels = x.shape[-1]
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
     running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
@@ -210,7 +214,9 @@ class BatchNorm(nn.Module):
 
 
 def _exact(x: Array) -> Array:
-  """x in the type of its statistics: float32, or float64 where x has it."""
+  """x in the type of its statistics: float32, or float64 where x has it. Raises ValueError where x holds integers."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f"x is {x.dtype}, expected floating-point numbers")
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -233,6 +239,7 @@ def _counted(mask: Array | None, x: Array) -> Array | None:
   """What counts, as booleans of x's shape with one channel; None where all of it does."""
   if mask is None:
     return None
+  mask = jnp.asarray(mask)
   if mask.ndim not in (1, x.ndim - 1) or mask.shape != x.shape[: mask.ndim]:
     raise ValueError(f"mask has shape {mask.shape}, expected {x.shape[:1]} or {x.shape[:-1]}")
   mask = mask.reshape(*mask.shape, *(1 for _ in range(x.ndim - mask.ndim)))

@@ -79,9 +79,11 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 
 
 def choose_norm(norm: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-  """The factory of that name; a factory is given back. Raises ValueError where the name is none of `NORMS`."""
-  if not isinstance(norm, str):
+  """The factory of that name; a factory is given back. Raises ValueError for what is neither, or no name of `NORMS`."""
+  if callable(norm):
     return norm
+  if not isinstance(norm, str):
+    raise ValueError(f"norm is {norm!r}, expected a factory or one of {', '.join(NORMS)}")
   if norm not in NORMS:
     raise ValueError(f"norm is {norm!r}: {nearest(norm, NORMS)}")
   return NORMS[norm]

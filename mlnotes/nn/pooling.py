@@ -24,7 +24,8 @@ def max_pool(
   What lies outside of the image is -inf, so it is never chosen. NaN is larger than all. Strides are the window's where
   none are given, as in torch (in `flax.linen.max_pool` they are 1). Paddings are those of `convolve`.
 
-  Raises ValueError where the window is larger than the padded image, or lies in the padding alone at some position.
+  Raises ValueError where the window is larger than the padded image, or lies in the padding alone at some position, and
+  where x holds integers.
   """
   plan = _plan(x, window, strides, padding, dilation, may_be_empty=False)
   # The innermost axis first, so that among equal values the first in the image is the first found.
@@ -66,6 +67,8 @@ def _larger(first: Array, second: Array) -> Array:
 
 def _plan(x, window, strides, padding, dilation, may_be_empty):
   """(taps, stride, step, (low, high)) of each spatial axis."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f"x is {x.dtype}, expected floating-point numbers")
   rank = x.ndim - 2
   window, dilation = per_axis("window", window, rank), per_axis("dilation", dilation, rank)
   strides = window if strides is None else per_axis("strides", strides, rank)

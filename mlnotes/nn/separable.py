@@ -24,7 +24,7 @@ class SeparableConv(nn.Module):
   `depthwise_init` is apart from what `conv` has: of a depthwise kernel (k, k, 1, C) the fan-in is k k, which Flax's
   initializers see, but the fan-out too, which they take to be k k C.
 
-  Raises ValueError for another form, and as `Conv` does.
+  Raises ValueError for another form, where `kernel_size` is no number for each spatial axis, and as `Conv` does.
   """
 
   features: int
@@ -48,6 +48,10 @@ class SeparableConv(nn.Module):
   def __call__(self, x: Float[Array, "B *spatial C"]) -> Float[Array, "B *out D"]:
     channels, rank = x.shape[-1], x.ndim - 2
     window = (self.kernel_size,) * rank if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
+    if len(window) != rank:
+      raise ValueError(
+        f"kernel_size is {self.kernel_size}, expected {rank} numbers for x of shape {x.shape}: a batch, channels last"
+      )
     x = self.conv(
       channels * self.multiplier,
       window,

@@ -31,7 +31,10 @@ def affine_grid(
   """Where an output of `shape` (height, width) looks in the input: `torch.nn.functional.affine_grid`.
 
   The last axis is (x, y) on [-1, 1].
+
+  Raises ValueError where theta is not (B, 2, 3).
   """
+  _require_theta(theta)
   x, y = (_centered(size, theta.dtype) / (size - 1 if align_corners and size > 1 else size) for size in shape[::-1])
   x, y = jnp.meshgrid(2 * x, 2 * y)
   return jnp.einsum("bij,hwj->bhwi", theta, jnp.stack([x, y, jnp.ones_like(x)], -1), precision="highest")
@@ -45,7 +48,13 @@ def sample_bilinear(
   y = sum_{n, m} image[n, m] max(0, 1 - |x - m|) max(0, 1 - |y - n|) in pixels        Jaderberg et al. 2015, eq. 5
 
   Zeros outside. Differentiable by both arguments.
+
+  Raises ValueError where the grid is not (B, h, w, 2).
   """
+  if images.ndim != 4 or grid.ndim != 4 or grid.shape[-1] != 2 or len(grid) != len(images):
+    raise ValueError(
+      f"images of shape {images.shape} and grid of shape {grid.shape}, expected (B, H, W, C), (B, h, w, 2)"
+    )
   columns, rows = (
     grid[..., axis] * (size - 1 if align_corners else size) / 2 + (size - 1) / 2
     for axis, size in enumerate(images.shape[2:0:-1])
@@ -63,7 +72,14 @@ def warp_affine(
 
   Nothing is divided by the size and multiplied by it again, so the identity, turns by 90 degrees of square images and
   reflections give the pixels exactly.
+
+  Raises ValueError where theta is not (B, 2, 3), one for each image.
   """
+  _require_theta(theta)
+  if images.ndim != 4 or len(theta) != len(images):
+    raise ValueError(
+      f"images of shape {images.shape} and theta of shape {theta.shape}, expected (B, H, W, C), (B, 2, 3)"
+    )
   sizes_in, sizes_out = images.shape[2:0:-1], (shape or images.shape[1:3])[::-1]
   less = 1 if align_corners else 0
   out = jnp.meshgrid(*(_centered(size, theta.dtype) for size in sizes_out))
@@ -75,6 +91,11 @@ def warp_affine(
     coordinates.append(weights[:, 0] * (scale[0] * out[0])[None] + weights[:, 1] * (scale[1] * out[1])[None] + center)
   columns, rows = coordinates
   return _sample(images, rows, columns)
+
+
+def _require_theta(theta: Array) -> None:
+  if theta.shape[1:] != (2, 3):
+    raise ValueError(f"theta has shape {theta.shape}, expected (B, 2, 3)")
 
 
 def _centered(size: int, dtype: Any) -> Array:

@@ -12,6 +12,8 @@ class SqueezeExcitation(nn.Module):
 
   W1 has C / `reduction` rows (rounded up), so 2 C^2 / reduction parameters; biases, which many implementations add,
   with `use_bias`. In a residual block it stands on the branch, before the addition: `BasicBlock(attention=...)`.
+
+  Raises ValueError where `reduction` is below 1.
   """
 
   reduction: int = 16
@@ -19,6 +21,8 @@ class SqueezeExcitation(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
+    if self.reduction < 1:
+      raise ValueError(f"reduction is {self.reduction}, expected a positive integer")
     channels = x.shape[-1]
     z = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), keepdims=True)
     z = nn.Dense(-(-channels // self.reduction), self.use_bias, x.dtype, name="squeeze")(z)

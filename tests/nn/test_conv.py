@@ -67,7 +67,8 @@ def compare_with_flax(compute, config, key):
   d_params = jax.tree.map(lambda p: jax.random.normal(jax.random.clone(tangent_key), p.shape), params)
   if "bias" in params:
     params["bias"] = jax.random.normal(bias_key, params["bias"].shape)
-  found, expected = (jax.jit(partial(compute, module))(params, x, d_params, d_x) for module in (ours, reference))
+  both = jax.jit(lambda *args: [compute(module, *args) for module in (ours, reference)])
+  found, expected = both(params, x, d_params, d_x)
   for name in expected:
     assert_trees_close(found[name], expected[name])
 
@@ -100,8 +101,9 @@ def test_vmap_gives_what_single_calls_give(axes, key):
     return jax.grad(lambda x, kernel: jnp.sum(jnp.cos(f(x, kernel))), (0, 1))(x, kernel)
 
   batched = jax.jit(jax.vmap(partial(gradients, convolve), axes))(x, kernel)
+  alone = jax.jit(partial(gradients, native))
   for i in range(3):
-    single = gradients(native, x if axes[0] is None else x[i], kernel if axes[1] is None else kernel[i])
+    single = alone(x if axes[0] is None else x[i], kernel if axes[1] is None else kernel[i])
     assert_trees_close(jax.tree.map(lambda leaf, i=i: leaf[i], batched), single)
 
 
@@ -111,7 +113,7 @@ def test_gradient_through_a_batched_call_sums_over_what_was_shared(key):
   kernels = jax.random.normal(keys[1], (4, 3, 3, 3, 5))
   found = jax.jit(jax.grad(lambda x: jnp.sum(jax.vmap(convolve, (None, 0))(x, kernels) ** 2)))(x)
   joined = jnp.moveaxis(kernels, 0, 3).reshape(3, 3, 3, 20)
-  assert_trees_close(found, jax.grad(lambda x: jnp.sum(native(x, joined) ** 2))(x))
+  assert_trees_close(found, jax.jit(jax.grad(lambda x: jnp.sum(native(x, joined) ** 2)))(x))
 
 
 @pytest.mark.parametrize("shape, kernel_shape", [((4, 9, 3), (5, 3, 2)), ((2, 5, 4, 6, 3), (3, 2, 3, 3, 2))])
@@ -137,10 +139,10 @@ def test_bfloat16_is_as_exact_as_its_format(key):
   keys = jax.random.split(key, 2)
   x = jax.random.normal(keys[0], (4, 8, 8, 16))
   module = Conv(8, (3, 3), dtype=jnp.bfloat16)
-  params = module.init(keys[1], x)
+  params = jax.jit(module.init)(keys[1], x)
   found = jax.jit(module.apply)(params, x)
   assert found.dtype == jnp.bfloat16 and params["params"]["kernel"].dtype == jnp.float32
-  expected = nn.Conv(8, (3, 3)).apply(params, x)
+  expected = jax.jit(nn.Conv(8, (3, 3)).apply)(params, x)
   # Inputs, weights and output are each rounded to 8 bits; sums are over 144 terms of either sign.
   np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=4 * 2**-8)
   loss = lambda p: jnp.sum(module.apply(p, x).astype(jnp.float32))
@@ -246,8 +248,8 @@ def test_no_derivative_of_ours_holds_the_slow_convolution():
   assert "stablehlo.convolution" in cuda and "dot_general" not in cuda
 
 
-@pytest.mark.parametrize("large", [0, 2**30])
-@pytest.mark.parametrize("tiled", [1, 2**30])
+# Where tiles are small enough nothing else swaps axes.
+@pytest.mark.parametrize("tiled, large", [(1, 2**30), (2**30, 0), (2**30, 2**30)])
 def test_a_batch_sharded_over_devices_gives_the_same_gradient(large, tiled, key, monkeypatch):
   monkeypatch.setattr(trilinear_module, "_LARGE", large)
   monkeypatch.setattr(winograd_module, "_TILED_CHANNELS", tiled)
@@ -290,7 +292,8 @@ def test_one_thread_and_several_give_the_same(threads, key, monkeypatch):
   jax.clear_caches()  # what was lowered for another number of threads
   keys = jax.random.split(key, 2)
   x, kernel = jax.random.normal(keys[0], (2, 8, 8, 3)), jax.random.normal(keys[1], (3, 3, 3, 5))
-  value_and_gradients = lambda f: jax.value_and_grad(lambda x, kernel: jnp.sum(f(x, kernel) ** 2), (0, 1))(x, kernel)
+  loss = lambda f: lambda x, kernel: jnp.sum(f(x, kernel) ** 2)
+  value_and_gradients = lambda f: jax.jit(jax.value_and_grad(loss(f), (0, 1)))(x, kernel)
   assert_trees_close(value_and_gradients(convolve), value_and_gradients(native))
   # One row more than the image has, cut off afterwards.
   surplus = lowered_text(convolve, x, kernel, platform="cpu").count("tensor<2x9x8x5xf32>")
@@ -313,7 +316,7 @@ def test_winograd_is_for_wide_convolutions_of_window_three_and_stride_one():
   assert not chosen(window=(3, 1)) and not chosen(precision="highest")
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 1))])
+@pytest.mark.parametrize("padding", ["VALID", ((2, 0), (1, 1))])
 def test_winograd_equals_the_native_convolution_in_all_derivatives(padding, key, monkeypatch):
   monkeypatch.setattr(winograd_module, "_TILED_CHANNELS", 1)
   monkeypatch.setattr(winograd_module, "_TILES", 1)
@@ -329,22 +332,21 @@ def test_winograd_equals_the_native_convolution_in_all_derivatives(padding, key,
   # Products instead of convolutions, in the value and in both gradients, and in a second derivative.
   text = found.lower(x, kernel).as_text()
   assert "stablehlo.convolution" not in text and "stablehlo.dot_general" in text
-  assert_trees_close(found(x, kernel), derivatives(native, x, kernel))
-  batched = jax.vmap(lambda kernel: convolve(x, kernel, 1, padding))(jnp.stack([kernel, d_kernel]))
+  assert_trees_close(found(x, kernel), jax.jit(partial(derivatives, native))(x, kernel))
+  batched = jax.jit(jax.vmap(lambda kernel: convolve(x, kernel, 1, padding)))(jnp.stack([kernel, d_kernel]))
   assert_trees_close(batched[1], native(x, d_kernel, (1, 1), padding))
 
 
-@pytest.mark.parametrize("channels", [128, 256])
-def test_rounding_of_winograd_is_at_most_twice_that_of_the_native_convolution(channels, key):
-  keys = jax.random.split(key, 2)
+def test_rounding_of_winograd_is_at_most_twice_that_of_the_native_convolution(key):
+  keys, channels = jax.random.split(key, 2), 128
   x = jax.random.normal(keys[0], (8, 8, 8, channels))
   kernel = jax.random.normal(keys[1], (3, 3, channels, channels))
   padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
   windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
   exact = np.einsum("bhwcij,ijco->bhwo", windows, np.asarray(kernel, np.float64), optimize=True)
-  error = lambda f: np.sqrt(np.mean((np.asarray(f(x, kernel), np.float64) - exact) ** 2) / np.mean(exact**2))
-  assert 0 < error(convolve) < min(2 * error(native), 2e-6)
-  assert error(convolve) != error(native)
+  error = lambda f: np.sqrt(np.mean((np.asarray(jax.jit(f)(x, kernel), np.float64) - exact) ** 2) / np.mean(exact**2))
+  tiled, plain = error(convolve), error(native)
+  assert 0 < tiled < min(2 * plain, 2e-6) and tiled != plain
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 2), (2, 4, 5, 3), (2, 3, 4, 5, 6)])
@@ -358,7 +360,7 @@ def test_a_call_of_its_own_gives_what_a_compiled_one_gives(key):
   keys = jax.random.split(key, 2)
   x, kernel = jax.random.normal(keys[0], (2, 6, 6, 3)), jax.random.normal(keys[1], (3, 3, 3, 5))
   gradient = jax.grad(lambda kernel: jnp.sum(convolve(x, kernel) ** 2))
-  assert_trees_close(gradient(kernel), jax.grad(lambda kernel: jnp.sum(native(x, kernel) ** 2))(kernel))
+  assert_trees_close(gradient(kernel), jax.jit(jax.grad(lambda kernel: jnp.sum(native(x, kernel) ** 2)))(kernel))
 
 
 @pytest.mark.parametrize(

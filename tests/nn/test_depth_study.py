@@ -1,6 +1,7 @@
 """The study of depth: the trainer against a loop, what each part compares, its figures, its pictures."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -55,16 +56,18 @@ def reference():
 
   out = []
   feed = make_resident_feed(DATA.train, BATCH)
+  draw = jax.jit(feed.draw)
+  init, predict = (jax.jit(partial(f, train=False)) for f in (network.init, network.apply))
   for seed in (3, 4):
-    variables = network.init(stream_key(root_key(seed), "init"), seen(DATA.test.image[:1]), train=False)
+    variables = init(stream_key(root_key(seed), "init"), seen(DATA.test.image[:1]))
     params, stats, losses, norms = variables["params"], variables["batch_stats"], [], None
     for step in range(STEPS):
-      batch = feed.draw(feed.arrays, root_key(seed), step)
+      batch = draw(feed.arrays, root_key(seed), step)
       (loss, stats), grads = gradient(params, stats, batch["image"], batch["label"])
       norms = norms or [float(jnp.linalg.norm(grads[name]["kernel"])) for name in ("dense0", "head")]
       params = jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
       losses.append(float(loss))
-    logits = network.apply({"params": params, "batch_stats": stats}, seen(DATA.test.image), train=False)
+    logits = predict({"params": params, "batch_stats": stats}, seen(DATA.test.image))
     out.append((losses, float(np.mean(np.argmax(logits, -1) == DATA.test.label)), *norms))
   return out
 
@@ -84,7 +87,7 @@ def test_seeds_side_by_side_are_a_loop_over_each(curves, reference):
 def gradient_norm(fields, layers, name="dense0"):
   network = MLP(16, layers, CLASSES, **fields)
   x = jax.random.normal(jax.random.key(0), (8, 16))
-  variables = network.init(jax.random.key(1), x, train=False)
+  variables = jax.jit(partial(network.init, train=False))(jax.random.key(1), x)
 
   def loss(params):
     logits, _ = network.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
@@ -276,11 +279,18 @@ def test_width_reports_sums_folds_and_fits(tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags, words", [
   ({"parts": ("residul",)}, "--parts=residul is no part: did you mean residual"),
   ({"parts": ()}, "--parts="),
-  ({"depths": (7,)}, "--depths=.*even"),
+  ({"depths": (8, 7)}, "--depths=8,7 .*even"),
+  ({"depths": (2,)}, "--depths=2 "),
+  ({"depths": (8, 8)}, "--depths=8,8 .*each once"),
   ({"batch_sizes": (1, 8)}, "--batch_sizes="),
   ({"norms": ("bach",)}, "--norms=bach"),
-  ({"folds": (0,)}, "--folds="),
+  ({"folds": (0,)}, "--folds=0 "),
+  ({"folds": (11,)}, "--folds=11 "),
   ({"seeds": 0}, "--seeds=0"),
+  ({"seed": -1}, "--seed=-1"),
+  ({"epochs": 0}, "--epochs=0"),
+  ({"order_warmup": 0}, "--order_warmup=0"),
+  ({"fit_parameters": 10**9}, "--fit_parameters=1000000000"),
   ({"order_rate": 0.0}, "--order_rate=0.0"),
   ({"order_warmup": 401}, "--order_warmup=401"),
   ({"fit_parameters": 5}, "--fit_parameters=5"),

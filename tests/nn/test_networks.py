@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.nn import MLP, BlockNet, DenseNet, GoogLeNet, make_network, match_width
+from mlnotes.data import load
+from mlnotes.nn import MLP, BlockNet, ConvNet, DenseNet, GoogLeNet, cross_entropy, make_network, match_width
 from mlnotes.nn.blocks import BLOCKS, count_parameters
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.densenet import DenseLayer
 from mlnotes.nn.inception import GOOGLENET, Inception
 from mlnotes.nn.norm_by_name import NORMS, FittedGroupNorm, NoNorm
-from mlnotes.nn.resnet import BasicBlock, PreActivationBlock, ResNet20
+from mlnotes.nn.resnet import BasicBlock, BottleneckBlock, PreActivationBlock, ResNet, ResNet20
+from mlnotes.nn.spatial_transformer import TransformedConvNet
 
 
 def shapes(network, image_shape, train=False, key=0):
@@ -52,10 +54,56 @@ def test_without_classes_the_features_are_given(name, features):
   assert set(variables) == {"params"} and "head" not in variables["params"]
 
 
+# One of each kind, as small as it can be.
+KINDS = {
+  "mlp": partial(MLP, 4, 4, residual=True),
+  "small": partial(ConvNet, 4),
+  **{name: partial(BlockNet, name, (1, 1), {"inception": 16, "shuffled": 8}.get(name, 4)) for name in BLOCKS},
+  "bottleneck": partial(ResNet, (1, 1), BottleneckBlock, width=4),
+  "densenet": partial(DenseNet, (1, 1), growth=3, bottleneck=True),
+  "googlenet": partial(GoogLeNet, ("3a",), width=2),
+  "spatial_transformer": partial(TransformedConvNet, 4),
+}
+# Each kind with one of them here, with all of them where there is time.
+TURNS = [
+  pytest.param(kind, norm, marks=() if (place + turn) % 3 == 0 else pytest.mark.thorough)
+  for place, kind in enumerate(KINDS)
+  for turn, norm in enumerate(("layer", "group", "none"))
+]
+
+
+@pytest.mark.parametrize("kind, norm", TURNS)
+def test_every_kind_of_network_learns_with_every_norm(kind, norm):
+  """Eight digits, three steps along the gradient: the loss falls each time, and nothing is left to run."""
+  digits = load("digits").train
+  x, label = jnp.asarray(digits.image[:8], jnp.float32) / 16, jnp.asarray(digits.label[:8])
+  own = norm if kind in ("mlp", *BLOCKS) else NORMS[norm]
+  network = KINDS[kind](norm=own, num_classes=10)
+
+  @jax.jit
+  def learn(key):
+    variables = network.init(key, x, train=False)
+
+    def loss(params):
+      logits = network.apply({"params": params}, x, train=True)
+      return jnp.mean(cross_entropy(logits, label))
+
+    def step(params, _):
+      value, gradient = jax.value_and_grad(loss)(params)
+      return jax.tree.map(lambda p, g: p - 0.03 * g, params, gradient), value
+
+    params, losses = jax.lax.scan(step, variables["params"], length=3)
+    return variables, jnp.append(losses, loss(params))
+
+  variables, losses = learn(jax.random.key(0))
+  assert set(variables) <= {"params", "intermediates"}
+  assert 2 < losses[0] < 5 and np.all(np.diff(losses) < 0), losses
+
+
 # He et al. 2016, table 6: .27 and 1.7 million; Huang et al. 2017, table 2: 1.0 and .8 million.
 @pytest.mark.parametrize("name, expected", [
-  ("resnet20", 269_722), ("resnet110", 1_727_962), ("densenet40", 1_019_722),
-  ("densenet_bc100", 769_162),
+  ("resnet20", 269_722), ("densenet40", 1_019_722),
+  *(pytest.param(*row, marks=pytest.mark.thorough) for row in [("resnet110", 1_727_962), ("densenet_bc100", 769_162)]),
 ])  # fmt: skip
 def test_parameters_are_those_of_the_papers(name, expected):
   assert count_parameters(make_network(name, 10, (32, 32, 3)), (32, 32, 3)) == expected
