@@ -91,7 +91,7 @@ SMALL = {
     for name in ("a2c", "ppo", "trpo")
   },
   "sequence.ntm": dict(
-    bits=2, most=3, lengths=(2, 4), test_sequences=24, batch_size=16, units=6, cells=6, width=3, steps=20
+    bits=2, most=3, lengths=(2, 4), test_sequences=24, batch_size=16, units=6, cells=6, test_cells=7, width=3, steps=20
   ),
   "sequence.pointer": dict(
     task="tsp", sizes=(3, 4), test_sizes=(4,), test_sets=24, batch_size=16, width=8, heads=2, depth=1, steps=20,

@@ -177,14 +177,15 @@ class NTMCell(nn.RNNCellBase):
 class NeuralTuringMachine(nn.Module):
   """`NTMCell` over sequences x (B, T, D), from a blank memory and learned first reads and places of the heads.
 
-  The learned start is Collier & Beel's (2018, sec. 4.2); the heads begin near the first cell.
+  The learned start is Collier & Beel's (2018, sec. 4.2); a head begins up to `reach` cells from the first one. No
+  parameter goes by the number of cells: what was trained with few of them runs with many.
   """
 
   cell: NTMCell
 
   def setup(self):
-    heads = self.cell.read_heads + self.cell.write_heads
-    self.places = self.param("places", _near_first_cell, (heads, self.cell.cells))
+    heads, moves = self.cell.read_heads + self.cell.write_heads, 2 * self.cell.reach + 1
+    self.places = self.param("places", nn.initializers.normal(0.1), (heads, moves))
     self.reads = self.param("reads", nn.initializers.normal(0.1), (self.cell.read_heads, self.cell.width))
 
   def __call__(self, x: Float[Array, "B T D"], carry: NTMCarry | None = None) -> tuple[Float[Array, "B T F"], NTMCarry]:
@@ -200,7 +201,10 @@ class NeuralTuringMachine(nn.Module):
     """The carry before the first step."""
     blank = self.cell.initialize_carry(root_key(0), (x.shape[0], x.shape[2]))
     spread = lambda learned: jnp.broadcast_to(learned, (x.shape[0], *learned.shape))
-    return blank._replace(weights=spread(jax.nn.softmax(self.places, -1)), reads=spread(jnp.tanh(self.reads)))
+    # Around the middle, which starts with nearly all of the weight.
+    moves = jax.nn.softmax(self.places.at[:, self.cell.reach].add(5.0), -1)
+    weights = shift_weights(blank.weights, spread(moves))
+    return blank._replace(weights=weights, reads=spread(jnp.tanh(self.reads)))
 
   def _scan(self, x, carry, keep) -> tuple[NTMCarry, Any]:
     def step(cell, carry, x):
@@ -213,8 +217,3 @@ class NeuralTuringMachine(nn.Module):
       out_axes=1,
     )  # fmt: skip
     return run(self.cell, self.start(x) if carry is None else carry, x)
-
-
-def _near_first_cell(key: Array, shape: tuple[int, int]) -> Float[Array, "H N"]:
-  """Logits of which the first cell's is the largest: .95 of the weight where there are 128 cells."""
-  return jnp.zeros(shape).at[:, 0].set(8.0)

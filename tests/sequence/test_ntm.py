@@ -146,7 +146,9 @@ def machine_by_hand(params, cell, x, lstm):
   """One sequence x (T, D), step by step with the paper's equations."""
   dense = lambda name, v: v @ params["cell"][name]["kernel"] + params["cell"][name]["bias"]
   places, reads = params["places"], np.tanh(params["reads"])
-  weights = np.exp(places) / np.exp(places).sum(-1, keepdims=True)
+  moves = np.exp(places + np.array([0, 5, 0]))
+  weights = np.zeros((len(places), cell.cells))
+  weights[:, [-1, 0, 1]] = moves / moves.sum(-1, keepdims=True)
   memory = np.full((cell.cells, cell.width), 1e-6)
   c, h = np.zeros(cell.units), np.zeros(cell.units)
   each, heads, outputs, carries = cell.width + 2 * cell.reach + 4, cell.read_heads + cell.write_heads, [], []
@@ -237,6 +239,15 @@ def test_the_machine_starts_blank_with_its_heads_near_the_first_cell():
   assert np.all(start.memory == np.float32(1e-6)) and start.memory.shape == (3, 20, 128)
   assert np.all(start.weights[..., 0] > 0.95)
   np.testing.assert_allclose(np.sum(start.weights, -1), 1, rtol=1e-5)
+
+
+def test_what_was_trained_with_few_cells_runs_with_many(machine):
+  _, cell, params, x = machine
+  many = NeuralTuringMachine(cell.clone(cells=50, parent=None))
+  y, carry = jax.jit(many.apply)({"params": params}, x)
+  assert y.shape == (2, 5, 3) and carry.memory.shape == (2, 4, 50)
+  again = jax.jit(many.init)(jax.random.key(1), x)["params"]
+  assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, params)
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------

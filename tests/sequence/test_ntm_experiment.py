@@ -11,8 +11,8 @@ from mlnotes.engine.experiment import root_key
 from mlnotes.sequence import BitExample
 
 SMALL = dict(
-  bits=2, most=3, lengths=(2, 5), test_sequences=6, batch_size=4, units=6, cells=6, width=3, steps=4, log_every=2,
-  eval_every=0, repeats=2,
+  bits=2, most=3, lengths=(2, 5), test_sequences=6, batch_size=4, units=6, cells=6, test_cells=7, width=3, steps=4,
+  log_every=2, eval_every=0, repeats=2,
 )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_it_learns_to_copy():
 
 @pytest.mark.parametrize(
   ("flag", "value"),
-  [("controller", "lstm"), ("cells", 8), ("width", 5), ("units", 7), ("read_heads", 2), ("write_heads", 2),
+  [("controller", "lstm"), ("width", 5), ("units", 7), ("read_heads", 2), ("write_heads", 2),
    ("reach", 2), ("model", "lstm")],
 )  # fmt: skip
 def test_a_flag_changes_the_machine(plain, flag, value):
@@ -116,6 +116,16 @@ def test_a_flag_changes_the_machine(plain, flag, value):
   batch = plain[3]
   shapes = lambda init: jax.tree.map(jnp.shape, jax.eval_shape(init, root_key(0), batch).params)
   assert shapes(experiment.init) != shapes(plain[0].init)
+
+
+def test_it_is_trained_with_the_cells_of_one_flag_and_tested_with_those_of_another(plain):
+  experiment, feeds, state, batch = plain
+  assert experiment.model(state).trace(batch.inputs).memory.shape == (4, 7, 3, 7)
+  step = lambda **more: jax.jit(ntm.make(small(**more)).step)(state, batch)[1]["loss"]
+  losses = [step(), step(test_cells=9), step(cells=9)]
+  assert losses[0] == losses[1] != losses[2]
+  tested = [ntm.measure(ntm.make(small(**more)).evaluate, state, feeds)["loss"] for more in ({}, {"cells": 9})]
+  assert tested[0] == tested[1]
 
 
 def test_layers_of_the_lstm_are_a_flag(plain):
@@ -145,7 +155,7 @@ def test_longer_tests_say_repeats_on_the_scale_of_training():
   ("more", "said"),
   [
     (dict(cells=0), "--cells=0"),
-    (dict(reach=3), "--reach=3 is out of range: expected less than half of --cells=6"),
+    (dict(reach=3), "--reach=3 is out of range: expected less than half of the 6 cells"),
     (dict(lengths=(5, 2)), "--lengths=5,2"),
     (dict(least=4), "--task=copy: copy of 4 to 3 vectors"),
     (dict(task="associative_recall", lengths=(1,)), "--task=associative_recall: associative recall of 1 to 1 items"),
@@ -161,7 +171,7 @@ def test_flags_that_do_not_fit_are_refused_in_one_sentence(more, said):
 def test_flags_without_effect_say_so():
   assert {"depth", "repeats"} <= set(small().idle_flags())
   idle = small(model="lstm", task="repeat_copy").idle_flags()
-  assert {"controller", "cells", "width", "reach"} <= set(idle) and not {"depth", "repeats"} & set(idle)
+  assert {"controller", "cells", "test_cells", "width", "reach"} <= set(idle) and not {"depth", "repeats"} & set(idle)
 
 
 def test_the_report_draws_memory_and_says_whether_it_is_solved(plain, tmp_path):
