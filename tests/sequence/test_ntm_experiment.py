@@ -34,7 +34,7 @@ def plain():
 
 def test_losses_and_wrong_bits_are_those_of_what_is_asked():
   logits = np.array([[[3.0, -1.0], [0.5, 2.0], [-4.0, 1.0]]])
-  targets = np.array([[[1, 0], [1, 1], [1, 0]]])
+  targets = np.array([[[0, 1], [1, 1], [1, 0]]])
   example = BitExample(jnp.zeros((1, 3, 3)), jnp.float32(targets), jnp.array([[0.0, 1.0, 1.0]]))
   expected = sum(
     -np.log(1 / (1 + np.exp(-x if t else x))) for x, t in zip(logits[0, 1:].ravel(), targets[0, 1:].ravel())
