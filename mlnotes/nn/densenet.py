@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.head import average_and_classify
 from mlnotes.nn.initializers import he
-from mlnotes.nn.materialize import materialize
 from mlnotes.nn.norm import BatchNorm
 from mlnotes.nn.pooling import avg_pool
 
@@ -39,7 +38,7 @@ class DenseLayer(nn.Module):
     if self.bottleneck:
       y = drop(self.conv(4 * self.growth, (1, 1))(nn.relu(self.norm()(y))))
     y = drop(self.conv(self.growth, (3, 3), padding=((1, 1), (1, 1)))(nn.relu(self.norm()(y))))
-    return materialize(jnp.concatenate([x, y], axis=-1))
+    return jnp.concatenate([x, y], axis=-1)
 
 
 class DenseNet(nn.Module):
