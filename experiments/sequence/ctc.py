@@ -269,8 +269,10 @@ def make(config: Config) -> Experiment:
     losses, feasible = ctc_loss(logits, counts, batch["labels"], batch["label_length"])
     wrong = edit_distance(*decode(logits, counts, config.beam), batch["labels"], batch["label_length"])
     mask = batch["mask"]
+    loss = masked_mean(losses, mask * feasible)
     return {
-      "loss": masked_mean(losses, mask * feasible),
+      # Where no string has a path: 0, not NaN; too little to count where one has.
+      "loss": loss._replace(count=jnp.maximum(loss.count, 1e-9)),
       "label_error": Mean(jnp.sum(wrong * mask), jnp.sum(batch["label_length"] * mask)),
       "exact": masked_mean((wrong == 0).astype(jnp.float32), mask),
       "infeasible": masked_mean((~feasible).astype(jnp.float32), mask),
