@@ -102,7 +102,8 @@ def mask_features(
   """SpecAugment without warping in time: `bands` ranges of features and `spans` of frames are set to 0.
 
   Each is 0 to `widest_band` features and at most a quarter of them, or 0 to `longest_span` frames and at most `share`
-  of the length, at a uniform place; features should have mean 0. Park et al. 2019, section 2, frequency and time masking.
+  of the length, at a uniform place; features should have mean 0. Park et al. 2019, section 2, frequency and time
+  masking.
   """
   of_bands, of_spans = jax.random.split(key)
   time, feature = features.shape

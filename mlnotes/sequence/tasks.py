@@ -100,7 +100,8 @@ def make_dyck(length: int, kinds: int = 1, depth: int = 8) -> Task:
 
   Of one kind, how many are open after each step, 0 ... depth; of more, which kind is the last one open, 0 where none
   is. A bracket opens or closes with equal chance where both may be, the kind is drawn evenly. The floors are of the
-  distribution at each step behind an opening and behind a closing bracket, exactly. Raises ValueError for a length, a depth or kinds below 1.
+  distribution at each step behind an opening and behind a closing bracket, exactly. Raises ValueError for a length, a
+  depth or kinds below 1.
   """
   for size in (length, kinds, depth):
     _require(size, 1)

@@ -180,7 +180,7 @@ def test_the_whole_test_text_is_read_with_one_state(carried, monkeypatch, at_onc
 
 
 def test_a_sample_is_drawn_token_by_token(windowed):
-  """Of a model that is sure of what follows: each token feeds the next, the state begins anew with that behind <end>."""
+  """Of a model that is sure of what follows: each token feeds the next; the state begins anew at that behind <end>."""
   config = windowed[0]
   corpus = load_data(config)
   end, size = char_lm.end_of(corpus), corpus.vocab_size
@@ -190,7 +190,7 @@ def test_a_sample_is_drawn_token_by_token(windowed):
     def read(self, tokens, starts=None, carry=None):
       seen.append(starts is not None)
       count = jnp.zeros(1) if carry is None else jnp.where(starts[:, 0], 0, carry) + 1
-      # Three tokens of a document, each the one behind the last, then <end>; the state counts them, and at <end> goes on.
+      # Three tokens of a document, each the one behind the last, then <end>, at which the count goes on.
       following = jnp.where((count >= 3) & (tokens[:, -1] != end), end, (tokens[:, -1] + 1) % size)
       return 100.0 * jax.nn.one_hot(following, size)[:, None], count
 
@@ -205,16 +205,16 @@ def test_the_transformers_cache_gives_what_the_whole_does(lines):
   model = char_lm.build_model(dataclasses.replace(config, length=6), 11)
   tokens = jax.random.randint(jax.random.key(0), (1, 6), 0, 11)
   variables = model.init(jax.random.key(1), tokens)
-  whole, nothing = model.apply(variables, tokens)
-  carry = model.model.transformer.make_cache(1, 7)
+  carry, read = model.model.transformer.make_cache(1, 7), jax.jit(model.apply)
+  whole, nothing = read(variables, tokens)
   for t in range(6):
-    logits, carry = model.apply(variables, tokens[:, t : t + 1], None, carry)
+    logits, carry = read(variables, tokens[:, t : t + 1], None, carry)
     np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=1e-5)
   # Of more tokens than a window has, the last ones: places are told apart by how far they are.
-  logits, _ = model.apply(variables, tokens[:, :1], None, carry)
+  logits, _ = read(variables, tokens[:, :1], None, carry)
   window = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], 1)
-  np.testing.assert_allclose(logits[:, 0], model.apply(variables, window)[0][:, -1], atol=1e-5)
-  changed = model.apply(variables, tokens.at[0, 5].add(1) % 11)[0]
+  np.testing.assert_allclose(logits[:, 0], read(variables, window)[0][:, -1], atol=1e-5)
+  changed = read(variables, tokens.at[0, 5].add(1) % 11)[0]
   np.testing.assert_allclose(changed[:, :5], whole[:, :5], atol=1e-6)
   assert nothing is None
 
