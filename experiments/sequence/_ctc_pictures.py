@@ -61,7 +61,7 @@ def _draw(model: Any, read: Read, names: tuple[str, ...], path: Path, rows: Int[
   colours = _colours(len(names))
   for place, row in enumerate(rows):
     above, below = axes[2 * place, 0], axes[2 * place + 1, 0]
-    width, steps = int(frame_lengths[place]), int(lengths[place])
+    width, steps = max(int(frame_lengths[place]), 1), max(int(lengths[place]), 1)
     stride = width / steps
     above.imshow(frames[place, :width].T, cmap="gray" if frames.shape[2] <= 8 else "magma", aspect="auto",
                  origin="upper" if read.input.ndim == 3 else "lower", extent=(0, width, 0, 1))  # fmt: skip

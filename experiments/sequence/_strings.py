@@ -16,8 +16,9 @@ from mlnotes.data.clips import Clips, SpokenClips, load_clips
 from mlnotes.data.fingerprint import fingerprint, fingerprint_splits
 from mlnotes.data.floors import floors as image_floors
 from mlnotes.data.split import NamedArrays
-from mlnotes.engine.errors import require
+from mlnotes.engine.errors import InputError
 from mlnotes.sequence import draw_line, draw_utterance, log_mel
+from mlnotes.sequence.strings import utterance_samples
 
 LINES = "digit_lines"
 # Columns that neighbours of a line share; -1 is a column left empty.
@@ -34,7 +35,6 @@ class Source(NamedTuple):
   arrays, draw: of the training part and of the test part, as `make_drawn_feed` takes them.
   front: (input, length) of a batch -> (frames (B, T, M), lengths).
   class_names: of the labels 1, 2, ...
-  frames_per_step: seconds or columns from a frame to the next.
   floors: test accuracy on single parts of what learns no features, and from it the floor of a whole string.
   """
 
@@ -49,7 +49,7 @@ class Source(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def load_source(dataset: str, split: str, seconds: float, shortest: int, longest: int, mels: int) -> Source:
-  """The strings of the flags. Raises DataError as `load_clips` does, InputError for `mels` that the rate has not."""
+  """The strings of the flags. Raises DataError as `load_clips` does, InputError for what `log_mel` refuses."""
   if dataset == LINES:
     return _line_source(shortest, longest)
   return _clip_source(load_clips(dataset, split, seconds), shortest, longest, mels)
@@ -77,7 +77,6 @@ def _line_source(shortest: int, longest: int) -> Source:
 
 def _clip_source(data: SpokenClips, shortest: int, longest: int, mels: int) -> Source:
   window, hop, pause = (round(seconds * data.rate) for seconds in (_WINDOW, _HOP, _PAUSE))
-  require(2 <= mels <= window // 5, "mels", mels, f"2 to {window // 5}, by windows of {window} samples")
   longest_clip = int(max(data.train.length.max(), data.test.length.max()))
 
   def draw(stretch):
@@ -87,12 +86,23 @@ def _clip_source(data: SpokenClips, shortest: int, longest: int, mels: int) -> S
   def front(audio, lengths):
     return standardize(*log_mel(audio, lengths, data.rate, window, hop, mels))
 
-  as_split = lambda clips: NamedArrays({"start": clips.start, "label": clips.label, "sum": _sums(clips)})
+  # Of the shorter strings, those of the test: what has no frame, or a band without a frequency, shows before training.
+  samples = jax.ShapeDtypeStruct((1, utterance_samples(longest, longest_clip, pause, 0.0)), jnp.float32)
+  try:
+    jax.eval_shape(front, samples, jax.ShapeDtypeStruct((1,), jnp.int32))
+  except ValueError as error:
+    raise InputError(f"--mels={mels} at {data.rate} samples a second: {error}.") from error
   return Source(
     (data.train, data.test), (draw(_STRETCH), draw(0.0)), front, data.class_names,
-    functools.partial(clip_floors, data, window, hop, mels),
-    fingerprint_splits(as_split(data.train), as_split(data.test)), data.notes,
+    functools.cache(functools.partial(clip_floors, data, window, hop, mels)),
+    fingerprint_splits(*(_as_split(clips, data.rate) for clips in (data.train, data.test))), data.notes,
   )  # fmt: skip
+
+
+def _as_split(clips: Clips, rate: int) -> NamedArrays:
+  """What strings of the clips hang on, a row for each clip."""
+  of_clip = {"start": clips.start, "label": clips.label, "group": clips.group, "sum": _sums(clips)}
+  return NamedArrays(of_clip | {"rate": np.full(len(clips), rate)})
 
 
 def _sums(clips: Clips) -> np.ndarray:
@@ -110,7 +120,7 @@ def standardize(x: Float[Array, "B T M"], lengths: Int[Array, " B"]) -> tuple[Fl
 
 def clip_floors(data: SpokenClips, window: int, hop: int, mels: int) -> dict[str, float]:
   """Test accuracy on single clips of the nearest neighbour of the mean log-mel frame, and of a linear classifier of the
-  means of ten parts of a clip.
+  means of ten parts of a clip; the latter where there is more than one class to tell apart.
   """
   from sklearn.linear_model import LogisticRegression
   from sklearn.neighbors import KNeighborsClassifier
@@ -123,13 +133,13 @@ def clip_floors(data: SpokenClips, window: int, hop: int, mels: int) -> dict[str
   )
   with threadpool_limits(1):
     nearest = KNeighborsClassifier(1).fit(train.mean(1), label).score(test.mean(1), wanted)
-    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(
-      train.reshape(len(train), -1), label
-    )
-    return {
-      "nearest_neighbour": float(nearest),
-      "linear_classifier": float(linear.score(test.reshape(len(test), -1), wanted)),
-    }
+    figures = {"nearest_neighbour": float(nearest)}
+    if len(np.unique(label)) > 1:
+      linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(
+        train.reshape(len(train), -1), label
+      )
+      figures["linear_classifier"] = float(linear.score(test.reshape(len(test), -1), wanted))
+  return figures
 
 
 def _clip_features(clips: Clips, rate: int, window: int, hop: int, mels: int):

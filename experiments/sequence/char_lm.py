@@ -128,7 +128,9 @@ class CausalTransformer(nn.Module):
   model: TokenModel
 
   def __call__(self, tokens: Int[Array, "B T"], starts: Any = None, carry: Any = None, train: bool = False) -> Any:
-    found = self.model(tokens, Mask.of_self(causal=True) if carry is None else Mask(causal=True), train, carry)
+    # Token by token, over no more of them than in training.
+    mask = Mask.of_self(causal=True) if carry is None else Mask(causal=True, window=self.model.length)
+    found = self.model(tokens, mask, train, carry)
     return (found, None) if carry is None else found
 
 
@@ -148,8 +150,9 @@ def build_model(config: Config, vocab_size: int) -> RecurrentLM | CausalTransfor
 
 
 def end_of(corpus: Corpus) -> int:
-  """The id of <end>, -1 where the text has none."""
-  return corpus.tokenizer.special.get(END, -1)
+  """The id of <end>, -1 where the training text has none."""
+  end = corpus.tokenizer.special.get(END, -1)
+  return end if np.any(corpus.train.arrays["tokens"] == end) else -1
 
 
 def make_stream_feed(corpus: Corpus, length: int, batch_size: int) -> ResidentFeed:
@@ -158,10 +161,12 @@ def make_stream_feed(corpus: Corpus, length: int, batch_size: int) -> ResidentFe
   The text is a ring, and a run's places are turned by its key. {"tokens": (B, length + 1), "starts": (B, length)},
   True where a document begins: behind `<end>`, and where the ring is closed.
   """
-  tokens, end = corpus.train.arrays["tokens"], end_of(corpus)
+  tokens = corpus.train.arrays["tokens"]
   size = len(tokens)
-  if size >= 2**30:
-    raise InputError(f"--carry: found {size} tokens of training text, expected fewer than 2^30.")
+  # A place is a sum of three numbers below `size`, in 32 bits.
+  if size >= 2**29:
+    raise InputError(f"--carry: found {size} tokens of training text, expected fewer than 2^29.")
+  end = end_of(corpus)
 
   def draw(arrays, key, step):
     turn = jax.random.randint(stream_key(key, "turn"), (), 0, size)
@@ -292,7 +297,10 @@ def stream_losses(config: Config, corpus: Corpus, model: Model) -> Float[np.ndar
 
 
 def sample(config: Config, corpus: Corpus, model: Model, count: int = _SAMPLED) -> str:
-  """A text of `count` tokens drawn one after the other, from the start of a document; a new line for each <end>."""
+  """A text of `count` tokens drawn one after the other, from the start of a document; a new line for each <end>.
+
+  As in training the state begins anew at the token behind <end>, whose own state foretells that one.
+  """
   end = end_of(corpus)
   first = end if end >= 0 else int(corpus.test.arrays["tokens"][0])
   tokens = jnp.full((1, 1), first, jnp.int32)
@@ -302,14 +310,14 @@ def sample(config: Config, corpus: Corpus, model: Model, count: int = _SAMPLED) 
     carry = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.read, tokens)[1])
 
   def next_token(given, key):
-    tokens, carry = given
-    starts = None if config.model == "transformer" else tokens == end
+    tokens, before, carry = given
+    starts = None if config.model == "transformer" else before == end
     logits, carry = model.read(tokens, starts, carry)
-    tokens = jax.random.categorical(key, logits[:, -1])[:, None].astype(jnp.int32)
-    return (tokens, carry), tokens[0, 0]
+    following = jax.random.categorical(key, logits[:, -1])[:, None].astype(jnp.int32)
+    return (following, tokens, carry), following[0, 0]
 
   keys = jax.random.split(stream_key(root_key(_SAMPLE_SEED), "sample"), count)
-  found = np.array(jax.jit(lambda given: jax.lax.scan(next_token, given, keys)[1])((tokens, carry)))
+  found = np.array(jax.jit(lambda given: jax.lax.scan(next_token, given, keys)[1])((tokens, tokens, carry)))
   parts = np.split(found, np.flatnonzero(found == end))
   return "\n".join(corpus.tokenizer.decode(part[part != end]) for part in parts)
 

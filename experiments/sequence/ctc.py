@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.sequence import _ctc_pictures, _strings
 from mlnotes.attention import Transformer
 from mlnotes.data import Feeds, make_drawn_eval, make_drawn_feed
-from mlnotes.engine.errors import require
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
@@ -73,7 +73,11 @@ class Config(OptimConfig, LoopConfig):
     "digit_lines (built in), tones (built in), a folder of class folders of .wav, or a file.npz of clips with their "
     "labels, of the same length or one after the other with their `start`",
   )
-  split: str = field("", "of clips one after the other: official, or speaker:NAME to test on one; empty: official")
+  split: str = field(
+    "",
+    "of clips one after the other: official, or speaker:NAME to test on one; empty: official where recordings have an "
+    "index, else a fixed tenth",
+  )
   seconds: float = field(1.0, "cut clips at this many seconds; 0: not")
   shortest: int = field(0, "least labels of a string; 0: 5 of a line, 1 of sounds")
   longest: int = field(0, "most labels of a string; 0: 10 of a line, 5 of sounds")
@@ -109,6 +113,9 @@ class Config(OptimConfig, LoopConfig):
     require(self.beam >= 0, "beam", self.beam, "0 or more")
     if self.cell == "transformer":
       require(self.width % (2 * self.heads) == 0, "heads", self.heads, f"half of --width={self.width} or a part of it")
+
+    elif self.cell != "none":
+      _make_cell(self)
 
   @property
   def counts(self) -> tuple[int, int]:
@@ -204,11 +211,18 @@ def build_network(config: Config, num_classes: int) -> FrameClassifier:
       config.depth, config.heads, config.width, dropout=config.dropout, rotary_base=10000.0, dtype=dtype
     )
   elif config.cell != "none":
-    cell = make_cell(config.cell, config.width)
-    body = RecurrentStack(cell, config.depth, config.bidirectional, config.dropout)
+    body = RecurrentStack(_make_cell(config), config.depth, config.bidirectional, config.dropout)
   return FrameClassifier(
     num_classes + 1, config.width, body, time_strides=config.time_strides, dropout=config.dropout, dtype=dtype
   )
+
+
+def _make_cell(config: Config) -> Any:
+  """The recurrent cell of the flags. Raises InputError for what it refuses."""
+  try:
+    return make_cell(config.cell, config.width, dtype=jnp.dtype(config.precision))
+  except ValueError as error:
+    raise InputError(f"--cell={config.cell} with --width={config.width}: {error}.") from error
 
 
 def make(config: Config) -> Experiment:
@@ -255,8 +269,10 @@ def make(config: Config) -> Experiment:
     losses, feasible = ctc_loss(logits, counts, batch["labels"], batch["label_length"])
     wrong = edit_distance(*decode(logits, counts, config.beam), batch["labels"], batch["label_length"])
     mask = batch["mask"]
+    loss = masked_mean(losses, mask * feasible)
     return {
-      "loss": masked_mean(losses, mask * feasible),
+      # Where no string has a path: 0, not NaN; too little to count where one has.
+      "loss": loss._replace(count=jnp.maximum(loss.count, 1e-9)),
       "label_error": Mean(jnp.sum(wrong * mask), jnp.sum(batch["label_length"] * mask)),
       "exact": masked_mean((wrong == 0).astype(jnp.float32), mask),
       "infeasible": masked_mean((~feasible).astype(jnp.float32), mask),

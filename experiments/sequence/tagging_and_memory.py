@@ -86,6 +86,11 @@ class Config(CellConfig, OptimConfig, LoopConfig):
       idle |= dict.fromkeys(("kinds", "brackets"), f"they are of --task=dyck, not {self.task}")
     if self.task == "slots":
       idle["length"] = "requests are as long as they are"
+    if self.depth == 1:
+      if not self.shared_dropout:
+        idle["dropout"] = "--depth=1 has no layer behind another"
+      if make_task(self).features != self.width * (1 + self.bidirectional):
+        idle["residual"] = f"--task={self.task} has not as many features as the layer says"
     return idle
 
 
@@ -221,7 +226,7 @@ def make(config: Config) -> Experiment:
 
 
 def floors(task: Task) -> dict[str, float]:
-  """Of the best answer that looks at nothing but the step."""
+  """Of the best answer that knows the step and what stands there, and nothing before."""
   return {"floor_loss": task.floor} | ({"floor_accuracy": task.accuracy} if task.classes else {})
 
 

@@ -84,8 +84,8 @@ def load_clips(dataset: str, split: str = "", seconds: float = 1.0) -> SpokenCli
   if arrays["rate"].size != 1 or arrays["rate"].dtype.kind not in "iu" or arrays["rate"].item() < 1:
     raise DataError(f"{flag}: rate is {arrays['rate'].tolist()}, expected one whole number of samples a second.")
   rate = int(arrays["rate"].item())
-  start = _check_start(flag, arrays)
   (label,), classes = name_classes(flag, arrays["label"], of="clip")
+  start = _check_start(flag, arrays)
   speaker, names = _check_speakers(flag, arrays, len(label))
   length = np.diff(start)
   most = round(seconds * rate) if seconds else int(length.max())
@@ -130,6 +130,8 @@ def _check_speakers(flag: str, arrays: Any, count: int) -> tuple[Shaped[np.ndarr
     given = [str(name) for name in arrays["speaker_names"].reshape(-1)]
     if not all(name.isdigit() and int(name) < len(given) for name in names):
       raise DataError(f"{flag}: speaker has numbers up to {names[-1]}, expected those of {len(given)} speaker_names.")
+    if len(set(given)) < len(given):
+      raise DataError(f"{flag}: speaker_names has a name twice, expected another for each speaker.")
     names = tuple(given[int(name)] for name in names)
   return speaker, names
 

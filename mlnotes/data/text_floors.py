@@ -15,11 +15,12 @@ def ngram_floors(corpus: Corpus) -> dict[str, float]:
   """
   train, test = (np.asarray(split.arrays["tokens"], np.int64) for split in (corpus.train, corpus.test))
   single = (np.bincount(train, minlength=corpus.vocab_size) + 1) / (len(train) + corpus.vocab_size)
-  pairs = np.zeros((corpus.vocab_size, corpus.vocab_size))
-  np.add.at(pairs, (train[:-1], train[1:]), 1)
-  double = (pairs + single[None]) / (pairs.sum(1, keepdims=True) + 1)
   before, after = test[:-1], test[1:]
-  return {"unigram": float(-np.mean(np.log(single[after]))), "bigram": float(-np.mean(np.log(double[before, after])))}
+  pairs, counts = np.unique(train[:-1] * corpus.vocab_size + train[1:], return_counts=True)
+  count = _look_up(pairs, counts, before * corpus.vocab_size + after)
+  total = np.bincount(train[:-1], minlength=corpus.vocab_size)
+  double = (count + single[after]) / (total[before] + 1)
+  return {"unigram": float(-np.mean(np.log(single[after]))), "bigram": float(-np.mean(np.log(double)))}
 
 
 def witten_bell_floors(corpus: Corpus, orders: tuple[int, ...] = (2, 3, 4, 5)) -> dict[str, float]:
@@ -78,7 +79,13 @@ def _interpolate(
   kinds = np.bincount(pairs // vocab_size, minlength=len(total))
   seen = asked >= 0
   at = np.where(seen, asked, 0)
-  wanted = at * vocab_size + test
-  place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-  count = np.where(pairs[place] == wanted, counts[place], 0)
+  count = _look_up(pairs, counts, at * vocab_size + test)
   return np.where(seen, (count + kinds[at] * lower) / (total[at] + kinds[at]), lower)
+
+
+def _look_up(
+  known: Int[np.ndarray, " N"], counts: Int[np.ndarray, " N"], asked: Int[np.ndarray, " S"]
+) -> Int[np.ndarray, " S"]:
+  """How often each was seen, of what is known in ascending order."""
+  place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
+  return np.where(known[place] == asked, counts[place], 0)

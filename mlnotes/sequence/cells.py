@@ -114,7 +114,8 @@ class LSTMCell(nn.OptimizedLSTMCell):
       bias = self.bias_init(key, shape, dtype).reshape(4, -1)
       if not self.longest:
         return bias.at[1].set(self.forget_bias).reshape(shape)
-      forget = jnp.log(jax.random.uniform(key, (self.features,), dtype, 1, self.longest - 1))
+      of_forget = jax.random.fold_in(key, 1)  # `bias_init` has used the key itself
+      forget = jnp.log(jax.random.uniform(of_forget, (self.features,), dtype, 1, self.longest - 1))
       return bias.at[1].set(forget).at[0].set(-forget).reshape(shape)
 
     dense = partial(nn.Dense, 4 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)

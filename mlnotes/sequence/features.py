@@ -101,13 +101,14 @@ def mask_features(
 ) -> Float[Array, "T M"]:
   """SpecAugment without warping in time: `bands` ranges of features and `spans` of frames are set to 0.
 
-  Each is 0 to `widest_band` features, or 0 to `longest_span` frames and at most `share` of the length, at a uniform
-  place; features should have mean 0. Park et al. 2019, section 2, frequency and time masking.
+  Each is 0 to `widest_band` features and at most a quarter of them, or 0 to `longest_span` frames and at most `share`
+  of the length, at a uniform place; features should have mean 0. Park et al. 2019, section 2, frequency and time
+  masking.
   """
   of_bands, of_spans = jax.random.split(key)
   time, feature = features.shape
   most = jnp.minimum(longest_span, jnp.floor(share * length)).astype(jnp.int32)
-  masked = _ranges(of_bands, bands, jnp.int32(feature), jnp.int32(min(widest_band, feature)), feature)[None]
+  masked = _ranges(of_bands, bands, jnp.int32(feature), jnp.int32(min(widest_band, feature // 4)), feature)[None]
   masked = masked | _ranges(of_spans, spans, length, most, time)[:, None]
   return jnp.where(masked, 0, features)
 

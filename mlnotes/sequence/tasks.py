@@ -24,8 +24,8 @@ class Task(NamedTuple):
     length: T, the steps of the longest one.
     features: D.
     classes: how many classes a step has; 0 where the target is a number.
-    floor: the loss, in nats for each step that is asked or squared error, of the best answer that looks at nothing but
-      the step.
+    floor: the loss, in nats for each step that is asked or squared error, of the best answer that knows which step it
+      is and what stands there, and nothing before.
     accuracy: the share of steps that the best such answer gets right; NaN of a number.
   """
 
@@ -40,8 +40,9 @@ class Task(NamedTuple):
 def make_adding(length: int) -> Task:
   """Numbers on [0, 1), of which two are marked, one in each half: what is their sum? Hochreiter & Schmidhuber 1997.
 
-  In the form of Le et al. 2015, sec. 4.1. The floor is the variance of the sum, 1/6, at any length. Raises ValueError
-  for a length below 2.
+  In the form of Le et al. 2015, sec. 4.1. The floor is the variance of the sum, 1/6, but where the last step is the
+  second one marked, once in length - half times: it shows its number, and 1/12 is left. Raises ValueError for a length
+  below 2.
   """
   _require(length, 2)
   half = length // 2
@@ -55,7 +56,7 @@ def make_adding(length: int) -> Task:
     target = values[first] + values[second]
     return {"inputs": jnp.stack([values, marks], 1), "target": target, "length": jnp.int32(length)}
 
-  return Task(draw, length, 2, 0, 1 / 6, float("nan"))
+  return Task(draw, length, 2, 0, 1 / 6 - 1 / (12 * (length - half)), float("nan"))
 
 
 def make_copying(delay: int, count: int = 10, symbols: int = 8) -> Task:
@@ -81,14 +82,17 @@ def make_copying(delay: int, count: int = 10, symbols: int = 8) -> Task:
 
 
 def make_parity(length: int) -> Task:
-  """Bits: at each step, is the number of ones so far odd? Raises ValueError for a length below 1."""
+  """Bits: at each step, is the number of ones so far odd?
+
+  Without memory that is known at the first step alone. Raises ValueError for a length below 1.
+  """
   _require(length, 1)
 
   def draw(key):
     bits = jax.random.bernoulli(key, shape=(length,)).astype(jnp.int32)
     return {"inputs": jax.nn.one_hot(bits, 2), "target": jnp.cumsum(bits) % 2, "length": jnp.int32(length)}
 
-  return Task(draw, length, 2, 2, float(np.log(2)), 0.5)
+  return Task(draw, length, 2, 2, float(np.log(2)) * (1 - 1 / length), 0.5 + 0.5 / length)
 
 
 def make_dyck(length: int, kinds: int = 1, depth: int = 8) -> Task:
@@ -96,7 +100,8 @@ def make_dyck(length: int, kinds: int = 1, depth: int = 8) -> Task:
 
   Of one kind, how many are open after each step, 0 ... depth; of more, which kind is the last one open, 0 where none
   is. A bracket opens or closes with equal chance where both may be, the kind is drawn evenly. The floors are of the
-  distribution at each step, exactly. Raises ValueError for a length, a depth or kinds below 1.
+  distribution at each step behind an opening and behind a closing bracket, exactly. Raises ValueError for a length, a
+  depth or kinds below 1.
   """
   for size in (length, kinds, depth):
     _require(size, 1)
@@ -121,26 +126,32 @@ def make_dyck(length: int, kinds: int = 1, depth: int = 8) -> Task:
     _, (tokens, target) = jax.lax.scan(next_bracket, start, (coins, drawn))
     return {"inputs": jax.nn.one_hot(tokens, 2 * kinds), "target": target, "length": jnp.int32(length)}
 
-  chances = _open_brackets(length, depth)
+  opened, closed = _open_brackets(length, depth)
   if kinds > 1:
-    chances = np.concatenate([chances[:, :1], np.repeat((1 - chances[:, :1]) / kinds, kinds, 1)], 1)
-  floor = -np.sum(chances * np.log(np.where(chances > 0, chances, 1)), 1).mean()
-  return Task(draw, length, 2 * kinds, chances.shape[1], float(floor), float(chances.max(1).mean()))
+    # All kinds are alike: the one that opens is the last one open, behind one that closes it may be any.
+    opened = opened.sum(1, keepdims=True) * np.eye(1, kinds + 1, 1)
+    closed = np.concatenate([closed[:, :1], np.repeat(closed[:, 1:].sum(1, keepdims=True) / kinds, kinds, 1)], 1)
+  chances = np.stack([opened, closed], 1)
+  of_token = chances.sum(2, keepdims=True)
+  given = np.where(chances > 0, chances / np.where(of_token > 0, of_token, 1), 1)
+  floor = -np.sum(chances * np.log(given), (1, 2)).mean()
+  return Task(draw, length, 2 * kinds, chances.shape[2], float(floor), float(chances.max(2).sum(1).mean()))
 
 
-def _open_brackets(length: int, depth: int) -> np.ndarray:
-  """(length, depth + 1): the chance that so many are open after each step, of a walk that is reflected at its ends."""
-  move = np.zeros((depth + 1, depth + 1))
-  for open_ in range(depth + 1):
-    up = 1.0 if open_ == 0 else 0.0 if open_ == depth else 0.5
-    if open_ < depth:
-      move[open_, open_ + 1] = up
-    if open_:
-      move[open_, open_ - 1] = 1 - up
-  chances = [np.eye(depth + 1)[0] @ move]
-  for _ in range(length - 1):
-    chances.append(chances[-1] @ move)
-  return np.stack(chances)
+def _open_brackets(length: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
+  """Twice (length, depth + 1): the chance that a bracket opens, or closes, and so many are open behind it.
+
+  Of a walk that is reflected at its ends.
+  """
+  up = np.full(depth + 1, 0.5)
+  up[0], up[-1] = 1, 0
+  opens, closes = np.diag(up[:-1], 1), np.diag(1 - up[1:], -1)
+  before, opened, closed = np.eye(depth + 1)[0], [], []
+  for _ in range(length):
+    opened.append(before @ opens)
+    closed.append(before @ closes)
+    before = opened[-1] + closed[-1]
+  return np.stack(opened), np.stack(closed)
 
 
 def _require(size: Any, least: int) -> None:

@@ -91,6 +91,7 @@ def test_what_load_audio_reads_becomes_clips():
 @pytest.mark.parametrize(("changes", "split", "said"), [
   (dict(rate=None), "", "expected rate too"),
   (dict(label=None), "", "expected label too"),
+  (dict(label=np.array(3)), "", r"label has shape \(\), expected integers or words"),
   (dict(rate=np.array([8000, 16000])), "", "rate is .8000, 16000., expected one whole number"),
   (dict(rate=np.array(0)), "", "rate is 0"),
   (dict(audio=AUDIO.astype(np.int32)), "", "audio has dtype int32"),
@@ -102,6 +103,7 @@ def test_what_load_audio_reads_becomes_clips():
   (dict(start=np.array([0, 3, 3, 10, 14, 20, 23, 27, 29])), "", "clip 1 is from 3 to 3"),
   (dict(speaker=ARRAYS["speaker"][:-1]), "", "speaker has shape"),
   (dict(speaker_names=np.array(["ann"])), "", "those of 1 speaker_names"),
+  (dict(speaker_names=np.array(["ann", "bob", "ann"])), "speaker:ann", "speaker_names has a name twice"),
   (dict(index=ARRAYS["index"][:-1]), "", "index has shape"),
   (dict(index=None), "official", "no array index"),
   (dict(speaker=None, speaker_names=None), "speaker:ann", "no array speaker"),

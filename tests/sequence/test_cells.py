@@ -112,6 +112,10 @@ def test_what_a_cell_starts_at():
   for block in np.split(np.array(lstm["h"]["kernel"]), 4, 1):
     np.testing.assert_allclose(block @ block.T, np.eye(F), atol=1e-5)
   assert init(LSTMCell(F, forget_bias=3.0))["h"]["bias"][F] == 3
+  i, f, g, o = np.split(np.array(init(LSTMCell(400, longest=50))["h"]["bias"]), 4)
+  np.testing.assert_array_equal(i, -f)
+  assert not g.any() and not o.any()
+  assert 1 <= np.exp(f).min() < 3 and 47 < np.exp(f).max() <= 49.001 and abs(np.exp(f).mean() - 25) < 3
   np.testing.assert_allclose(sigmoid(init(SCRNCell(F, learn_alpha=True))["alpha"]), 0.95, atol=1e-6)
   minimal = init(MinLSTMCell(F, forget_bias=2.0))["i"]
   np.testing.assert_array_equal(minimal["bias"], np.repeat([2.0, 0, 0], F))
@@ -121,6 +125,7 @@ def test_what_a_cell_starts_at():
 
 @pytest.mark.parametrize("cell, wrong", [
   (lambda: make_cell("lstmm", 4), "lstmm"),
+  (lambda: LSTMCell(4, longest=2), "longest"),
   (lambda: GRUCell(4, reset="both"), "reset"),
   (lambda: ClockworkCell(4, (2, 1)), "periods"),
   (lambda: ClockworkCell(4, (0, 1)), "periods"),

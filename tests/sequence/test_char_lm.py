@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +180,7 @@ def test_the_whole_test_text_is_read_with_one_state(carried, monkeypatch, at_onc
 
 
 def test_a_sample_is_drawn_token_by_token(windowed):
-  """Of a model that is sure of what follows: each token feeds the next, the state begins anew behind <end>."""
+  """Of a model that is sure of what follows: each token feeds the next; the state begins anew at that behind <end>."""
   config = windowed[0]
   corpus = load_data(config)
   end, size = char_lm.end_of(corpus), corpus.vocab_size
@@ -189,27 +190,31 @@ def test_a_sample_is_drawn_token_by_token(windowed):
     def read(self, tokens, starts=None, carry=None):
       seen.append(starts is not None)
       count = jnp.zeros(1) if carry is None else jnp.where(starts[:, 0], 0, carry) + 1
-      # Three tokens of a document, each the one behind the last, then <end>.
-      following = jnp.where(count >= 4, end, (tokens[:, -1] + 1) % size)
+      # Three tokens of a document, each the one behind the last, then <end>, at which the count goes on.
+      following = jnp.where((count >= 3) & (tokens[:, -1] != end), end, (tokens[:, -1] + 1) % size)
       return 100.0 * jax.nn.one_hot(following, size)[:, None], count
 
-  text = char_lm.sample(config, corpus, Sure(None, {}), count=9)
+  text = char_lm.sample(config, corpus, Sure(None, {}), count=12)
   expected = [(end + i) % size for i in (1, 2, 3)]
   decode = lambda ids: corpus.tokenizer.decode([i for i in ids if i != end])
-  assert text.split("\n")[:2] == [decode(expected), decode(expected)] and all(seen[1:])
+  assert text.split("\n") == [decode(expected)] * 3 + [""] and all(seen[1:])
 
 
 def test_the_transformers_cache_gives_what_the_whole_does(lines):
   config = char_lm.Config(dataset=lines, documents="line", model="transformer", **SIZES)
-  model = char_lm.build_model(config, 11)
+  model = char_lm.build_model(dataclasses.replace(config, length=6), 11)
   tokens = jax.random.randint(jax.random.key(0), (1, 6), 0, 11)
   variables = model.init(jax.random.key(1), tokens)
-  whole, nothing = model.apply(variables, tokens)
-  carry = model.model.transformer.make_cache(1, 6)
+  carry, read = model.model.transformer.make_cache(1, 7), jax.jit(model.apply)
+  whole, nothing = read(variables, tokens)
   for t in range(6):
-    logits, carry = model.apply(variables, tokens[:, t : t + 1], None, carry)
+    logits, carry = read(variables, tokens[:, t : t + 1], None, carry)
     np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=1e-5)
-  changed = model.apply(variables, tokens.at[0, 5].add(1) % 11)[0]
+  # Of more tokens than a window has, the last ones: places are told apart by how far they are.
+  logits, _ = read(variables, tokens[:, :1], None, carry)
+  window = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], 1)
+  np.testing.assert_allclose(logits[:, 0], read(variables, window)[0][:, -1], atol=1e-5)
+  changed = read(variables, tokens.at[0, 5].add(1) % 11)[0]
   np.testing.assert_allclose(changed[:, :5], whole[:, :5], atol=1e-6)
   assert nothing is None
 
@@ -229,6 +234,21 @@ def test_the_report_has_floors_a_sample_and_a_picture(windowed, lines, flags, tm
     np.testing.assert_allclose(
       found["stream_loss"], char_lm.stream_losses(config, corpus, experiment.model(state)).mean(), rtol=1e-6
     )
+
+
+def test_a_text_without_end_has_none(lines):
+  """Though the tokenizer knows one."""
+  tokens = np.array([1, 2, 1, 2])
+  corpus = corpus_of(tokens, tokens)
+  end = corpus.tokenizer.special["<end>"]
+  assert end not in tokens and char_lm.end_of(corpus) == -1
+  assert char_lm.end_of(corpus_of(np.append(tokens, end), tokens)) == end
+
+
+def test_a_text_too_long_to_be_a_ring_is_refused():
+  long = types.SimpleNamespace(arrays={"tokens": np.broadcast_to(np.uint8(0), 2**29)})
+  with pytest.raises(InputError, match=r"found 536870912 tokens of training text, expected fewer than 2\^29"):
+    char_lm.make_stream_feed(corpus_of(np.arange(4), np.arange(4))._replace(train=long), 4, 2)
 
 
 # -- floors and data ---------------------------------------------------------------------------------------------------

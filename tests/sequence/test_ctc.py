@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mlnotes import sequence
@@ -108,6 +109,13 @@ def test_equal_neighbours_need_a_frame_between_them():
   found = loss(logits, jnp.array([2, 2, 3]), labels, None)
   np.testing.assert_array_equal(found.feasible, [False, True, True])
   np.testing.assert_allclose(found.losses, [0, 2 * math.log(4), 3 * math.log(4)], rtol=1e-6)
+
+
+def test_optax_has_a_number_and_a_gradient_for_them():
+  none = jnp.zeros((1, 2))
+  of_optax = lambda logits: optax.ctc_loss(logits, none, jnp.ones((1, 2), int), none)[0]
+  loss, grad = jax.value_and_grad(of_optax)(jnp.zeros((1, 2, 3)))
+  assert float(loss) == pytest.approx(100_000, rel=1e-4) and np.any(grad)
 
 
 def test_labels_that_are_none_have_no_path():

@@ -103,6 +103,11 @@ def test_strings_without_a_path_are_counted_and_teach_nothing(tmp_path):
   ]
   assert figures["infeasible_rows"] == len(rows) > 0
   assert f"numbers {', '.join(map(str, rows))}." in " ".join(take_warnings())
+  test = jax.jit(feeds.evaluate.draw)(feeds.evaluate.arrays, 0)
+  evaluate = jax.jit(experiment.evaluate)
+  test = {**test, "labels": jnp.full((6, 3), 1), "label_length": jnp.full(6, 3), "length": jnp.full(6, 9)}
+  found = {name: float(x.total / x.count) for name, x in evaluate(state, test).items()}
+  assert (found["loss"], found["infeasible"]) == (0, 1)
 
 
 def _has_path(batch, i):
@@ -188,9 +193,32 @@ def test_the_report_draws_spikes_and_mistakes_and_says_the_floor(tmp_path):
     assert (tmp_path / name).stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_string_without_a_frame_is_drawn(sound, tmp_path):
+  from experiments.sequence import _ctc_pictures
+
+  class Model:
+    frames = staticmethod(lambda x, lengths: (jnp.zeros((1, 4, 8)), lengths))
+    __call__ = lambda self, x, lengths: (jnp.zeros((1, 2, 3)), lengths)
+
+  none, labels = np.zeros(1, int), np.ones((1, 1), int)
+  x = np.zeros((1, 30) if sound else (1, 4, 8))
+  read = _ctc_pictures.Read(x, none, labels, none + 1, labels, none, none + 1, none)
+  _ctc_pictures.draw_mistakes(Model(), read, ("a", "b"), tmp_path / "mistakes.png")
+  assert (tmp_path / "mistakes.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("cell", ["lstm", "mingru", "scrn"])
+def test_cells_have_the_precision_of_the_flags(cell):
+  network = ctc.build_network(small(cell=cell, precision="bfloat16"), 3)
+  assert network.body.cell.dtype == network.dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize(
   ("more", "said"),
   [
+    (dict(cell="clockwork", width=66), "--cell=clockwork with --width=66: 4 periods must divide"),
+    (dict(cell="scrn", width=1), "--cell=scrn with --width=1: 0 slow units"),
     (dict(shortest=4), "--shortest=4"),
     (dict(stride=3), "--stride=3"),
     (dict(beam=-1), "--beam=-1"),
@@ -207,8 +235,45 @@ def test_flags_that_do_not_fit_are_refused_in_one_sentence(more, said):
 
 
 def test_more_bands_than_a_window_has_are_refused():
-  with pytest.raises(InputError, match="--mels=90"):
+  with pytest.raises(InputError, match="--mels=90 at 8000 samples a second: 90 mels of 101 frequencies"):
     ctc.make(small(dataset="tones", mels=90))
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Twelve clips of 300 samples in a file."""
+  audio = np.random.default_rng(0).integers(-(2**14), 2**14, 3600).astype(np.int16)
+  usual = dict(audio=audio, start=np.arange(13) * 300, label=np.arange(12) % 3, rate=8000, speaker=np.arange(12) // 6)
+
+  def save(**changes):
+    np.savez(tmp_path / "clips.npz", **{**usual, **changes})
+    _strings.load_source.cache_clear()
+    return str(tmp_path / "clips.npz")
+
+  return save
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"), [(dict(rate=20), "hop 0"), (dict(start=np.arange(13) * 60), "180 samples, window 200")]
+)
+def test_strings_without_a_frame_are_refused_before_training(write, changes, said):
+  """Too few samples a second, or the longest string is shorter than a window; without pauses too."""
+  with pytest.raises(InputError, match=said) as error:
+    ctc.make(small(dataset=write(**changes), seconds=0.0))
+  assert "\n" not in str(error.value)
+
+
+def test_who_speaks_and_how_fast_is_in_the_fingerprint(write):
+  load = lambda **changes: _strings.load_source(write(**changes), "", 1.0, 1, 3, 8).fingerprint
+  assert load() == load()
+  assert len({load(), load(rate=9000), load(speaker=np.arange(12) // 4)}) == 3
+
+
+def test_floors_of_clips_are_counted_once_and_of_one_class_without_a_classifier(write):
+  source = _strings.load_source(write(), "", 1.0, 1, 3, 8)
+  assert source.floors() is source.floors() and set(source.floors()) == {"nearest_neighbour", "linear_classifier"}
+  alone = _strings.load_source(write(label=np.full(12, 4)), "", 1.0, 1, 3, 8)
+  assert alone.floors() == {"nearest_neighbour": 1.0}
 
 
 def test_flags_without_effect_say_so():

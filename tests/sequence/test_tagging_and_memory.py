@@ -188,6 +188,10 @@ def test_flags_that_do_nothing_say_so():
     small().idle_flags()
   )
   assert "longest" in small(cell="gru").idle_flags() and "longest" not in small().idle_flags()
+  assert {"residual", "dropout"} <= set(small(dropout=0.1).idle_flags())
+  assert "dropout" not in small(dropout=0.1, shared_dropout=True).idle_flags()
+  assert not {"residual", "dropout"} & set(small(dropout=0.1, depth=2).idle_flags())
+  assert "residual" not in small(task="adding", width=2).idle_flags()  # as wide as what goes in
   assert "forget_bias" in small(longest=9).idle_flags() and "forget_bias" not in small(cell="minlstm").idle_flags()
 
 
