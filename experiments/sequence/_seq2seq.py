@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mlnotes.data import Pairs, Tokenizer, pad_sequences
 from mlnotes.data.pairs import END, PAD, START
+from mlnotes.engine.errors import InputError
 from mlnotes.nn.loss import cross_entropy
-from mlnotes.sequence import Decoded, MaskedSeq2Seq, RecurrentSeq2Seq, TransformerSeq2Seq, sentence_bleu
+from mlnotes.sequence import Decoded, MaskedSeq2Seq, RecurrentSeq2Seq, TransformerSeq2Seq, make_cell, sentence_bleu
 from mlnotes.sequence.losses import real_places
 
 
@@ -34,6 +35,14 @@ def describe(pairs: Pairs) -> Task:
   special = pairs.tokenizer.special
   source, target = (pairs.train.arrays[side].shape[1] for side in ("source", "target"))
   return Task(pairs.vocab_size, special[START], special[END], special[PAD], source, target - 1)
+
+
+def check_cell(cell: str, width: int) -> None:
+  """Raises InputError where a cell cannot have that width."""
+  try:
+    make_cell(cell, width)
+  except ValueError as error:
+    raise InputError(f"--cell={cell} --width={width}: {error}.") from error
 
 
 def build_model(config: Any, task: Task) -> Any:
@@ -62,14 +71,14 @@ def init_params(model: Any, key: Key[Array, ""], batch: Any) -> Any:
 
 
 def token_losses(
-  task: Task,
   log_probability: Float[Array, "B T V"],
   tokens: Int[Array, "B T"],
   where: Bool[Array, "B T"],
   smoothing: Any,
+  never: Sequence[int],
 ) -> Float[Array, "B T"]:
-  """Cross entropy of each token that counts; smoothing gives nothing to padding and START."""
-  possible = jnp.ones(task.vocabulary, bool).at[jnp.array(task.never)].set(False)
+  """Cross entropy of each token that counts; smoothing gives nothing to the ids of `never`, which the model forbids."""
+  possible = jnp.ones(log_probability.shape[-1], bool).at[jnp.array(never)].set(False)
   return cross_entropy(log_probability, tokens, smoothing, where, possible)
 
 
@@ -79,7 +88,7 @@ def sum_losses(
   """(loss, tokens that are right, tokens) of each target, END counted and padding not."""
   tokens, count = batch["target"][:, 1:], batch["target_length"] - 1
   real = real_places(count, tokens.shape[1])
-  losses = token_losses(task, log_probability, tokens, real, smoothing)
+  losses = token_losses(log_probability, tokens, real, smoothing, task.never)
   right = (jnp.argmax(log_probability, -1) == tokens) & real
   return jnp.sum(losses, 1), jnp.sum(right, 1), count
 

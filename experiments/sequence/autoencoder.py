@@ -10,7 +10,7 @@ is read from the states between two sentences.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -63,6 +63,7 @@ class Config(PairConfig, OptimConfig, LoopConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
     require(0 <= self.word_dropout <= 1, "word_dropout", self.word_dropout, "a number in [0, 1]")
+    _seq2seq.check_cell(self.cell, self.width)
 
   def idle_flags(self):
     return super().idle_flags() | {"precision": "it computes in float32"}
@@ -77,18 +78,23 @@ class State(NamedTuple):
 
 
 def read_sentences(config: Config) -> Pairs:
-  """Pairs whose sides are the same. Raises InputError for others."""
+  """Pairs whose sides are the same, in both splits. Raises InputError for others."""
   pairs = load_data(config)
-  arrays = pairs.train.arrays
-  size = arrays["source"].shape[1]
-  inside = np.arange(size)[None] < arrays["source_length"][:, None]
-  same = arrays["target"].shape[1] == size + 2 and np.array_equal(arrays["source_length"], arrays["target_length"] - 2)
-  if not (same and np.all((arrays["source"] == arrays["target"][:, 1:-1])[inside])):
+  if not (_same_sides(pairs.train.arrays) and _same_sides(pairs.test.arrays)):
+    asked = f"--dataset={config.dataset}" + f" --test_dataset={config.test_dataset}" * bool(config.test_dataset)
     raise InputError(
-      f"--dataset={config.dataset} has other targets than sources: expected sentences, or a file.txt whose lines are "
+      f"{asked} has other targets than sources: expected sentences, or a file.txt whose lines are "
       "given back; experiments.sequence.translation learns pairs."
     )
   return pairs
+
+
+def _same_sides(arrays: Mapping[str, np.ndarray]) -> bool:
+  """Whether each target is its source."""
+  size = arrays["source"].shape[1]
+  inside = np.arange(size)[None] < arrays["source_length"][:, None]
+  same = arrays["target"].shape[1] == size + 2 and np.array_equal(arrays["source_length"], arrays["target_length"] - 2)
+  return bool(same and np.all((arrays["source"] == arrays["target"][:, 1:-1])[inside]))
 
 
 def make_feeds(config: Config) -> Feeds:

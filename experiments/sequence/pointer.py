@@ -179,7 +179,8 @@ def answer_losses(logits: Float[Array, "B T S"], answer: Int[Array, "B T"]) -> t
 def judge(task: str, sets: PointSet, said: Int[Array, "B T"]) -> dict[str, tuple[Array, Array]]:
   """{figure: (sums, counts)} of each set.
 
-  hull: `accuracy`, the same polygon; `simple`, it does not cross itself; `area`, of the simple ones over the true area.
+  hull: `accuracy`, the same polygon; `simple`, it does not cross itself; `area`, of the simple ones over the true area,
+  0 where there is none.
   tsp: `ratio`, length over the shortest; `optimal`, as short as that but for rounding.
   """
   given, true = jax.vmap(as_polygon)(said), jax.vmap(as_polygon)(sets.answer)
@@ -229,7 +230,8 @@ def make(config: Config) -> Experiment:
       loss, count = answer_losses(model.logits(sets), sets.answer)
       nats, steps = nats + jnp.sum(loss * mask), steps + jnp.sum(count * mask)
       for name, (total, count) in judge(config.task, sets, model(sets.points, sets.count)).items():
-        found[f"{name}_{n}"] = Mean(jnp.sum(total * mask), jnp.sum(count * mask))
+        # 0 where no answer counts, and no other mean changed: counts are whole.
+        found[f"{name}_{n}"] = Mean(jnp.sum(total * mask), jnp.maximum(jnp.sum(count * mask), 1e-6))
     return {"loss": Mean(nats, steps), **found}
 
   def report(state: State, directory: Path) -> dict[str, float]:

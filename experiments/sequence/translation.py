@@ -112,7 +112,9 @@ class Config(PairConfig, OptimConfig, LoopConfig):
     require(k == 0 or k >= 1, "scheduled_sampling", k, "0, or 1 and more")
     require(len(self.beams) > 0 and min(self.beams, default=0) >= 1, "beams", self.beams, "numbers of 1 or more")
     require(len(self.length_penalties) > 0, "length_penalties", self.length_penalties, "one or more")
-    if self.model != "rnn":
+    if self.model == "rnn":
+      _seq2seq.check_cell(self.cell, self.width)
+    else:
       fits = self.width % self.heads == 0 and self.width % 2 == 0
       require(fits, "heads", self.heads, f"a divisor of --width={self.width}, which is even")
     blind = self.model == "mask_predict" or (self.model == "rnn" and self.attention == "none")
@@ -136,10 +138,10 @@ class Config(PairConfig, OptimConfig, LoopConfig):
 
   @classmethod
   def tuned(cls, **given: Any) -> "Config":
-    """A Transformer takes two layers; a metric is raised in fewer and smaller steps."""
+    """A Transformer takes two layers and more steps; a metric is raised in fewer and smaller ones."""
     defaults: dict[str, Any] = {}
     if given.get("model", "rnn") != "rnn":
-      defaults |= dict(depth=2, learning_rate=2e-3)
+      defaults |= dict(steps=1500, depth=2, learning_rate=2e-3)
     if given.get("train_on", "likelihood") in METRIC_STAGES:
       defaults |= dict(steps=200, learning_rate=2e-4, warmup_steps=20)
     return cls(**{**defaults, **given})
@@ -160,7 +162,9 @@ class Config(PairConfig, OptimConfig, LoopConfig):
     if self.train_on == "likelihood":
       idle |= dict.fromkeys(("metric", "samples", "sharpness"), "--train_on=likelihood draws nothing")
     else:
-      more = ("label_smoothing", "coverage", "guided", "guided_weight", "guided_width")
+      more = ("label_smoothing", "guided", "guided_weight", "guided_width")
+      if self.start_from:  # else they are of the first stage
+        more += ("dropout",) if self.model == "rnn" else ("dropout", "coverage")
       idle |= dict.fromkeys(more, f"--train_on={self.train_on} has its own loss")
       if self.train_on == "self_critical":
         idle |= dict.fromkeys(("samples", "sharpness"), "--train_on=self_critical draws one sequence")
@@ -254,7 +258,7 @@ def decode(config: Config, task: _seq2seq.Task, model: Any, variables: Any, batc
 def make_objective(config: Config, task: _seq2seq.Task, model: Any):
   """(params, state, batch) -> (loss, metrics) of the flags."""
   if config.model == "mask_predict":
-    return lambda params, state, batch: masked_objective(task, model, params, state, batch)
+    return lambda params, state, batch: masked_objective(model, params, state, batch)
   if config.train_on == "self_critical":
     return lambda params, state, batch: self_critical_objective(config, task, model, params, state, batch)
   if config.train_on == "minimum_risk":
@@ -298,14 +302,15 @@ def likelihood_objective(config: Config, task: _seq2seq.Task, model: Any, params
   return loss, metrics
 
 
-def masked_objective(task: _seq2seq.Task, model: Any, params, state: State, batch):
+def masked_objective(model: Any, params, state: State, batch):
   """Cross entropy of what is masked, and of how many tokens there are. Ghazvininejad et al. 2019, sec. 3.1."""
   tokens, size = batch["target"][:, 1:-1], batch["target_length"] - 2
   masked = draw_masked(stream_key(state.key, "masks", state.step), size, tokens.shape[1])
   inputs = jnp.where(masked, model.mask_id, tokens)
   given = (batch["source"], batch["source_length"], inputs, size)
   scored = model.apply({"params": params}, *given, True, rngs=_rngs(state))
-  each = _seq2seq.token_losses(task, scored.log_probability, tokens, masked, state.hparams["label_smoothing"])
+  smoothing = state.hparams["label_smoothing"]
+  each = _seq2seq.token_losses(scored.log_probability, tokens, masked, smoothing, model.never)
   count = jnp.sum(masked)
   right = jnp.sum((jnp.argmax(scored.log_probability, -1) == tokens) & masked) / count
   loss = jnp.sum(each) / count

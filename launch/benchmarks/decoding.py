@@ -70,7 +70,7 @@ def our_steps(config: Config) -> dict[int, Callable[[], Any]]:
 
 
 def their_steps(config: Config) -> dict[int, Callable[[], Any]]:
-  """None where transformers or torch is not installed."""
+  """Empty where transformers or torch is not installed."""
   try:
     import torch
     from transformers import MarianConfig, MarianMTModel

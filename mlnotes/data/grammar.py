@@ -18,7 +18,7 @@ _WORDS = {
   "verb": ("sleeps", "runs", "sings", "waits"),
   "verb with an object": ("sees", "likes", "finds", "draws", "hears"),
 }
-# How often each form is taken, first to last; one may stand inside another `_DEEPEST` times.
+# How deep one form may stand inside another.
 _DEEPEST = 2
 
 

@@ -161,7 +161,9 @@ def _make_trees() -> TextPairs:
 
 
 def _cut(pairs: TextPairs) -> tuple[TextPairs, TextPairs]:
-  return pairs[_NUM_TEST:], pairs[:_NUM_TEST]
+  """(training, test) pairs, drawn: sentences that are found late are longer than the first."""
+  kept, held_out = hold_out(len(pairs), "--dataset")
+  return [pairs[i] for i in kept], [pairs[i] for i in held_out]
 
 
 BUILT_IN: Mapping[str, Callable[[], tuple[TextPairs, TextPairs]]] = MappingProxyType(

@@ -70,8 +70,8 @@ def make_repeat_copy(
 ) -> BitTask:
   """As `make_copy`, but the mark says how often: `fewest` to `often` times, then a mark is to be said. Sec. 4.2.
 
-  The number is given less the mean, over the standard deviation, of those of `scale`, (fewest, often) where it is None:
-  longer tests need that of training. The last channel said is that of the mark.
+  The number is given less the mean, over the standard deviation (1 where that is less), of those of `scale`, (fewest,
+  often) where it is None: longer tests need that of training. The last channel said is that of the mark.
   Raises ValueError unless 1 <= least <= most and 1 <= fewest <= often.
   """
   _check_range("repeat copy", "vectors", least, most)

@@ -158,7 +158,10 @@ def tour_length(points: Float[Array, "N 2"], polygon: Polygon) -> Float[Array, "
 
 
 def is_simple(points: Float[Array, "N 2"], polygon: Polygon) -> Bool[Array, ""]:
-  """Whether it has three corners or more and no two sides meet but neighbours at their corner."""
+  """Whether it has three corners or more and no two sides meet.
+
+  Sides that follow each other are exempt, as they share a corner: one that lies on the one before is not found.
+  """
   start, end, there = _sides(points, polygon)
   a, b, c, d = start[:, None], end[:, None], start[None], end[None]
   apart = jnp.sign(_turn(a, b, c)) * jnp.sign(_turn(a, b, d)) > 0

@@ -15,7 +15,7 @@ def real_places(lengths: Int[Array, " B"], places: int) -> Bool[Array, "B T"]:
 def coverage_loss(
   attention: Float[Array, "B T S"], source_lengths: Int[Array, " B"], target_lengths: Int[Array, " B"]
 ) -> Float[Array, " B"]:
-  """mean_t sum_i min(a_i^t, c_i^t), c^t = sum_{t' < t} a^t', over the real places. See et al. 2017, eq. 13.
+  """mean_t sum_i min(a_i^t, c_i^t), c^t = sum_{t' < t} a^t', over the real places. See et al. 2017, eq. 12 and 13.
 
   0 where no place is looked at twice, 1 at most. A mean over t as the cross entropy it is added to is one.
   """

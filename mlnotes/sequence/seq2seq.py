@@ -59,7 +59,8 @@ class RecurrentState(NamedTuple):
 class RecurrentSeq2Seq(nn.Module):
   """Sequence to sequence with any cell of `CELLS`. Sutskever et al. 2014, Bahdanau et al. 2015, Luong et al. 2015.
 
-  The encoder is bidirectional, its layers' final outputs give the decoder's first state through one matrix. Attention:
+  The encoder is bidirectional; its top layer's final outputs give the decoder's first state, and the first query of
+  attention, through one matrix. Attention:
 
     additive   a_t = softmax(v . tanh(W s_{t-1} + U h)), s_t = cell([y_{t-1}; sum_i a_ti h_i], s_{t-1})  Bahdanau, A.1.2
     dot        s_t = cell([y_{t-1}; o_{t-1}], s_{t-1}), a_t = softmax(s_t . W h), input feeding    Luong, eq. 8 and 3.3

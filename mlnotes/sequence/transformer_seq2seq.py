@@ -114,7 +114,7 @@ class TransformerSeq2Seq(nn.Module):
   @nn.nowrap
   def _of_last_layer(self, found: Any) -> Float[Array, "B T S"]:
     (weights,) = found["weights"]["decoder"][f"block{self.depth - 1}"]["cross_attention"]["weights"]
-    return jnp.mean(weights, 1)
+    return jnp.mean(weights.astype(jnp.float32), 1)
 
   @nn.nowrap
   def make_decoder(

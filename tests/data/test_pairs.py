@@ -158,6 +158,13 @@ def test_every_tree_reads_as_its_sentence_and_no_other_tree_does():
   assert read_pairs("sentences")[1][0] == (test[0][0], test[0][0])
 
 
+@pytest.mark.parametrize("dataset", ["brackets", "sentences"])
+def test_sentences_of_both_splits_are_as_long(dataset):
+  """Distinct ones are drawn: short ones are found first."""
+  train, test = (np.mean([len(source) for source, _ in split]) for split in read_pairs(dataset))
+  assert abs(test / train - 1) < 0.05
+
+
 def test_other_names_and_flags_without_effect():
   for name, sentence in (
     ("wmt", "no such pairs, expected dates, brackets, sentences, a file.tsv, a file.jsonl, two files a.en,b.de or the"),

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.sequence import _autoencoder_report, autoencoder
+from experiments.sequence import _autoencoder_report, _seq2seq, autoencoder
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
+from mlnotes.sequence import RecurrentSeq2Seq, greedy
 
 WORDS = ("ab", "ba", "aab", "bba", "abab", "b", "a", "bbb", "aba", "bab", "aaaa", "bb", "baa", "abb", "baab", "abba")
 
@@ -39,6 +40,27 @@ def test_a_code_is_the_final_state_and_decodes_by_itself(whole):
   texts = whole.decode(codes)
   assert texts == whole(WORDS)
   np.testing.assert_allclose(whole.encode(["abab"])[0], codes[4], rtol=1e-5, atol=1e-6)  # padding changes nothing
+
+
+def test_a_code_is_read_as_the_decoder_reads_the_source_itself(config, made):
+  """With two layers, whose states a code holds side by side."""
+  pairs, (_, _, batch) = autoencoder.read_sentences(config), made
+  task = _seq2seq.describe(pairs)
+  model = RecurrentSeq2Seq(task.vocabulary, 8, "lstm", 2, "none", never=task.never)
+
+  @jax.jit
+  def both_ways(batch):
+    params = _seq2seq.init_params(model, root_key(1), batch)
+    uneven = lambda x: 2 * x + 0.5 * jnp.sin(5.0 * jnp.arange(x.size).reshape(x.shape))
+    given = ({"params": jax.tree.map(uneven, params)}, batch["source"], batch["source_length"])
+    code = autoencoder.code_of(model, *given)
+    found = autoencoder.decode_code(task, model, given[0], code)
+    return found, greedy(model.make_decoder(*given), task.start, task.end, task.pad, task.room)
+
+  found, expected = both_ways(batch)
+  np.testing.assert_array_equal(found.tokens, expected.tokens)
+  np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=1e-4)
+  assert len(np.unique(expected.log_probability)) == 4
 
 
 def test_hidden_words_are_of_the_decoder_and_never_the_start(key):
@@ -78,7 +100,21 @@ def test_pairs_of_different_sides_are_refused():
     autoencoder.read_sentences(autoencoder.Config(dataset="dates"))
   with pytest.raises(InputError, match=r"--word_dropout=1\.5"):
     autoencoder.Config(word_dropout=1.5)
+  with pytest.raises(InputError, match="--cell=clockwork --width=30: "):
+    autoencoder.Config(cell="clockwork", width=30)
   assert "precision" in autoencoder.Config().idle_flags()
+
+
+@pytest.mark.parametrize("line", ["ab\tba", "ab\ta", "a\tab", "ab\tabb"])
+def test_a_test_split_of_different_sides_is_refused(line, tmp_path):
+  """Of other tokens, or of another length, that of the longest training pair or one beyond."""
+  paths = [tmp_path / "train.tsv", tmp_path / "test.tsv"]
+  for path, text in zip(paths, ("ab\tab\nb\tb\n", f"a\ta\n{line}\n")):
+    path.write_text(text)
+  config = autoencoder.Config(dataset=str(paths[0]), test_dataset=str(paths[1]))
+  with pytest.raises(InputError, match="has other targets than sources") as error:
+    autoencoder.read_sentences(config)
+  assert f"--test_dataset={paths[1]}" in str(error.value)
 
 
 class Reverser:

@@ -88,9 +88,17 @@ def test_evaluations_count_each_length_without_the_padding(plain):
 
 
 def test_solved_is_a_tenth_of_a_bit_where_trained_and_five_beyond():
+  judge = lambda near, far: ntm.judge(ntm.Config(), {"wrong_bits_20": near, "wrong_bits_120": far})
+  assert judge(0.1, 5.0) == {"solved": 1.0, "coin_20": 80.0, "coin_120": 480.0}
+  assert judge(0.11, 0.0)["solved"] == 0 and judge(0.0, 5.1)["solved"] == 0
+
+
+def test_a_coin_solves_nothing():
+  """A twentieth of its wrong bits is the most where that is less."""
   judge = lambda near, far: ntm.judge(small(), {"wrong_bits_2": near, "wrong_bits_5": far})["solved"]
-  assert judge(0.1, 5.0) == 1 and judge(0.11, 0.0) == 0 and judge(0.0, 5.1) == 0
-  assert ntm.judge(small(), {"wrong_bits_2": 0.0, "wrong_bits_5": 0.0})["coin_5"] == 5.0
+  assert judge(0.1, 0.25) == 1 and judge(0.0, 0.26) == 0
+  assert ntm.coin_errors(small(), 5) == 5.0
+  assert ntm.coin_errors(small(task="repeat_copy"), 2) == 7.5  # twice two vectors and the mark, of three channels
 
 
 def test_it_learns_to_copy():
@@ -178,4 +186,10 @@ def test_the_report_draws_memory_and_says_whether_it_is_solved(plain, tmp_path):
   experiment, _, state, _ = plain
   figures = experiment.report(state, tmp_path)
   assert figures == {"solved": 0.0, "coin_2": 2.0, "coin_5": 5.0}
+  assert (tmp_path / "memory.png").stat().st_size > 10_000
+
+
+def test_the_report_of_an_lstm_draws_what_it_said(tmp_path):
+  experiment, _, state, _ = first(small(model="lstm"))
+  assert set(experiment.report(state, tmp_path)) == {"solved", "coin_2", "coin_5"}
   assert (tmp_path / "memory.png").stat().st_size > 10_000

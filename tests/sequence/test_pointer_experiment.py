@@ -119,13 +119,33 @@ def test_tours_visit_everything_before_training_too(tmp_path):
   assert np.all(said[:, 6] == 6)
   figures = experiment.report(state, tmp_path)
   assert set(figures) == {"nearest_4", "shortest_4", "nearest_6", "shortest_6"}
-  assert figures["nearest_6"] >= 1 and (tmp_path / "answers.png").stat().st_size > 10_000
+  assert (tmp_path / "answers.png").stat().st_size > 10_000
+  walks = [
+    walk(np.asarray(points)) for i, n in ((0, 4), (1, 2)) for points in feeds.evaluate.draw((), i)["6"].points[:n]
+  ]
   lengths = [
     float(pointer.judge("tsp", s, s.answer)["ratio"][1][i])
     for s, count in ((feeds.evaluate.draw((), 0)["6"], 4), (feeds.evaluate.draw((), 1)["6"], 2))
     for i in range(count)
   ]
   np.testing.assert_allclose(figures["shortest_6"], np.mean(lengths), rtol=1e-5)
+  np.testing.assert_allclose(figures["nearest_6"], np.mean(walks) / np.mean(lengths), rtol=1e-5)
+
+
+def walk(points):
+  """The length of the way from point 0 to whichever is nearest of the rest, and back."""
+  way, left = [points[0]], list(points[1:])
+  while left:
+    way.append(left.pop(int(np.argmin([np.hypot(*(other - way[-1])) for other in left]))))
+  return sum(np.hypot(*(a - b)) for a, b in zip(way, [*way[1:], way[0]]))
+
+
+def test_areas_of_no_simple_answer_are_no_nan(plain, monkeypatch):
+  experiment, feeds, state, _ = plain
+  none = lambda points, polygon: jnp.zeros((), bool)
+  monkeypatch.setattr(pointer, "is_simple", none)
+  found = jax.jit(lambda batch: experiment.evaluate(state, batch))(feeds.evaluate.draw((), 0))["area_4"]
+  assert found.total / found.count == 0
 
 
 def test_it_learns_hulls():

@@ -171,7 +171,11 @@ def test_an_update_learns_from_the_objective_and_counts(first, objective):
 
 def test_the_losses_of_attention_are_of_the_real_lengths_and_join_the_loss(first, objective):
   for more, name, expected in (
-    (dict(guided="antidiagonal"), "guided_loss", lambda a, s, t: losses.guided_attention_loss(a, s, t, 0.2, True)),
+    (
+      dict(guided="antidiagonal", guided_weight=0.3),
+      "guided_loss",
+      lambda a, s, t: losses.guided_attention_loss(a, s, t, 0.2, True),
+    ),
     (dict(coverage=0.5), "coverage_loss", losses.coverage_loss),
   ):
     _, config, state, batch = first(**more)
@@ -188,19 +192,27 @@ def test_the_share_of_own_tokens_grows(objective):
   np.testing.assert_allclose([early, late], [0.5, 1 - 1 / (1 + np.exp(5))], rtol=1e-5)
 
 
-def test_the_metric_raises_what_was_drawn(first, monkeypatch):
+@pytest.mark.parametrize("model", ["rnn", "transformer"])
+def test_a_model_that_reads_its_own_tokens_learns_from_other_inputs(objective, model):
+  """After 50 updates with k = 1 all tokens are its own."""
+  shown, own = (objective(step=50, model=model, **more)[0] for more in ({}, dict(scheduled_sampling=1.0)))
+  assert abs(shown - own) > 1e-4
+
+
+@pytest.mark.parametrize("train_on", ["self_critical", "minimum_risk"])
+def test_the_metric_raises_what_was_drawn(first, monkeypatch, train_on):
   """With a reward of 1 for what ends at once, ending becomes likelier."""
   _, config, state, batch = first()
-  config = dataclasses.replace(config, train_on="self_critical")
+  config = dataclasses.replace(config, train_on=train_on)
   task = _seq2seq.describe(load_data(config))
   model = _seq2seq.build_model(config, task)
   short = lambda metric, task, found, batch: (found.length == 1).astype(jnp.float32)
   monkeypatch.setattr(_seq2seq, "reward", short)
-  critical = functools.partial(translation.self_critical_objective, config, task, model)
+  objective = translation.make_objective(config, task, model)
 
   def loss(bias, step):
     params = {**state.params, "head": {**state.params["head"], "bias": bias}}
-    return critical(params, state._replace(step=step), batch)[0]
+    return objective(params, state._replace(step=step), batch)[0]
 
   gradient, bias = jax.jit(jax.grad(loss)), state.params["head"]["bias"]
   mean = sum(gradient(bias, jnp.int32(i)) for i in range(24))
@@ -217,6 +229,8 @@ def test_masked_training_asks_for_masked_places_and_the_length(first, objective)
   loss, metrics = objective(model="mask_predict")
   np.testing.assert_allclose(loss, metrics["loss"] + 0.1 * metrics["length_loss"], rtol=1e-5)
   assert metrics["length_loss"] > 0.1
+  smoothed = objective(model="mask_predict", label_smoothing=0.1)[1]["loss"]
+  assert smoothed < 20 and smoothed != metrics["loss"]  # nothing goes to END, which is no token of its
   experiment, _, state, batch = first(model="mask_predict")
   figures = jax.jit(experiment.evaluate)(state, {**batch, "mask": jnp.ones(4), "index": jnp.arange(4)})
   assert {"exact", "length_accuracy"} <= set(figures)
@@ -248,6 +262,35 @@ def test_a_report_leaves_a_table_of_beams_texts_and_a_picture(first, tmp_path):
   assert "| greedy |" in table and "| 1 | 0.6 |" in table and "| 3 | 0.6 |" in table
   text = (tmp_path / "translations.txt").read_text()
   assert text.count("source ") == len(WORDS) and text.startswith(f"{round(16 * figures['decoded_exact'])} of 16")
+
+
+def test_a_report_searches_with_every_width_and_penalty(first, monkeypatch, tmp_path):
+  experiment, _, state, _ = first(beams=(1, 3), length_penalties=(0.0, 0.7), coverage_penalty=0.2)
+  asked = []
+
+  def search(decoder, start, end, pad, room, width, alpha, beta):
+    asked.append((width, alpha, beta))
+    one = jnp.ones((4, width), jnp.int32)
+    return Decoded(jnp.full((4, width, room), end), one, one, one)
+
+  monkeypatch.setattr(translation, "beam_search", search)
+  monkeypatch.setattr(
+    translation, "decode", lambda *given: jax.tree.map(lambda x: x[:, 0], search(*given[:4], 5, 0, 0, 0))
+  )
+  monkeypatch.setattr(_translation_report, "draw_attention", lambda *given: None)
+  experiment.report(state, tmp_path)
+  assert [pair for pair in asked if pair[0]] == [(1, 0.0, 0.2), (3, 0.0, 0.2), (1, 0.7, 0.2), (3, 0.7, 0.2)]
+
+
+def test_a_report_of_mask_predict_takes_its_rounds_and_lengths(first, monkeypatch, tmp_path):
+  experiment, _, state, _ = first(model="mask_predict", iterations=2, length_beam=3)
+  asked, refine = [], translation.mask_predict
+  monkeypatch.setattr(translation, "mask_predict", lambda *given: asked.append(given[-2:]) or refine(*given))
+  figures = experiment.report(state, tmp_path)
+  assert set(asked) == {(2, 3)} and 0 <= figures["decoded_exact"] <= 1
+  lines = (tmp_path / "table.md").read_text().splitlines()
+  assert len(lines) == 3 and lines[-1].startswith("| in rounds | |")
+  assert not (tmp_path / "attention.png").exists()
 
 
 @pytest.mark.thorough
@@ -293,6 +336,8 @@ def test_flags_that_do_not_fit_are_refused_in_one_sentence(small):
     (dict(train_on="minimum_risk", scheduled_sampling=10.0), "--scheduled_sampling is of --train_on=likelihood"),
     (dict(scheduled_sampling=0.5), "--scheduled_sampling=0.5"),
     (dict(beams=()), "--beams="),
+    (dict(cell="clockwork", width=30), "--cell=clockwork --width=30: "),
+    (dict(cell="scrn", width=3), "--cell=scrn --width=3: "),
     (dict(dropout=1.0), "--dropout=1.0"),
   ):
     with pytest.raises(InputError, match=said) as error:
@@ -305,5 +350,18 @@ def test_flags_without_effect_say_so(small):
   assert {"heads", "iterations", "metric", "guided_width"} <= set(idle) and not {"cell", "beams"} & set(idle)
   assert {"cell", "attention", "beams"} <= set(small(model="mask_predict").idle_flags())
   assert {"label_smoothing", "samples"} <= set(small(train_on="self_critical").idle_flags())
+  for model, given, expected in (
+    ("rnn", "", set()),
+    ("rnn", "run", {"dropout"}),
+    ("transformer", "", set()),
+    ("transformer", "run", {"dropout", "coverage"}),
+  ):
+    idle = small(train_on="minimum_risk", coverage=1.0, model=model, start_from=given).idle_flags()
+    assert {"dropout", "coverage"} & set(idle) == expected
+  assert [translation.Config.tuned(model=name).steps for name in ("rnn", "transformer", "mask_predict")] == [
+    400,
+    1500,
+    1500,
+  ]
   tuned = translation.Config.tuned(train_on="minimum_risk", learning_rate=0.1)
   assert (tuned.steps, tuned.learning_rate) == (200, 0.1)
