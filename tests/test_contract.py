@@ -134,6 +134,18 @@ def build(name, **changes):
   return module.make(config), module.make_feeds(config), config
 
 
+# LAPACK's kernels for many matrices wait for threads in the very threads they need: devices of a CPU wait for ever.
+LAPACK = {"cholesky", "eig", "eigh", "geqrf", "householder_product", "lu", "qr", "schur", "svd"}
+
+
+def all_equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+      if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+        yield from all_equations(getattr(inner, "jaxpr", inner))
+
+
 def program(name, seeds=(0,), devices=1):
   if seeds != (0,) and len(seeds) == devices == 1:
     return program(name).with_seeds(seeds)
@@ -226,6 +238,14 @@ def test_step_is_pure_and_gives_what_it_takes(name):
   after = [(aval.shape, aval.dtype, aval.weak_type) for aval in traced.jaxpr.out_avals]
   count = len(jax.tree.leaves(state))
   assert after[:count] == types[:count]
+
+
+@each_experiment
+def test_no_seed_waits_for_the_matrices_of_another(name):
+  run = program(name, (0, 1))
+  jaxpr = jax.make_jaxpr(run._first_state)(run._root_keys(), run._example_input())
+  found = [x for x in all_equations(jaxpr.jaxpr) if x.primitive.name in LAPACK]
+  assert all(x.invars[0].aval.ndim == 2 for x in found), found
 
 
 @each_experiment

@@ -12,6 +12,7 @@ from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads
 from mlnotes.attention.local import split_blocks
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask
 from mlnotes.engine.experiment import root_key
+from mlnotes.nn.initializers import orthogonal as draw_orthogonal
 
 
 def elu_features(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
@@ -89,7 +90,8 @@ def draw_projection(key: Key[Array, ""], features: int, width: int, orthogonal: 
   if not orthogonal:
     return jax.random.normal(of_blocks, (features, width))
   blocks = -(-features // width)
-  directions = jax.random.orthogonal(of_blocks, width, (blocks,)).reshape(-1, width)[:features]
+  of_block = lambda key: draw_orthogonal()(key, (width, width))
+  directions = jax.vmap(of_block)(jax.random.split(of_blocks, blocks)).reshape(-1, width)[:features]
   norms = jnp.linalg.norm(jax.random.normal(of_norms, (features, width)), axis=1, keepdims=True)
   return directions * norms
 

@@ -20,7 +20,13 @@ from mlnotes.nn.dropout import (
   draw_dropout_mask as draw_dropout_mask,
 )
 from mlnotes.nn.inception import GoogLeNet as GoogLeNet, Inception as Inception
-from mlnotes.nn.initializers import compute_fans as compute_fans, glorot as glorot, he as he, lecun as lecun
+from mlnotes.nn.initializers import (
+  compute_fans as compute_fans,
+  glorot as glorot,
+  he as he,
+  lecun as lecun,
+  orthogonal as orthogonal,
+)
 from mlnotes.nn.loss import (
   absolute_error as absolute_error,
   cross_entropy as cross_entropy,

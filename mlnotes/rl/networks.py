@@ -13,32 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mlnotes.nn.initializers import orthogonal
+
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
-
-
-def orthogonal(scale: float) -> Callable[..., Array]:
-  """Initialiser of kernels (inputs, outputs): `scale` times a matrix with orthonormal rows or columns, whichever fit.
-
-  Uniform over such matrices: Gram-Schmidt, twice for accuracy, on Gaussian vectors (Saxe et al. 2014).
-  `flax.linen.initializers.orthogonal` has the same distribution, but batched over seeds its QR factorisations can block
-  all threads of XLA's pool on a machine of few cores, for ever.
-  """
-
-  def init(key, shape, dtype=jnp.float32):
-    short, long = sorted(shape)
-    vectors = jax.random.normal(key, (short, long))
-
-    def one(i, vectors):
-      row = vectors[i]
-      before = jnp.where(jnp.arange(short)[:, None] < i, vectors, 0)
-      for _ in range(2):
-        row = row - (before @ row) @ before
-      return vectors.at[i].set(row / jnp.linalg.norm(row))
-
-    vectors = jax.lax.fori_loop(0, short, one, vectors)
-    return (scale * (vectors if shape[0] == short else vectors.T)).astype(dtype)
-
-  return init
 
 
 class MLP(nn.Module):

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from mlnotes.nn.initializers import orthogonal
+
 Hidden = Float[Array, "*B F"]
 Slow = Float[Array, "*B S"]
 
@@ -39,6 +41,7 @@ class ElmanCell(nn.SimpleCell):
   U starts orthogonal (`recurrent_kernel_init`); an identity with `activation_fn` relu is Le et al. 2015 (IRNN).
   """
 
+  recurrent_kernel_init: Callable[..., Array] = orthogonal()
   recurrent_dropout: float = 0.0
   deterministic: bool = True
 
@@ -98,6 +101,7 @@ class LSTMCell(nn.OptimizedLSTMCell):
 
   forget_bias: float = 1.0
   longest: int = 0
+  recurrent_kernel_init: Callable[..., Array] = orthogonal()
   recurrent_dropout: float = 0.0
   deterministic: bool = True
 
@@ -140,6 +144,7 @@ class GRUCell(nn.GRUCell):
   """
 
   reset: Literal["after", "before"] = "after"
+  recurrent_kernel_init: Callable[..., Array] = orthogonal()
   recurrent_dropout: float = 0.0
   deterministic: bool = True
 
@@ -178,7 +183,7 @@ class ClockworkCell(nn.RNNCellBase):
   features: int
   periods: Sequence[int] = (1, 2, 4, 8)
   kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
-  recurrent_kernel_init: Callable[..., Array] = nn.initializers.orthogonal()
+  recurrent_kernel_init: Callable[..., Array] = orthogonal()
   dtype: Any = None
   recurrent_dropout: float = 0.0
   deterministic: bool = True
@@ -234,7 +239,7 @@ class SCRNCell(nn.RNNCellBase):
   alpha: float = 0.95
   learn_alpha: bool = False
   kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
-  recurrent_kernel_init: Callable[..., Array] = nn.initializers.orthogonal()
+  recurrent_kernel_init: Callable[..., Array] = orthogonal()
   dtype: Any = None
   recurrent_dropout: float = 0.0
   deterministic: bool = True

@@ -7,9 +7,9 @@ import pytest
 
 from experiments.rl import _on_policy, a2c, reinforce
 from mlnotes.engine.program import Program, make_mesh, window_means
+from mlnotes.nn.initializers import orthogonal
 from mlnotes.rl.actor_critic import make_actor_critic
 from mlnotes.rl.env import Box, Discrete, Environment, TimeStep
-from mlnotes.rl.networks import orthogonal
 from mlnotes.rl.policy_gradient import masked_mean, masked_standardize, run_whole_episodes
 from mlnotes.rl.probe import constant_reward_env
 from mlnotes.rl.registry import make_env
