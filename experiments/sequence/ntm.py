@@ -60,7 +60,7 @@ class Config(OptimConfig, LoopConfig):
   UNIT: ClassVar[str] = "sequences"
   fills_cores: ClassVar[bool] = False
 
-  steps: int = 15000
+  steps: int = 30000
   batch_size: int = field(1, "sequences per update")
   learning_rate: float = 1e-3
   beta2: float = 0.95
