@@ -18,7 +18,7 @@ def draw_weights(model: Model, task: Task, title: str, path: Path) -> None:
   answers = np.asarray(model(tokens)[0]).argmax(-1)
   said = [str(token) for token in np.asarray(tokens[0])]
   asked = [
-    f"{token}" if target == NOT_ASKED else f"{token}: {answer}{'' if answer == target else f' (not {target})'}"
+    f"{token}" if target == NOT_ASKED else f"{token}: {answer}{'' if answer == target else f' (is {target})'}"
     for token, target, answer in zip(said, np.asarray(targets[0]), answers)
   ]
   heads = layers[0].shape[0]

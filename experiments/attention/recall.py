@@ -9,6 +9,7 @@ looks at in one test sequence.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,9 @@ from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import train
+
+# Different sequences of a task: of fewer, a quarter may be none.
+FEWEST = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,9 +77,23 @@ def make_task(config: Config) -> Task:
     "listops": lambda: make_listops(config.length),
   }
   try:
-    return makers[config.task]()
+    task = makers[config.task]()
   except ValueError as error:
     raise InputError(f"--task={config.task}: {error}.") from error
+  if config.task != "listops" and (found := _count_sequences(config)) < FEWEST:
+    raise InputError(
+      f"--task={config.task}: found {found} different sequences, expected {FEWEST} or more, a quarter of them for tests: "
+      "more --symbols or a longer --length (of recall --pairs)."
+    )
+  return task
+
+
+def _count_sequences(config: Config) -> int:
+  if config.task == "recall":
+    keys = config.symbols // 2
+    return math.perm(keys, config.pairs) * keys**config.pairs * math.perm(config.pairs, config.queries)
+  drawn = config.length // 2 if config.task == "copying" else config.length
+  return config.symbols**drawn
 
 
 def make_feeds(config: Config) -> Feeds:

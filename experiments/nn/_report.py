@@ -227,7 +227,7 @@ def draw_mistakes(judged: Judged, data: DataSet, path: Path) -> None:
     axis.axis("on")
     show_images(axis, image[None], 1)
     truth, answer = (as_text(data.class_names[label]) for label in (judged.label[i], judged.predicted[i]))
-    axis.set_title(f"{truth}, not {answer}\n{judged.confidence[i]:.0%} sure", fontsize=8)
+    axis.set_title(f"said {answer}, is {truth}\n{judged.confidence[i]:.0%} sure", fontsize=8)
   which = "all" if len(order) == len(wrong) else f"the {len(order)} surest"
   title = f"{which} {len(wrong)} mistakes" if len(order) == len(wrong) else f"{which} of {len(wrong)} mistakes"
   title = f"{title} on {len(judged.label)} test images" if len(wrong) else "no mistake on the test images"

@@ -33,8 +33,10 @@ def route(logits: Float[Array, "T E"], k: int, form: RouterForm = "mixtral") -> 
     al. 2024
     switch:   the k largest of the softmax of all                             Fedus et al. 2022, eq. 1-2
 
-  Raises ValueError where k is not 1 ... E.
+  Raises ValueError where k is not 1 ... E, or for another form.
   """
+  if form not in ("mixtral", "switch"):
+    raise ValueError(f"form is {form!r}, expected mixtral or switch")
   if not 1 <= k <= logits.shape[-1]:
     raise ValueError(f"k is {k}, expected 1 to {logits.shape[-1]}, the number of experts")
   logits = logits.astype(jnp.float32)

@@ -108,8 +108,10 @@ def strided_attention(
   Difference from the paper: there a near key may be `stride` away.
   Raises ValueError for a stride below 1, a single head, or a mask with a window of its own.
   """
-  if stride < 1 or mask.window is not None:
-    raise ValueError(f"strided attention: stride is {stride}, expected 1 or more, and a mask without a window")
+  if stride < 1:
+    raise ValueError(f"strided attention: stride is {stride}, expected 1 or more")
+  if mask.window is not None:
+    raise ValueError(f"strided attention has its own pattern: window of the mask is {mask.window}, expected none")
   if query.shape[2] < 2:
     raise ValueError("strided attention needs two heads or more, as these alternate between near keys and far ones")
   batch, queries, keys = require_heads(query, key, value)

@@ -36,8 +36,10 @@ def apply_rotary(
   (i, i + H / 2) in `halves` (GPT-NeoX, Hugging Face), (2i, 2i + 1) where `interleaved` (the paper, GPT-J); the two are
   the same up to a permutation of the features. Angles are float32 whatever x is, and grow with
   each position by what is exact to 1e-9.
-  Raises ValueError for an odd number of features.
+  Raises ValueError for an odd number of features, or another form.
   """
+  if form not in ("halves", "interleaved"):
+    raise ValueError(f"form is {form!r}, expected halves or interleaved")
   angle = _angles(positions, x.shape[-1], base)[:, :, None, :]
   sin, cos = jnp.sin(angle), jnp.cos(angle)
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))

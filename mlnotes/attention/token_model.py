@@ -22,7 +22,7 @@ class TokenModel(nn.Module):
   scores, or not at all, as where the transformer's `rotary_base` turns queries and keys. The embeddings are scaled by
   sqrt(width) where sines are added to them, Vaswani et al. 2017, 3.4.
 
-  Raises ValueError for more tokens than `length` where positions are learned.
+  Raises ValueError for more tokens than `length` where positions are learned; decoding beyond them gives NaN.
   """
 
   vocabulary: int
@@ -54,7 +54,7 @@ class TokenModel(nn.Module):
       if tokens.shape[1] > self.length:
         raise ValueError(f"positions were learned for {self.length} tokens, found {tokens.shape[1]}")
       table = self.param("places", nn.initializers.normal(0.02), (self.length, width))
-      x = x + jnp.take(table, places, axis=0, mode="clip").astype(x.dtype)
+      x = x + jnp.take(table, places, axis=0, mode="fill").astype(x.dtype)
     if self.position == "sinusoidal":
       x = x * jnp.sqrt(width).astype(x.dtype) + sinusoidal_positions(places, width).astype(x.dtype)
     bias = make_alibi(self.transformer.heads) if self.position == "alibi" else None

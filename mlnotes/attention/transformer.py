@@ -168,7 +168,9 @@ class Transformer(nn.Module):
     train: bool = False,
     cache: Sequence[Cache] | None = None,
   ) -> Any:
-    """(B, T, D), with caches, one for each layer, also these with what x adds."""
+    """(B, T, D), with caches, one for each layer, also these with what x adds. Raises ValueError for D not `width`."""
+    if x.shape[-1] != self.width:
+      raise ValueError(f"width is {self.width}, found {x.shape[-1]} features")
     matrices = {"kernel_init": self.kernel_init, "out_init": self.out_init, "use_bias": self.use_bias}
     new = []
     for layer in range(self.depth):

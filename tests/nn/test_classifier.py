@@ -408,7 +408,7 @@ def test_the_surest_mistakes_are_drawn_and_no_mistake_is_a_picture_too(tmp_path,
     _report, "save_figure", lambda figure, path: titles.append([axis.get_title() for axis in figure.axes])
   )
   _report.draw_mistakes(as_judged(logits, [0, 0, 2]), DATA, tmp_path / "mistakes.png")
-  assert titles[0][:2] == ["c, not b\n99% sure", "a, not b\n79% sure"]
+  assert titles[0][:2] == ["said b, is c\n99% sure", "said b, is a\n79% sure"]
   monkeypatch.setattr(_report, "save_figure", plot.save_figure)
   _report.draw_mistakes(as_judged(logits, [0, 1, 1]), DATA, tmp_path / "none.png")
   assert (tmp_path / "none.png").stat().st_size > 1000
