@@ -44,7 +44,7 @@ class Config(PairConfig, OptimConfig, LoopConfig):
   longest_source: int = 40
   longest_target: int = 40
   batch_size: int = 64
-  steps: int = 700
+  steps: int = 600
   learning_rate: float = 4e-3
   optimizer: OptimizerName = "adamw"
   schedule: ScheduleName = "warmup_cosine"
