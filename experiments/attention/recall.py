@@ -82,7 +82,7 @@ def make_task(config: Config) -> Task:
     raise InputError(f"--task={config.task}: {error}.") from error
   if config.task != "listops" and (found := _count_sequences(config)) < FEWEST:
     raise InputError(
-      f"--task={config.task}: found {found} different sequences, expected {FEWEST} or more, a quarter of them for tests: "
+      f"--task={config.task}: found {found} different sequences, expected {FEWEST} or more, a quarter for tests: "
       "more --symbols or a longer --length (of recall --pairs)."
     )
   return task

@@ -40,8 +40,8 @@ def make_recall(pairs: int = 8, queries: int = 4, symbols: int = 32) -> Task:
   half = symbols // 2
   if pairs > half or queries > pairs:
     raise ValueError(
-      f"recall of {queries} queries, {pairs} pairs, {half} keys (half of the {symbols} symbols): expected no more of one "
-      "than of the next"
+      f"recall of {queries} queries, {pairs} pairs, {half} keys (half of the {symbols} symbols): expected no more of "
+      "one than of the next"
     )
 
   def draw(key):
