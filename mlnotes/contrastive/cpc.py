@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Num
 
 from mlnotes.contrastive.loss import in_batch_info_nce, mutual_information_bound
 from mlnotes.contrastive.method import Method, Outcome
-from mlnotes.nn import Conv, GroupNorm
+from mlnotes.nn import Conv, GroupNorm, orthogonal
 
 
 def extract_patches(image: Float[Array, "B H W C"], size: int, stride: int) -> Float[Array, "B R S {size} {size} C"]:
@@ -30,7 +30,7 @@ class SequenceContext(nn.Module):
 
   @nn.compact
   def __call__(self, z: Float[Array, "B T D"]) -> Float[Array, "B T E"]:
-    return nn.RNN(nn.GRUCell(self.features))(z)
+    return nn.RNN(nn.GRUCell(self.features, recurrent_kernel_init=orthogonal()))(z)
 
 
 class RowContext(nn.Module):

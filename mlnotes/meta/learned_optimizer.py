@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.meta.optimizee import Optimizee
+from mlnotes.nn.initializers import orthogonal
 
 
 def preprocess_gradient(gradient: Float[Array, "*N"], p: float = 10.0) -> Float[Array, "*N 2"]:
@@ -55,7 +56,7 @@ class CoordinateLSTM(nn.Module):
     x = self.preprocess(gradient)
     after = []
     for layer_carry in carry:
-      layer_carry, x = nn.OptimizedLSTMCell(self.hidden)(layer_carry, x)
+      layer_carry, x = nn.OptimizedLSTMCell(self.hidden, recurrent_kernel_init=orthogonal())(layer_carry, x)
       after.append(layer_carry)
     return tuple(after), self.scale * nn.Dense(1)(x)[..., 0]
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mlnotes.attention.mask import Mask
 from mlnotes.attention.position import sinusoidal_positions
 from mlnotes.attention.transformer import Transformer
+from mlnotes.sequence.cells import LSTMCell
 from mlnotes.sequence.recurrent import Recurrent
 
 _NEVER = -1e9
@@ -65,7 +66,7 @@ class PointerNetwork(nn.Module):
   def setup(self):
     dense = lambda bias=True: nn.Dense(self.width, use_bias=bias)
     self.embed, self.project, self.query, self.score = dense(), dense(False), dense(), nn.Dense(1, use_bias=False)
-    self.cell = nn.OptimizedLSTMCell(self.width)
+    self.cell = LSTMCell(self.width, forget_bias=0.0)
     self.end = self.param("end", nn.initializers.normal(0.1), (self.width,))
     self.start = self.param("start", nn.initializers.normal(0.1), (self.width,))
     self.carry_in = dense(), dense()
@@ -73,7 +74,7 @@ class PointerNetwork(nn.Module):
       self.transformer = Transformer(self.depth, self.heads, self.width)
     else:
       both = self.encoder == "bilstm"
-      self.recurrent = Recurrent(nn.OptimizedLSTMCell(self.width // 2 if both else self.width), bidirectional=both)
+      self.recurrent = Recurrent(LSTMCell(self.width // 2 if both else self.width, forget_bias=0.0), bidirectional=both)
     if self.glimpse:
       self.glimpse_project, self.glimpse_query = dense(False), dense()
       self.glimpse_score = nn.Dense(1, use_bias=False)
