@@ -78,7 +78,7 @@ class Config(OptimConfig, LoopConfig):
     "of clips one after the other: official, or speaker:NAME to test on one; empty: official where recordings have an "
     "index, else a fixed tenth",
   )
-  seconds: float = field(1.0, "cut clips at this many seconds; 0: not")
+  clip_seconds: float = field(1.0, "cut clips at this many seconds; 0: not")
   shortest: int = field(0, "least labels of a string; 0: 5 of a line, 1 of sounds")
   longest: int = field(0, "most labels of a string; 0: 10 of a line, 5 of sounds")
   test_strings: int = field(1024, "strings of the evaluation, made of the test split")
@@ -103,7 +103,7 @@ class Config(OptimConfig, LoopConfig):
     for name in ("batch_size", "test_strings", "depth", "width", "heads"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.mels >= 2, "mels", self.mels, "2 or more")
-    require(0 <= self.seconds < float("inf"), "seconds", self.seconds, "0 or more")
+    require(0 <= self.clip_seconds < float("inf"), "clip_seconds", self.clip_seconds, "0 or more")
     require(self.shortest >= 0, "shortest", self.shortest, "0 or more")
     require(self.longest == 0 or self.longest >= 1, "longest", self.longest, "0 or more")
     require(self.stride in (0, *_STRIDES), "stride", self.stride, "1, 2, 4 or 8, or 0")
@@ -131,7 +131,7 @@ class Config(OptimConfig, LoopConfig):
   def idle_flags(self):
     idle = super().idle_flags()
     if self.dataset == _strings.LINES:
-      idle |= dict.fromkeys(("split", "seconds", "mels", "masks"), f"--dataset={self.dataset} is no sound")
+      idle |= dict.fromkeys(("split", "clip_seconds", "mels", "masks"), f"--dataset={self.dataset} is no sound")
     if self.cell != "transformer":
       idle["heads"] = f"--cell={self.cell} has none"
     if self.cell in ("transformer", "none"):
@@ -184,7 +184,7 @@ def decode(logits: Float[Array, "B T K"], lengths: Int[Array, " B"], beam: int) 
 
 
 def load_source(config: Config) -> _strings.Source:
-  return _strings.load_source(config.dataset, config.split, config.seconds, *config.counts, config.mels)
+  return _strings.load_source(config.dataset, config.split, config.clip_seconds, *config.counts, config.mels)
 
 
 def make_feeds(config: Config) -> Feeds:

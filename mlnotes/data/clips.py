@@ -90,9 +90,11 @@ def load_clips(dataset: str, split: str = "", seconds: float = 1.0) -> SpokenCli
   length = np.diff(start)
   most = round(seconds * rate) if seconds else int(length.max())
   if most < 1:
-    raise DataError(f"{flag}: --seconds={seconds} is no sample at {rate} a second, expected {1 / rate:.3g} or more.")
+    raise DataError(
+      f"{flag}: --clip_seconds={seconds} is no sample at {rate} a second, expected {1 / rate:.3g} or more."
+    )
   cut = int(np.sum(length > most))
-  notes = (f"{cut} of {len(label)} clips are longer than --seconds={seconds} and cut there.",) if cut else ()
+  notes = (f"{cut} of {len(label)} clips are longer than --clip_seconds={seconds} and cut there.",) if cut else ()
   parts = _split(flag, split, arrays, speaker, names, len(label))
   whole = arrays["audio"], start[:-1], np.minimum(length, most), label, speaker
   return SpokenClips(Path(dataset).stem, *(_pick(*whole, index) for index in parts), classes, rate, notes)

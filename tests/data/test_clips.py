@@ -67,7 +67,7 @@ def test_without_numbers_of_recordings_a_part_is_set_aside(write):
 
 def test_long_clips_are_cut(write):
   data = load_clips(write(), "official", seconds=0.03)
-  assert data.notes == ("4 of 8 clips are longer than --seconds=0.03 and cut there.",)
+  assert data.notes == ("4 of 8 clips are longer than --clip_seconds=0.03 and cut there.",)
   assert data.train.length.max() == 3 and len(data.train.audio) == data.train.length.sum()
   assert load_clips(write(), "official", seconds=0.0).test.length.max() == 6
 
@@ -120,5 +120,5 @@ def test_what_is_refused_is_one_sentence(write, changes, split, said):
 def test_other_clips_have_their_own_splits():
   with pytest.raises(DataError, match="--dataset=tones has its own two splits"):
     load_clips("tones", "official")
-  with pytest.raises(DataError, match="--seconds=1e-05 is no sample"):
+  with pytest.raises(DataError, match="--clip_seconds=1e-05 is no sample"):
     load_clips("tones", seconds=0.00001)

@@ -167,9 +167,9 @@ def test_clips_of_a_file_are_learned_from_and_tested_on_the_speaker_asked_for(tm
     start=np.concatenate([[0], np.cumsum(lengths)]), label=np.arange(24) % 3, speaker=np.repeat([0, 1, 2], 8)
   )
   np.savez(path, audio=draw.integers(-(2**14), 2**14, lengths.sum()).astype(np.int16), rate=np.int32(8000), **arrays)
-  more = dict(dataset=path, split="speaker:1", seconds=0.05)
+  more = dict(dataset=path, split="speaker:1", clip_seconds=0.05)
   experiment, feeds, state, batch, step = first(**more)
-  assert "clips are longer than --seconds=0.05" in capsys.readouterr().err
+  assert "clips are longer than --clip_seconds=0.05" in capsys.readouterr().err
   assert len(feeds.evaluate.arrays) == 8 and len(feeds.train.arrays) == 16
   assert np.isfinite(step(state, batch)[1]["loss"]) and int(batch["labels"].max()) <= 3
   figures = experiment.report(state, tmp_path)
@@ -223,7 +223,7 @@ def test_cells_have_the_precision_of_the_flags(cell):
     (dict(stride=3), "--stride=3"),
     (dict(beam=-1), "--beam=-1"),
     (dict(dropout=1.0), "--dropout=1.0"),
-    (dict(seconds=-1.0), "--seconds=-1.0"),
+    (dict(clip_seconds=-1.0), "--clip_seconds=-1.0"),
     (dict(test_strings=0), "--test_strings=0"),
     (dict(cell="transformer", width=6, heads=2), "--heads=2"),
   ],
@@ -254,12 +254,12 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("changes", "said"), [(dict(rate=20), "hop 0"), (dict(start=np.arange(13) * 60), "180 samples, window 200")]
+  ("changes", "said"), [(dict(rate=20), "hop 0"), (dict(start=np.arange(13) * 60), "61 samples, window 200")]
 )
 def test_strings_without_a_frame_are_refused_before_training(write, changes, said):
   """Too few samples a second, or the longest string is shorter than a window; without pauses too."""
   with pytest.raises(InputError, match=said) as error:
-    ctc.make(small(dataset=write(**changes), seconds=0.0))
+    ctc.make(small(dataset=write(**changes), clip_seconds=0.0, longest=1))
   assert "\n" not in str(error.value)
 
 
@@ -277,7 +277,7 @@ def test_floors_of_clips_are_counted_once_and_of_one_class_without_a_classifier(
 
 
 def test_flags_without_effect_say_so():
-  assert {"split", "seconds", "mels", "masks", "heads"} <= set(small().idle_flags())
+  assert {"split", "clip_seconds", "mels", "masks", "heads"} <= set(small().idle_flags())
   assert {"bidirectional", "depth", "heads"} <= set(small(dataset="tones", cell="none").idle_flags())
   assert not {"mels", "masks", "bidirectional"} & set(small(dataset="tones").idle_flags())
 

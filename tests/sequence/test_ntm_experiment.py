@@ -47,7 +47,7 @@ def test_losses_and_wrong_bits_are_those_of_what_is_asked():
 def test_an_update_follows_the_mean_over_all_asked_bits(plain):
   experiment, _, state, batch = plain
   after, metrics = jax.jit(experiment.step)(state, batch)
-  model = experiment.model(state)
+  model = ntm.make(small(test_cells=small().cells)).model(state)
   logits = np.asarray(model(batch.inputs), np.float64)
   targets, asked = np.asarray(batch.targets), np.asarray(batch.asked) > 0
   each = np.log1p(np.exp(-logits * (2 * targets - 1)))[asked]

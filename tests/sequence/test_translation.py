@@ -274,12 +274,11 @@ def test_a_report_searches_with_every_width_and_penalty(first, monkeypatch, tmp_
     return Decoded(jnp.full((4, width, room), end), one, one, one)
 
   monkeypatch.setattr(translation, "beam_search", search)
-  monkeypatch.setattr(
-    translation, "decode", lambda *given: jax.tree.map(lambda x: x[:, 0], search(*given[:4], 5, 0, 0, 0))
-  )
+  ended = lambda config, task, *given: jax.tree.map(lambda x: x[:, 0], search(None, 0, task.end, 0, task.room, 1, 0, 0))
+  monkeypatch.setattr(translation, "decode", ended)
   monkeypatch.setattr(_translation_report, "draw_attention", lambda *given: None)
   experiment.report(state, tmp_path)
-  assert [pair for pair in asked if pair[0]] == [(1, 0.0, 0.2), (3, 0.0, 0.2), (1, 0.7, 0.2), (3, 0.7, 0.2)]
+  assert [each for each in asked if each[2]] == [(1, 0.0, 0.2), (3, 0.0, 0.2), (1, 0.7, 0.2), (3, 0.7, 0.2)]
 
 
 def test_a_report_of_mask_predict_takes_its_rounds_and_lengths(first, monkeypatch, tmp_path):
