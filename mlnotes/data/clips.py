@@ -77,7 +77,13 @@ def load_clips(dataset: str, split: str = "", seconds: float = 1.0) -> SpokenCli
   if "start" not in arrays:
     if split:
       raise DataError(f"--split={split}: {flag} has its own two splits, expected no --split.")
-    return _join(load_audio(dataset, seconds=seconds))
+    # What `AudioConfig` calls --seconds.
+    renamed = lambda text: text.replace("--seconds", "--clip_seconds")
+    try:
+      found = _join(load_audio(dataset, seconds=seconds))
+    except DataError as error:
+      raise DataError(renamed(str(error))) from error
+    return found._replace(notes=tuple(map(renamed, found.notes)))
   arrays["rate"] = arrays.get("rate", arrays.get("sample_rate"))
   if lacking := [name for name in ("audio", "label", "rate") if arrays.get(name) is None]:
     raise DataError(f"{flag}: found the arrays {arrays.listed}, expected {lacking[0]} too.")
