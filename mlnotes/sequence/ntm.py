@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mlnotes.engine.experiment import root_key
-from mlnotes.sequence.cells import LSTMCell
+from mlnotes.nn.initializers import orthogonal
 
 # Of a memory that nothing was written to; Collier & Beel 2018, sec. 4.2: constant is learned from in half the time.
 BLANK = 1e-6
@@ -145,7 +145,9 @@ class NTMCell(nn.RNNCellBase):
     flat = lambda reads: reads.reshape(len(x), -1)
     seen = jnp.concatenate([x, flat(carry.reads)], -1)
     if self.controller == "lstm":
-      controller, hidden = LSTMCell(self.units, forget_bias=0.0, name="controller")(carry.controller, seen)
+      controller, hidden = nn.OptimizedLSTMCell(self.units, recurrent_kernel_init=orthogonal(), name="controller")(
+        carry.controller, seen
+      )
     else:
       controller, hidden = (), jnp.tanh(nn.Dense(self.units, name="controller")(seen))
     heads, each = self.read_heads + self.write_heads, self.width + 2 * self.reach + 4
@@ -164,7 +166,7 @@ class NTMCell(nn.RNNCellBase):
     batch, heads = input_shape[0], self.read_heads + self.write_heads
     controller = ()
     if self.controller == "lstm":
-      controller = LSTMCell(self.units, parent=None).initialize_carry(rng, input_shape)
+      controller = nn.OptimizedLSTMCell(self.units, parent=None).initialize_carry(rng, input_shape)
     return NTMCarry(
       jnp.full((batch, self.width, self.cells), BLANK), jnp.zeros((batch, heads, self.cells)).at[:, :, 0].set(1),
       jnp.zeros((batch, self.read_heads, self.width)), controller,
