@@ -145,9 +145,8 @@ class NTMCell(nn.RNNCellBase):
     flat = lambda reads: reads.reshape(len(x), -1)
     seen = jnp.concatenate([x, flat(carry.reads)], -1)
     if self.controller == "lstm":
-      controller, hidden = nn.OptimizedLSTMCell(self.units, recurrent_kernel_init=orthogonal(), name="controller")(
-        carry.controller, seen
-      )
+      cell = nn.OptimizedLSTMCell(self.units, recurrent_kernel_init=orthogonal(), name="controller")
+      controller, hidden = cell(carry.controller, seen)
     else:
       controller, hidden = (), jnp.tanh(nn.Dense(self.units, name="controller")(seen))
     heads, each = self.read_heads + self.write_heads, self.width + 2 * self.reach + 4
