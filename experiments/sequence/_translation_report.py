@@ -32,21 +32,23 @@ def write_report(
   index = fixed_subset(len(pairs.test), config.report_examples)
   examples = pairs.test.read(index)
   sources, references = (_texts(pairs, examples, side) for side in ("source", "target"))
-  rows, figures = ["| beams | length penalty | exact (%) | BLEU of tokens | sequences/s |", "|" + "---|" * 5], {}
+  rows, figures, signature = [], {}, ""
   for (width, alpha), search in ways.items():
     found, seconds = decode_all(search, variables, examples, config.batch_size)
     exact = np.asarray(is_exact(found, examples))
+    outputs = to_texts(pairs.tokenizer, found.tokens, found.length)
     figures = {"decoded_exact": float(exact.mean()), "token_bleu": corpus_bleu(task, found, examples)}
     figures["sequences_per_second"] = len(index) / seconds
+    if (scored := sacrebleu_of(outputs, references)) is not None:
+      figures["sacrebleu"], signature = scored
     name = f"{width} | {alpha:g}" if width else ("in rounds" if isinstance(model, MaskedSeq2Seq) else "greedy") + " |"
     rows.append(
       f"| {name} | {100 * figures['decoded_exact']:.1f} | {100 * figures['token_bleu']:.1f} | "
-      f"{figures['sequences_per_second']:.0f} |"
+      f"{f'{scored[0]:.2f}' if scored else ''} | {figures['sequences_per_second']:.0f} |"
     )
-  outputs = to_texts(pairs.tokenizer, found.tokens, found.length)
-  if (score := sacrebleu_of(outputs, references)) is not None:
-    figures["sacrebleu"] = score
-  (directory / "table.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
+  head = ["| beams | length penalty | exact (%) | BLEU of tokens | sacreBLEU | sequences/s |", "|" + "---|" * 6]
+  tail = ["", f"sacreBLEU: {signature}"] if signature else []
+  (directory / "table.md").write_text("\n".join([*head, *rows, *tail]) + "\n", encoding="utf-8")
   write_worst(sources, outputs, references, exact, directory / "translations.txt")
   if not isinstance(model, MaskedSeq2Seq) and getattr(model, "attention", "") != "none":
     draw_attention(pairs, task, model, variables, examples, found, directory / "attention.png")
@@ -85,15 +87,17 @@ def corpus_bleu(task: Task, found: Decoded, examples: Mapping[str, np.ndarray]) 
   return float(bleu_of_counts(matches, possible, jnp.sum(length), jnp.sum(reference_length)))
 
 
-def sacrebleu_of(outputs: Sequence[str], references: Sequence[str]) -> float | None:
-  """sacrebleu's corpus BLEU in its own settings, 0 to 100; None where it is not installed, or all are single words."""
+def sacrebleu_of(outputs: Sequence[str], references: Sequence[str]) -> tuple[float, str] | None:
+  """(corpus BLEU in sacrebleu's own settings, 0 to 100, their signature); None where it is not installed, or all
+  references are single words."""
   try:
-    from sacrebleu import corpus_bleu as score
+    from sacrebleu.metrics import BLEU
   except ImportError:
     return None
   if not any(" " in text for text in references):
     return None
-  return float(score(list(outputs), [list(references)]).score)
+  metric = BLEU()
+  return float(metric.corpus_score(list(outputs), [list(references)]).score), str(metric.get_signature())
 
 
 def write_worst(
