@@ -150,10 +150,16 @@ def mask_predict(
   pad: int,
   iterations: int = 4,
   length_beam: int = 3,
+  length_weight: float = 1.0,
 ) -> Decoded:
-  """(B, longest + 1) tokens with END, by refining the `length_beam` likeliest lengths: the best mean log-probability.
+  """(B, longest + 1) tokens with END, by refining the `length_beam` likeliest lengths N and taking the best of them.
 
-  `score` is that mean over the tokens, `log_probability` their sum, END not among them (sec. 3.3).
+    score = (sum_i log p(token i) + length_weight log p(N)) / N
+
+  `log_probability` is the sum over the tokens, END not among them.
+  Differences from the paper: a weight of 0 is its sec. 3.3. The mean over the tokens alone prefers lengths that were
+  never seen in training wherever all tokens are sure: of dates, whose length is always 10, it took another in .29.
+
   Raises ValueError for fewer than one of either, or more lengths than there are.
   """
   if iterations < 1 or not 1 <= length_beam <= model.longest:
@@ -161,14 +167,14 @@ def mask_predict(
       f"iterations={iterations}, length_beam={length_beam}: expected 1 or more, at most {model.longest} lengths"
     )
   memory, of_length = model.apply(variables, source, lengths, method="encode")
-  _, chosen = jax.lax.top_k(of_length[:, 1:], length_beam)  # at least one token
+  likely, chosen = jax.lax.top_k(of_length[:, 1:], length_beam)  # at least one token
   size = (chosen + 1).reshape(-1)
   widen = lambda x: jnp.repeat(x, length_beam, axis=0)
   memory, source_lengths = widen(memory), widen(lengths)
   predict = lambda tokens: model.apply(variables, memory, source_lengths, tokens, size, method="predict")
   tokens, sure = refine(predict, size, model.longest, iterations, model.mask_id)
   total = jnp.sum(sure, 1).reshape(-1, length_beam)
-  score = total / size.reshape(-1, length_beam)
+  score = (total + length_weight * likely) / size.reshape(-1, length_beam)
   best = jnp.argmax(score, 1)[:, None]
   pick = lambda x: jnp.take_along_axis(x.reshape(-1, length_beam), best, 1)[:, 0]
   tokens = jnp.take_along_axis(tokens.reshape(-1, length_beam, model.longest), best[..., None], 1)[:, 0]

@@ -75,22 +75,36 @@ def test_one_round_takes_the_likeliest_token_of_each_place(made):
     np.testing.assert_array_equal(found.tokens[row], expected)
 
 
-def test_the_length_with_the_best_mean_is_taken(made):
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_length_with_the_best_mean_is_taken(made, weight):
   model, variables = made
-  found = jax.jit(lambda v: mask_predict(model, v, SOURCE, LENGTHS, END, PAD, 2, 4))(variables)
+  found = jax.jit(lambda v: mask_predict(model, v, SOURCE, LENGTHS, END, PAD, 2, 4, weight))(variables)
   best = np.full(3, -np.inf)
+  memory, of_length = model.apply(variables, SOURCE, LENGTHS, method="encode")
   for size in range(1, 5):
     sizes = jnp.full((3,), size)
-    memory = model.apply(variables, SOURCE, LENGTHS, method="encode")[0]
     predict = lambda tokens, memory=memory, sizes=sizes: model.apply(
       variables, memory, LENGTHS, tokens, sizes, method="predict"
     )
     _, sure = refine(predict, sizes, 4, 2, model.mask_id)
-    best = np.maximum(best, np.sum(np.asarray(sure), 1) / size)
+    best = np.maximum(best, (np.sum(np.asarray(sure), 1) + weight * np.asarray(of_length)[:, size]) / size)
   np.testing.assert_allclose(found.score, best, rtol=1e-4)
-  np.testing.assert_allclose(found.score * (found.length - 1), found.log_probability, rtol=1e-5)
+  size = found.length - 1
+  of_taken = np.asarray(of_length)[np.arange(3), size]
+  np.testing.assert_allclose(found.score * size, found.log_probability + weight * of_taken, rtol=1e-5)
   with pytest.raises(ValueError, match="length_beam=5"):
     mask_predict(model, variables, SOURCE, LENGTHS, END, PAD, 2, 5)
+
+
+def test_an_impossible_length_is_not_taken_however_sure_its_tokens_are(made):
+  model, variables = made
+  alone = jax.jit(lambda v: mask_predict(model, v, SOURCE, LENGTHS, END, PAD, 2, 4, 0.0))(variables)
+  worst = int(np.asarray(alone.length)[0] - 1)
+  head = variables["params"]["length_head"]
+  barred = jax.tree.map(lambda x: x, variables)
+  barred["params"]["length_head"] = {**head, "bias": head["bias"].at[worst].add(-100.0)}
+  found = jax.jit(lambda v: mask_predict(model, v, SOURCE, LENGTHS, END, PAD, 2, 4))(barred)
+  assert found.length[0] != worst + 1
 
 
 def test_padding_of_both_sides_changes_nothing_and_later_places_are_seen(made):
