@@ -35,16 +35,17 @@ from mlnotes.sequence import CELLS, Decoded, Decoder, RecurrentSeq2Seq, greedy
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(PairConfig, OptimConfig, LoopConfig):
-  """Defaults: sentences of at most 40 characters through 256 numbers."""
+  """Defaults: sentences of at most 20 words through 256 numbers."""
 
   UNIT: ClassVar[str] = "sentences"
   fills_cores: ClassVar[bool] = False
 
   dataset: str = "sentences"
-  longest_source: int = 40
-  longest_target: int = 40
+  tokenizer: str = "words"
+  longest_source: int = 20
+  longest_target: int = 20
   batch_size: int = 64
-  steps: int = 600
+  steps: int = 1200
   learning_rate: float = 4e-3
   optimizer: OptimizerName = "adamw"
   schedule: ScheduleName = "warmup_cosine"

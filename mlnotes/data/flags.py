@@ -105,8 +105,10 @@ class TextConfig(FeedConfig):
   )
   test_dataset: str = field("", "a file of the same kind to evaluate on; empty: a fixed part of --dataset")
   documents: Literal["file", "line"] = field("file", "what is a document in a file.txt: the whole file, or each line")
-  tokenizer: str = field("characters", "characters, bytes or bpe, trained on the training text, or a file.json of one")
-  vocab_size: int = field(1024, "how many ids --tokenizer=bpe has")
+  tokenizer: str = field(
+    "characters", "characters, bytes, words or bpe, trained on the training text, or a file.json of one"
+  )
+  vocab_size: int = field(1024, "how many ids --tokenizer=bpe has, and words at most")
   end_token: bool = field(
     True, "put the special token <end> after each document; windows run across documents, nothing else marks their ends"
   )
@@ -131,7 +133,7 @@ class TextConfig(FeedConfig):
     if not self.dataset.endswith(".txt") and not self.test_dataset.endswith(".txt"):
       other = f" and --test_dataset={self.test_dataset}" if self.test_dataset else ""
       idle["documents"] = f"--dataset={self.dataset}{other} {'are' if other else 'is'} no .txt file"
-    if self.tokenizer != "bpe":
+    if self.tokenizer not in ("words", "bpe"):
       idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
     if text_kind(self.dataset) != "tfds":
       idle |= dict.fromkeys(("data_dir", "train_split", "test_split"), f"--dataset={self.dataset} is no TFDS data set")
@@ -151,9 +153,9 @@ class PairConfig(FeedConfig):
   )
   test_dataset: str = field("", "a file (or two) of such a kind to evaluate on; empty: a fixed part of --dataset")
   tokenizer: str = field(
-    "characters", "characters, bytes or bpe, trained on both sides of the training pairs, or a file.json of one"
+    "characters", "characters, bytes, words or bpe, trained on both sides of the training pairs, or a file.json of one"
   )
-  vocab_size: int = field(1024, "how many ids --tokenizer=bpe has")
+  vocab_size: int = field(1024, "how many ids --tokenizer=bpe has, and words at most")
   longest_source: int = field(256, "leave out pairs whose source has more tokens than this")
   longest_target: int = field(256, "leave out pairs whose target has more tokens, <start> and <end> not counted")
   batch_size: int = 32
@@ -167,7 +169,7 @@ class PairConfig(FeedConfig):
     idle = super().idle_flags()
     if self.dataset in BUILT_IN_PAIRS:
       idle["test_dataset"] = f"--dataset={self.dataset} has its own two splits"
-    if self.tokenizer != "bpe":
+    if self.tokenizer not in ("words", "bpe"):
       idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
     return idle
 

@@ -68,9 +68,9 @@ def load_pairs(
 ) -> Pairs:
   """The pairs that `--dataset` names (see `read_pairs`) as token ids.
 
-  `tokenizer` is a kind that is trained on both sides of the training pairs ("characters", "bytes", "bpe" with
-  `vocab_size` ids), or a .json file that one was saved as. Pairs with more than `longest_source` or `longest_target`
-  tokens, `<start>` and `<end>` not counted, are left out. Raises DataError, one sentence.
+  `tokenizer` is a kind that is trained on both sides of the training pairs ("characters", "bytes", "words" and
+  "bpe" with `vocab_size` ids), or a .json file that one was saved as. Pairs with more than `longest_source` or
+  `longest_target` tokens, `<start>` and `<end>` not counted, are left out. Raises DataError, one sentence.
   """
   flag, parts = f"--dataset={dataset}", read_pairs(dataset, test_dataset)
   if tokenizer.endswith(".json"):

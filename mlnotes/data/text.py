@@ -105,10 +105,10 @@ def load_corpus(
 ) -> Corpus:
   """The text that `--dataset` names (see `load_documents`) as windows of `length` + 1 tokens.
 
-  `tokenizer` is a kind that is trained on the training documents ("characters", "bytes", "bpe" with `vocab_size`
-  ids), or a .json file that one was saved as. With `end_token` each document is followed by the special token
-  `<end>`. Windows run on from one document into the next; without `end_token` nothing marks where. The test windows
-  lie side by side, whatever `stride` is. Raises DataError, one sentence.
+  `tokenizer` is a kind that is trained on the training documents ("characters", "bytes", "words" and "bpe"
+  with `vocab_size` ids), or a .json file that one was saved as. With `end_token` each document is followed by the
+  special token `<end>`. Windows run on from one document into the next; without `end_token` nothing marks where. The
+  test windows lie side by side, whatever `stride` is. Raises DataError, one sentence.
   """
   found = load_documents(dataset, test_dataset, documents, data_dir, train_split, test_split)
   special = (END,) if end_token else ()

@@ -10,6 +10,7 @@ document: they are added by who means them, as `tokenizer.special["<end>"]`.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from jaxtyping import Int32
 from mlnotes.data.image import DataError
 from mlnotes.engine.errors import nearest
 
-KINDS = ("characters", "bytes", "bpe")
+KINDS = ("characters", "bytes", "words", "bpe")
 # What a character that was not in the training text becomes, and is decoded as (U+FFFD).
 UNKNOWN, _REPLACEMENT = "<unknown>", "\ufffd"
 
@@ -119,6 +120,45 @@ class Bytes(Tokenizer):
     return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
+class Words(Tokenizer):
+  """A token for each of `words`, as whitespace parts them; any other word is `<unknown>`, always a special token.
+
+  Text comes back with one space between words: what else stood there is lost.
+  """
+
+  kind = "words"
+
+  def __init__(self, words: Sequence[str], special: Sequence[str] = ()):
+    if not words or len(set(words)) != len(words) or any(word.split() != [word] for word in words):
+      raise ValueError(f"words={tuple(words)[:8]} are none: expected one or more distinct words without whitespace.")
+    self.words, self.num_pieces = tuple(words), len(words)
+    self._ids = {word: i for i, word in enumerate(words)}
+    super().__init__((UNKNOWN, *(name for name in special if name != UNKNOWN)))
+
+  @classmethod
+  def train(cls, documents: Iterable[str], vocab_size: int, special: Sequence[str] = ()) -> "Words":
+    """The words that are most frequent in `documents`, up to `vocab_size` ids in all, the special ones included.
+
+    Of equally frequent ones the first in the alphabet. Raises ValueError where there is no word or no room for one.
+    """
+    room = vocab_size - len({UNKNOWN, *special})
+    if room < 1:
+      raise ValueError(f"vocab_size={vocab_size} is out of range: expected {vocab_size - room + 1} or more.")
+    counts = Counter(word for text in documents for word in text.split())
+    return cls(sorted(counts, key=lambda word: (-counts[word], word))[:room], special)
+
+  def encode(self, text: str) -> Int32[np.ndarray, " L"]:
+    unknown = self.special[UNKNOWN]
+    return np.array([self._ids.get(word, unknown) for word in text.split()], np.int32)
+
+  def _decode(self, ids: np.ndarray) -> str:
+    pieces = {self.special[UNKNOWN]: _REPLACEMENT, **dict(enumerate(self.words))}
+    return " ".join(pieces[i] for i in ids.tolist() if i in pieces)
+
+  def _settings(self):
+    return {"words": list(self.words)}
+
+
 class BytePairs(Tokenizer):
   """Byte-pair encoding (Sennrich et al. 2016) over the bytes of UTF-8, as GPT-2 has it: nothing is unknown.
 
@@ -183,14 +223,19 @@ def _tokenizers() -> Any:
 def train_tokenizer(
   kind: str, documents: Sequence[str], vocab_size: int = 1024, special: Sequence[str] = ()
 ) -> Tokenizer:
-  """A tokenizer of `kind` for `documents`, the training split alone; `vocab_size` is for "bpe".
+  """A tokenizer of `kind` for `documents`, the training split alone; `vocab_size` is for "words" and "bpe".
 
-  "characters" takes those that occur. Raises DataError for another kind or a vocabulary that is too small.
+  "characters" takes those that occur. Raises DataError for another kind, no word, or a vocabulary that is too small.
   """
   if kind == "bytes":
     return Bytes(special)
   if kind == "characters":
     return Characters("".join(sorted(set().union(*documents))), special)
+  if kind == "words":
+    try:
+      return Words.train(documents, vocab_size, special)
+    except ValueError as error:
+      raise DataError(f"--tokenizer=words: {error}") from error
   if kind != "bpe":
     expected = nearest(kind, KINDS, f"expected one of {', '.join(KINDS)}, or a file.json.")
     raise DataError(f"--tokenizer={kind} is none: {expected}")
@@ -215,6 +260,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
       return Characters(content["alphabet"], special)
     if content["tokenizer"] == "bytes":
       return Bytes(special)
+    if content["tokenizer"] == "words":
+      return Words(content["words"], special)
     if content["tokenizer"] == "bpe":
       return BytePairs(json.dumps(content["model"]), special)
     reason = f"the kind {content['tokenizer']!r}"

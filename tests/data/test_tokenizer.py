@@ -58,6 +58,9 @@ def test_special_tokens_come_last_and_no_text_makes_one(tokenizer):
 
 
 def test_each_kind_by_hand(pages):
+  words = train_tokenizer("words", ["the cat  saw\nthe dog", "the cat"], vocab_size=4, special=("<end>",))
+  assert words.words == ("the", "cat") and words.vocab_size == 4  # <unknown> and <end> beside the most frequent
+  assert words.decode(words.encode(" the dog \n the cat ")) == "the \ufffd the cat"
   letters = train_tokenizer("characters", ["cab", "b"])
   np.testing.assert_array_equal(letters.encode("abcz"), [0, 1, 2, 3])
   assert letters.decode([0, 3, 1]) == "a\ufffdb" and letters.vocab_size == 4
@@ -79,7 +82,8 @@ def test_each_kind_by_hand(pages):
   [
     ("{", "not readable"),
     ("{}", "no tokenizer"),
-    ('{"tokenizer": "words", "special": []}', "the kind 'words'"),
+    ('{"tokenizer": "sounds", "special": []}', "the kind 'sounds'"),
+    ('{"tokenizer": "words", "special": [], "words": ["a b"]}', "distinct words"),
     ('{"tokenizer": "characters", "special": [], "alphabet": "aa"}', "distinct characters"),
     ('{"tokenizer": "bpe", "special": [], "model": {}}', "no tokenizer"),
   ],
