@@ -61,7 +61,7 @@ class Config(BaseConfig):
   sample: int = field(0, "check only so many of them, drawn by the revision; 0: all")
   update: bool = field(False, "write the figures that were measured, their date and revision into the claims")
   write: bool = field(False, "render the tables of the chapters' pages")
-  data_dir: str = field("", "directory of prepared TFDS sets, for the claims that need one; empty: these are left out")
+  data_dir: str = field("", "directory of the TFDS sets and files that some claims need; empty: these are left out")
   workdir: str = field("", "keep the runs here, one directory a claim; empty: in a temporary place")
   json: str = field("", "file for what was found")
 
