@@ -138,8 +138,9 @@ class Config(PairConfig, OptimConfig, LoopConfig):
 
   @classmethod
   def tuned(cls, **given: Any) -> "Config":
-    """A Transformer takes two layers and more steps; a metric is raised in fewer and smaller ones."""
-    defaults: dict[str, Any] = {}
+    """Trees are read by words; a Transformer takes two layers and more steps, a metric is raised in fewer and smaller
+    ones."""
+    defaults: dict[str, Any] = {"tokenizer": "words"} if given.get("dataset") == "brackets" else {}
     if given.get("model", "rnn") != "rnn":
       defaults |= dict(steps=1500, depth=2, learning_rate=2e-3)
     if given.get("train_on", "likelihood") in METRIC_STAGES:

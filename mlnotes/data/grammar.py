@@ -28,7 +28,7 @@ class Sentence(NamedTuple):
 
 
 def make_sentences(count: int, seed: int = 0) -> Sequence[Sentence]:
-  """`count` distinct ones, the same in every run. Trees as "(S (NP the dog) (VP sees (NP Anna)))"."""
+  """`count` distinct ones, the same in every run. Trees as "(S (NP the dog ) (VP sees (NP Anna ) ) )"."""
   source = random.Random(seed)
   found: dict[str, str] = {}
   while len(found) < count:
@@ -40,7 +40,7 @@ def make_sentences(count: int, seed: int = 0) -> Sequence[Sentence]:
 def _sentence(source: random.Random) -> tuple[list[str], str]:
   subject, subject_tree = _noun_phrase(source, 0)
   rest, rest_tree = _verb_phrase(source, 0)
-  return subject + rest, f"(S {subject_tree} {rest_tree})"
+  return subject + rest, f"(S {subject_tree} {rest_tree} )"
 
 
 def _choose(source: random.Random, kind: str) -> str:
@@ -51,27 +51,27 @@ def _noun_phrase(source: random.Random, depth: int) -> tuple[list[str], str]:
   form = source.random()
   if form < 0.2:
     name = _choose(source, "name")
-    return [name], f"(NP {name})"
+    return [name], f"(NP {name} )"
   words = [_choose(source, "det")]
   words += [_choose(source, "adj")] if source.random() < 0.4 else []
   words.append(_choose(source, "noun"))
   inner = " ".join(words)
   if depth < _DEEPEST and form > 0.8:
     more, tree = _verb_phrase(source, depth + 1)
-    return [*words, "that", *more], f"(NP {inner} (SBAR that {tree}))"
+    return [*words, "that", *more], f"(NP {inner} (SBAR that {tree} ) )"
   if depth < _DEEPEST and form > 0.65:
     more, tree = _noun_phrase(source, _DEEPEST)
-    return [*words, "of", *more], f"(NP {inner} (PP of {tree}))"
-  return words, f"(NP {inner})"
+    return [*words, "of", *more], f"(NP {inner} (PP of {tree} ) )"
+  return words, f"(NP {inner} )"
 
 
 def _verb_phrase(source: random.Random, depth: int) -> tuple[list[str], str]:
   if source.random() < 0.4:
     verb = _choose(source, "verb")
-    return [verb], f"(VP {verb})"
+    return [verb], f"(VP {verb} )"
   verb = _choose(source, "verb with an object")
   words, tree = _noun_phrase(source, _DEEPEST if depth else 1)
   if not depth and source.random() < 0.25:
     more, with_tree = _noun_phrase(source, _DEEPEST)
-    return [verb, *words, "with", *more], f"(VP {verb} {tree} (PP with {with_tree}))"
-  return [verb, *words], f"(VP {verb} {tree})"
+    return [verb, *words, "with", *more], f"(VP {verb} {tree} (PP with {with_tree} ) )"
+  return [verb, *words], f"(VP {verb} {tree} )"

@@ -119,7 +119,7 @@ def read_pairs(dataset: str, test_dataset: str = "") -> tuple[TextPairs, TextPai
   """The (source, target) texts to learn from, and those of `test_dataset` for testing.
 
   "dates":       dates in words and in numbers, "27 November 2026" and "2026-11-27"; no date is in both splits.
-  "brackets":    sentences of a small grammar and their trees, "Tom runs" and "(S (NP Tom) (VP runs))".
+  "brackets":    sentences of a small grammar and their trees, "Tom runs" and "(S (NP Tom ) (VP runs ) )".
   "sentences":   these sentences, each with itself.
   "path.tsv":    a pair in each line that is not blank, a tab between its sides; quotes mean nothing. UTF-8.
   "path.jsonl":  one in the fields `source` and `target` of each line.
