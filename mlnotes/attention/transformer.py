@@ -100,7 +100,7 @@ class TransformerBlock(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    context: Float[Array, "B S E"] | None = None,
+    context: Float[Array, "B C E"] | None = None,
     mask: Mask = EVERYTHING,
     context_mask: Mask = EVERYTHING,
     bias: Bias | None = None,
@@ -175,7 +175,7 @@ class Transformer(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    context: Float[Array, "B S E"] | None = None,
+    context: Float[Array, "B C E"] | None = None,
     mask: Mask = EVERYTHING,
     context_mask: Mask = EVERYTHING,
     bias: Bias | None = None,

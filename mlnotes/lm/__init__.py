@@ -12,6 +12,7 @@ from mlnotes.lm.generate import (
   adjust_logits as adjust_logits,
   generate as generate,
 )
+from mlnotes.lm.hugging_face import from_hugging_face as from_hugging_face, to_hugging_face as to_hugging_face
 from mlnotes.lm.loss import head_cross_entropy as head_cross_entropy, token_cross_entropy as token_cross_entropy
 from mlnotes.lm.model import EncoderDecoder as EncoderDecoder, LanguageModel as LanguageModel
 from mlnotes.lm.objective import (
@@ -20,3 +21,4 @@ from mlnotes.lm.objective import (
   causal_objective as causal_objective,
   compute_gradients as compute_gradients,
 )
+from mlnotes.lm.weights import load_hugging_face as load_hugging_face, save_hugging_face as save_hugging_face

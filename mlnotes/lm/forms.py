@@ -90,6 +90,7 @@ def make_bert(
   types: int = 2,
   epsilon: float = 1e-12,
   activation: str = "gelu_erf",
+  head: bool = True,
   pooler: bool = True,
   dropout: float = 0.0,
   remat: bool = False,
@@ -97,6 +98,7 @@ def make_bert(
 ) -> LanguageModel:
   """Post-norm, exact GELU, token types, a head with a layer of its own, a pooler. Devlin et al. 2019.
 
+  Without `head` the logits are products with the embeddings alone, for models that were kept without one.
   Differences from the paper's code: no dropout of attention weights.
   """
   norm = partial(LayerNorm, epsilon=epsilon)
@@ -104,9 +106,10 @@ def make_bert(
     depth, heads, width, hidden=hidden, order="post", norm=norm, activation=activation, dropout=dropout,
     kernel_init=nn.initializers.normal(0.02), remat=remat, dtype=dtype,
   )  # fmt: skip
+  transform = partial(jax.nn.gelu, approximate=activation == "gelu") if head else None
   return LanguageModel(
-    vocabulary, length, transformer, causal=False, types=types, embed_norm=norm,
-    transform=partial(jax.nn.gelu, approximate=activation == "gelu"), pooler=pooler, dropout=dropout, dtype=dtype,
+    vocabulary, length, transformer, causal=False, types=types, embed_norm=norm, transform=transform, pooler=pooler,
+    dropout=dropout, dtype=dtype,
   )  # fmt: skip
 
 
@@ -124,6 +127,7 @@ def make_t5(
   furthest: int = 128,
   epsilon: float = 1e-6,
   tied: bool = True,
+  divided: bool | None = None,
   dropout: float = 0.0,
   remat: bool = False,
   dtype: DTypeLike | None = None,
@@ -140,7 +144,7 @@ def make_t5(
     query_init=nn.initializers.normal((width * head_dim) ** -0.5), remat=remat, dtype=dtype,
   )  # fmt: skip
   encoder, decoder = sides(depth), sides(decoder_depth or depth, cross=True)
-  return EncoderDecoder(vocabulary, encoder, decoder, tied, buckets, furthest, dropout, dtype=dtype)
+  return EncoderDecoder(vocabulary, encoder, decoder, tied, divided, buckets, furthest, dropout, dtype=dtype)
 
 
 def _experts(count: int, k: int, hidden: int | None, capacity_factor: float | None, dtype: Any) -> Any:

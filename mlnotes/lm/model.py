@@ -184,12 +184,14 @@ class EncoderDecoder(nn.Module):
 
   Attributes:
     tied: the head's matrix is the embedding's (T5), or its own (T5 1.1).
+    divided: whether the head divides by sqrt(width); None: where it is tied.
   """
 
   vocabulary: int
   encoder: Transformer
   decoder: Transformer
   tied: bool = True
+  divided: bool | None = None
   buckets: int = 32
   furthest: int = FURTHEST
   dropout: float = 0.0
@@ -247,7 +249,7 @@ class EncoderDecoder(nn.Module):
 
   def logits(self, hidden: Float[Array, "... D"], dtype: DTypeLike = jnp.float32) -> Float[Array, "... V"]:
     """The head, as `LanguageModel.logits`."""
-    if self.tied:
+    if self.tied if self.divided is None else self.divided:
       hidden = hidden * jnp.asarray(self.encoder.width**-0.5, hidden.dtype)
     table = self.embed.embedding.T if self.tied else self.head()
     return jnp.dot(hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
