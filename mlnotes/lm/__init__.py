@@ -21,4 +21,5 @@ from mlnotes.lm.objective import (
   causal_objective as causal_objective,
   compute_gradients as compute_gradients,
 )
+from mlnotes.lm.packing import document_mask as document_mask
 from mlnotes.lm.weights import load_hugging_face as load_hugging_face, save_hugging_face as save_hugging_face
