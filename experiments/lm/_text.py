@@ -56,12 +56,11 @@ def write_tokens(
   """What the model writes behind each prompt of one token or more: `count` tokens, or those up to and with `end`.
 
   In stretches: the last half of a window is read and the other half written, so that no token stands where the model
-  was not trained, and none has fewer before it than half a window once there are so many. Of documents that do not see
-  each other only the last is read. What a row gives does not depend on the others.
+  was not trained, and none has fewer before it than half a window once there are so many. A longer prompt is read whole
+  at first, up to a window less one token. Of documents that do not see each other only the last is read. What a row
+  gives does not depend on the others.
   """
-  room = max(1, model.module.length // 2)
-  each = max(1, model.module.length - room)
-  stop = end if model.end is None else model.end
+  length, stop = model.module.length, end if model.end is None else model.end
   texts, going = [list(prompt) for prompt in prompts], [True] * len(prompts)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(root_key(seed), "write"), np.arange(len(prompts)))
   draws = sampling.temperature is not None
@@ -69,23 +68,36 @@ def write_tokens(
   @jax.jit
   def go_on(params, tokens, lengths, keys, turn):
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, turn) if draws else None
-    return generate(model.module, {"params": params}, tokens, lengths, keys, each, sampling, stop).tokens
+    count = max(1, length - tokens.shape[1])
+    return generate(model.module, {"params": params}, tokens, lengths, keys, count, sampling, stop).tokens
 
-  turn = 0
-  while any(going):
-    read = [_last_document(text, model.end)[-room:] for text in texts]
-    tokens = np.zeros((len(texts), room), np.int32)
+  def stretch(rows: Sequence[int], room: int, turn: int) -> None:
+    read = [_last_document(texts[i], model.end)[-room:] for i in rows]
+    tokens = np.zeros((len(rows), room), np.int32)
     for row, part in zip(tokens, read):
       row[: len(part)] = part
     lengths = np.array([len(part) for part in read], np.int32)
-    found = np.array(go_on(model.params, tokens, lengths, keys, turn))
-    for i, row in enumerate(found):
+    for i, row in zip(rows, np.array(go_on(model.params, tokens, lengths, keys[np.asarray(rows)], turn))):
       if going[i]:
         stops = np.flatnonzero(row == stop)
         texts[i] += row[: stops[0] + 1 if len(stops) else len(row)].tolist()
         going[i] = texts[i][-1] != end and len(texts[i]) < len(prompts[i]) + count
+
+  rooms = [_room(len(text), length) for text in texts]
+  for room in sorted(set(rooms)):
+    stretch([i for i, found in enumerate(rooms) if found == room], room, 0)
+  turn = 1
+  while any(going):
+    stretch(range(len(texts)), _room(0, length), turn)
     turn += 1
   return [text[len(prompt) : len(prompt) + count] for text, prompt in zip(texts, prompts)]
+
+
+def _room(tokens: int, length: int) -> int:
+  """How many tokens a stretch reads: half a window, or so many more eighths as they fill."""
+  half, eighth = max(1, length // 2), max(1, length // 8)
+  wanted = half + -(-max(0, tokens - half) // eighth) * eighth
+  return max(1, min(wanted, length - 1))
 
 
 def _last_document(text: list[int], end: int | None) -> list[int]:

@@ -24,7 +24,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from experiments.lm._models import DecoderConfig, count_parameters
 from experiments.lm._objectives import OBJECTIVES
-from experiments.sequence.char_lm import end_of
 from mlnotes.data import Feeds
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
@@ -36,6 +35,7 @@ from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 
 _EVAL_SEED = 0  # of what an evaluation corrupts
+WRITERS = ("causal",)  # objectives whose models foretell what follows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +88,6 @@ def make_feeds(config: Config) -> Feeds:
 
 def make(config: Config) -> Experiment:
   corpus = load_data(config)
-  if config.packed and end_of(corpus) < 0:
-    raise InputError(f"--packed parts documents where <end> is: found none in --dataset={config.dataset}.")
   task = OBJECTIVES[config.objective](config, corpus)
   objective, optimizer = task.objective, make_optimizer(config, config.steps)
   several = len(objective.weights) > 1
