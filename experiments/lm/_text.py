@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from experiments.sequence.char_lm import draw_text, end_of
 from mlnotes.data import Corpus
 from mlnotes.data.text_floors import ngram_floors, witten_bell_floors
-from mlnotes.engine.experiment import root_key, stream_key
+from mlnotes.engine.experiment import example_keys, root_key, stream_key
 from mlnotes.lm import LanguageModel, Sampling, document_mask, generate, token_cross_entropy
 
 PLAIN = Sampling(temperature=1.0)
@@ -62,12 +62,10 @@ def write_tokens(
   """
   length, stop = model.module.length, end if model.end is None else model.end
   texts, going = [list(prompt) for prompt in prompts], [True] * len(prompts)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(root_key(seed), "write"), np.arange(len(prompts)))
-  draws = sampling.temperature is not None
 
   @jax.jit
-  def go_on(params, tokens, lengths, keys, turn):
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, turn) if draws else None
+  def go_on(params, tokens, lengths, rows, turn):
+    keys = example_keys(stream_key(root_key(seed), "write", turn), rows) if sampling.temperature is not None else None
     count = max(1, length - tokens.shape[1])
     return generate(model.module, {"params": params}, tokens, lengths, keys, count, sampling, stop).tokens
 
@@ -77,7 +75,7 @@ def write_tokens(
     for row, part in zip(tokens, read):
       row[: len(part)] = part
     lengths = np.array([len(part) for part in read], np.int32)
-    for i, row in zip(rows, np.array(go_on(model.params, tokens, lengths, keys[np.asarray(rows)], turn))):
+    for i, row in zip(rows, np.array(go_on(model.params, tokens, lengths, np.asarray(rows), turn))):
       if going[i]:
         stops = np.flatnonzero(row == stop)
         texts[i] += row[: stops[0] + 1 if len(stops) else len(row)].tolist()

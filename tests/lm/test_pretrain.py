@@ -73,7 +73,7 @@ def test_the_evaluation_is_over_all_windows_of_the_test_text(plain):
     total, count = total + float(found.total), count + float(found.count)
   tokens = corpus.test.arrays["tokens"]
   assert count == config.length * ((len(tokens) - 1) // config.length)
-  windows = np.stack([tokens[i : i + 7] for i in range(0, int(count), 6)]).astype(np.int32)
+  windows = jnp.stack([jnp.asarray(tokens[i : i + 7], jnp.int32) for i in range(0, int(count), 6)])
   nats = optax.softmax_cross_entropy_with_integer_labels(model(windows[:, :-1]), windows[:, 1:])
   np.testing.assert_allclose(total / count, nats.mean(), rtol=1e-5)
   losses = _text.window_losses(corpus, model)
