@@ -31,6 +31,7 @@ class MultiHeadAttention(nn.Module):
     shared_query_key: keys are the queries, Kitaev et al. 2020, sec. 2.
     query_init: of the queries' matrix; None: `kernel_init`.
     scale: what the products of queries and keys are multiplied by, in the place of 1 / sqrt(head_dim): 1 for T5.
+    dense: makes the layers of the four matrices: `mlnotes.nn.dense.Dense` is faster on a CPU.
 
   Raises ValueError where `heads` does not divide the features of x, or is no multiple of `kv_heads`, and for a context
   with a cache.
@@ -48,6 +49,7 @@ class MultiHeadAttention(nn.Module):
   out_init: Callable[..., Any] | None = None
   query_init: Callable[..., Any] | None = None
   scale: float | None = None
+  dense: Callable[..., nn.Module] = nn.Dense
   dtype: DTypeLike | None = None
 
   def __post_init__(self):
@@ -74,7 +76,7 @@ class MultiHeadAttention(nn.Module):
 
     def project(name: str, x: Array, heads: int) -> Array:
       init = (name == "query" and self.query_init) or self.kernel_init
-      dense = nn.Dense(heads * width, self.use_bias, self.dtype, kernel_init=init, name=name)
+      dense = self.dense(heads * width, self.use_bias, self.dtype, kernel_init=init, name=name)
       return dense(x).reshape(*x.shape[:2], heads, width)
 
     source = x if context is None else context
@@ -100,7 +102,7 @@ class MultiHeadAttention(nn.Module):
     if self.is_mutable_collection("weights") and not self.is_initializing():
       self.sow("weights", "weights", compute_weights(attend, query, key, mask, bias))
     init = self.out_init or self.kernel_init
-    dense = nn.Dense(x.shape[-1], self.use_bias, self.dtype, kernel_init=init, name="out")
+    dense = self.dense(x.shape[-1], self.use_bias, self.dtype, kernel_init=init, name="out")
     y = dense(out.reshape(*out.shape[:2], -1))
     return y if cache is None else (y, cache)
 

@@ -44,6 +44,7 @@ class FeedForward(nn.Module):
   use_bias: bool = True
   kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
   out_init: Callable[..., Any] | None = None
+  dense: Callable[..., nn.Module] = nn.Dense
   dtype: DTypeLike | None = None
 
   def __post_init__(self):
@@ -58,8 +59,8 @@ class FeedForward(nn.Module):
     gated = self.activation in ("swiglu", "geglu")
     hidden = self.hidden or (8 * x.shape[-1] // 3 if gated else 4 * x.shape[-1])
 
-    def dense(features: int, name: str, init=self.kernel_init) -> nn.Dense:
-      return nn.Dense(features, self.use_bias, self.dtype, kernel_init=init, name=name)
+    def dense(features: int, name: str, init=self.kernel_init) -> nn.Module:
+      return self.dense(features, self.use_bias, self.dtype, kernel_init=init, name=name)
 
     y = _FUNCTIONS[self.activation](dense(hidden, "widen")(x))
     if gated:
@@ -143,8 +144,9 @@ class Transformer(nn.Module):
     y, cache = transformer.apply(variables, x, mask=Mask(causal=True), cache=cache)   # prompt, then token for token
 
   `make_kind` gives the kind of attention of each layer, from its number: a function of (query, key, value, mask, bias)
-  or a module, see `MultiHeadAttention`, which `scale` and `query_init` are of; `make_feed_forward` likewise what stands
-  in the place of `FeedForward`. With `remat` each block is computed again backward, and only what goes in is kept.
+  or a module, see `MultiHeadAttention`, which `scale`, `query_init`, `dense` are of; `make_feed_forward` likewise what
+  stands in the place of `FeedForward`. With `remat` only what goes into a block is kept, and it is computed again
+  backward.
   """
 
   depth: int
@@ -168,6 +170,7 @@ class Transformer(nn.Module):
   out_init: Callable[..., Any] | None = None
   query_init: Callable[..., Any] | None = None
   scale: float | None = None
+  dense: Callable[..., nn.Module] = nn.Dense
   remat: bool = False
   dtype: DTypeLike | None = None
 
@@ -185,7 +188,9 @@ class Transformer(nn.Module):
     """(B, T, D), with caches, one for each layer, also these with what x adds. Raises ValueError for D not `width`."""
     if x.shape[-1] != self.width:
       raise ValueError(f"width is {self.width}, found {x.shape[-1]} features")
-    matrices = {"kernel_init": self.kernel_init, "out_init": self.out_init, "use_bias": self.use_bias}
+    matrices = {
+      "kernel_init": self.kernel_init, "out_init": self.out_init, "use_bias": self.use_bias, "dense": self.dense
+    }  # fmt: skip
     scores = {"query_init": self.query_init, "scale": self.scale, "dtype": self.dtype, "parent": None}
     # A bias that is a function is none of the arrays that a block is computed again from.
     fixed = (5, 6) if callable(bias) else (6,)

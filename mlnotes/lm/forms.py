@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from mlnotes.attention.experts import MixtureOfExperts
 from mlnotes.attention.transformer import Transformer
 from mlnotes.lm.model import EncoderDecoder, LanguageModel
+from mlnotes.nn.dense import Dense
 from mlnotes.nn.norm import LayerNorm, RMSNorm
 
 
@@ -40,8 +41,8 @@ def make_gpt2(
   small = nn.initializers.normal(0.02)
   transformer = Transformer(
     depth, heads, width, hidden=hidden, norm=partial(LayerNorm, epsilon=epsilon), activation=activation,
-    dropout=dropout, kernel_init=small, out_init=nn.initializers.normal(0.02 / (2 * depth) ** 0.5), remat=remat,
-    make_feed_forward=_experts(experts, experts_per_token, hidden, capacity_factor, dtype), dtype=dtype,
+    dropout=dropout, kernel_init=small, out_init=nn.initializers.normal(0.02 / (2 * depth) ** 0.5), dense=Dense,
+    remat=remat, make_feed_forward=_experts(experts, experts_per_token, hidden, capacity_factor, dtype), dtype=dtype,
   )  # fmt: skip
   return LanguageModel(vocabulary, length, transformer, tied=tied, dropout=dropout, dtype=dtype)
 
@@ -73,8 +74,8 @@ def make_llama(
   transformer = Transformer(
     depth, heads, width, kv_heads, head_dim, hidden, norm=partial(RMSNorm, epsilon=epsilon), activation="swiglu",
     rotary_base=rotary_base, use_bias=False, dropout=dropout, kernel_init=nn.initializers.normal(0.02),
-    out_init=nn.initializers.normal(0.02 / (2 * depth) ** 0.5), remat=remat,
-    make_feed_forward=_experts(experts, experts_per_token, hidden, capacity_factor, dtype), dtype=dtype,
+    out_init=nn.initializers.normal(0.02 / (2 * depth) ** 0.5), dense=Dense,
+    remat=remat, make_feed_forward=_experts(experts, experts_per_token, hidden, capacity_factor, dtype), dtype=dtype,
   )  # fmt: skip
   return LanguageModel(vocabulary, length, transformer, position="none", tied=tied, dropout=dropout, dtype=dtype)
 
@@ -104,7 +105,7 @@ def make_bert(
   norm = partial(LayerNorm, epsilon=epsilon)
   transformer = Transformer(
     depth, heads, width, hidden=hidden, order="post", norm=norm, activation=activation, dropout=dropout,
-    kernel_init=nn.initializers.normal(0.02), remat=remat, dtype=dtype,
+    kernel_init=nn.initializers.normal(0.02), remat=remat, dense=Dense, dtype=dtype,
   )  # fmt: skip
   transform = partial(jax.nn.gelu, approximate=activation == "gelu") if head else None
   return LanguageModel(
@@ -141,7 +142,7 @@ def make_t5(
   sides = partial(
     Transformer, heads=heads, width=width, head_dim=head_dim, hidden=hidden or 4 * width, activation=activation,
     norm=partial(RMSNorm, epsilon=epsilon), use_bias=False, scale=1.0, dropout=dropout, kernel_init=fan_in,
-    query_init=nn.initializers.normal((width * head_dim) ** -0.5), remat=remat, dtype=dtype,
+    query_init=nn.initializers.normal((width * head_dim) ** -0.5), remat=remat, dense=Dense, dtype=dtype,
   )  # fmt: skip
   encoder, decoder = sides(depth), sides(decoder_depth or depth, cross=True)
   return EncoderDecoder(vocabulary, encoder, decoder, tied, divided, buckets, furthest, dropout, dtype=dtype)

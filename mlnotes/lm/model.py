@@ -12,6 +12,7 @@ from mlnotes.attention.cache import Cache
 from mlnotes.attention.mask import Bias, Mask
 from mlnotes.attention.position import make_alibi, make_relative, sinusoidal_positions
 from mlnotes.attention.transformer import Transformer
+from mlnotes.nn.dense import Dense, rows_product
 from mlnotes.nn.dropout import Dropout
 from mlnotes.nn.norm import LayerNorm
 
@@ -76,13 +77,13 @@ class LanguageModel(nn.Module):
     if self.embed_norm:
       self.norm = self.embed_norm(dtype=self.dtype)
     if self.transform:
-      self.head_dense = nn.Dense(width, dtype=self.dtype, kernel_init=self.embed_init)
+      self.head_dense = Dense(width, dtype=self.dtype, kernel_init=self.embed_init)
       self.head_norm = (self.embed_norm or LayerNorm)(dtype=self.dtype)
       self.head_bias = self.param("head_bias", nn.initializers.zeros, (self.vocabulary,))
     if not self.tied:
       self.head = Matrix((width, self.vocabulary), self.embed_init)
     if self.pooler:
-      self.pool_dense = nn.Dense(width, dtype=self.dtype, kernel_init=self.embed_init)
+      self.pool_dense = Dense(width, dtype=self.dtype, kernel_init=self.embed_init)
     self.drop = Dropout(self.dropout)
 
   def __call__(
@@ -158,8 +159,8 @@ class LanguageModel(nn.Module):
     """The head: products in the model's dtype, summed in float32 and rounded to `dtype`."""
     if self.transform:
       hidden = self.head_norm(self.transform(self.head_dense(hidden)))
-    table = self.embed.embedding.T if self.tied else self.head()
-    logits = jnp.dot(hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
+    table = self.embed.embedding if self.tied else self.head()
+    logits = rows_product(hidden, table, self.tied, dtype)
     return logits + jnp.expand_dims(self.head_bias, range(logits.ndim - 1)).astype(dtype) if self.transform else logits
 
   def pool(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B D"]:
@@ -251,8 +252,7 @@ class EncoderDecoder(nn.Module):
     """The head, as `LanguageModel.logits`."""
     if self.tied if self.divided is None else self.divided:
       hidden = hidden * jnp.asarray(self.encoder.width**-0.5, hidden.dtype)
-    table = self.embed.embedding.T if self.tied else self.head()
-    return jnp.dot(hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
+    return rows_product(hidden, self.embed.embedding if self.tied else self.head(), self.tied, dtype)
 
   def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     x = self.embed(tokens)
