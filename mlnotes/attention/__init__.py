@@ -55,6 +55,8 @@ from mlnotes.attention.position import (
   alibi_slopes as alibi_slopes,
   apply_rotary as apply_rotary,
   make_alibi as make_alibi,
+  make_relative as make_relative,
+  relative_buckets as relative_buckets,
   sinusoidal_positions as sinusoidal_positions,
 )
 from mlnotes.attention.reformer import (

@@ -83,3 +83,38 @@ def make_alibi(heads: int) -> Callable[[Array, Array], Float[Array, "B N T S"]]:
     return -slopes[None, :, None, None] * distance[:, None]
 
   return bias
+
+
+def relative_buckets(
+  distance: Int[Array, "..."], buckets: int = 32, furthest: int = 128, bidirectional: bool = True
+) -> Int[Array, "..."]:
+  """The bucket of each distance, key's place less query's: one for each near distance, then ever wider ones.
+
+  Half of the buckets are of single distances, the others grow by a constant factor up to `furthest`, beyond which all
+  is one. `bidirectional` gives each direction its half; otherwise later keys share the bucket of distance 0. Raffel et
+  al. 2020, sec. 2.1, as their code has it. Boundaries are integers, so that no rounding moves them.
+  Raises ValueError for fewer than 4 buckets (2 where not bidirectional), or a `furthest` that they pass.
+  """
+  each = buckets // 2 if bidirectional else buckets
+  single = each // 2
+  if single < 1 or furthest <= single:
+    raise ValueError(f"{buckets} buckets up to {furthest}: expected 4 or more, and more distances than buckets")
+  steps = np.arange(1, each - single) / (each - single)
+  bounds = np.ceil(single * (furthest / single) ** steps - 1e-6).astype(np.int32)
+  later = distance > 0
+  far = jnp.abs(distance) if bidirectional else jnp.maximum(-distance, 0)
+  wide = single + jnp.sum(far[..., None] >= bounds.reshape((1,) * distance.ndim + (-1,)), -1)
+  found = jnp.where(far < single, far, wide)
+  return found + each * later if bidirectional else found
+
+
+def make_relative(
+  table: Float[Array, "K N"], furthest: int = 128, bidirectional: bool = True
+) -> Callable[[Array, Array], Float[Array, "B N T S"]]:
+  """The bias that a learned table gives each head and bucket of distances, as a function of positions."""
+
+  def bias(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Float[Array, "B N T S"]:
+    found = relative_buckets(keys[:, None, :] - queries[:, :, None], table.shape[0], furthest, bidirectional)
+    return jnp.moveaxis(jnp.take(table, found, axis=0), -1, 1)
+
+  return bias

@@ -1,6 +1,7 @@
 """The Transformer's block and stack, with any kind of attention, any order of norms and a cache for decoding."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -17,17 +18,25 @@ from mlnotes.attention.position import RotaryForm
 from mlnotes.nn.norm import LayerNorm
 
 Order = Literal["pre", "post", "rezero", "layerscale"]
-Activation = Literal["relu", "gelu", "swiglu"]
+Activation = Literal["relu", "gelu", "gelu_erf", "swiglu", "geglu"]
+_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+  "relu": jax.nn.relu,
+  "gelu": jax.nn.gelu,
+  "gelu_erf": partial(jax.nn.gelu, approximate=False),
+  "swiglu": jax.nn.silu,
+  "geglu": jax.nn.gelu,
+}
 
 
 class FeedForward(nn.Module):
   """Two matrices and what is between them, at each position by itself.
 
-    relu, gelu (in its tanh form):   W_2 f(W_1 x)                                    Vaswani et al. 2017, eq. 2
-    swiglu:                          W_2 (silu(W_1 x) * V x)                         Shazeer 2020, eq. 6
+    relu, gelu, gelu_erf:   W_2 f(W_1 x)                                             Vaswani et al. 2017, eq. 2
+    swiglu, geglu:          W_2 (f(W_1 x) * V x), f silu or gelu                     Shazeer 2020, eq. 6
 
-  `hidden` features between them; None: four times those of x, of swiglu 8/3 times, so that it has as many parameters.
-  Raises ValueError for another activation.
+  gelu is its tanh form, as GPT-2's and T5's (there "gelu_new"); gelu_erf the exact one, as BERT's and torch's default.
+  `hidden` features between them; None: four times those of x, of gated ones 8/3 times, so that they have as many
+  parameters. Raises ValueError for another activation.
   """
 
   hidden: int | None = None
@@ -35,25 +44,27 @@ class FeedForward(nn.Module):
   use_bias: bool = True
   kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
   out_init: Callable[..., Any] | None = None
+  dense: Callable[..., nn.Module] = nn.Dense
   dtype: DTypeLike | None = None
 
   def __post_init__(self):
-    if self.activation not in ("relu", "gelu", "swiglu"):
-      raise ValueError(f"activation is {self.activation!r}, expected relu, gelu or swiglu")
+    if self.activation not in _FUNCTIONS:
+      raise ValueError(f"activation is {self.activation!r}, expected one of {', '.join(_FUNCTIONS)}")
     super().__post_init__()
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "... D"], train: bool = False, real: Bool[Array, "..."] | None = None
   ) -> Float[Array, "... D"]:
-    gated = self.activation == "swiglu"
+    gated = self.activation in ("swiglu", "geglu")
     hidden = self.hidden or (8 * x.shape[-1] // 3 if gated else 4 * x.shape[-1])
 
-    def dense(features: int, name: str, init=self.kernel_init) -> nn.Dense:
-      return nn.Dense(features, self.use_bias, self.dtype, kernel_init=init, name=name)
+    def dense(features: int, name: str, init=self.kernel_init) -> nn.Module:
+      return self.dense(features, self.use_bias, self.dtype, kernel_init=init, name=name)
 
-    y = dense(hidden, "widen")(x)
-    y = jax.nn.silu(y) * dense(hidden, "gate")(x) if gated else getattr(jax.nn, self.activation)(y)
+    y = _FUNCTIONS[self.activation](dense(hidden, "widen")(x))
+    if gated:
+      y = y * dense(hidden, "gate")(x)
     return dense(x.shape[-1], "narrow", self.out_init or self.kernel_init)(y)
 
 
@@ -90,7 +101,7 @@ class TransformerBlock(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    context: Float[Array, "B S E"] | None = None,
+    context: Float[Array, "B C E"] | None = None,
     mask: Mask = EVERYTHING,
     context_mask: Mask = EVERYTHING,
     bias: Bias | None = None,
@@ -133,7 +144,9 @@ class Transformer(nn.Module):
     y, cache = transformer.apply(variables, x, mask=Mask(causal=True), cache=cache)   # prompt, then token for token
 
   `make_kind` gives the kind of attention of each layer, from its number: a function of (query, key, value, mask, bias)
-  or a module, see `MultiHeadAttention`; `make_feed_forward` likewise what stands in the place of `FeedForward`.
+  or a module, see `MultiHeadAttention`, which `scale`, `query_init`, `dense` are of; `make_feed_forward` likewise what
+  stands in the place of `FeedForward`. With `remat` only what goes into a block is kept, and it is computed again
+  backward.
   """
 
   depth: int
@@ -155,13 +168,17 @@ class Transformer(nn.Module):
   dropout: float = 0.0
   kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
   out_init: Callable[..., Any] | None = None
+  query_init: Callable[..., Any] | None = None
+  scale: float | None = None
+  dense: Callable[..., nn.Module] = nn.Dense
+  remat: bool = False
   dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    context: Float[Array, "B S E"] | None = None,
+    context: Float[Array, "B C E"] | None = None,
     mask: Mask = EVERYTHING,
     context_mask: Mask = EVERYTHING,
     bias: Bias | None = None,
@@ -171,21 +188,27 @@ class Transformer(nn.Module):
     """(B, T, D), with caches, one for each layer, also these with what x adds. Raises ValueError for D not `width`."""
     if x.shape[-1] != self.width:
       raise ValueError(f"width is {self.width}, found {x.shape[-1]} features")
-    matrices = {"kernel_init": self.kernel_init, "out_init": self.out_init, "use_bias": self.use_bias}
+    matrices = {
+      "kernel_init": self.kernel_init, "out_init": self.out_init, "use_bias": self.use_bias, "dense": self.dense
+    }  # fmt: skip
+    scores = {"query_init": self.query_init, "scale": self.scale, "dtype": self.dtype, "parent": None}
+    # A bias that is a function is none of the arrays that a block is computed again from.
+    fixed = (5, 6) if callable(bias) else (6,)
+    make_block = nn.remat(TransformerBlock, static_argnums=fixed) if self.remat else TransformerBlock
     new = []
     for layer in range(self.depth):
       attention = MultiHeadAttention(
         self.heads, self.kv_heads, self.head_dim, _free(self.make_kind(layer)), self.rotary_base, self.rotary_form,
-        self.shared_query_key, dtype=self.dtype, parent=None, **matrices,
+        self.shared_query_key, **scores, **matrices,
       )  # fmt: skip
       cross = None
       if self.cross:
-        cross = MultiHeadAttention(self.heads, self.kv_heads, self.head_dim, dtype=self.dtype, parent=None, **matrices)
+        cross = MultiHeadAttention(self.heads, self.kv_heads, self.head_dim, **scores, **matrices)
       if self.make_feed_forward:
         feed_forward = _free(self.make_feed_forward(layer))
       else:
         feed_forward = FeedForward(self.hidden, self.activation, dtype=self.dtype, parent=None, **matrices)
-      block = TransformerBlock(
+      block = make_block(
         attention, feed_forward, cross, self.order, self.norm, self.dropout, self.dtype, name=f"block{layer}"
       )
       found = block(x, context, mask, context_mask, bias, train, None if cache is None else cache[layer])

@@ -125,6 +125,17 @@ def test_gpt_j_turns_neighbours():
   same(module.apply({"params": params}, jnp.asarray(X), mask=Mask(causal=True)), expected)
 
 
+@pytest.mark.parametrize("buckets, furthest", [(32, 128), (8, 9), (16, 40), (12, 100)])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_t5_puts_distances_into_buckets(buckets, furthest, bidirectional):
+  from transformers.models.t5.modeling_t5 import T5Attention
+
+  distance = np.arange(-300, 301)
+  expected = T5Attention._relative_position_bucket(torch.tensor(distance), bidirectional, buckets, furthest)
+  found = kinds.relative_buckets(jnp.asarray(distance), buckets, furthest, bidirectional)
+  np.testing.assert_array_equal(found, expected.numpy())
+
+
 @pytest.mark.parametrize("heads", [8, 12])
 def test_mpt_biases_by_distance(heads):
   """Its bias is the key's place times the slope, which differs by a number of each query: the softmax is the same."""

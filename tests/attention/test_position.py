@@ -12,6 +12,8 @@ from mlnotes.attention import (
   compute_weights,
   dot_product_attention,
   make_alibi,
+  make_relative,
+  relative_buckets,
   sinusoidal_positions,
 )
 
@@ -83,6 +85,22 @@ def test_alibi_slopes_are_those_of_the_paper():
 
 def see(mask, queries, keys=None, batch=1):
   return np.asarray(mask.matrix(batch, queries, keys or queries))
+
+
+def test_buckets_of_distances():
+  """Near ones have one each, far ones share, the furthest are one; each direction has its own where it counts."""
+  distance = jnp.arange(-40, 41)
+  both, back = (np.asarray(relative_buckets(distance, 8, 16, way)) for way in (True, False))
+  before = {-40: 3, -16: 3, -6: 3, -5: 2, -2: 2, -1: 1, 0: 0, 1: 5, 2: 6, 5: 6, 6: 7, 40: 7}
+  assert {d: int(both[d + 40]) for d in before} == before
+  assert np.all(back[41:] == 0) and set(back) == set(range(8)) and np.all(np.diff(back[:41]) <= 0)
+  assert list(back[36:41]) == [4, 3, 2, 1, 0]
+  table = jax.random.normal(jax.random.key(0), (8, 3))
+  bias = make_relative(table, 16, bidirectional=False)(jnp.array([[0, 1, 5]]), jnp.array([[0, 4]]))
+  assert bias.shape == (1, 3, 3, 2)
+  np.testing.assert_array_equal(bias[0, :, 2, 0], table[back[35]])
+  with pytest.raises(ValueError, match="2 buckets up to 16: expected 4 or more"):
+    relative_buckets(distance, 2, 16)
 
 
 def test_a_window_counts_the_token_itself():

@@ -1,0 +1,72 @@
+"""The flags of a decoder, and the module that they describe."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from mlnotes.engine.errors import require
+from mlnotes.engine.flags import BaseConfig, field
+from mlnotes.lm import LanguageModel, make_gpt2, make_llama
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(BaseConfig):
+  """Of nanoGPT's size for a laptop."""
+
+  model: Literal["llama", "gpt2"] = field(
+    "llama", "rotary positions, RMS norms and SwiGLU without biases; or learned positions, layer norms and GELU"
+  )
+  depth: int = field(4, "layers")
+  heads: int = field(4, "heads, a divisor of --width, into even numbers for --model=llama")
+  width: int = field(128, "features of a token")
+  kv_heads: int = field(0, "of --model=llama: heads of keys and values, a divisor of --heads; 0: as many")
+  hidden: int = field(0, "hidden features of a feed-forward network; 0: four --width, of --model=llama 8/3")
+  tied: bool = field(True, "the head's matrix is the embedding's")
+  dropout: float = field(0.0, "of the embeddings and of what each layer adds, in [0, 1)")
+  experts: int = field(0, "experts in the place of each feed-forward network; 0: none")
+  experts_per_token: int = field(2, "experts that each token goes to")
+  capacity_factor: float = field(0.0, "an expert takes this many times its even share of the tokens; 0: all that come")
+  remat: bool = field(False, "keep only what goes into each layer, and compute the layer again backward: less memory")
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("depth", "heads", "width"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    for name in ("kv_heads", "hidden", "experts", "capacity_factor"):
+      require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+    require(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
+    even = self.width % self.heads == 0 and (self.model != "llama" or self.width // self.heads % 2 == 0)
+    into = f"a divisor of --width={self.width}{' into even numbers' if self.model == 'llama' else ''}"
+    require(even, "heads", self.heads, into)
+    divides = not self.kv_heads or self.heads % self.kv_heads == 0
+    require(divides, "kv_heads", self.kv_heads, f"a divisor of --heads={self.heads}")
+    if self.experts:
+      k = self.experts_per_token
+      require(1 <= k <= self.experts, "experts_per_token", k, f"1 to --experts={self.experts}")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if self.model == "gpt2":
+      idle["kv_heads"] = "--model=gpt2 has as many as --heads"
+    if not self.experts:
+      idle |= dict.fromkeys(("experts_per_token", "capacity_factor"), "--experts=0 has none")
+    return idle
+
+
+def build_decoder(config: Any, vocabulary: int) -> LanguageModel:
+  """The module of a config that also has `length` and `precision`."""
+  options: dict[str, Any] = dict(
+    hidden=config.hidden or None, tied=config.tied, dropout=config.dropout, experts=config.experts,
+    experts_per_token=config.experts_per_token, capacity_factor=config.capacity_factor or None, remat=config.remat,
+    dtype=jnp.dtype(config.precision),
+  )  # fmt: skip
+  sizes = (vocabulary, config.length, config.depth, config.heads, config.width)
+  if config.model == "gpt2":
+    return make_gpt2(*sizes, **options)
+  return make_llama(*sizes, kv_heads=config.kv_heads or None, **options)
+
+
+def count_parameters(params: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(params))

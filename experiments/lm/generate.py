@@ -1,0 +1,141 @@
+"""Text that a trained language model writes behind a prompt.
+
+  python -m experiments.lm.generate                                          # trains pretrain's defaults first
+  python -m experiments.lm.generate --run=runs/lm --prompt="The " --texts=3
+  python -m experiments.lm.generate --run=runs/lm --file=prompts.txt --temperature=0    # the likeliest, for each line
+
+What a text is does not depend on the others that are asked for, and --seed gives it again.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from experiments.lm import pretrain
+from experiments.lm._text import decode_text, write_tokens
+from experiments.sequence.char_lm import end_of
+from mlnotes.data import Corpus
+from mlnotes.data.flags import load_data
+from mlnotes.data.lines import decode_file
+from mlnotes.data.tokenizer import UNKNOWN
+from mlnotes.engine.errors import InputError, require
+from mlnotes.engine.flags import BaseConfig, field, run
+from mlnotes.engine.loop import enable_compilation_cache
+from mlnotes.engine.stage import find_stage
+from mlnotes.engine.trained import load_config, restore_states
+from mlnotes.lm import Sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+  run: str = field("", "work directory of a run of lm.pretrain; empty: one is trained first")
+  checkpoint: Literal["last", "best"] = field("last", "which of the two kept checkpoints; best: the least loss")
+  model_seed: int = field(-1, "which seed of a run with several; -1: its first")
+  prompt: str = field("", "what the text begins with; empty: the beginning of a document")
+  file: str = field("", "file with a prompt on each line, in the place of --prompt")
+  texts: int = field(1, "texts behind each prompt")
+  tokens: int = field(400, "tokens of each text, the prompt not counted")
+  stop: bool = field(False, "end a text where its document ends")
+  temperature: float = field(0.8, "logits are divided by it; 0: the likeliest token each time")
+  top_k: int = field(0, "draw from the k likeliest tokens alone; 0: from all")
+  top_p: float = field(1.0, "draw from the likeliest tokens that have this chance together, in (0, 1]")
+  min_p: float = field(0.0, "leave out tokens with less than this part of the likeliest one's chance, in [0, 1]")
+  repetition_penalty: float = field(1.0, "make tokens that were there less likely; 1: not, above 0")
+  seed: int = field(0, "of what is drawn")
+  data_dir: str = field("", "where the run's TFDS data set is now; empty: as in the run")
+  out: str = field("", "file for the texts as well; empty: none")
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("texts", "tokens"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    for name in ("temperature", "top_k", "seed"):
+      require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+    require(0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1]")
+    require(0 <= self.min_p <= 1, "min_p", self.min_p, "a number in [0, 1]")
+    require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "a number above 0")
+    if self.prompt and self.file:
+      raise InputError("--prompt and --file both say what texts begin with: expected one of them.")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if self.temperature == 0:
+      idle |= dict.fromkeys(("top_k", "top_p", "min_p", "seed"), "--temperature=0 takes the likeliest token")
+    return idle
+
+
+def make_sampling(config: Config) -> Sampling:
+  penalty = None if config.repetition_penalty == 1 else config.repetition_penalty
+  if config.temperature == 0:
+    return Sampling(repetition_penalty=penalty)
+  return Sampling(
+    config.temperature, config.top_k or None, None if config.top_p == 1 else config.top_p, config.min_p or None, penalty
+  )
+
+
+def read_prompts(config: Config) -> list[str]:
+  if not config.file:
+    return [config.prompt]
+  found = [line for line in decode_file(config.file, f"--file={config.file}").splitlines() if line]
+  if not found:
+    raise InputError(f"--file={config.file} has no prompt: expected one on each line.")
+  return found
+
+
+def encode_prompt(prompt: str, corpus: Corpus, length: int) -> list[int]:
+  """Behind the token that begins a document, where the run's text has one and the prompt leaves room for it.
+
+  Raises InputError for an empty prompt without that, one that fills a window, and characters that the run's text had
+  not.
+  """
+  ids, end = corpus.tokenizer.encode(prompt).tolist(), end_of(corpus)
+  if not ids and end < 0:
+    raise InputError("--prompt is empty and the run's text has no <end> to begin with: expected a prompt.")
+  if len(ids) >= max(2, length):
+    raise InputError(f"--prompt has {len(ids)} tokens: expected fewer than the {length} of the run's windows.")
+  unknown = corpus.tokenizer.special.get(UNKNOWN, -1)
+  odd = sorted({prompt[i] for i, token in enumerate(ids) if token == unknown})
+  if odd:
+    raise InputError(f"--prompt has {''.join(odd)!r}: expected characters that the run's text had.")
+  return [end, *ids] if end >= 0 and len(ids) < length - 1 else ids
+
+
+def main(config: Config) -> int:
+  enable_compilation_cache()
+  prompts = read_prompts(config)
+  directory = find_stage("run", config.run, pretrain, Path("runs/lm.generate"))
+  _, trained = load_config(directory, {"lm.pretrain": pretrain.Config})
+  if trained.objective not in pretrain.WRITERS:
+    raise InputError(
+      f"--run={directory} learned by --objective={trained.objective}: expected {' or '.join(pretrain.WRITERS)}, which "
+      "foretell what follows."
+    )
+  trained = dataclasses.replace(trained, data_dir=config.data_dir or trained.data_dir, devices=1)
+  corpus = load_data(trained)
+  ids = [encode_prompt(prompt, corpus, trained.length) for prompt in prompts for _ in range(config.texts)]
+  experiment = pretrain.make(trained)
+  seed = trained.seed if config.model_seed < 0 else config.model_seed
+  states, step = restore_states(directory, experiment, pretrain.make_feeds(trained), trained, config.checkpoint, seed)
+  model = experiment.model(states[seed])
+  end = end_of(corpus) if config.stop else -1
+  began = time.perf_counter()
+  found = write_tokens(model, ids, config.tokens, config.seed, make_sampling(config), end)
+  seconds, count = time.perf_counter() - began, sum(map(len, found))
+  texts = [prompts[i // config.texts] + decode_text(corpus, np.asarray(row)) for i, row in enumerate(found)]
+  told = f"\n{'-' * 40}\n".join(texts)
+  print(told)
+  print(f"{count} tokens of step {step} in {seconds:.1f} s, compilation included", file=sys.stderr)
+  if config.out:
+    try:
+      Path(config.out).expanduser().write_text(told + "\n", encoding="utf-8")
+    except OSError as error:
+      raise InputError(f"--out={config.out} cannot be written: {error.strerror or error}.") from error
+  return 0
+
+
+if __name__ == "__main__":
+  run(main, Config)
