@@ -43,7 +43,7 @@ assert not heavy, heavy
 
 
 LIGHT = tuple(f"mlnotes.engine.{name}" for name in ("cache", "errors", "experiment", "sharding"))
-CHAPTERS = ("contrastive", "diffusion", "generative", "meta", "nn", "optim", "rl")
+CHAPTERS = ("contrastive", "diffusion", "generative", "lm", "meta", "nn", "optim", "rl")
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -73,7 +73,7 @@ def _read_tensors(path: Path) -> dict[str, Any]:
   try:
     from safetensors import SafetensorError, safe_open
   except ImportError as error:
-    raise InputError(f"{path} cannot be read without safetensors: pip install safetensors.") from error
+    raise InputError(f"{path} cannot be read without safetensors: expected `pip install -e '.[weights]'`.") from error
   import ml_dtypes  # noqa: F401 - for bfloat16
 
   try:
