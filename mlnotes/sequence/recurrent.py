@@ -76,7 +76,7 @@ class Recurrent(nn.Module):
       carry = cell.initialize_carry(root_key(0), (x.shape[0], x.shape[2]))
     if hasattr(cell, "scan"):
       flip = lambda y: flip_sequences(y, lengths, num_batch_dims=1, time_major=False) if reverse else y
-      carry, outputs = cell.scan(carry, flip(x), real, starts)
+      carry, outputs = cell.scan(carry, flip(x), real, starts, self.unroll)
       return carry, flip(outputs)
     if starts is not None:
       x = jnp.concatenate([x, starts[..., None].astype(x.dtype)], -1)
