@@ -61,7 +61,7 @@ class ElmanCell(LoopedCell, nn.SimpleCell):
   deterministic: bool = True
 
   @nn.compact
-  def _products(self, carry: Hidden, inputs: Float[Array, "*B D"]) -> Any:
+  def _products(self, carry: Hidden, inputs: Float[Array, "*N D"]) -> Any:
     of_input = partial(nn.Dense, self.features, dtype=self.dtype, param_dtype=self.param_dtype)
     added = of_input(kernel_init=self.kernel_init, bias_init=self.bias_init, name="i")(inputs)
     kernel, _ = _Kernel(self.recurrent_kernel_init, (self.features, self.features), self.param_dtype, name="h")()
@@ -132,7 +132,7 @@ class LSTMCell(LoopedCell, nn.OptimizedLSTMCell):
     super().__post_init__()
 
   @nn.compact
-  def _products(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*B D"]) -> Any:
+  def _products(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*N D"]) -> Any:
     def bias_init(key, shape, dtype):
       bias = self.bias_init(key, shape, dtype).reshape(4, -1)
       if not self.longest:
@@ -178,7 +178,7 @@ class GRUCell(LoopedCell, nn.GRUCell):
     super().__post_init__()
 
   @nn.compact
-  def _products(self, carry: Hidden, inputs: Float[Array, "*B D"]) -> Any:
+  def _products(self, carry: Hidden, inputs: Float[Array, "*N D"]) -> Any:
     width, after = self.features, self.reset == "after"
     of_input = partial(nn.Dense, 3 * width, dtype=self.dtype, param_dtype=self.param_dtype, bias_init=self.bias_init)
     from_input = of_input(kernel_init=_by_gate(self.kernel_init, 3), name="i")(inputs)
