@@ -60,8 +60,8 @@ class _Minimal(nn.RNNCellBase):
   ) -> tuple[Float[Array, "B F"], Float[Array, "B T F"]]:
     """All steps at once: what as many calls give, to rounding.
 
-    The state stands still where `real` is False, and is 0 before the steps where `starts` is True. There is no loop that
-    `unroll` could be of.
+    The state stands still where `real` is False, and is 0 before the steps where `starts` is True. `unroll` is of loops
+    and does nothing here.
     """
     decay, added = self._gates(inputs)
     if starts is not None:
