@@ -55,6 +55,7 @@ def lstm_steps(config: Config, x: np.ndarray) -> dict[str, Callable[[], Any]]:
   steps = {
     f"{unroll} a turn": make_step(Recurrent(LSTMCell(config.width), unroll=unroll), x) for unroll in config.unrolls
   }
+  steps["step by step"] = make_step(Recurrent(_StepByStep(LSTMCell(config.width))), x)
   steps["flax's cell"] = make_step(_OutputsFirst(nn.RNN(nn.OptimizedLSTMCell(config.width))), x)
   try:
     import torch
@@ -75,7 +76,7 @@ class _OutputsFirst(nn.Module):
 
 
 class _StepByStep(nn.RNNCellBase):
-  """A minimal cell without its scan."""
+  """A cell without its scan."""
 
   cell: nn.RNNCellBase
 

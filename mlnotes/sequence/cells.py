@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.nn.initializers import orthogonal
+from mlnotes.sequence.loop import LoopedCell, Multiply
 
 Hidden = Float[Array, "*B F"]
 Slow = Float[Array, "*B S"]
@@ -33,7 +34,21 @@ def _by_gate(init: Callable[..., Array], gates: int) -> Callable[..., Array]:
   return draw
 
 
-class ElmanCell(nn.SimpleCell):
+class _Kernel(nn.Module):
+  """The parameters of an `nn.Dense`, to be multiplied elsewhere: (kernel, bias or None)."""
+
+  kernel_init: Callable[..., Array]
+  shape: tuple[int, int]
+  param_dtype: Any
+  bias_init: Callable[..., Array] | None = None
+
+  @nn.compact
+  def __call__(self) -> tuple[Float[Array, "F G"], Float[Array, " G"] | None]:
+    kernel = self.param("kernel", self.kernel_init, self.shape, self.param_dtype)
+    return kernel, self.bias_init and self.param("bias", self.bias_init, self.shape[-1:], self.param_dtype)
+
+
+class ElmanCell(LoopedCell, nn.SimpleCell):
   """The simple recurrent network, whose context is its previous hidden state.
 
     h_t = tanh(W x_t + U h_{t-1} + b)                                    Elman 1990
@@ -46,10 +61,16 @@ class ElmanCell(nn.SimpleCell):
   deterministic: bool = True
 
   @nn.compact
-  def __call__(self, carry: Hidden, inputs: Float[Array, "*B D"]) -> tuple[Hidden, Hidden]:
-    new, _ = super().__call__(_drop(self, carry), inputs)
-    new = new.astype(carry.dtype)
-    return new, new
+  def _products(self, carry: Hidden, inputs: Float[Array, "*N D"]) -> Any:
+    of_input = partial(nn.Dense, self.features, dtype=self.dtype, param_dtype=self.param_dtype)
+    added = of_input(kernel_init=self.kernel_init, bias_init=self.bias_init, name="i")(inputs)
+    kernel, _ = _Kernel(self.recurrent_kernel_init, (self.features, self.features), self.param_dtype, name="h")()
+    return {"h": kernel}, {"h": added}, None, _draw_mask(self, carry)
+
+  @nn.nowrap
+  def _step(self, carry: Hidden, more: None, multiply: Multiply) -> Hidden:
+    new = multiply("h", carry)
+    return self.activation_fn(new + carry if self.residual else new).astype(carry.dtype)
 
 
 class JordanCell(nn.RNNCellBase):
@@ -87,7 +108,7 @@ class JordanCell(nn.RNNCellBase):
     return 1
 
 
-class LSTMCell(nn.OptimizedLSTMCell):
+class LSTMCell(LoopedCell, nn.OptimizedLSTMCell):
   """Long short-term memory with a forget gate.
 
     i, f, o = sigmoid(W x_t + U h_{t-1} + b),   g = tanh(...)            Hochreiter & Schmidhuber 1997;
@@ -111,9 +132,7 @@ class LSTMCell(nn.OptimizedLSTMCell):
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*B D"]) -> tuple[Any, Hidden]:
-    c, h = carry
-
+  def _products(self, carry: tuple[Hidden, Hidden], inputs: Float[Array, "*N D"]) -> Any:
     def bias_init(key, shape, dtype):
       bias = self.bias_init(key, shape, dtype).reshape(4, -1)
       if not self.longest:
@@ -122,16 +141,21 @@ class LSTMCell(nn.OptimizedLSTMCell):
       forget = jnp.log(jax.random.uniform(of_forget, (self.features,), dtype, 1, self.longest - 1))
       return bias.at[1].set(forget).at[0].set(-forget).reshape(shape)
 
-    dense = partial(nn.Dense, 4 * self.features, dtype=self.dtype, param_dtype=self.param_dtype)
-    gates = dense(use_bias=False, kernel_init=_by_gate(self.kernel_init, 4), name="i")(inputs)
-    recurrent = dense(kernel_init=_by_gate(self.recurrent_kernel_init, 4), bias_init=bias_init, name="h")
-    i, f, g, o = jnp.split(gates + recurrent(_drop(self, h)), 4, axis=-1)
+    of_input = partial(nn.Dense, 4 * self.features, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
+    gates = of_input(kernel_init=_by_gate(self.kernel_init, 4), name="i")(inputs)
+    init = _by_gate(self.recurrent_kernel_init, 4)
+    kernel, bias = _Kernel(init, (self.features, 4 * self.features), self.param_dtype, bias_init, name="h")()
+    return {"h": kernel}, {"h": gates + _broadcast(bias, gates).astype(gates.dtype)}, None, _draw_mask(self, carry[1])
+
+  @nn.nowrap
+  def _step(self, carry: tuple[Hidden, Hidden], more: None, multiply: Multiply) -> tuple[Hidden, Hidden]:
+    c, h = carry
+    i, f, g, o = jnp.split(multiply("h", h), 4, axis=-1)
     new_c = (self.gate_fn(f) * c + self.gate_fn(i) * self.activation_fn(g)).astype(c.dtype)
-    new_h = (self.gate_fn(o) * self.activation_fn(new_c)).astype(h.dtype)
-    return (new_c, new_h), new_h
+    return new_c, (self.gate_fn(o) * self.activation_fn(new_c)).astype(h.dtype)
 
 
-class GRUCell(nn.GRUCell):
+class GRUCell(LoopedCell, nn.GRUCell):
   """The gated recurrent unit, in both of its forms.
 
     r, z = sigmoid(W x_t + U h_{t-1} + b)
@@ -154,19 +178,24 @@ class GRUCell(nn.GRUCell):
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, carry: Hidden, inputs: Float[Array, "*B D"]) -> tuple[Hidden, Hidden]:
-    dense = partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype, bias_init=self.bias_init)
-    from_input = dense(3 * self.features, kernel_init=_by_gate(self.kernel_init, 3), name="i")(inputs)
-    of_r, of_z, of_n = jnp.split(from_input, 3, axis=-1)
-    h = _drop(self, carry)
+  def _products(self, carry: Hidden, inputs: Float[Array, "*N D"]) -> Any:
+    width, after = self.features, self.reset == "after"
+    of_input = partial(nn.Dense, 3 * width, dtype=self.dtype, param_dtype=self.param_dtype, bias_init=self.bias_init)
+    from_input = of_input(kernel_init=_by_gate(self.kernel_init, 3), name="i")(inputs)
+    gates, of_n = from_input[..., : 2 * width], from_input[..., 2 * width :]
+    make = partial(_Kernel, param_dtype=self.param_dtype)
     init = self.recurrent_kernel_init
-    gates = dense(2 * self.features, use_bias=False, kernel_init=_by_gate(init, 2), name="gates")(h)
-    recurrent_r, recurrent_z = jnp.split(gates, 2, axis=-1)
-    r, z = self.gate_fn(of_r + recurrent_r), self.gate_fn(of_z + recurrent_z)
-    candidate = dense(self.features, use_bias=self.reset == "after", kernel_init=init, name="candidate")
-    n = self.activation_fn(of_n + (r * candidate(h) if self.reset == "after" else candidate(r * h)))
-    new = ((1 - z) * n + z * carry).astype(carry.dtype)
-    return new, new
+    of_gates, _ = make(_by_gate(init, 2), (width, 2 * width), name="gates")()
+    candidate, bias = make(init, (width, width), bias_init=self.bias_init if after else None, name="candidate")()
+    added = {"gates": gates, "candidate": _broadcast(bias, of_n).astype(of_n.dtype) if after else of_n}
+    return {"gates": of_gates, "candidate": candidate}, added, of_n if after else None, _draw_mask(self, carry)
+
+  @nn.nowrap
+  def _step(self, carry: Hidden, more: Hidden | None, multiply: Multiply) -> Hidden:
+    r, z = jnp.split(self.gate_fn(multiply("gates", carry)), 2, axis=-1)
+    after = self.reset == "after"
+    n = self.activation_fn(more + r * multiply("candidate", carry) if after else multiply("candidate", r * carry))
+    return ((1 - z) * n + z * carry).astype(carry.dtype)
 
 
 class ClockworkCell(nn.RNNCellBase):
@@ -287,3 +316,8 @@ def _drop(cell: Any, h: Hidden) -> Hidden:
   if not cell.recurrent_dropout or cell.deterministic:
     return h
   return nn.Dropout(cell.recurrent_dropout, deterministic=False, name="recurrent_dropout")(h)
+
+
+def _draw_mask(cell: Any, h: Hidden) -> Hidden | None:
+  """What `_drop` multiplies h_{t-1} with; None where it drops nothing."""
+  return _drop(cell, jnp.ones_like(h)) if cell.recurrent_dropout and not cell.deterministic else None

@@ -56,10 +56,12 @@ class _Minimal(nn.RNNCellBase):
     inputs: Float[Array, "B T D"],
     real: Bool[Array, "B T"] | None = None,
     starts: Bool[Array, "B T"] | None = None,
+    unroll: int = 1,
   ) -> tuple[Float[Array, "B F"], Float[Array, "B T F"]]:
     """All steps at once: what as many calls give, to rounding.
 
-    The state stands still where `real` is False, and is 0 before the steps where `starts` is True.
+    The state stands still where `real` is False, and is 0 before the steps where `starts` is True. `unroll` is of loops
+    and does nothing here.
     """
     decay, added = self._gates(inputs)
     if starts is not None:

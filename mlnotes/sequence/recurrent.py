@@ -29,8 +29,8 @@ class Recurrent(nn.Module):
   Before the steps where `starts` is True, the first ones of documents that stand one behind another, the state is as at
   the beginning; forward alone.
 
-  A cell that has `scan` (`MinGRUCell`, `MinLSTMCell`) goes over all steps at once, any other by `flax.linen.RNN`,
-  `unroll` steps in each turn of its loop. Raises ValueError for `starts` in a layer that reads backward.
+  A cell that has `scan` (minimal ones; LSTM, GRU, Elman) goes over the sequence by that, any other by `flax.linen.RNN`;
+  `unroll` steps in each turn of a loop. Raises ValueError for `starts` in a layer that reads backward.
   """
 
   cell: nn.RNNCellBase
@@ -76,7 +76,7 @@ class Recurrent(nn.Module):
       carry = cell.initialize_carry(root_key(0), (x.shape[0], x.shape[2]))
     if hasattr(cell, "scan"):
       flip = lambda y: flip_sequences(y, lengths, num_batch_dims=1, time_major=False) if reverse else y
-      carry, outputs = cell.scan(carry, flip(x), real, starts)
+      carry, outputs = cell.scan(carry, flip(x), real, starts, self.unroll)
       return carry, flip(outputs)
     if starts is not None:
       x = jnp.concatenate([x, starts[..., None].astype(x.dtype)], -1)

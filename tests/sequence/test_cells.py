@@ -162,6 +162,48 @@ def test_scan_is_the_loop_for_any_initial_state(kind, length):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("make", [LSTMCell, functools.partial(GRUCell, reset="before")])
+def test_products_outside_the_loop_change_nothing(make):
+  """Values, first derivatives in both modes and second ones, of all that goes in, for two seeds at once, in float64;
+  with documents, lengths (0 among them) and recurrent dropout."""
+  with jax.enable_x64(True):
+    cell = make(3, recurrent_dropout=0.4, deterministic=False, param_dtype=jnp.float64)
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(size=(3, 4, 2)))
+    real = jnp.arange(4)[None] < jnp.array([4, 2, 0])[:, None]
+    starts = jnp.zeros((3, 4), bool).at[0, 2].set(True)
+    rngs = {"dropout": jax.random.key(4)}
+    carry = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)),
+                         cell.initialize_carry(jax.random.key(0), (3, 2)))  # fmt: skip
+    keys = jax.random.split(jax.random.key(1), 2)
+    params = jax.vmap(lambda key: cell.init({"params": key, **rngs}, carry, x[:, 0]))(keys)
+
+    def scanned(params, carry, x):
+      return cell.apply(params, carry, x, real, starts, method=cell.scan, rngs=rngs)
+
+    def looped(params, carry, x):
+      choose = lambda rows, new, old: jax.tree.map(lambda a, b: jnp.where(rows[:, None], a, b), new, old)
+
+      def step(carry, each):
+        x, real, start = each
+        before = choose(start, jax.tree.map(jnp.zeros_like, carry), carry)
+        new = choose(real, cell.apply(params, before, x, rngs=rngs)[0], before)
+        return new, jax.tree.leaves(new)[-1]
+
+      last, outputs = jax.lax.scan(step, carry, (x.swapaxes(0, 1), real.T, starts.T))
+      return last, outputs.swapaxes(0, 1)
+
+    def all_of(run, params):
+      inputs = (params, carry, x)
+      to = jax.tree.map(lambda leaf: jnp.cos(7 * leaf), inputs)
+      of_all = lambda *inputs: sum(jnp.sum(jnp.sin(3 * leaf)) for leaf in jax.tree.leaves(run(*inputs)))
+      return jax.jvp(run, inputs, to), jax.jvp(jax.grad(of_all, (0, 1, 2)), inputs, to)
+
+    found, expected = (jax.jit(jax.vmap(functools.partial(all_of, run)))(params) for run in (scanned, looped))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, expected)
+    assert all(np.any(np.array(leaf)) for leaf in jax.tree.leaves(found))
+
+
 @pytest.mark.parametrize("kind", [MinGRUCell, MinLSTMCell])
 @pytest.mark.parametrize("size", [0.0, 50.0, 1e4])
 def test_gates_at_their_ends_give_no_nan(kind, size):
