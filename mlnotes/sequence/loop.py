@@ -114,7 +114,7 @@ def _scan(step, dtype, unroll, kernels, carry, added, more, fixed):
     added, more, (real, starts) = x
     before = carry if starts is None else _choose(starts, first, carry)
     new, seen = run(before, added, more)
-    new = new if real is None else _choose(real, new, before)
+    new = new if real is None else _choose(real, new, carry)
     return new, (_output(new), seen)
 
   last, (outputs, seen) = jax.lax.scan(turn, carry, (added, more, marks), unroll=unroll)

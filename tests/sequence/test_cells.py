@@ -171,7 +171,7 @@ def test_products_outside_the_loop_change_nothing(make):
     draw = np.random.default_rng(0)
     x = jnp.asarray(draw.normal(size=(3, 4, 2)))
     real = jnp.arange(4)[None] < jnp.array([4, 2, 0])[:, None]
-    starts = jnp.zeros((3, 4), bool).at[0, 2].set(True)
+    starts = jnp.zeros((3, 4), bool).at[0, 2].set(True).at[1, 3].set(True)  # the latter behind the row's end
     rngs = {"dropout": jax.random.key(4)}
     carry = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)),
                          cell.initialize_carry(jax.random.key(0), (3, 2)))  # fmt: skip
@@ -187,7 +187,7 @@ def test_products_outside_the_loop_change_nothing(make):
       def step(carry, each):
         x, real, start = each
         before = choose(start, jax.tree.map(jnp.zeros_like, carry), carry)
-        new = choose(real, cell.apply(params, before, x, rngs=rngs)[0], before)
+        new = choose(real, cell.apply(params, before, x, rngs=rngs)[0], carry)
         return new, jax.tree.leaves(new)[-1]
 
       last, outputs = jax.lax.scan(step, carry, (x.swapaxes(0, 1), real.T, starts.T))
