@@ -33,7 +33,7 @@ def sort(x, order):
 
 @pytest.mark.parametrize("name", ["dense", "blockwise", "additive", "hard", "linear", "performer", "ring"])
 def test_reading_in_an_order_is_reading_what_was_sorted(name):
-  """Nothing but the mask tells places apart: tokens sorted into their order, under a plain causal mask, see the same."""
+  """Nothing but the mask tells places apart: tokens sorted into their order see the same under a plain causal mask."""
   attend = as_function(name) if name != "ring" else None
   if name == "ring":
     mesh = jax.make_mesh((2,), ("length",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
