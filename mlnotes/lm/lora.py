@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from mlnotes.lm.trainable import find_paths, flatten, unflatten
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | float | int
 Lora = dict[str, Any]
 
 # Hu et al. 2022, sec. 4.2: of attention's matrices those of queries and values first.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mlnotes.lm.trainable import flatten
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | float | int
 
 
 def l2_sp(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mlnotes.lm.masking import Masked
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | float | int
 
 
 class Replaced(NamedTuple):

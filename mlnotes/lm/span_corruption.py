@@ -22,7 +22,7 @@ from mlnotes.lm.spans import (
 )
 from mlnotes.lm.vocabulary import Vocabulary, fill_lengths, real_places
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | float | int
 
 
 class Corrupted(NamedTuple):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | float | int
 
 
 class Spans(NamedTuple):
