@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mlnotes.attention.dot_product import attend_densely, attend_where, require_heads
+from mlnotes.attention.local import require_places
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask, bias_matrix
 
 
@@ -56,7 +57,7 @@ class CompressedAttention(nn.Module):
   With kernels as long as the stride, each compressed key stands for `stride` places; a causal query sees it once all of
   these are at its position or before, so that the first ones see nothing. Padding is zeroed before. Fewer queries than
   keys go by their positions. Values of another width than the keys, such as the unit vectors of `compute_weights`, are
-  averaged in place of convolved. Raises ValueError for a window, segments or a bias.
+  averaged in place of convolved. Raises ValueError for a window, segments, a bias, or an order of the mask's own.
   """
 
   stride: int = 3
@@ -74,6 +75,7 @@ class CompressedAttention(nn.Module):
     batch, queries, keys = require_heads(query, key, value)
     if mask.window is not None or mask.key_segments is not None or bias is not None:
       raise ValueError("attention to compressed keys takes no window, segments or bias")
+    require_places(mask, "compressed")
     ask, offer = mask.tokens(batch, queries, keys)
     short, width = -keys % self.stride, key.shape[-1]
 

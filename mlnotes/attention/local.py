@@ -51,6 +51,12 @@ def require_function(bias: Bias | None, name: str) -> None:
     raise ValueError(f"{name} attention takes a bias as a function of positions, found an array of shape {bias.shape}")
 
 
+def require_places(mask: Mask, name: str) -> None:
+  """Raises ValueError for an order that is not that of the positions: these kinds find what is near by its place."""
+  if mask.has_order:
+    raise ValueError(f"{name} attention is causal by positions: the mask has an order of its own, expected none")
+
+
 def block_bias(bias: Bias | None, queries: Tokens, keys: Tokens, name: str) -> Array | float:
   """A bias for blocks."""
   if bias is None:
@@ -70,10 +76,11 @@ def local_attention(
 
   Blocks are as long as the window; each sees itself and its neighbours. Neighbours in the arrays are taken for
   neighbours in position. Fewer queries than keys, as in decoding, are computed densely. A bias is a function.
-  Raises ValueError where the mask has no window.
+  Raises ValueError where the mask has no window, or an order of its own.
   """
   if mask.window is None:
     raise ValueError("local attention needs a window: the mask has none")
+  require_places(mask, "local")
   batch, queries, keys = require_heads(query, key, value)
   if queries != keys:
     return dot_product_attention(query, key, value, mask, bias)
@@ -106,7 +113,7 @@ def strided_attention(
   With a stride of about sqrt(T) two layers connect all places, at sqrt(T) products for each query. Neighbours in the
   arrays are taken for neighbours in position. Fewer queries than keys are computed densely. A bias is a function.
   Difference from the paper: there a near key may be `stride` away.
-  Raises ValueError for a stride below 1, a single head, or a mask with a window of its own.
+  Raises ValueError for a stride below 1, a single head, or a mask with a window or an order of its own.
   """
   if stride < 1:
     raise ValueError(f"strided attention: stride is {stride}, expected 1 or more")
@@ -114,6 +121,7 @@ def strided_attention(
     raise ValueError(f"strided attention has its own pattern: window of the mask is {mask.window}, expected none")
   if query.shape[2] < 2:
     raise ValueError("strided attention needs two heads or more, as these alternate between near keys and far ones")
+  require_places(mask, "strided")
   batch, queries, keys = require_heads(query, key, value)
   if queries == keys:
     require_function(bias, "strided")
@@ -161,10 +169,11 @@ def global_attention(
 
   The mask's window is not that of these tokens. As they come first, a causal mask stays causal. Differences from the
   paper: they have no projections of their own.
-  Raises ValueError for fewer than 1 token or a mask without a window.
+  Raises ValueError for fewer than 1 token, a mask without a window, or one with an order of its own.
   """
   if tokens < 1 or mask.window is None:
     raise ValueError(f"global attention: {tokens} tokens, window {mask.window}: expected 1 or more, and a window")
+  require_places(mask, "global")
   batch, queries, keys = require_heads(query, key, value)
   key, value = repeat_heads(key, query.shape[2]), repeat_heads(value, query.shape[2])
   ask, offer = mask.tokens(batch, queries, keys)

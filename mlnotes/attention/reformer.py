@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.attention.dot_product import NOT_SEEN, repeat_heads, require_heads, softmax_part
-from mlnotes.attention.local import require_self, with_neighbours
+from mlnotes.attention.local import require_places, require_self, with_neighbours
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask, Tokens
 from mlnotes.engine.experiment import root_key
 
@@ -104,7 +104,7 @@ class ReformerAttention(nn.Module):
 
   Buckets hold half a chunk in the mean: 2 T / `chunk` of them, rounded to an even number. Rotations come from
   `seed`; in training with rngs={"hash": key} new ones are drawn with each call.
-  Raises ValueError for a bias, or for another number of keys than of queries.
+  Raises ValueError for a bias, an order of the mask's own, or another number of keys than of queries.
   """
 
   chunk: int = 16
@@ -124,6 +124,7 @@ class ReformerAttention(nn.Module):
   ) -> Float[Array, "B T N D"]:
     require_heads(query, key, value)
     require_self("Reformer", query, key)
+    require_places(mask, "Reformer")
     if bias is not None:
       raise ValueError("Reformer attention takes no bias")
     redraw = train and self.has_rng("hash")

@@ -78,7 +78,7 @@ def ring_attention(
       """Nothing of halves whose first key is behind the last query."""
       if not mask.causal:
         return work()
-      return jax.lax.cond(jnp.min(offer.position) <= jnp.max(ask.position), work, lambda: here(nothing()))
+      return jax.lax.cond(jnp.min(offer.order) <= jnp.max(ask.order), work, lambda: here(nothing()))
 
     def no_softmax() -> Softmax:
       rows = (batch, q.shape[2], half)
