@@ -3,12 +3,14 @@
   python -m experiments.lm.pretrain                                        # a small Llama on Python's manual pages
   python -m experiments.lm.pretrain --model=gpt2 --learning_rate=1e-3      # the same size in GPT-2's form
   python -m experiments.lm.pretrain --experts=4                            # a mixture of experts
+  python -m experiments.lm.pretrain --objective=masked                     # BERT's: hidden words, from both sides
   python -m experiments.lm.pretrain --dataset=FOLDER/names.txt --documents=line --packed
   python -m experiments.lm.pretrain --dataset=FOLDER/book.txt --depth=6 --heads=6 --width=384 --length=256 \\
     --batch_size=64 --dropout=0.2 --learning_rate=1e-3 --precision=bfloat16     # nanoGPT's form for one GPU
 
 The loss is that of all tokens of the test text, in windows of --length side by side. Writes sample.txt and text.png:
-how well each token of a test passage was foreseen.
+how well each token of a test passage was foreseen. Of other objectives it is their own loss, of what is hidden of these
+windows in the same way each time; they write filled.txt: what was read, what was said of it, and what stood there.
 """
 
 import dataclasses
@@ -22,8 +24,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from experiments.lm._corruption import CorruptionConfig
 from experiments.lm._models import DecoderConfig, count_parameters
-from experiments.lm._objectives import OBJECTIVES
+from experiments.lm._objectives import EVAL_SEED, OBJECTIVES
 from mlnotes.data import Feeds
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
@@ -34,18 +37,21 @@ from mlnotes.lm import compute_gradients
 from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 
-_EVAL_SEED = 0  # of what an evaluation corrupts
 WRITERS = ("causal",)  # objectives whose models foretell what follows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
+class Config(CorruptionConfig, DecoderConfig, TextConfig, OptimConfig, LoopConfig):
   """Defaults: Python's manual pages by characters, some minutes on two CPU cores."""
 
   UNIT: ClassVar[str] = "windows"
   fills_cores: ClassVar[bool] = False
 
-  objective: Literal[tuple(OBJECTIVES)] = field("causal", "what is learned; causal: each token from those before it")
+  objective: Literal[tuple(OBJECTIVES)] = field(
+    "causal",
+    "causal: each token from those before it; masked: BERT's hidden words, from both sides; prefix: UniLM's, from what "
+    "one of four masks shows",
+  )
   packed: bool = field(False, "documents in a window do not see each other, and each counts its places from 0")
   accumulate: int = field(1, "parts of a batch whose gradients are computed one after the other: less memory")
   head_chunks: int = field(1, "parts of the tokens whose logits are made one after the other, and again backward")
@@ -70,6 +76,7 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
     require(even, "head_chunks", self.head_chunks, f"a divisor of the {tokens} tokens of a batch's part")
     if self.packed and not self.end_token:
       raise InputError("--packed parts documents where <end> is: expected --end_token.")
+    self.check_objective()
 
 
 class State(NamedTuple):
@@ -117,7 +124,7 @@ def make(config: Config) -> Experiment:
     return eval_params(state.opt_state, state.params)
 
   def evaluate(state: State, batch) -> dict[str, Mean]:
-    examples = prepare(example_keys(root_key(_EVAL_SEED), batch["index"]), batch)
+    examples = prepare(example_keys(root_key(EVAL_SEED), batch["index"]), batch)
     real = batch["mask"] > 0
     over = lambda rows: jnp.sum(jnp.where(real, rows, 0))
     return jax.tree.map(over, dict(objective.terms(learned(state), examples, None)))

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
+from mlnotes.attention.mask import Mask
 from mlnotes.engine.experiment import Mean
 from mlnotes.lm.loss import head_cross_entropy
 from mlnotes.lm.model import LanguageModel
@@ -43,31 +44,63 @@ def causal_objective(module: LanguageModel, chunks: int = 1, end: int | None = N
   the balance and z-losses are terms as well, means over the layers. In training logits are rounded to the module's
   dtype.
   """
-  experts = module.transformer.make_feed_forward is not None
 
   def terms(params, examples, key) -> Terms:
-    tokens, variables = examples["tokens"], {"params": params}
+    tokens = examples["tokens"]
     shown, asked = tokens[:, :-1], tokens[:, 1:]
     mask = None if end is None else document_mask(shown, end)
-    rngs = None if key is None else {"dropout": key}
-    options = {"train": key is not None, "rngs": rngs, "method": "hidden"}
-    if experts:
-      hidden, sown = module.apply(variables, shown, mask, **options, mutable=["intermediates"])
-    else:
-      hidden, sown = module.apply(variables, shown, mask, **options), {}
-    dtype = (module.dtype if key is not None else None) or jnp.float32
-    head = lambda hidden: module.apply(variables, hidden, dtype, method="logits")
-    losses, right = head_cross_entropy(head, hidden, asked, chunks)
+    hidden, of_experts = read_hidden(module, params, shown, mask, key)
+    losses, right = head_cross_entropy(make_head(module, params, key), hidden, asked, chunks)
     count = jnp.full(tokens.shape[:1], asked.shape[1], jnp.float32)
     found = {"loss": Mean(jnp.sum(losses, 1), count), "accuracy": Mean(jnp.sum(right, 1).astype(jnp.float32), count)}
-    return found | ({name: _of_layers(sown, name, count) for name in ROUTER_WEIGHTS} if experts else {})
+    return found | of_experts
 
   return Objective(
     init=lambda key, examples: module.init(key, examples["tokens"][:, :-1])["params"],
     prepare=lambda key, tokens: {"tokens": tokens},
     terms=terms,
-    weights={"loss": 1.0, **(ROUTER_WEIGHTS if experts else {})},
+    weights={"loss": 1.0, **router_weights(module)},
   )
+
+
+def router_weights(module: LanguageModel) -> Mapping[str, float]:
+  """Those of the terms that experts add; none where there are none."""
+  return {} if module.transformer.make_feed_forward is None else ROUTER_WEIGHTS
+
+
+def read_hidden(
+  module: LanguageModel,
+  params: chex.ArrayTree,
+  tokens: Int[Array, "B T"],
+  mask: Mask | None = None,
+  key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "B T D"], Terms]:
+  """(what the head reads, the terms of experts, means over the layers); with dropout where a key is given."""
+  options = {"train": key is not None, "rngs": None if key is None else {"dropout": key}, "method": "hidden"}
+  names = router_weights(module)
+  if not names:
+    return module.apply({"params": params}, tokens, mask, **options), {}
+  hidden, sown = module.apply({"params": params}, tokens, mask, **options, mutable=["intermediates"])
+  return hidden, {name: _of_layers(sown, name, jnp.ones(len(tokens))) for name in names}
+
+
+def make_head(module: Any, params: chex.ArrayTree, key: Key[Array, ""] | None) -> Callable[[Array], Array]:
+  """Features to logits; where there is a key, as in training, rounded to the module's dtype."""
+  dtype = (module.dtype if key is not None else None) or jnp.float32
+  return lambda hidden: module.apply({"params": params}, hidden, dtype, method="logits")
+
+
+def score_words(
+  head: Callable[[Array], Array],
+  hidden: Float[Array, "B T D"],
+  targets: Int[Array, "B T"],
+  weights: Float[Array, "B T"],
+  chunks: int = 1,
+) -> dict[str, Mean]:
+  """The cross entropy and how often nothing was likelier, where `weights` is 1. `chunks` is `head_cross_entropy`'s."""
+  losses, right = head_cross_entropy(head, hidden, targets, chunks)
+  over = lambda x: Mean(jnp.sum(x * weights, 1), jnp.sum(weights, 1))
+  return {"loss": over(losses), "accuracy": over(right.astype(jnp.float32))}
 
 
 def _of_layers(sown: Mapping[str, Any], name: str, like: Float[Array, " B"]) -> Mean:
