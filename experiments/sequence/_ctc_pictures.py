@@ -1,10 +1,15 @@
-"""What a CTC network says at each place of a string, above it the string itself."""
+"""What a CTC network reads in all test strings; pictures of what it says at each place, above it the string itself."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
+
+from experiments.sequence._ctc_network import Model, decode
+from mlnotes.data import Feeds
+from mlnotes.sequence import ctc_loss, edit_distance
 
 
 class Read(NamedTuple):
@@ -29,6 +34,28 @@ class Read(NamedTuple):
 def _spell(labels: Int[np.ndarray, " L"], names: tuple[str, ...]) -> str:
   short = all(len(name) == 1 for name in names)
   return ("" if short else " ").join(names[label - 1] for label in labels)
+
+
+def read_all(model: Model, feeds: Feeds) -> Read:
+  """Every string of the evaluation and what the model reads there."""
+
+  def one(arrays, i):
+    batch = feeds.evaluate.draw(arrays, i)
+    logits, counts = model(batch["input"], batch["length"])
+    found = decode(logits, counts, model.beam)
+    _, feasible = ctc_loss(logits, counts, batch["labels"], batch["label_length"])
+    wrong = edit_distance(*found, batch["labels"], batch["label_length"])
+    return (batch["input"], batch["length"], batch["labels"], batch["label_length"], *found, wrong, feasible), batch[
+      "mask"
+    ]
+
+  one = jax.jit(one)
+  parts = []
+  for i in range(feeds.evaluate.num_batches):
+    arrays, mask = jax.tree.map(np.asarray, one(feeds.evaluate.arrays, i))
+    parts.append([x[mask > 0] for x in arrays])
+  *arrays, feasible = (np.concatenate(x) for x in zip(*parts))
+  return Read(*arrays, np.flatnonzero(~feasible))
 
 
 def draw_spikes(model: Any, read: Read, names: tuple[str, ...], path: Path, count: int = 4) -> None:
