@@ -64,7 +64,8 @@ def draw_spikes(model: Any, read: Read, names: tuple[str, ...], path: Path, coun
   order = right if len(right) else np.arange(len(read.wrong))
   # The longest among the first: each shows many labels.
   order = order[:200][np.argsort(-read.label_lengths[order[:200]], kind="stable")]
-  _draw(model, read, names, path, order[:count], "what is read at each place: one colour a label, grey the blank")
+  told = f"{len(right)} of {len(read.wrong)} strings are read right" + (", these among them" if len(right) else "")
+  _draw(model, read, names, path, order[:count], f"{told}; one colour a label, grey the blank")
 
 
 def draw_mistakes(model: Any, read: Read, names: tuple[str, ...], path: Path, count: int = 4) -> None:
@@ -131,6 +132,8 @@ def _name_spikes(
 def _colours(count: int) -> Any:
   import matplotlib
 
-  return [
-    matplotlib.colormaps["tab10" if count <= 10 else "hsv"](i % 10 if count <= 10 else i / count) for i in range(count)
-  ]
+  if count > 10:
+    return [matplotlib.colormaps["hsv"](i / count) for i in range(count)]
+  ten = [matplotlib.colormaps["tab10"](i) for i in range(10)]
+  ten[7] = (0.0, 0.0, 0.0, 1.0)  # grey is the blank
+  return ten[:count]

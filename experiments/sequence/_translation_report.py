@@ -31,7 +31,7 @@ def write_report(
   """
   index = fixed_subset(len(pairs.test), config.report_examples)
   examples = pairs.test.read(index)
-  sources, references = (_texts(pairs, examples, side) for side in ("source", "target"))
+  sources, references = ([pairs.test_texts[i][side] for i in index] for side in (0, 1))
   rows, figures, signature = [], {}, ""
   for (width, alpha), search in ways.items():
     found, seconds = decode_all(search, variables, examples, config.batch_size)
@@ -53,10 +53,6 @@ def write_report(
   if not isinstance(model, MaskedSeq2Seq) and getattr(model, "attention", "") != "none":
     draw_attention(pairs, task, model, variables, examples, found, directory / "attention.png")
   return figures
-
-
-def _texts(pairs: Pairs, examples: Mapping[str, np.ndarray], side: str) -> list[str]:
-  return to_texts(pairs.tokenizer, examples[side], examples[f"{side}_length"])
 
 
 def decode_all(

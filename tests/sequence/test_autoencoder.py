@@ -23,7 +23,14 @@ def config(tmp_path_factory):
   path = tmp_path_factory.mktemp("lines") / "words.txt"
   path.write_text("\n".join(WORDS) + "\n")
   return autoencoder.Config(
-    dataset=str(path), test_dataset=str(path), width=8, batch_size=4, steps=4, warmup_steps=0, word_dropout=0.5
+    tokenizer="characters",
+    dataset=str(path),
+    test_dataset=str(path),
+    width=8,
+    batch_size=4,
+    steps=4,
+    warmup_steps=0,
+    word_dropout=0.5,
   )
 
 

@@ -256,6 +256,8 @@ def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=said):
       beam_search(decoder, START, END, PAD, T, **more)
   blind = decoder._replace(step=lambda *given: (*step(*given)[:2], None))
+  with pytest.raises(ValueError, match="hold no array"):
+    greedy(Decoder(lambda *given: None, ()), 0, 1, 2, 3)
   with pytest.raises(ValueError, match="gives no attention"):
     beam_search(blind, START, END, PAD, T, coverage_penalty=0.1)
 
