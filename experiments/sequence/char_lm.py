@@ -167,6 +167,9 @@ def make_stream_feed(corpus: Corpus, length: int, batch_size: int) -> ResidentFe
   # A place is a sum of three numbers below `size`, in 32 bits.
   if size >= 2**29:
     raise InputError(f"--carry: found {size} tokens of training text, expected fewer than 2^29.")
+  if batch_size * length > size:
+    most = f"expected at most {size // length}: {size} tokens have no more windows of --length={length} side by side."
+    raise InputError(f"--carry: found --batch_size={batch_size}, {most}")
   end = end_of(corpus)
 
   def draw(arrays, key, step):

@@ -277,6 +277,8 @@ def test_a_text_too_long_to_be_a_ring_is_refused():
   long = types.SimpleNamespace(arrays={"tokens": np.broadcast_to(np.uint8(0), 2**29)})
   with pytest.raises(InputError, match=r"found 536870912 tokens of training text, expected fewer than 2\^29"):
     char_lm.make_stream_feed(corpus_of(np.arange(4), np.arange(4))._replace(train=long), 4, 2)
+  with pytest.raises(InputError, match="found --batch_size=3, expected at most 2"):
+    char_lm.make_stream_feed(corpus_of(np.arange(7) % 3, np.arange(4)), 3, 3)
 
 
 # -- floors and data ---------------------------------------------------------------------------------------------------
