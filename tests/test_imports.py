@@ -43,7 +43,7 @@ assert not heavy, heavy
 
 
 LIGHT = tuple(f"mlnotes.engine.{name}" for name in ("cache", "errors", "experiment", "sharding"))
-CHAPTERS = ("contrastive", "diffusion", "generative", "lm", "meta", "nn", "optim", "rl")
+CHAPTERS = ("attention", "contrastive", "diffusion", "generative", "lm", "meta", "nn", "optim", "rl", "sequence")
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -4,7 +4,7 @@
   python -m experiments.lm.generate --run=runs/lm --prompt="The " --texts=3
   python -m experiments.lm.generate --run=runs/lm --file=prompts.txt --temperature=0    # the likeliest, for each line
 
-What a text is does not depend on the others that are asked for, and --seed gives it again.
+What a text is goes by --seed and its number among those asked for, not by what the others are.
 """
 
 import dataclasses

@@ -1,10 +1,15 @@
-"""What a CTC network says at each place of a string, above it the string itself."""
+"""What a CTC network reads in all test strings; pictures of what it says at each place, above it the string itself."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
+
+from experiments.sequence._ctc_network import Model, decode
+from mlnotes.data import Feeds
+from mlnotes.sequence import ctc_loss, edit_distance
 
 
 class Read(NamedTuple):
@@ -31,13 +36,36 @@ def _spell(labels: Int[np.ndarray, " L"], names: tuple[str, ...]) -> str:
   return ("" if short else " ").join(names[label - 1] for label in labels)
 
 
+def read_all(model: Model, feeds: Feeds) -> Read:
+  """Every string of the evaluation and what the model reads there."""
+
+  def one(arrays, i):
+    batch = feeds.evaluate.draw(arrays, i)
+    logits, counts = model(batch["input"], batch["length"])
+    found = decode(logits, counts, model.beam)
+    _, feasible = ctc_loss(logits, counts, batch["labels"], batch["label_length"])
+    wrong = edit_distance(*found, batch["labels"], batch["label_length"])
+    return (batch["input"], batch["length"], batch["labels"], batch["label_length"], *found, wrong, feasible), batch[
+      "mask"
+    ]
+
+  one = jax.jit(one)
+  parts = []
+  for i in range(feeds.evaluate.num_batches):
+    arrays, mask = jax.tree.map(np.asarray, one(feeds.evaluate.arrays, i))
+    parts.append([x[mask > 0] for x in arrays])
+  *arrays, feasible = (np.concatenate(x) for x in zip(*parts))
+  return Read(*arrays, np.flatnonzero(~feasible))
+
+
 def draw_spikes(model: Any, read: Read, names: tuple[str, ...], path: Path, count: int = 4) -> None:
   """Strings that are read right, and where each of their labels stands."""
   right = np.flatnonzero(read.wrong == 0)
   order = right if len(right) else np.arange(len(read.wrong))
   # The longest among the first: each shows many labels.
   order = order[:200][np.argsort(-read.label_lengths[order[:200]], kind="stable")]
-  _draw(model, read, names, path, order[:count], "what is read at each place: one colour a label, grey the blank")
+  told = f"{len(right)} of {len(read.wrong)} strings are read right" + (", these among them" if len(right) else "")
+  _draw(model, read, names, path, order[:count], f"{told}; one colour a label, grey the blank")
 
 
 def draw_mistakes(model: Any, read: Read, names: tuple[str, ...], path: Path, count: int = 4) -> None:
@@ -104,6 +132,8 @@ def _name_spikes(
 def _colours(count: int) -> Any:
   import matplotlib
 
-  return [
-    matplotlib.colormaps["tab10" if count <= 10 else "hsv"](i % 10 if count <= 10 else i / count) for i in range(count)
-  ]
+  if count > 10:
+    return [matplotlib.colormaps["hsv"](i / count) for i in range(count)]
+  ten = [matplotlib.colormaps["tab10"](i) for i in range(10)]
+  ten[7] = (0.0, 0.0, 0.0, 1.0)  # grey is the blank
+  return ten[:count]

@@ -154,7 +154,10 @@ class Translator:
 
 
 def to_ids(tokenizer: Tokenizer, task: Task, texts: Sequence[str]) -> tuple[Int[Array, "B S"], Int[Array, " B"]]:
-  """(ids, lengths) of sources. Raises ValueError for an empty text, or one longer than the training pairs'."""
+  """(ids, lengths) of sources. Raises ValueError for an empty text, or one longer than the training pairs'; TypeError
+  for a text by itself."""
+  if isinstance(texts, str):
+    raise TypeError(f"found the text {texts!r}, expected a list of texts")
   ids = [tokenizer.encode(text) for text in texts]
   for text, tokens in zip(texts, ids):
     if not 1 <= len(tokens) <= task.sources:

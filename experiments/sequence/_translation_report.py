@@ -31,7 +31,7 @@ def write_report(
   """
   index = fixed_subset(len(pairs.test), config.report_examples)
   examples = pairs.test.read(index)
-  sources, references = (_texts(pairs, examples, side) for side in ("source", "target"))
+  sources, references = ([pairs.test_texts[i][side] for i in index] for side in (0, 1))
   rows, figures, signature = [], {}, ""
   for (width, alpha), search in ways.items():
     found, seconds = decode_all(search, variables, examples, config.batch_size)
@@ -55,10 +55,6 @@ def write_report(
   return figures
 
 
-def _texts(pairs: Pairs, examples: Mapping[str, np.ndarray], side: str) -> list[str]:
-  return to_texts(pairs.tokenizer, examples[side], examples[f"{side}_length"])
-
-
 def decode_all(
   search: Callable[[Any, Any], Decoded], variables: Any, examples: Mapping[str, np.ndarray], batch_size: int
 ) -> tuple[Decoded, float]:
@@ -80,11 +76,14 @@ def decode_all(
 
 def corpus_bleu(task: Task, found: Decoded, examples: Mapping[str, np.ndarray]) -> float:
   """BLEU of the tokens, whatever these are, over all sentences, on [0, 1]."""
-  length = jnp.asarray(content_length(task, jax.tree.map(jnp.asarray, found)))
-  reference, reference_length = jnp.asarray(examples["target"][:, 1:]), jnp.asarray(examples["target_length"] - 2)
-  counts = count_ngrams(jnp.asarray(found.tokens), length, reference, reference_length)
-  matches, possible = (jnp.sum(x, 0) for x in counts)
-  return float(bleu_of_counts(matches, possible, jnp.sum(length), jnp.sum(reference_length)))
+
+  @jax.jit
+  def of_all(found, reference, reference_length):
+    length = content_length(task, found)
+    matches, possible = (jnp.sum(x, 0) for x in count_ngrams(found.tokens, length, reference, reference_length))
+    return bleu_of_counts(matches, possible, jnp.sum(length), jnp.sum(reference_length))
+
+  return float(of_all(found, examples["target"][:, 1:], examples["target_length"] - 2))
 
 
 def sacrebleu_of(outputs: Sequence[str], references: Sequence[str]) -> tuple[float, str] | None:
@@ -125,13 +124,14 @@ def draw_attention(
   start = np.full((count, 1), task.start, np.int32)
   inputs = np.concatenate([start, found.tokens[:count, :-1]], 1)
   source, lengths = examples["source"][:count], examples["source_length"][:count]
-  scored = model.score(variables, jnp.asarray(source), jnp.asarray(lengths), jnp.asarray(inputs), attention=True)
+  look = jax.jit(lambda variables, *given: model.score(variables, *given, attention=True).attention)
+  attention = np.asarray(look(variables, source, lengths, inputs))
   sizes = [(int(s), int(t)) for s, t in zip(lengths, found.length[:count])]
   high = max(t for _, t in sizes)
   figure, axes = new_figure(1, count, width=0.6 + sum(0.7 + 0.19 * s for s, _ in sizes), height=1.2 + 0.24 * high)
   for i, axis in enumerate(axes[0]):
     size, length = sizes[i]
-    weights = np.asarray(scored.attention[i, :length, :size])
+    weights = attention[i, :length, :size]
     axis.imshow(weights, cmap="magma", vmin=0, vmax=1, aspect="auto")
     axis.set_xticks(range(size), [_say(pairs, token) for token in source[i, :size]], fontsize=8)
     axis.set_yticks(range(length), [_say(pairs, token) for token in found.tokens[i, :length]], fontsize=8)

@@ -28,6 +28,7 @@ from mlnotes.data import Corpus, Feeds, ResidentFeed
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.data.text import END
 from mlnotes.data.text_floors import ngram_floors, witten_bell_floors
+from mlnotes.data.tokenizer import UNKNOWN
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, masked_mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
@@ -166,6 +167,9 @@ def make_stream_feed(corpus: Corpus, length: int, batch_size: int) -> ResidentFe
   # A place is a sum of three numbers below `size`, in 32 bits.
   if size >= 2**29:
     raise InputError(f"--carry: found {size} tokens of training text, expected fewer than 2^29.")
+  if batch_size * length > size:
+    most = f"expected at most {size // length}: {size} tokens have no more windows of --length={length} side by side."
+    raise InputError(f"--carry: found --batch_size={batch_size}, {most}")
   end = end_of(corpus)
 
   def draw(arrays, key, step):
@@ -299,9 +303,10 @@ def stream_losses(config: Config, corpus: Corpus, model: Model) -> Float[np.ndar
 def sample(config: Config, corpus: Corpus, model: Model, count: int = _SAMPLED) -> str:
   """A text of `count` tokens drawn one after the other, from the start of a document; a new line for each <end>.
 
-  As in training the state begins anew at the token behind <end>, whose own state foretells that one.
+  As in training the state begins anew at the token behind <end>, whose own state foretells that one. What is <unknown>
+  is in no training text and never drawn.
   """
-  end = end_of(corpus)
+  end, unknown = end_of(corpus), corpus.tokenizer.special.get(UNKNOWN)
   first = end if end >= 0 else int(corpus.test.arrays["tokens"][0])
   tokens = jnp.full((1, 1), first, jnp.int32)
   if config.model == "transformer":
@@ -313,7 +318,8 @@ def sample(config: Config, corpus: Corpus, model: Model, count: int = _SAMPLED) 
     tokens, before, carry = given
     starts = None if config.model == "transformer" else before == end
     logits, carry = model.read(tokens, starts, carry)
-    following = jax.random.categorical(key, logits[:, -1])[:, None].astype(jnp.int32)
+    logits = logits[:, -1] if unknown is None else logits[:, -1].at[:, unknown].set(-jnp.inf)
+    following = jax.random.categorical(key, logits)[:, None].astype(jnp.int32)
     return (following, tokens, carry), following[0, 0]
 
   keys = jax.random.split(stream_key(root_key(_SAMPLE_SEED), "sample"), count)

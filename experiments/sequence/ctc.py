@@ -14,36 +14,26 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from experiments.sequence import _ctc_pictures, _strings
-from mlnotes.attention import Transformer
+from experiments.sequence._ctc_network import Model, build_cell, build_network, decode
 from mlnotes.data import Feeds, make_drawn_eval, make_drawn_feed
-from mlnotes.engine.errors import InputError, require
+from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.engine.progress import warn
 from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
-from mlnotes.sequence import (
-  CELLS,
-  FrameClassifier,
-  RecurrentStack,
-  ctc_greedy,
-  ctc_loss,
-  ctc_prefix_beam,
-  edit_distance,
-  make_cell,
-  mask_features,
-)
+from mlnotes.sequence import CELLS, ctc_greedy, ctc_loss, edit_distance, mask_features
 
 # Of the strings of the evaluation: the same in every run.
 _TEST_SEED = 0
@@ -113,9 +103,8 @@ class Config(OptimConfig, LoopConfig):
     require(self.beam >= 0, "beam", self.beam, "0 or more")
     if self.cell == "transformer":
       require(self.width % (2 * self.heads) == 0, "heads", self.heads, f"half of --width={self.width} or a part of it")
-
     elif self.cell != "none":
-      _make_cell(self)
+      build_cell(self)
 
   @property
   def counts(self) -> tuple[int, int]:
@@ -148,41 +137,6 @@ class State(NamedTuple):
   opt_state: optax.OptState
 
 
-class Model(NamedTuple):
-  """A batch of columns (B, W, H) or samples (B, S), with lengths, to logits (B, T, K + 1) and their lengths.
-
-  Class 0 is the blank. `read` gives the labels themselves, which count from 1, and how many there are.
-  """
-
-  network: FrameClassifier
-  params: Any
-  front: Any
-  beam: int = 0
-
-  def __call__(self, x: Float[Array, "B ..."], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
-    return _logits(self.network, self.front, self.params, x, lengths)
-
-  def frames(self, x: Float[Array, "B ..."], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
-    """What the network sees, (B, T, M), and how many frames there are."""
-    return jax.jit(self.front)(x, lengths)
-
-  def read(self, x: Float[Array, "B ..."], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
-    return decode(*self(x, lengths), self.beam)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _logits(network, front, params, x, lengths):
-  return network.apply({"params": params}, *front(x, lengths))
-
-
-def decode(logits: Float[Array, "B T K"], lengths: Int[Array, " B"], beam: int) -> tuple[Array, Array]:
-  """(labels (B, T), how many): of the likeliest path, or by a beam of prefixes."""
-  if not beam:
-    return ctc_greedy(logits, lengths)
-  found = ctc_prefix_beam(logits, lengths, beam)
-  return found.labels[:, 0], found.lengths[:, 0]
-
-
 def load_source(config: Config) -> _strings.Source:
   return _strings.load_source(config.dataset, config.split, config.clip_seconds, *config.counts, config.mels)
 
@@ -200,29 +154,6 @@ def make_feeds(config: Config) -> Feeds:
 def _note(text: str) -> None:
   """Once, however often the feeds are made."""
   print(f"note: {text}", file=sys.stderr)
-
-
-def build_network(config: Config, num_classes: int) -> FrameClassifier:
-  """The network of the flags, for so many labels and the blank."""
-  dtype = jnp.dtype(config.precision)
-  body: Any = None
-  if config.cell == "transformer":
-    body = Transformer(
-      config.depth, config.heads, config.width, dropout=config.dropout, rotary_base=10000.0, dtype=dtype
-    )
-  elif config.cell != "none":
-    body = RecurrentStack(_make_cell(config), config.depth, config.bidirectional, config.dropout)
-  return FrameClassifier(
-    num_classes + 1, config.width, body, time_strides=config.time_strides, dropout=config.dropout, dtype=dtype
-  )
-
-
-def _make_cell(config: Config) -> Any:
-  """The recurrent cell of the flags. Raises InputError for what it refuses."""
-  try:
-    return make_cell(config.cell, config.width, dtype=jnp.dtype(config.precision))
-  except ValueError as error:
-    raise InputError(f"--cell={config.cell} with --width={config.width}: {error}.") from error
 
 
 def make(config: Config) -> Experiment:
@@ -279,7 +210,7 @@ def make(config: Config) -> Experiment:
     }
 
   def report(state: State, directory: Path) -> dict[str, float]:
-    read = read_all(trained(state), make_feeds(config))
+    read = _ctc_pictures.read_all(trained(state), make_feeds(config))
     if len(read.infeasible):
       warn(
         f"{len(read.infeasible)} of {len(read.labels)} test strings have fewer frames than their labels need, and no "
@@ -296,28 +227,6 @@ def make(config: Config) -> Experiment:
     }
 
   return Experiment(init, step, evaluate, report, model=trained)
-
-
-def read_all(model: Model, feeds: Feeds) -> _ctc_pictures.Read:
-  """Every string of the evaluation and what the model reads there."""
-
-  def one(arrays, i):
-    batch = feeds.evaluate.draw(arrays, i)
-    logits, counts = model(batch["input"], batch["length"])
-    found = decode(logits, counts, model.beam)
-    _, feasible = ctc_loss(logits, counts, batch["labels"], batch["label_length"])
-    wrong = edit_distance(*found, batch["labels"], batch["label_length"])
-    return (batch["input"], batch["length"], batch["labels"], batch["label_length"], *found, wrong, feasible), batch[
-      "mask"
-    ]
-
-  one = jax.jit(one)
-  parts = []
-  for i in range(feeds.evaluate.num_batches):
-    arrays, mask = jax.tree.map(np.asarray, one(feeds.evaluate.arrays, i))
-    parts.append([x[mask > 0] for x in arrays])
-  *arrays, feasible = (np.concatenate(x) for x in zip(*parts))
-  return _ctc_pictures.Read(*arrays, np.flatnonzero(~feasible))
 
 
 def main(config: Config) -> int:

@@ -13,6 +13,7 @@ Writes memory.png: what was asked and said, and where the heads stood.
 """
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -275,8 +276,9 @@ def judge(config: Config, found: dict[str, float]) -> dict[str, float]:
 
 def coin_errors(config: Config, length: int) -> float:
   """Half of the bits that are asked at a length: tests of one length ask for as many each."""
-  example = make_task(config, length).draw(stream_key(root_key(_TEST_SEED), "coin"))
-  return float(asked_bits(jax.tree.map(lambda x: x[None], example))[0]) / 2
+  key = stream_key(root_key(_TEST_SEED), "coin")
+  draw = jax.jit(lambda: jnp.sum(asked_bits(jax.vmap(make_task(config, length).draw)(key[None]))))
+  return float(draw()) / 2
 
 
 def draw_memory(model: Model, config: Config, path: Path) -> None:
@@ -291,15 +293,22 @@ def draw_memory(model: Model, config: Config, path: Path) -> None:
   )
   if has_memory:
     axes[0, 0].get_gridspec().set_height_ratios([1, 1, 1, 1, 3, 3])
-  for column, length in enumerate(lengths):
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def ask(params, length: int):
     key = stream_key(root_key(_TEST_SEED), f"picture {length}")
     example = jax.tree.map(lambda x: x[None], make_task(config, length).draw(key))
-    said = jax.nn.sigmoid(model(example.inputs)) * example.asked[..., None]
+    asks = model._replace(params=params)
+    said = jax.nn.sigmoid(asks(example.inputs)) * example.asked[..., None]
     wrong = ((said > 0.5) != (example.targets > 0.5)) * example.asked[..., None]
     panels = [example.inputs, example.targets, said, wrong]
     if has_memory:
-      weights = model.trace(example.inputs).weights
+      weights = asks.trace(example.inputs).weights
       panels += [jnp.sum(weights[:, :, config.read_heads :], 2), jnp.sum(weights[:, :, : config.read_heads], 2)]
+    return panels, jnp.sum(wrong), asked_bits(example)[0]
+
+  for column, length in enumerate(lengths):
+    panels, wrong, count = ask(model.params, length)
     for axis, name, panel in zip(axes[:, column], rows, panels):
       heads = name.startswith("where")
       image = np.asarray(panel[0]).T
@@ -308,7 +317,7 @@ def draw_memory(model: Model, config: Config, path: Path) -> None:
       axis.tick_params(labelbottom=axis is axes[-1, column], labelsize=7)
       if column == 0:
         axis.set_ylabel(name, fontsize=8)
-    title = f"length {length}: {int(np.sum(wrong))} of {int(asked_bits(example)[0])} bits wrong"
+    title = f"length {length}: {int(wrong)} of {int(count)} bits wrong"
     axes[0, column].set_title(title, fontsize=10)
     axes[-1, column].set_xlabel("step", fontsize=8)
   what = f"NTM, {config.controller} controller" if has_memory else "LSTM"

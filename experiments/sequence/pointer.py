@@ -10,6 +10,7 @@ answer is the likeliest point of each step, without a search. Writes answers.png
 """
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -246,13 +247,16 @@ def compute_floors(config: Config) -> dict[str, float]:
   found = {}
   if config.task == "tsp":
     feeds = make_feeds(config)
-    draw = jax.jit(lambda i: feeds.evaluate.draw((), i))
+
+    def measure(sets: PointSet) -> tuple[Array, Array]:
+      tours = jax.vmap(nearest_neighbor_tour)(sets.points, sets.count), jax.vmap(as_polygon)(sets.answer)
+      return tuple(jax.vmap(tour_length)(sets.points, tour) for tour in tours)
+
+    draw = jax.jit(lambda i: {str(n): measure(feeds.evaluate.draw((), i)[str(n)]) for n in config.asked_sizes})
     batches = [draw(i) for i in range(feeds.evaluate.num_batches)]
     for n in config.asked_sizes:
-      sets = jax.tree.map(lambda *x: jnp.concatenate(x)[: config.test_sets], *(batch[str(n)] for batch in batches))
-      simple = jax.vmap(nearest_neighbor_tour)(sets.points, sets.count)
       theirs, best = (
-        np.mean(jax.vmap(tour_length)(sets.points, tour)) for tour in (simple, jax.vmap(as_polygon)(sets.answer))
+        np.mean(np.concatenate(x)[: config.test_sets]) for x in zip(*(batch[str(n)] for batch in batches))
       )
       found |= {f"nearest_{n}": float(theirs / best), f"shortest_{n}": float(best)}
   return found
@@ -265,11 +269,16 @@ def draw_answers(model: Model, config: Config, path: Path) -> None:
   figure, axes = new_figure(
     len(config.asked_sizes), _SHOWN, width=2.6 * _SHOWN, height=2.8 * len(config.asked_sizes) + 0.6
   )
-  for row, n in enumerate(config.asked_sizes):
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def ask(params, n: int):
     keys = jax.random.split(stream_key(root_key(_TEST_SEED), f"pictures {n}"), _SHOWN)
-    sets = jax.vmap(lambda key, n=n: draw_set(config, key, n, n))(keys)
-    said = model(sets.points, sets.count)
-    judged = judge(config.task, sets, said)
+    sets = jax.vmap(lambda key: draw_set(config, key, n, n))(keys)
+    said = model._replace(params=params)(sets.points, sets.count)
+    return sets, said, judge(config.task, sets, said)
+
+  for row, n in enumerate(config.asked_sizes):
+    sets, said, judged = ask(model.params, n)
     for i, axis in enumerate(axes[row]):
       points = np.asarray(sets.points[i])
       true, ours = (points[_closed(answer[i])] for answer in (sets.answer, said))
@@ -291,8 +300,8 @@ def draw_answers(model: Model, config: Config, path: Path) -> None:
 
 def _closed(answer: Int[Array, "T"]) -> np.ndarray:
   """The points of an answer and the first again."""
-  polygon = as_polygon(answer)
-  indices = np.asarray(polygon.indices)[: int(polygon.size)]
+  indices = np.asarray(answer)
+  indices = indices[(indices != NO_POINT) & (indices != len(indices) - 1)]
   return np.append(indices, indices[:1])
 
 

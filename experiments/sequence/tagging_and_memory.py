@@ -235,11 +235,16 @@ def word_floor(task: Task) -> dict[str, float]:
   draw = jax.jit(jax.vmap(task.draw))
   keys = jax.random.split(stream_key(root_key(_PICTURE_SEED), "floor"), 2048)
   counted, asked = draw(keys[:1024]), draw(keys[1024:])
-  tags = jnp.asarray(tags_of_words(counted["inputs"], counted["target"]))[jnp.argmax(asked["inputs"], -1)]
-  real = asked["target"] != NOT_ASKED
-  right, predicted, there = (float(jnp.sum(x)) for x in count_entities(asked["target"], tags, real))
-  accuracy = jnp.mean(jnp.sum((tags == asked["target"]) & real, 1) / jnp.sum(real, 1))
-  return {"floor_accuracy": float(accuracy), "floor_entity_f1": 2 * right / (predicted + there)}
+
+  @jax.jit
+  def compare(tag_of_word, asked):
+    tags, real = tag_of_word[jnp.argmax(asked["inputs"], -1)], asked["target"] != NOT_ASKED
+    right, predicted, there = (jnp.sum(x) for x in count_entities(asked["target"], tags, real))
+    accuracy = jnp.mean(jnp.sum((tags == asked["target"]) & real, 1) / jnp.sum(real, 1))
+    return accuracy, 2 * right / (predicted + there)
+
+  accuracy, f1 = compare(tags_of_words(counted["inputs"], counted["target"]), asked)
+  return {"floor_accuracy": float(accuracy), "floor_entity_f1": float(f1)}
 
 
 def draw_sums(target: Any, said: Any, title: str, path: Path) -> None:

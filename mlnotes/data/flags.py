@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import inspect
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from mlnotes.data.audio import Audio, audio_kind, load_audio
@@ -16,7 +18,7 @@ from mlnotes.data.pairs import BUILT_IN as BUILT_IN_PAIRS, Pairs, load_pairs
 from mlnotes.data.source import kind_of, load
 from mlnotes.data.table import BUILT_IN, Table, load_table
 from mlnotes.data.text import Corpus, load_corpus, text_kind
-from mlnotes.engine.errors import require
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import BaseConfig, field
 
 
@@ -253,10 +255,30 @@ def load_data(config: Any) -> Data:
   Images are a `DataSet`, the others a `Table`, a `Corpus` of text, `Pairs`, `Audio`, a `Graph`. Raises DataError as
   what reads them does: `load`, `load_table`, `load_corpus`, `load_pairs`, `load_audio`, `load_graph`.
   """
+  _require_same_tokens(config)
   read = next((read for part, read in _KINDS if isinstance(config, part)), load)
   return _load(
     read, tuple((name, getattr(config, name)) for name in inspect.signature(read).parameters if hasattr(config, name))
   )
+
+
+def _require_same_tokens(config: Any) -> None:
+  """A run that starts from another must mean the same by each token: a tokenizer is trained on its own text."""
+  run = getattr(config, "start_from", "")
+  if not run or not hasattr(config, "tokenizer") or config.tokenizer == "bytes" or config.tokenizer.endswith(".json"):
+    return
+  try:
+    was = json.loads((Path(run).expanduser() / "config.json").read_text(encoding="utf-8"))["config"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return  # the loop says so
+  names = ("dataset", "tokenizer", "vocab_size", "documents", "train_split", "end_token")
+  spell = lambda value: str(value).lower() if isinstance(value, bool) else str(value)
+  for name in names:
+    if hasattr(config, name) and name in was and spell(was[name]) != spell(getattr(config, name)):
+      raise InputError(
+        f"--start_from={run} has learned the tokens of --{name}={was[name]}, found --{name}={getattr(config, name)}: "
+        "expected the same, or --tokenizer=FILE.json of one tokenizer for both."
+      )
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from mlnotes.data.lines import decode_file, json_fields
 from mlnotes.data.order import hold_out, permute_index
 from mlnotes.data.split import Expected, NamedArrays, check_arrays
 from mlnotes.data.text import END, pad_sequences
-from mlnotes.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mlnotes.data.tokenizer import UNKNOWN, Tokenizer, load_tokenizer, train_tokenizer
 
 # What fills a sequence up, and what a target begins with; it ends with END.
 PAD, START = "<pad>", "<start>"
@@ -44,7 +44,8 @@ class Pairs(NamedTuple):
 
   A source is its tokens, a target `<start>`, its tokens, `<end>`: inputs target[:, :-1], what is predicted
   target[:, 1:]. Lengths count these and no padding, which is `<pad>`. S and T are those of the longest pairs that are
-  kept, of both splits. `notes` are sentences about what was left out.
+  kept, of both splits. `notes` are sentences about what was left out or is unknown, `test_texts` the test pairs as they
+  were written, which unknown tokens do not tell.
   """
 
   name: str
@@ -52,6 +53,7 @@ class Pairs(NamedTuple):
   test: NamedArrays
   tokenizer: Tokenizer
   notes: tuple[str, ...] = ()
+  test_texts: tuple[tuple[str, str], ...] = ()
 
   @property
   def vocab_size(self) -> int:
@@ -83,10 +85,12 @@ def load_pairs(
   else:
     codec = train_tokenizer(tokenizer, [text for pair in parts[0] for text in pair], vocab_size, SPECIAL)
   start, end = (np.array([codec.special[name]], np.int32) for name in (START, END))
-  kept, left_out = [], []
+  kept, texts, left_out = [], (), []
   for name, pairs in zip(("training", "test"), parts):
     ids = [(codec.encode(source), codec.encode(target)) for source, target in pairs]
-    fits = [(x, y) for x, y in ids if len(x) <= longest_source and len(y) <= longest_target]
+    inside = [len(x) <= longest_source and len(y) <= longest_target for x, y in ids]
+    fits = [pair for pair, fit in zip(ids, inside) if fit]
+    texts = tuple(pair for pair, fit in zip(pairs, inside) if fit)
     if not fits:
       shortest = [min(map(len, side)) for side in zip(*ids)]
       raise DataError(
@@ -109,7 +113,14 @@ def load_pairs(
   if left_out:
     limits = f"--longest_source={longest_source} or --longest_target={longest_target}"
     notes = (f"{' and '.join(left_out)} are longer than {limits} and left out.",)
-  return Pairs(Path(dataset).stem, *splits, codec, notes)
+  if unknown := _count_unknown(codec, splits[1].arrays):
+    notes += (f"{unknown} tokens of the test pairs are <unknown>: they are not in the training pairs.",)
+  return Pairs(Path(dataset).stem, *splits, codec, notes, texts)
+
+
+def _count_unknown(codec: Tokenizer, arrays: Mapping[str, np.ndarray]) -> int:
+  unknown = codec.special.get(UNKNOWN, -1)
+  return sum(int(np.sum(arrays[side] == unknown)) for side in ("source", "target"))
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from mlnotes.engine.experiment import root_key
 from mlnotes.lm.forms import make_bert, make_gpt2, make_llama, make_t5
 from mlnotes.lm.model import EncoderDecoder, LanguageModel
 
@@ -364,7 +365,7 @@ def _epsilon(body: Any) -> float:
 def _shapes(module: LanguageModel | EncoderDecoder) -> dict[str, tuple[int, ...]]:
   token = jnp.zeros((1, 1), jnp.int32)
   given = (token, token) if isinstance(module, EncoderDecoder) else (token,)
-  params = jax.eval_shape(module.init, jax.random.key(0), *given)["params"]
+  params = jax.eval_shape(module.init, root_key(0), *given)["params"]
   leaves = jax.tree_util.tree_leaves_with_path(params)
   return {"/".join(str(entry.key) for entry in path): leaf.shape for path, leaf in leaves}
 

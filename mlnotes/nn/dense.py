@@ -49,9 +49,26 @@ def _backward(transposed, dtype, kept, dy):
 rows_product.defvjp(_forward, _backward)
 
 
+@jax.custom_vjp
+def _add_bias(y: Float[Array, "*B O"], bias: Float[Array, " O"]) -> Float[Array, "*B O"]:
+  return y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
+
+
+def _bias_forward(y, bias):
+  return _add_bias(y, bias), jnp.zeros([], bias.dtype)
+
+
+def _bias_backward(like, dy):
+  return dy, jnp.sum(dy, tuple(range(dy.ndim - 1)), jnp.promote_types(dy.dtype, jnp.float32)).astype(like.dtype)
+
+
+_add_bias.defvjp(_bias_forward, _bias_backward)
+
+
 class Dense(nn.Module):
   """x W + b over the last axis, the same function and parameters as `flax.linen.Dense`, by `rows_product`.
 
+  Gradients are summed over all rows in float32 at least, those of the bias too.
   `dtype` is that of the product and of the result (None: that of x and the parameters).
   """
 
@@ -68,5 +85,5 @@ class Dense(nn.Module):
     y = rows_product(x, kernel)
     if self.use_bias:
       bias = self.param("bias", self.bias_init, (self.features,))
-      y = y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
+      y = _add_bias(y, bias)
     return y

@@ -70,13 +70,15 @@ def ctc_loss(
   label_lengths: Int[Array, " B"] | None,
   blank: int = 0,
 ) -> CtcLoss:
-  """-log p(labels), each row by itself; K counts the blank, and None means as long as the array.
+  """-log p(labels), each row by itself; K counts the blank, and None means as long as the array: what pads a label
+  is a label then.
 
     p(l | x) = sum over paths pi with B(pi) = l of prod_t y(pi_t, t)        Graves et al. 2006, eq. 2, 3
 
-  Rows that no path can give, as `ctc_feasible` says, have loss 0 and gradient 0, and are False in `feasible`: drop
-  them from the mean, and report their index. inf where all paths have probability 0, such as by logits of -inf. What
-  stands behind a row's lengths counts for nothing, NaN too. Computed by optax in float32 or better.
+  Rows that no path can give, as `ctc_feasible` says (too few frames; a label that is the blank or none of the K), have
+  loss 0 and gradient 0, and are False in `feasible`: drop them from the mean, and report their index. inf where all
+  paths have probability 0, such as by logits of -inf. What stands behind a row's lengths counts for nothing, NaN too.
+  Computed by optax in float32 or better.
   """
   lengths, label_lengths = _all_unless(lengths, logits), _all_unless(label_lengths, labels)
   feasible = ctc_feasible(lengths, labels, label_lengths, logits.shape[-1], blank)

@@ -245,7 +245,10 @@ def _lengths(tokens: Int[Array, "... T"], end: int, max_length: int) -> Int[Arra
 
 
 def _batch_of(decoder: Decoder) -> int:
-  return next(x.shape[0] for x in jax.tree.leaves((decoder.state, decoder.source)) if jnp.ndim(x))
+  for x in jax.tree.leaves((decoder.state, decoder.source, decoder.lengths)):
+    if jnp.ndim(x):
+      return x.shape[0]
+  raise ValueError("state, source and lengths of the decoder hold no array, expected one whose first axis is the batch")
 
 
 def _places(decoder: Decoder, source: Any, state: Any, rows: int, coverage_penalty: float) -> int:

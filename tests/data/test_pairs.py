@@ -1,9 +1,11 @@
 import datetime
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mlnotes.data import DataError, load_pairs, read_pairs, train_tokenizer
+from mlnotes.data import DataError, flags, load_pairs, read_pairs, train_tokenizer
 from mlnotes.data.flags import PairConfig, load_data, make_feeds
 from mlnotes.engine.errors import InputError
 
@@ -29,7 +31,7 @@ def test_pairs_decode_to_the_texts_that_were_written(tokenizer, tmp_path):
   expected = [(a, b.replace('"', "'")) for a, b in texts[30:]]
   if tokenizer == "characters":  # ' is not in the training pairs
     expected = [(a, b.replace("'", "\ufffd")) for a, b in expected]
-  assert read_back(pairs, pairs.test) == expected and not pairs.notes
+  assert read_back(pairs, pairs.test) == expected and len(pairs.notes) == (tokenizer == "characters")
   for name, value in pairs.train.arrays.items():
     assert value.dtype == np.int32 and value.shape[1:] == pairs.test.arrays[name].shape[1:]
   both = [
@@ -156,6 +158,26 @@ def test_every_tree_reads_as_its_sentence_and_no_other_tree_does():
     depth = np.cumsum([(word == "(") - (word == ")") for word in words])
     assert depth[-1] == 0 and min(depth[:-1]) == 1 and words[1] == "S"
   assert read_pairs("sentences")[1][0] == (test[0][0], test[0][0])
+
+
+def test_what_test_pairs_say_that_training_did_not_is_counted_and_kept_as_written(tmp_path):
+  (tmp_path / "a.tsv").write_text("ab\tba\nb\ta\n")
+  (tmp_path / "b.tsv").write_text("abba\tz\naz\tb\n")
+  pairs = load_pairs(str(tmp_path / "a.tsv"), str(tmp_path / "b.tsv"), longest_source=3)
+  assert pairs.test_texts == (("az", "b"),)  # the other one is longer
+  assert pairs.notes[-1].startswith("1 tokens of the test pairs are <unknown>")
+  assert len(load_pairs(str(tmp_path / "a.tsv"), str(tmp_path / "a.tsv")).notes) == 0
+
+
+def test_another_text_is_no_start(tmp_path):
+  write = lambda **config: (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+  asked = SimpleNamespace(start_from=str(tmp_path), dataset="dates", tokenizer="words", vocab_size=1024)
+  write(dataset="dates", tokenizer="words", vocab_size=1024, steps=3)
+  flags._require_same_tokens(asked)
+  write(dataset="mine.tsv", tokenizer="words", vocab_size=1024)
+  with pytest.raises(InputError, match=r"learned the tokens of --dataset=mine\.tsv, found --dataset=dates"):
+    flags._require_same_tokens(asked)
+  flags._require_same_tokens(SimpleNamespace(**{**vars(asked), "tokenizer": "both.json"}))
 
 
 @pytest.mark.parametrize("dataset", ["brackets", "sentences"])

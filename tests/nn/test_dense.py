@@ -44,10 +44,11 @@ def test_half_precision_sums_gradients_in_float32():
     variables = layer.init(jax.random.key(6), x)
     assert layer.apply(variables, x).dtype == jnp.bfloat16
     grads = jax.grad(lambda v, layer=layer: jnp.sum((weight * layer.apply(v, x)).astype(jnp.float32)))(variables)
-    kernel = grads["params"]["kernel"]
-    assert kernel.dtype == jnp.float32
+    kernel, bias = grads["params"]["kernel"], grads["params"]["bias"]
+    assert kernel.dtype == bias.dtype == jnp.float32
     errors.append(np.abs(kernel - expected).max() / np.abs(expected).max())
-  assert errors[0] < 1e-6 < 1e-4 < errors[1]
+    errors.append(np.abs(bias - np.asarray(weight, np.float64).sum(0)).max())
+  assert errors[0] < 1e-6 < 1e-4 < errors[2] and errors[1] == 0
 
 
 def test_logits_may_be_wider_than_what_goes_in():

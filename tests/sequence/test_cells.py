@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from mlnotes.sequence import (
   CELLS,
@@ -29,24 +28,24 @@ T, D, F = 6, 3, 8
 X = np.random.default_rng(0).normal(size=(T, D))
 
 
-def run(cell, x=X):
-  """(outputs (T, F) of one sequence in float32, parameters in float64)."""
-  layer = Recurrent(cell)
-  inputs = jnp.asarray(x, jnp.float32)[None]
-  params = jax.jit(layer.init)(jax.random.key(3), inputs)["params"]["forward"]
-  # Biases that are not 0, or a mistake in them is not seen.
-  flat, tree = jax.tree.flatten(params)
-  noise = np.random.default_rng(5)
-  params = jax.tree.unflatten(tree, [p + jnp.asarray(0.3 * noise.normal(size=p.shape), jnp.float32) for p in flat])
-  outputs, _ = jax.jit(layer.apply)({"params": {"forward": params}}, inputs)
-  return np.array(outputs[0]), jax.tree.map(lambda p: np.array(p, np.float64), params)
+@pytest.fixture(scope="module")
+def run(draw_variables):
+  """cell -> (outputs (T, F) of one sequence in float32, parameters in float64)."""
+
+  def run(cell):
+    layer, inputs = Recurrent(cell), jnp.asarray(X, jnp.float32)[None]
+    variables = draw_variables(layer, inputs)
+    outputs, _ = jax.jit(layer.apply)(variables, inputs)
+    return np.array(outputs[0]), jax.tree.map(lambda p: np.array(p, np.float64), variables["params"]["forward"])
+
+  return run
 
 
 def sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
-def test_elman():
+def test_elman(run):
   found, p = run(ElmanCell(F))
   h = np.zeros(F)
   for x, y in zip(X, found):
@@ -54,7 +53,7 @@ def test_elman():
     np.testing.assert_allclose(y, h, atol=1e-5)
 
 
-def test_jordan_hears_its_outputs_which_fade():
+def test_jordan_hears_its_outputs_which_fade(run):
   found, p = run(JordanCell(F, hidden=5, decay=0.7))
   context = np.zeros(F)
   for x, y in zip(X, found):
@@ -64,7 +63,7 @@ def test_jordan_hears_its_outputs_which_fade():
     context = 0.7 * context + out
 
 
-def test_gru_that_resets_before_the_matrix():
+def test_gru_that_resets_before_the_matrix(run):
   found, p = run(GRUCell(F, reset="before"))
   h = np.zeros(F)
   for x, y in zip(X, found):
@@ -77,7 +76,7 @@ def test_gru_that_resets_before_the_matrix():
   assert "bias" not in p["candidate"]
 
 
-def test_clockwork_ticks_at_its_periods_and_hears_slower_ones_alone():
+def test_clockwork_ticks_at_its_periods_and_hears_slower_ones_alone(run):
   """Module by module: the sums of the paper, not a masked matrix."""
   periods, share = (1, 2, 4, 5), 2
   found, p = run(ClockworkCell(F, periods))
@@ -93,7 +92,7 @@ def test_clockwork_ticks_at_its_periods_and_hears_slower_ones_alone():
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_scrn(learned):
+def test_scrn(run, learned):
   found, p = run(SCRNCell(F, slow_features=3, alpha=0.9, learn_alpha=learned))
   alpha = sigmoid(p["alpha"]) if learned else 0.9
   h, s = np.zeros(F - 3), np.zeros(3)
@@ -105,21 +104,27 @@ def test_scrn(learned):
 
 def test_what_a_cell_starts_at():
   """The forget gate's bias alone is 1, alpha is .95, recurrent blocks are orthogonal, minLSTM's gates share evenly."""
-  x = jnp.ones((1, 2, D))
-  init = lambda cell: Recurrent(cell).init(jax.random.key(0), x)["params"]["forward"]
-  lstm = init(LSTMCell(F))
-  np.testing.assert_array_equal(lstm["h"]["bias"], np.repeat([0.0, 1, 0, 0], F))
-  for block in np.split(np.array(lstm["h"]["kernel"]), 4, 1):
+  cells = dict(
+    lstm=LSTMCell(F),
+    forgets=LSTMCell(F, forget_bias=3.0),
+    long=LSTMCell(400, longest=50, recurrent_kernel_init=nn.initializers.zeros),
+    elman=ElmanCell(F),
+    scrn=SCRNCell(F, learn_alpha=True),
+    minimal=MinLSTMCell(F, forget_bias=2.0),
+  )
+  init = lambda cell: Recurrent(cell).init(jax.random.key(0), jnp.ones((1, 2, D)))["params"]["forward"]
+  found = jax.jit(lambda: jax.tree.map(init, cells, is_leaf=lambda x: isinstance(x, nn.Module)))()
+  np.testing.assert_array_equal(found["lstm"]["h"]["bias"], np.repeat([0.0, 1, 0, 0], F))
+  for block in np.split(np.array(found["lstm"]["h"]["kernel"]), 4, 1):
     np.testing.assert_allclose(block @ block.T, np.eye(F), atol=1e-5)
-  assert init(LSTMCell(F, forget_bias=3.0))["h"]["bias"][F] == 3
-  i, f, g, o = np.split(np.array(init(LSTMCell(400, longest=50))["h"]["bias"]), 4)
+  assert found["forgets"]["h"]["bias"][F] == 3
+  i, f, g, o = np.split(np.array(found["long"]["h"]["bias"]), 4)
   np.testing.assert_array_equal(i, -f)
   assert not g.any() and not o.any()
   assert 1 <= np.exp(f).min() < 3 and 47 < np.exp(f).max() <= 49.001 and abs(np.exp(f).mean() - 25) < 3
-  np.testing.assert_allclose(sigmoid(init(SCRNCell(F, learn_alpha=True))["alpha"]), 0.95, atol=1e-6)
-  minimal = init(MinLSTMCell(F, forget_bias=2.0))["i"]
-  np.testing.assert_array_equal(minimal["bias"], np.repeat([2.0, 0, 0], F))
-  elman = np.array(init(ElmanCell(F))["h"]["kernel"])
+  np.testing.assert_allclose(sigmoid(np.asarray(found["scrn"]["alpha"])), 0.95, atol=1e-6)
+  np.testing.assert_array_equal(found["minimal"]["i"]["bias"], np.repeat([2.0, 0, 0], F))
+  elman = np.array(found["elman"]["h"]["kernel"])
   np.testing.assert_allclose(elman @ elman.T, np.eye(F), atol=1e-5)
 
 
@@ -140,15 +145,14 @@ def test_what_does_not_fit_is_refused(cell, wrong):
 # -- all steps at once -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 1000])
-@pytest.mark.parametrize("kind", [MinGRUCell, MinLSTMCell])
-def test_scan_is_the_loop_for_any_initial_state(kind, length):
+@pytest.mark.parametrize(("kind", "lengths"), [(MinGRUCell, (1, 2, 3, 1000)), (MinLSTMCell, (3,))])
+def test_scan_is_the_loop_for_any_initial_state(draw_variables, kind, lengths):
   """Negative states too, which no g would give; values and gradients of what went in."""
   cell = kind(4)
-  draw = np.random.default_rng(length)
-  x = jnp.asarray(draw.normal(size=(2, length, 3)), jnp.float32)
+  draw = np.random.default_rng(0)
+  x = jnp.asarray(draw.normal(size=(2, max(lengths), 3)), jnp.float32)
   start = jnp.asarray(3 * draw.normal(size=(2, 4)), jnp.float32)
-  params = cell.init(jax.random.key(0), start, x[:, 0])
+  params = draw_variables(cell, start, x[:, 0])
 
   def scanned(start, x):
     return cell.apply(params, start, x, method=cell.scan)
@@ -157,8 +161,16 @@ def test_scan_is_the_loop_for_any_initial_state(kind, length):
     last, outputs = jax.lax.scan(lambda h, each: cell.apply(params, h, each), start, x.swapaxes(0, 1))
     return last, outputs.swapaxes(0, 1)
 
-  (found, pull), (expected, other) = (jax.jit(functools.partial(jax.vjp, f))(start, x) for f in (scanned, looped))
-  for a, b in zip(jax.tree.leaves((found, pull(found))), jax.tree.leaves((expected, other(expected)))):
+  @jax.jit
+  def both_ways(start, x):
+    found = []
+    for way in (scanned, looped):
+      for length in lengths:
+        values, pull = jax.vjp(way, start, x[:, :length])
+        found.append((values, pull(values)))
+    return found[: len(lengths)], found[len(lengths) :]
+
+  for a, b in zip(*map(jax.tree.leaves, both_ways(start, x))):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
@@ -204,22 +216,24 @@ def test_products_outside_the_loop_change_nothing(make):
     assert all(np.any(np.array(leaf)) for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("kind", [MinGRUCell, MinLSTMCell])
-@pytest.mark.parametrize("size", [0.0, 50.0, 1e4])
-def test_gates_at_their_ends_give_no_nan(kind, size):
+def test_gates_at_their_ends_give_no_nan():
   """Gates of exactly 0 and 1."""
-  cell = kind(4)
-  x = jnp.array([[[-size], [size], [-size], [size]]])
-  params = {"params": {"i": {"kernel": jnp.ones((1, 12 if kind is MinLSTMCell else 8)), "bias": jnp.zeros(())}}}
-  params["params"]["i"]["bias"] = jnp.zeros(params["params"]["i"]["kernel"].shape[1])
-  value, grads = jax.value_and_grad(lambda x: jnp.sum(cell.apply(params, jnp.ones((1, 4)), x, method=cell.scan)[1]))(x)
-  assert np.isfinite(value) and np.isfinite(grads).all()
+
+  def ends(kind, gates, size):
+    x = jnp.array([[[-1.0], [1], [-1], [1]]]) * size
+    params = {"params": {"i": {"kernel": jnp.ones((1, 4 * gates)), "bias": jnp.zeros(4 * gates)}}}
+    cell = kind(4)
+    return jax.value_and_grad(lambda x: jnp.sum(cell.apply(params, jnp.ones((1, 4)), x, method=cell.scan)[1]))(x)
+
+  both = lambda size: (ends(MinGRUCell, 2, size), ends(MinLSTMCell, 3, size))
+  found = jax.jit(jax.vmap(both))(jnp.array([0.0, 50, 1e4]))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
 def test_a_linear_scan_is_a_sum_over_products():
   draw = np.random.default_rng(1)
   decay, added, start = draw.uniform(size=(1, 5, 2)), draw.normal(size=(1, 5, 2)), draw.normal(size=(1, 2))
-  found = scan_linear(*(jnp.asarray(x, jnp.float32) for x in (decay, added, start)))
+  found = jax.jit(scan_linear)(*(jnp.asarray(x, jnp.float32) for x in (decay, added, start)))
   for t in range(5):
     expected = start[0] * decay[0, : t + 1].prod(0)
     expected = expected + sum(added[0, s] * decay[0, s + 1 : t + 1].prod(0) for s in range(t + 1))
@@ -228,16 +242,18 @@ def test_a_linear_scan_is_a_sum_over_products():
 
 # -- lengths, directions, states ---------------------------------------------------------------------------------------
 
-LENGTHS = (4, 2, 0)
+# Their states are an array, a pair, a pair with a number of steps; all steps go at once, or one after the other.
+KINDS_OF_STATE = ("lstm", "clockwork", "mingru")
 
 
-@functools.cache
-def padded_and_alone(name):
-  """Outputs, carry and input gradient of a padded batch, and a function that gives those of row i by itself."""
+@pytest.mark.parametrize("name", KINDS_OF_STATE)
+def test_a_padded_batch_is_each_sequence_alone(draw_variables, name):
+  """In both directions, values and gradients, with NaN for padding."""
   stack = RecurrentStack(make_cell(name, F), bidirectional=True)
   x = jax.random.normal(jax.random.key(1), (3, 4, D))
-  variables = jax.jit(stack.init)(jax.random.key(2), x)
   weight = jax.random.normal(jax.random.key(4), (3, 4, 2 * F))
+  variables = draw_variables(stack, x)
+  lengths = jnp.array([4, 2, 0])
 
   def all_of(x, weight, lengths=None):
     def objective(x):
@@ -247,69 +263,88 @@ def padded_and_alone(name):
     (_, found), grad = jax.value_and_grad(objective, has_aux=True)(x)
     return found, grad
 
-  lengths = jnp.array(LENGTHS)
-  behind = jnp.arange(4)[None, :, None] >= lengths[:, None, None]
-  padded = jax.jit(all_of)(jnp.where(behind, jnp.nan, x), weight, lengths)
-  return padded, lambda i: jax.jit(all_of)(x[i : i + 1, : LENGTHS[i]], weight[i : i + 1, : LENGTHS[i]])
+  @jax.jit
+  def padded_and_alone(x):
+    behind = jnp.arange(4)[None, :, None] >= lengths[:, None, None]
+    padded = all_of(jnp.where(behind, jnp.nan, x), weight, lengths)
+    return padded, [all_of(x[i : i + 1, :n], weight[i : i + 1, :n]) for i, n in enumerate((4, 2))]
 
-
-@pytest.mark.parametrize("name", CELLS)
-def test_a_padded_batch_is_each_sequence_alone(name):
-  """In both directions, values and gradients, with NaN for padding."""
-  ((y, carry), grad), alone = padded_and_alone(name)
-  for i, length in enumerate(LENGTHS):
+  ((y, carry), grad), alone = padded_and_alone(x)
+  for i, (length, ((other_y, other_carry), other_grad)) in enumerate(zip((4, 2), alone)):
     assert not np.any(np.array(y[i, length:])) and not np.any(np.array(grad[i, length:]))
-    if length:
-      (other_y, other_carry), other_grad = alone(i)
-      np.testing.assert_allclose(y[i, :length], other_y[0], atol=1e-5)
-      np.testing.assert_allclose(grad[i, :length], other_grad[0], atol=1e-5)
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a[i], b[0], atol=1e-5), carry, other_carry)  # noqa: B023
-    else:
-      assert not any(np.any(np.array(leaf[i])) for leaf in jax.tree.leaves(carry))
+    np.testing.assert_allclose(y[i, :length], other_y[0], atol=1e-5)
+    np.testing.assert_allclose(grad[i, :length], other_grad[0], atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[i], b[0], atol=1e-5), carry, other_carry)  # noqa: B023
+  assert not any(np.any(np.array(leaf[2])) for leaf in jax.tree.leaves((y, grad, carry)))
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_sequence_in_two_parts_is_the_whole(name):
+def test_a_sequence_in_two_parts_is_the_whole(draw_variables, name):
   """The state that comes out goes in again; one of length 0 keeps it."""
   stack = RecurrentStack(make_cell(name, F))
   x = jax.random.normal(jax.random.key(1), (2, 4, D))
-  variables = jax.jit(stack.init)(jax.random.key(2), x)
-  apply = jax.jit(stack.apply)
-  whole, last = apply(variables, x)
-  first, carry = apply(variables, x[:, :2])
-  kept = apply(variables, x[:, :2], jnp.array([0, 2]), carry)[1]
+  variables, apply = draw_variables(stack, x), jax.jit(stack.apply)
+  start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(stack.apply, variables, x)[1])
+  # One program for all: a part is the first steps of a row.
+  whole, last = apply(variables, x, jnp.array([4, 4]), start)
+  first, carry = apply(variables, x, jnp.array([2, 2]), start)
+  kept = apply(variables, x, jnp.array([0, 2]), carry)[1]
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), kept, carry)
-  second, end = apply(variables, x[:, 2:], None, carry)
-  np.testing.assert_allclose(jnp.concatenate([first, second], 1), whole, atol=1e-6)
+  second, end = apply(variables, np.roll(x, -2, 1), jnp.array([2, 2]), carry)
+  np.testing.assert_allclose(np.concatenate([first[:, :2], second[:, :2]], 1), whole, atol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), end, last)
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_gradients_are_finite_differences(name):
-  """In float64, of the parameters and the inputs."""
+def test_gradients_are_finite_differences(draw_variables, name):
+  """In float64, of the parameters, the inputs and the initial state, along a random direction."""
   with jax.enable_x64(True):
-    cell = make_cell(name, 4, **({"periods": (1, 2)} if name == "clockwork" else {}))
-    layer = Recurrent(cell)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 2)))
-    variables = layer.init(jax.random.key(0), x)
-    as64 = lambda tree: jax.tree.map(lambda p: p.astype(jnp.float64) if p.dtype == jnp.float32 else p, tree)
-    carry = as64(cell.initialize_carry(jax.random.key(0), (2, 2)))
-    lengths = jnp.array([3, 2])
-    function = jax.jit(lambda params, x: layer.apply({"params": params}, x, lengths, carry)[0])
-    params = as64(variables["params"])
-    assert function(params, x).dtype == jnp.float64
-    check_grads(function, (params, x), order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
+    layer = Recurrent(make_cell(name, 4, **({"periods": (1, 2)} if name == "clockwork" else {})))
+    numbers = np.random.default_rng(0)
+    x, lengths = numbers.normal(size=(2, 3, 2)), jnp.array([3, 2])
+    params = draw_variables(layer, x)
+    state = jax.eval_shape(layer.apply, params, x)[1]
+    real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    carry = jax.tree.map(lambda s: numbers.normal(size=s.shape) if real(s) else np.zeros(s.shape, np.int32), state)
+    point = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, x, carry))
+    direction = jax.tree.map(lambda leaf: numbers.normal(size=leaf.shape), point)
+    weight = numbers.normal(size=(2, 3, 4))
+
+    def function(point):
+      params, x, given = point
+      given = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), given, carry)
+      outputs, _ = layer.apply(params, x, lengths, given)
+      assert outputs.dtype == jnp.float64
+      return jnp.sum(weight * outputs)
+
+    moved = lambda by: jax.tree.map(lambda leaf, along: leaf + by * along, point, direction)
+    values, gradient = jax.jit(jax.vmap(jax.value_and_grad(function)))(
+      jax.tree.map(lambda *each: np.stack(each), moved(0.0), moved(1e-5), moved(-1e-5))
+    )
+    slope = sum(np.sum(g[0] * d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction)))
+    np.testing.assert_allclose((values[1] - values[2]) / 2e-5, slope, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_bfloat16_keeps_the_state_in_float32(name):
-  stack = RecurrentStack(make_cell(name, F, dtype=jnp.bfloat16))
-  x = jnp.ones((1, 3, D))
-  variables = stack.init(jax.random.key(0), x)
-  half, carry = stack.apply(variables, x)
-  full, _ = RecurrentStack(make_cell(name, F)).apply(variables, x)
-  np.testing.assert_allclose(half, full, atol=0.05)
-  assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(carry))
+def test_bfloat16_keeps_the_state_in_float32(draw_variables):
+  """The types by tracing of a layer; the values of one step, of all cells in one program."""
+  x = jnp.ones((2, D))
+  cells = {name: (make_cell(name, F, dtype=jnp.bfloat16), make_cell(name, F)) for name in CELLS}
+  starts = {name: half.initialize_carry(jax.random.key(0), x.shape) for name, (half, _) in cells.items()}
+  variables = {name: draw_variables(half, starts[name], x) for name, (half, _) in cells.items()}
+  for name, (half, _) in cells.items():
+    stack = RecurrentStack(half)
+    _, carry = jax.eval_shape(lambda s=stack: s.init_with_output(jax.random.key(0), jnp.ones((1, 3, D)))[0])
+    assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(carry)), name
+
+  @jax.jit
+  def step():
+    return {
+      name: [cell.apply(variables[name], starts[name], x)[1] for cell in pair] for name, pair in cells.items()
+    }  # fmt: skip
+
+  for name, (half, full) in step().items():
+    np.testing.assert_allclose(half, full, atol=0.05, err_msg=name)
+    assert np.any(half != full), name
 
 
 # -- dropout -----------------------------------------------------------------------------------------------------------
@@ -321,8 +356,8 @@ def test_recurrent_dropout_has_one_mask_for_all_steps():
   layer = Recurrent(cell)
   x = jnp.zeros((2, 4, 1))
   eye = {"forward": {"i": {"kernel": jnp.zeros((1, 64)), "bias": jnp.zeros(64)}, "h": {"kernel": jnp.eye(64)}}}
-  run = lambda train: layer.apply({"params": eye}, x, carry=jnp.ones((2, 64)), train=train,
-                                  rngs={"dropout": jax.random.key(0)})[0]  # fmt: skip
+  run = jax.jit(lambda train: layer.apply({"params": eye}, x, carry=jnp.ones((2, 64)), train=train,
+                                          rngs={"dropout": jax.random.key(0)})[0], static_argnums=0)  # fmt: skip
   y = np.array(run(True))
   kept = y[:, 0] == 2
   assert 0.3 < kept.mean() < 0.7 and not np.array_equal(kept[0], kept[1])
@@ -331,25 +366,38 @@ def test_recurrent_dropout_has_one_mask_for_all_steps():
   np.testing.assert_array_equal(run(False), 1)
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if not name.startswith("min")])
-def test_recurrent_dropout_acts_in_training_alone(name):
-  layer = Recurrent(make_cell(name, F, recurrent_dropout=0.5))
-  x = jax.random.normal(jax.random.key(1), (1, 3, D))
-  variables = layer.init(jax.random.key(0), x)
-  plain = Recurrent(make_cell(name, F)).apply(variables, x)[0]
-  dropped = layer.apply(variables, x, train=True, rngs={"dropout": jax.random.key(2)})[0]
-  np.testing.assert_array_equal(layer.apply(variables, x)[0], plain)
-  np.testing.assert_allclose(dropped[:, 0], plain[:, 0], atol=1e-6)  # the first state is 0
-  assert not np.allclose(dropped[:, 1:], plain[:, 1:])
+def test_recurrent_dropout_acts_in_training_alone(draw_variables):
+  """One step of each cell, all in one program: from a state of 0 there is nothing to drop."""
+  names = [name for name in CELLS if not name.startswith("min")]
+  x = jax.random.normal(jax.random.key(1), (2, D))
+  zeros = {name: make_cell(name, F).initialize_carry(jax.random.key(0), x.shape) for name in names}
+  variables = {name: draw_variables(make_cell(name, F), zeros[name], x) for name in names}
+
+  @jax.jit
+  def steps(key):
+    found = {}
+    for name in names:
+      some = jax.tree.map(lambda leaf: leaf + 1, zeros[name])
+      plain, tested = make_cell(name, F), make_cell(name, F, recurrent_dropout=0.5)
+      step = lambda cell, carry, name=name, **more: cell.apply(variables[name], carry, x, **more)[1]
+      dropped = lambda carry, cell=tested, step=step: step(
+        cell.clone(deterministic=False), carry, rngs={"dropout": key}
+      )
+      found[name] = step(plain, some), step(tested, some), dropped(some), step(plain, zeros[name]), dropped(zeros[name])
+    return found
+
+  for name, (plain, tested, dropped, first, first_dropped) in steps(jax.random.key(2)).items():
+    np.testing.assert_array_equal(tested, plain, err_msg=name)
+    np.testing.assert_allclose(first_dropped, first, atol=1e-6, err_msg=name)
+    assert not np.allclose(dropped, plain), name
 
 
-def test_gru_keeps_what_it_drops_for_the_gates():
+def test_gru_keeps_what_it_drops_for_the_gates(draw_variables):
   """z h_{t-1} is of the state as it is: with z = 1 nothing is lost."""
-  layer = Recurrent(GRUCell(16, recurrent_dropout=0.5))
-  x = jnp.zeros((1, 3, 1))
-  params = jax.tree.map(jnp.zeros_like, layer.init(jax.random.key(0), x)["params"])
-  params["forward"]["i"]["bias"] = jnp.zeros(48).at[16:32].set(100.0)
-  out = layer.apply({"params": params}, x, carry=jnp.ones((1, 16)), train=True, rngs={"dropout": jax.random.key(0)})[0]
+  cell, x, state = GRUCell(16, recurrent_dropout=0.5, deterministic=False), jnp.zeros((1, 1)), jnp.ones((1, 16))
+  params = jax.tree.map(jnp.zeros_like, draw_variables(cell.clone(deterministic=True), state, x)["params"])
+  params["i"]["bias"] = jnp.repeat(jnp.float32([0, 100, 0]), 16)
+  out = jax.jit(lambda key: cell.apply({"params": params}, state, x, rngs={"dropout": key})[1])(jax.random.key(0))
   np.testing.assert_array_equal(out, 1)
 
 
@@ -368,17 +416,18 @@ def test_dropout_between_layers(shared):
     num_feature_axes = 1
 
   x = jnp.ones((2, 50, 20))
-  out = lambda depth: np.array(RecurrentStack(Passes(), depth, dropout=0.5, shared_dropout=shared).apply(
-    {}, x, train=True, rngs={"dropout": jax.random.key(0)})[0])  # fmt: skip
-  one, two = out(1), out(2)
+  out = lambda depth: RecurrentStack(Passes(), depth, dropout=0.5, shared_dropout=shared).apply(
+    {}, x, train=True, rngs={"dropout": jax.random.key(0)})[0]  # fmt: skip
+  one, two = map(np.array, jax.jit(lambda: (out(1), out(2)))())
   assert set(np.unique(one)) == ({0.0, 2.0} if shared else {1.0})
   assert set(np.unique(two)) == ({0.0, 4.0} if shared else {0.0, 2.0})
   assert (two == two[:, :1]).all() == shared
 
 
-def test_residual_adds_what_went_in_where_it_fits():
-  stack = lambda residual: RecurrentStack(ElmanCell(F), depth=2, residual=residual)
+def test_residual_adds_what_went_in_where_it_fits(draw_variables):
+  stack = lambda depth, residual: RecurrentStack(ElmanCell(F), depth, residual=residual)
   x = jax.random.normal(jax.random.key(0), (1, 4, D))
-  variables = stack(True).init(jax.random.key(1), x)
-  first = RecurrentStack(ElmanCell(F), depth=1).apply(variables, x)[0]  # D is not F: no residual there
-  np.testing.assert_allclose(stack(True).apply(variables, x)[0], stack(False).apply(variables, x)[0] + first, atol=1e-6)
+  variables = draw_variables(stack(2, True), x)
+  run = lambda *given: stack(*given).apply(variables, x)[0]
+  with_it, without, first = jax.jit(lambda: (run(2, True), run(2, False), run(1, False)))()
+  np.testing.assert_allclose(with_it, without + first, atol=1e-6)  # D is not F: none in the first layer

@@ -15,10 +15,10 @@ from experiments.sequence import char_lm
 from mlnotes.data import Corpus, Windows
 from mlnotes.data.flags import load_data
 from mlnotes.data.text import load_documents
-from mlnotes.data.text_floors import witten_bell_floors
+from mlnotes.data.text_floors import ngram_floors, witten_bell_floors
 from mlnotes.data.tokenizer import train_tokenizer
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.experiment import root_key
+from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.optim.flags import make_optimizer
 from mlnotes.sequence import MinGRUCell, Recurrent, RecurrentBlocks, RecurrentStack, make_cell
 
@@ -34,39 +34,44 @@ def lines(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def carried(lines):
-  """(config, experiment, feeds, state, step) with a state that is carried, dropout as well."""
-  config = char_lm.Config(dataset=lines, documents="line", cell="lstm", form="stack", carry=True, dropout=0.5, **SIZES)
+  """(config, experiment, feeds, state, step) with a state that is carried."""
+  config = char_lm.Config(dataset=lines, documents="line", cell="lstm", carry=True, expansion=0.0, **SIZES)
   experiment, feeds = char_lm.make(config), char_lm.make_feeds(config)
-  state = jax.jit(experiment.init)(root_key(0), feeds.train.draw(feeds.train.arrays, root_key(0), 0))
-  return config, experiment, feeds, state, jax.jit(experiment.step)
+  init = jax.jit(lambda arrays: experiment.init(root_key(0), feeds.train.draw(arrays, root_key(0), 0)))
+  return config, experiment, feeds, init(feeds.train.arrays), jax.jit(experiment.step)
 
 
 @pytest.fixture(scope="module")
 def windowed(lines):
-  config = char_lm.Config(dataset=lines, documents="line", **SIZES)
+  """(config, experiment, feeds, state, batch, step, evaluate) with windows by themselves, and dropout."""
+  config = char_lm.Config(dataset=lines, documents="line", form="stack", dropout=0.5, **SIZES)
   experiment, feeds = char_lm.make(config), char_lm.make_feeds(config)
-  batch = feeds.train.draw(feeds.train.arrays, root_key(0), 0)
-  return config, experiment, feeds, jax.jit(experiment.init)(root_key(0), batch), batch
+  batch = jax.jit(lambda arrays: feeds.train.draw(arrays, root_key(0), 0))(feeds.train.arrays)
+  state = jax.jit(experiment.init)(root_key(0), batch)
+  return config, experiment, feeds, state, batch, jax.jit(experiment.step), jax.jit(experiment.evaluate)
 
 
 # -- documents and their states ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name, kind", [("clockwork", "layer"), ("lstm", "stack"), ("mingru", "blocks")])
-def test_the_state_begins_anew_with_a_document(name, kind):
+def test_the_state_begins_anew_with_a_document(draw_variables, name, kind):
   """Documents one behind another are each of them alone; a carried state enters the first one alone."""
   cell = make_cell(name, 8)
   model = {"layer": Recurrent, "stack": RecurrentStack, "blocks": RecurrentBlocks}[kind](cell)
-  x = jax.random.normal(jax.random.key(0), (1, 6, 8))
-  variables = model.init(jax.random.key(1), x)
-  carry = jax.tree.map(lambda leaf: leaf + 1, model.apply(variables, x)[1])
-  starts = jnp.array([[False, False, True, False, False, True]])
-  found, last = jax.jit(model.apply)(variables, x, carry=carry, starts=starts)
-  first, _ = model.apply(variables, x[:, :2], carry=carry)
-  second, _ = model.apply(variables, x[:, 2:5])
-  third, end = model.apply(variables, x[:, 5:])
-  np.testing.assert_allclose(found, jnp.concatenate([first, second, third], 1), atol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), last, end)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 8)), jnp.float32)
+  variables = draw_variables(model, x)
+  carry = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), jax.eval_shape(model.apply, variables, x)[1])
+
+  @jax.jit
+  def together_and_alone(carry, starts):
+    parts = [model.apply(variables, x[:, :2], carry=carry)]
+    parts += [model.apply(variables, x[:, i : i + size]) for i, size in ((2, 3), (5, 1))]
+    outputs = jnp.concatenate([outputs for outputs, _ in parts], 1)
+    return model.apply(variables, x, carry=carry, starts=starts), (outputs, parts[-1][1])
+
+  found, expected = together_and_alone(carry, jnp.array([[False, False, True, False, False, True]]))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 def test_starts_are_not_for_what_reads_backward():
@@ -97,22 +102,33 @@ def test_windows_follow_each_other_around_the_text(carried):
     np.testing.assert_array_equal(start, (before == end) | closed)
   gaps = np.diff(sorted([*begins, min(begins) + size]))
   assert gaps.max() - gaps.min() <= 1
-  other = feeds.train.draw(feeds.train.arrays, root_key(1), 0)["tokens"]
+  other = jax.jit(lambda: feeds.train.draw(feeds.train.arrays, root_key(1), 0)["tokens"])()
   assert not np.array_equal(other, batches[0]["tokens"])
   for batch, later in itertools.pairwise(batches):
     np.testing.assert_array_equal(batch["tokens"][:, -1], later["tokens"][:, 0])
 
 
+def test_where_a_text_without_end_is_closed_something_begins():
+  feed = char_lm.make_stream_feed(corpus_of(np.arange(7) % 3, np.arange(4)), 3, 2)
+  draw = jax.jit(lambda i: feed.draw(feed.arrays, root_key(0), i))
+  starts = np.concatenate([np.asarray(draw(i)["starts"]) for i in range(7)], 1)  # three times around
+  for row in starts:
+    (places,) = np.nonzero(row)
+    assert len(places) == 3 and np.all(np.diff(places) == 7)
+
+
 def test_an_update_takes_the_state_of_the_last_and_gives_its_own(carried):
   """The loss by hand from the carried state, with starts; the state that comes out is that of this window."""
-  config, _, feeds, state, step = carried
-  plain = char_lm.make(dataclasses.replace(config, dropout=0.0))
-  step = jax.jit(plain.step)
-  state, _ = step(state, feeds.train.draw(feeds.train.arrays, root_key(0), 0))
+  _, experiment, feeds, state, step = carried
+  draw = jax.jit(lambda i: feeds.train.draw(feeds.train.arrays, root_key(0), i))
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.carry))  # at first there is none
+  state, _ = step(state, draw(0))
   assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(state.carry))
-  batch = feeds.train.draw(feeds.train.arrays, root_key(0), 1)
+  batch = draw(1)
   after, metrics = step(state, batch)
-  logits, carry = plain.model(state).read(batch["tokens"][:, :-1], batch["starts"], state.carry)
+  model = experiment.model(state)
+  read = jax.jit(lambda *given: model.read(*given))
+  logits, carry = read(batch["tokens"][:, :-1], batch["starts"], state.carry)
   nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"][:, 1:])
   np.testing.assert_allclose(metrics["loss"], nats.mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics["accuracy"], np.mean(logits.argmax(-1) == batch["tokens"][:, 1:]), atol=1e-6)
@@ -120,41 +136,46 @@ def test_an_update_takes_the_state_of_the_last_and_gives_its_own(carried):
 
 
 def test_an_update_is_along_the_gradient_of_the_mean_loss(windowed):
-  config, experiment, _, state, batch = windowed
-  after, metrics = jax.jit(experiment.step)(state, batch)
+  config, experiment, _, state, batch, step, _ = windowed
+  after, metrics = step(state, batch)
   module = experiment.model(state).module
 
   def mean_loss(params):
-    logits = module.apply({"params": params}, batch["tokens"][:, :-1])[0]
+    rngs = {"dropout": stream_key(root_key(0), "dropout", 0)}
+    logits = module.apply({"params": params}, batch["tokens"][:, :-1], train=True, rngs=rngs)[0]
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"][:, 1:]).mean()
 
-  loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
-  optimizer = make_optimizer(config, config.steps)
-  updates, _ = optimizer.update(grads, optimizer.init(state.params), state.params)
+  @jax.jit
+  def update(params):
+    loss, grads = jax.value_and_grad(mean_loss)(params)
+    optimizer = make_optimizer(config, config.steps)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    return loss, optax.apply_updates(params, updates)
+
+  loss, expected = update(state.params)
   np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
-  expected = optax.apply_updates(state.params, updates)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), after.params, expected)
   assert after.carry == ()
 
 
-def test_dropout_is_of_updates_alone(carried):
-  _, experiment, feeds, state, step = carried
-  batch = feeds.train.draw(feeds.train.arrays, root_key(0), 0)
+def test_dropout_is_of_updates_alone(windowed):
+  _, _, feeds, state, batch, step, evaluate = windowed
   losses = [float(step(state._replace(step=jnp.int32(i)), batch)[1]["loss"]) for i in (0, 1)]
   test = feeds.evaluate.draw(feeds.evaluate.arrays, 0)
-  evaluate = jax.jit(experiment.evaluate)
   tested = [float(evaluate(state._replace(step=jnp.int32(i)), test)["loss"].total) for i in (0, 1)]
   assert losses[0] != losses[1] and tested[0] == tested[1]
 
 
-def test_evaluation_leaves_out_what_fills_the_last_batch(windowed):
-  _, experiment, feeds, state, _ = windowed
+def test_evaluation_leaves_out_what_fills_the_last_batch(windowed, averaged):
+  _, experiment, feeds, state, _, _, evaluate = windowed
   batch = feeds.evaluate.draw(feeds.evaluate.arrays, feeds.evaluate.num_batches - 1)
   batch = {**batch, "mask": jnp.array([1.0, 0, 0])}
-  found = jax.jit(experiment.evaluate)(state, batch)
-  logits = experiment.model(state)(batch["tokens"][:1, :-1])
+  found = evaluate(averaged(state), batch)
+  model = experiment.model(state)
+  logits = jax.jit(lambda tokens: model(tokens))(batch["tokens"][:1, :-1])
   nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["tokens"][:1, 1:])
   np.testing.assert_allclose(found["loss"].total, nats.mean(), rtol=1e-5)
+  np.testing.assert_allclose(found["accuracy"].total, np.mean(logits.argmax(-1) == batch["tokens"][:1, 1:]), atol=1e-6)
   assert float(found["loss"].count) == 1
 
 
@@ -171,11 +192,17 @@ def test_the_whole_test_text_is_read_with_one_state(carried, monkeypatch, at_onc
   tokens = np.asarray(corpus.test.arrays["tokens"], np.int32)
   assert len(found) == len(tokens) - 1
   begin, end = 0, char_lm.end_of(corpus)
-  for last in np.flatnonzero(tokens == end):
-    document = jnp.asarray(tokens[begin : last + 2])[None]
-    if document.shape[1] > 1:
-      nats = optax.softmax_cross_entropy_with_integer_labels(model(document[:, :-1]), document[:, 1:])[0]
-      np.testing.assert_allclose(found[begin : begin + len(nats)], nats, atol=1e-5)
+  ends = np.flatnonzero(tokens == end)
+  room = 2 + np.diff(ends, prepend=-1).max()
+
+  @jax.jit
+  def read(document):
+    return optax.softmax_cross_entropy_with_integer_labels(model(document[:, :-1]), document[:, 1:])[0]
+
+  for last in ends:
+    document = tokens[begin : last + 2]
+    nats = read(np.pad(document, (0, room - len(document)))[None])[: len(document) - 1]
+    np.testing.assert_allclose(found[begin : begin + len(nats)], nats, atol=1e-5)
     begin = last + 1
 
 
@@ -200,11 +227,11 @@ def test_a_sample_is_drawn_token_by_token(windowed):
   assert text.split("\n") == [decode(expected)] * 3 + [""] and all(seen[1:])
 
 
-def test_the_transformers_cache_gives_what_the_whole_does(lines):
+def test_the_transformers_cache_gives_what_the_whole_does(lines, draw_variables):
   config = char_lm.Config(dataset=lines, documents="line", model="transformer", **SIZES)
   model = char_lm.build_model(dataclasses.replace(config, length=6), 11)
   tokens = jax.random.randint(jax.random.key(0), (1, 6), 0, 11)
-  variables = model.init(jax.random.key(1), tokens)
+  variables = draw_variables(model, tokens)
   carry, read = model.model.transformer.make_cache(1, 7), jax.jit(model.apply)
   whole, nothing = read(variables, tokens)
   for t in range(6):
@@ -220,16 +247,17 @@ def test_the_transformers_cache_gives_what_the_whole_does(lines):
 
 
 @pytest.mark.parametrize("flags", [dict(), dict(model="transformer")])
-def test_the_report_has_floors_a_sample_and_a_picture(windowed, lines, flags, tmp_path):
-  config, experiment, _, state, batch = windowed
+def test_the_report_has_floors_a_sample_and_a_picture(windowed, averaged, draw_like, flags, tmp_path):
+  config, experiment, _, state, batch, _, _ = windowed
   if flags:
     experiment = char_lm.make(dataclasses.replace(config, **flags))
-    state = jax.jit(experiment.init)(root_key(0), batch)
-  found = experiment.report(state, tmp_path)
+    state = state._replace(params=draw_like(jax.eval_shape(experiment.init, root_key(0), batch).params))
+  found = experiment.report(averaged(state), tmp_path)
   corpus = load_data(config)
-  assert {"unigram", "bigram", "5_gram"} <= set(found) and ("stream_loss" in found) == (not flags)
+  floors = ngram_floors(corpus) | witten_bell_floors(corpus, (4,))
+  assert {"unigram", "bigram", "4_gram"} <= set(floors) and floors.items() <= found.items() and "5_gram" in found
+  assert ("stream_loss" in found) == (not flags)
   assert (tmp_path / "text.png").stat().st_size > 5000 and (tmp_path / "sample.txt").stat().st_size > 300
-  np.testing.assert_allclose(found["4_gram"], witten_bell_floors(corpus, (4,))["4_gram"])
   if not flags:
     np.testing.assert_allclose(
       found["stream_loss"], char_lm.stream_losses(config, corpus, experiment.model(state)).mean(), rtol=1e-6
@@ -249,6 +277,8 @@ def test_a_text_too_long_to_be_a_ring_is_refused():
   long = types.SimpleNamespace(arrays={"tokens": np.broadcast_to(np.uint8(0), 2**29)})
   with pytest.raises(InputError, match=r"found 536870912 tokens of training text, expected fewer than 2\^29"):
     char_lm.make_stream_feed(corpus_of(np.arange(4), np.arange(4))._replace(train=long), 4, 2)
+  with pytest.raises(InputError, match="found --batch_size=3, expected at most 2"):
+    char_lm.make_stream_feed(corpus_of(np.arange(7) % 3, np.arange(4)), 3, 3)
 
 
 # -- floors and data ---------------------------------------------------------------------------------------------------

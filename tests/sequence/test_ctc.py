@@ -62,6 +62,7 @@ def summed(logits, *rest, blank=0):
 
 loss = jax.jit(sequence.ctc_loss, static_argnames="blank")
 loss_and_grad = jax.jit(jax.value_and_grad(summed, has_aux=True))
+greedy = jax.jit(sequence.ctc_greedy, static_argnames="blank")
 beam = jax.jit(sequence.ctc_prefix_beam, static_argnames=("width", "max_labels"))
 
 
@@ -114,7 +115,7 @@ def test_equal_neighbours_need_a_frame_between_them():
 def test_optax_has_a_number_and_a_gradient_for_them():
   none = jnp.zeros((1, 2))
   of_optax = lambda logits: optax.ctc_loss(logits, none, jnp.ones((1, 2), int), none)[0]
-  loss, grad = jax.value_and_grad(of_optax)(jnp.zeros((1, 2, 3)))
+  loss, grad = jax.jit(jax.value_and_grad(of_optax))(jnp.zeros((1, 2, 3)))
   assert float(loss) == pytest.approx(100_000, rel=1e-4) and np.any(grad)
 
 
@@ -135,7 +136,7 @@ def test_empty_arrays_have_a_loss():
 def test_sure_alignments_are_not_below_zero():
   """Rounding in float32 brings optax's own below: of many the least is 0, and the gradient stays."""
   path = np.random.default_rng(1).integers(0, CLASSES, (64, 200))
-  labels, counts = sequence.ctc_collapse(jnp.asarray(path, jnp.int32))
+  labels, counts = jax.jit(sequence.ctc_collapse)(path.astype(np.int32))
   sharp = np.linspace(8, 40, 64)[:, None, None]
   logits = jnp.asarray(sharp * np.eye(CLASSES)[path], jnp.float32)
   (_, found), grad = loss_and_grad(logits, None, labels, counts)
@@ -167,15 +168,15 @@ def test_the_blank_may_be_any_class():
   other = loss(logits[..., order], lengths, order[np.clip(labels, 0, 3)], counts, blank=3)
   same = loss(logits, lengths, labels, counts)
   np.testing.assert_allclose(other.losses, same.losses, rtol=1e-6)
-  greedy = [sequence.ctc_greedy(jnp.asarray(x), blank=b) for x, b in ((LOGITS[..., order], 3), (LOGITS, 0))]
-  np.testing.assert_array_equal(order[greedy[0][0]], greedy[1][0])
+  moved, usual = (greedy(x, np.full(7, 6), blank=b)[0] for x, b in ((LOGITS[..., order], 3), (LOGITS, 0)))
+  np.testing.assert_array_equal(order[moved], usual)
 
 
 def test_half_precision_is_summed_in_single():
   rows = [row for row in ROWS if row[0] == 5]
   logits, *rest = batch_of(rows)
   half = jnp.asarray(logits, jnp.bfloat16)
-  losses = [loss(x, *rest).losses for x in (half, half.astype(jnp.float32))]
+  losses = [loss(x, *rest).losses for x in (half, np.asarray(half, np.float32))]
   assert losses[0].dtype == jnp.float32
   np.testing.assert_array_equal(*losses)
 
@@ -192,7 +193,7 @@ def test_a_blank_between_repeats_keeps_both():
 
 def test_greedy_is_the_likeliest_path():
   lengths = jnp.array([6, 4, 0, 1, 2, 5, 3])
-  labels, counts = sequence.ctc_greedy(jnp.asarray(LOGITS), lengths)
+  labels, counts = greedy(LOGITS, lengths)
   for logits, length, row, count in zip(LOGITS, lengths, np.asarray(labels), counts):
     expected = collapse(logits[:length].argmax(-1))
     assert tuple(row[:count]) == expected and not np.any(row[count:])
@@ -200,16 +201,13 @@ def test_greedy_is_the_likeliest_path():
 
 def test_a_wide_beam_finds_what_all_paths_say():
   """Of every length all prefixes and their probabilities, in order; distinct, the rest of the beam empty."""
-  lengths = jnp.arange(5)
-  found = beam(jnp.asarray(LOGITS[:5, :4]), lengths, width=200)
+  found = jax.tree.map(np.asarray, beam(LOGITS[:5, :4], np.arange(5), width=200))
   for length in range(5):
     y = probabilities(LOGITS[length][:length])
     expected = {k: path_probabilities(y, paths).sum() for k, paths in every_path(length).items()}
     count = len(expected)
     assert np.all(found.lengths[length, count:] == -1) and np.all(found.scores[length, count:] == -np.inf)
-    prefixes = [
-      tuple(np.asarray(row[:n])) for row, n in zip(found.labels[length, :count], found.lengths[length, :count])
-    ]
+    prefixes = [tuple(row[:n]) for row, n in zip(found.labels[length, :count], found.lengths[length, :count])]
     assert set(prefixes) == set(expected)
     np.testing.assert_allclose(np.exp(found.scores[length, :count]), [expected[p] for p in prefixes], rtol=1e-4)
     assert np.all(np.diff(found.scores[length, :count]) <= 0)
@@ -217,18 +215,18 @@ def test_a_wide_beam_finds_what_all_paths_say():
 
 def test_a_narrow_beam_merges_paths_that_greedy_keeps_apart():
   """Two frames, p(blank) = .6, p(1) = .4: the likeliest path is blank, the likeliest label 1 (.64 against .36)."""
-  logits = jnp.log(jnp.array([[[0.6, 0.4], [0.6, 0.4]]]))
-  assert int(sequence.ctc_greedy(logits)[1][0]) == 0
-  found = beam(logits, width=2)
+  logits = np.log(np.float32([[[0.6, 0.4], [0.6, 0.4]]]))
+  assert int(greedy(logits)[1][0]) == 0
+  found = jax.tree.map(np.asarray, beam(logits, width=2))
   assert int(found.lengths[0, 0]) == 1 and int(found.labels[0, 0, 0]) == 1
-  np.testing.assert_allclose(jnp.exp(found.scores[0]), [0.64, 0.36], rtol=1e-5)
+  np.testing.assert_allclose(np.exp(found.scores[0]), [0.64, 0.36], rtol=1e-5)
 
 
 def test_a_beam_of_one_follows_one_hot_frames():
   path = np.random.default_rng(2).integers(0, CLASSES, (20, 12))
   path[0, :5] = (1, 1, 0, 1, 1)
   logits, lengths = jnp.asarray(50.0 * np.eye(CLASSES)[path], jnp.float32), jnp.arange(20) % 13
-  labels, counts = sequence.ctc_greedy(logits, lengths)
+  labels, counts = greedy(logits, lengths)
   for width in (1, 3):
     found = beam(logits, lengths, width=width)
     np.testing.assert_array_equal(found.labels[:, 0], labels)
@@ -237,12 +235,12 @@ def test_a_beam_of_one_follows_one_hot_frames():
 
 def test_scores_are_bounds_that_a_wide_beam_reaches():
   """The score of what is returned is at most its probability by the loss, which counts all paths."""
-  logits = jnp.asarray(np.random.default_rng(3).normal(size=(5, 12, CLASSES)), jnp.float32)
+  logits, lengths = jnp.asarray(np.random.default_rng(3).normal(size=(20, 12, CLASSES)), jnp.float32), jnp.full(20, 12)
   for width in (3, 100):
-    found = beam(logits, width=width)
+    found = beam(logits, lengths, width=width)
     exact = -loss(logits, None, found.labels[:, 0], found.lengths[:, 0]).losses
     assert np.all(found.scores[:, 0] <= exact + 1e-4)
-  np.testing.assert_allclose(found.scores[:, 0], exact, atol=0.15)
+  np.testing.assert_allclose(found.scores[:, 0], exact, atol=0.2)
 
 
 def test_no_prefix_is_longer_than_asked():

@@ -15,10 +15,10 @@ TOKENS = jnp.array([[0, 1, 2, 3], [3, 3, PAD, PAD], [5, PAD, PAD, PAD]])
 
 
 @pytest.fixture(scope="module")
-def made():
+def made(draw_variables):
+  """(model, its variables, what it says of inputs, compiled)."""
   model = MaskedSeq2Seq(V, 4, 8, 1, 2, never=(PAD, START, END))
-  variables = jax.jit(model.init)(jax.random.key(0), SOURCE, LENGTHS, TOKENS, SIZES)
-  return model, jax.tree.map(lambda x: x + 0.3 * jnp.sin(5.0 * jnp.arange(x.size).reshape(x.shape)), variables)
+  return model, draw_variables(model, SOURCE, LENGTHS, TOKENS, SIZES), jax.jit(model.apply)
 
 
 def test_training_masks_any_number_of_real_places(key):
@@ -46,7 +46,7 @@ def test_each_round_masks_the_least_sure_and_changes_these_alone():
     logits = jnp.sin(jnp.arange(3 * 6 * 5).reshape(3, 6, 5) * (1.0 + number))
     return jax.nn.log_softmax(3 * logits)
 
-  tokens, sure = refine(predict, lengths, 6, rounds, mask)
+  tokens, sure = jax.jit(lambda: refine(predict, lengths, 6, rounds, mask))()
 
   expected, chance = np.full((3, 6), mask), np.zeros((3, 6))
   for t in range(rounds):
@@ -63,11 +63,10 @@ def test_each_round_masks_the_least_sure_and_changes_these_alone():
 
 
 def test_one_round_takes_the_likeliest_token_of_each_place(made):
-  model, variables = made
+  model, variables, apply = made
   found = jax.jit(lambda v: mask_predict(model, v, SOURCE, LENGTHS, END, PAD, 1, 1))(variables)
-  size = found.length - 1
-  inputs = jnp.full((3, 4), model.mask_id)
-  scored = model.apply(variables, SOURCE, LENGTHS, inputs, size)
+  size = np.asarray(found.length) - 1
+  scored = apply(variables, SOURCE, LENGTHS, np.full((3, 4), model.mask_id), size)
   best = np.asarray(scored.log_probability).argmax(-1)
   for row in range(3):
     assert size[row] == np.asarray(scored.length)[row, 1:].argmax() + 1
@@ -77,27 +76,29 @@ def test_one_round_takes_the_likeliest_token_of_each_place(made):
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_the_length_with_the_best_mean_is_taken(made, weight):
-  model, variables = made
+  model, variables, _ = made
   found = jax.jit(lambda v: mask_predict(model, v, SOURCE, LENGTHS, END, PAD, 2, 4, weight))(variables)
+
+  @jax.jit
+  def sure_of(sizes):
+    memory, of_length = model.apply(variables, SOURCE, LENGTHS, method="encode")
+    predict = lambda tokens: model.apply(variables, memory, LENGTHS, tokens, sizes, method="predict")
+    return refine(predict, sizes, 4, 2, model.mask_id)[1], of_length
+
   best = np.full(3, -np.inf)
-  memory, of_length = model.apply(variables, SOURCE, LENGTHS, method="encode")
   for size in range(1, 5):
-    sizes = jnp.full((3,), size)
-    predict = lambda tokens, memory=memory, sizes=sizes: model.apply(
-      variables, memory, LENGTHS, tokens, sizes, method="predict"
-    )
-    _, sure = refine(predict, sizes, 4, 2, model.mask_id)
-    best = np.maximum(best, (np.sum(np.asarray(sure), 1) + weight * np.asarray(of_length)[:, size]) / size)
+    sure, of_length = (np.asarray(x) for x in sure_of(np.full(3, size)))
+    best = np.maximum(best, (np.sum(sure, 1) + weight * of_length[:, size]) / size)
   np.testing.assert_allclose(found.score, best, rtol=1e-4)
   size = found.length - 1
-  of_taken = np.asarray(of_length)[np.arange(3), size]
+  of_taken = of_length[np.arange(3), size]
   np.testing.assert_allclose(found.score * size, found.log_probability + weight * of_taken, rtol=1e-5)
   with pytest.raises(ValueError, match="length_beam=5"):
     mask_predict(model, variables, SOURCE, LENGTHS, END, PAD, 2, 5)
 
 
 def test_an_impossible_length_is_not_taken_however_sure_its_tokens_are(made):
-  model, variables = made
+  model, variables, _ = made
   alone = jax.jit(lambda v: mask_predict(model, v, SOURCE, LENGTHS, END, PAD, 2, 4, 0.0))(variables)
   worst = int(np.asarray(alone.length)[0] - 1)
   head = variables["params"]["length_head"]
@@ -108,8 +109,7 @@ def test_an_impossible_length_is_not_taken_however_sure_its_tokens_are(made):
 
 
 def test_padding_of_both_sides_changes_nothing_and_later_places_are_seen(made):
-  model, variables = made
-  apply = jax.jit(model.apply)
+  model, variables, apply = made
   scored = apply(variables, SOURCE, LENGTHS, TOKENS, SIZES)
   other = apply(variables, SOURCE.at[1, 3:].set(0), LENGTHS, TOKENS.at[1, 2:].set(5), SIZES)
   np.testing.assert_allclose(other.log_probability[1, :2], scored.log_probability[1, :2], rtol=1e-5, atol=1e-6)

@@ -12,14 +12,19 @@ COUNTS = jnp.array([5, 3, 4])
 TARGETS = jnp.array([[2, 0, 4, 5, -1, -1], [1, 2, 0, 5, -1, -1], [0, 3, 1, 2, 5, -1]])
 
 
-def build(encoder="transformer", glimpse=False, visits_all=False):
-  module = PointerNetwork(8, encoder, depth=1, heads=2, glimpse=glimpse, visits_all=visits_all)
-  params = jax.jit(module.init)(jax.random.key(1), POINTS, COUNTS, TARGETS)
-  return module, jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(2), x.shape), params)
+@pytest.fixture(scope="module")
+def build(draw_variables):
+  """(network, its variables, what it computes, compiled)."""
+
+  def build(encoder, **flags):
+    module = PointerNetwork(8, encoder, depth=1, heads=2, **flags)
+    return module, draw_variables(module, POINTS, COUNTS, TARGETS), jax.jit(module.apply)
+
+  return build
 
 
 @pytest.fixture(scope="module", params=["transformer", "lstm", "bilstm"])
-def network(request):
+def network(request, build):
   return build(request.param, glimpse=request.param == "lstm")
 
 
@@ -28,8 +33,8 @@ def allowed(logits):
 
 
 def test_no_input_is_pointed_at_twice_and_no_padding(network):
-  module, params = network
-  may = allowed(jax.jit(module.apply)(params, POINTS, COUNTS, TARGETS))
+  _, params, apply = network
+  may = allowed(apply(params, POINTS, COUNTS, TARGETS))
   assert may.shape == (3, 6, 6)
   for row, (targets, count) in enumerate(zip(np.asarray(TARGETS), COUNTS)):
     visited = set()
@@ -40,9 +45,9 @@ def test_no_input_is_pointed_at_twice_and_no_padding(network):
       visited |= {int(targets[step])} - {-1, 5}
 
 
-def test_a_tour_ends_where_all_was_visited_and_not_before():
-  module, params = build(visits_all=True)
-  may = allowed(jax.jit(module.apply)(params, POINTS, COUNTS, TARGETS))
+def test_a_tour_ends_where_all_was_visited_and_not_before(build):
+  module, params, apply = build("lstm", visits_all=True)
+  may = allowed(apply(params, POINTS, COUNTS, TARGETS))
   np.testing.assert_array_equal(may[1, :, 5], [False, False, False, True, True, True])
   np.testing.assert_array_equal(may[2, :, 5], [False, False, False, False, True, True])
   decoded = np.asarray(jax.jit(lambda p: module.apply(p, POINTS, COUNTS, method="decode"))(params))
@@ -52,9 +57,9 @@ def test_a_tour_ends_where_all_was_visited_and_not_before():
 
 def test_decoding_takes_the_likeliest_of_what_training_computes(network):
   """Step by step from its own answers, and all at once with these as targets."""
-  module, params = network
+  module, params, apply = network
   decoded = jax.jit(lambda params: module.apply(params, POINTS, COUNTS, method="decode"))(params)
-  logits = jax.jit(module.apply)(params, POINTS, COUNTS, decoded)
+  logits = apply(params, POINTS, COUNTS, decoded)
   said = np.asarray(decoded)
   np.testing.assert_array_equal(np.where(said < 0, -1, np.asarray(logits).argmax(-1)), said)
   for row in said:
@@ -64,8 +69,7 @@ def test_decoding_takes_the_likeliest_of_what_training_computes(network):
 
 
 def test_answers_go_by_the_targets_before_and_not_by_later_ones(network):
-  module, params = network
-  apply = jax.jit(module.apply)
+  _, params, apply = network
   logits, other = (apply(params, POINTS, COUNTS, t) for t in (TARGETS, TARGETS.at[0, 2].set(1)))
   np.testing.assert_array_equal(logits[0, :3], other[0, :3])
   assert not np.allclose(logits[0, 3], other[0, 3])
@@ -73,8 +77,7 @@ def test_answers_go_by_the_targets_before_and_not_by_later_ones(network):
 
 
 def test_padding_changes_nothing(network):
-  module, params = network
-  apply = jax.jit(module.apply)
+  _, params, apply = network
   logits = apply(params, POINTS, COUNTS, TARGETS)
   np.testing.assert_allclose(apply(params, POINTS.at[1, 3:].set(9.0), COUNTS, TARGETS), logits, rtol=1e-5, atol=1e-5)
   alone = apply(params, POINTS[1:2, :3], COUNTS[1:2], jnp.array([[1, 2, 0, 3]]))
@@ -82,11 +85,22 @@ def test_padding_changes_nothing(network):
   np.testing.assert_allclose(alone[0, 1:, 3], logits[1, 1:4, 5], rtol=1e-4, atol=1e-4)
 
 
-def test_scores_are_those_of_equation_3():
-  module, params = build("lstm")
+def first_step(module, params):
+  """(what is pointed at, logits of the first answer, what the decoder says there)."""
+
+  @jax.jit
+  def run(params):
+    pointing, state = module.apply(params, POINTS, COUNTS, method="encode")
+    logits, (_, decoded) = module.apply(params, pointing, state, method="step")
+    return pointing, logits, decoded
+
+  return run(params)
+
+
+def test_scores_are_those_of_equation_3(build):
+  module, params, _ = build("lstm")
   host = jax.tree.map(np.asarray, params["params"])
-  pointing, state = module.apply(params, POINTS, COUNTS, method="encode")
-  logits, (_, decoded) = module.apply(params, pointing, state, method="step")
+  pointing, logits, decoded = first_step(module, params)
   encoded, queries = np.asarray(pointing.encoded), np.asarray(decoded)
   w1, v = host["project"]["kernel"], host["score"]["kernel"][:, 0]
   for row in range(3):
@@ -95,11 +109,10 @@ def test_scores_are_those_of_equation_3():
       np.testing.assert_allclose(logits[row, j], v @ np.tanh(encoded[row, j] @ w1 + query), rtol=1e-4, atol=1e-5)
 
 
-def test_a_glimpse_is_a_read_of_the_inputs_that_are_left():
-  module, params = build("transformer", glimpse=True)
+def test_a_glimpse_is_a_read_of_the_inputs_that_are_left(build):
+  module, params, _ = build("lstm", glimpse=True)
   host = jax.tree.map(np.asarray, params["params"])
-  pointing, state = module.apply(params, POINTS, COUNTS, method="encode")
-  logits, (_, decoded) = module.apply(params, pointing, state, method="step")
+  pointing, logits, decoded = first_step(module, params)
   encoded = np.asarray(pointing.encoded)[1, :3]  # of three points, and the end is not allowed
   dense = lambda name, x: x @ host[name]["kernel"] + host[name].get("bias", 0)
   scores = np.tanh(dense("glimpse_project", encoded) + dense("glimpse_query", np.asarray(decoded)[1]))
@@ -110,7 +123,7 @@ def test_a_glimpse_is_a_read_of_the_inputs_that_are_left():
 
 
 def test_every_parameter_has_a_gradient(network):
-  module, params = network
+  module, params, _ = network
   loss = lambda p: -jnp.sum(jax.nn.log_softmax(module.apply(p, POINTS, COUNTS, TARGETS))[:, :3, 0])
   for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
     name = jax.tree_util.keystr(path)

@@ -115,7 +115,8 @@ def test_a_tone_is_in_its_band():
   rate, window, hop = 8000, 200, 80
   time = np.arange(1000) / rate
   audio = np.stack([np.sin(2 * np.pi * hertz * time) for hertz in (500.0, 2000.0)])
-  frames, counts = sequence.log_mel(jnp.asarray(audio, jnp.float32), jnp.array([1000, 439]), rate, window, hop, 30)
+  log_mel = jax.jit(lambda audio: sequence.log_mel(audio, jnp.array([1000, 439]), rate, window, hop, 30))
+  frames, counts = log_mel(audio.astype(np.float32))
   np.testing.assert_array_equal(counts, [11, 3])
   centres = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 4000 / 700), 32)[1:-1] / 2595) - 1)
   loudest = np.argmax(frames[:, 0], -1)
@@ -123,7 +124,7 @@ def test_a_tone_is_in_its_band():
   assert not np.any(frames[1, 3:]) and np.all(np.any(frames[1, :3], -1))
   changed = np.array(audio)
   changed[1, 439:] = 1
-  again = sequence.log_mel(jnp.asarray(changed, jnp.float32), jnp.array([1000, 439]), rate, window, hop, 30)[0]
+  again = log_mel(changed.astype(np.float32))[0]
   np.testing.assert_array_equal(again, frames)
 
 
@@ -143,8 +144,8 @@ def test_filters_that_hear_nothing_are_refused(arguments, said):
 @pytest.mark.parametrize("features, widest", [(24, 4), (10, 2)])  # at most a quarter of the features
 def test_masks_hide_bands_and_spans_within_the_length(features, widest):
   keys = jax.random.split(jax.random.key(1), 200)
-  mask = jax.vmap(lambda key: sequence.mask_features(key, jnp.ones((20, features)), jnp.int32(15), 1, 4, 1, 10, 0.2))
-  hidden = np.asarray(mask(keys)) == 0
+  mask = lambda key: sequence.mask_features(key, jnp.ones((20, features)), jnp.int32(15), 1, 4, 1, 10, 0.2)
+  hidden = np.asarray(jax.jit(jax.vmap(mask))(keys)) == 0
   bands, spans = hidden.all(1).sum(1), hidden.all(2).sum(1)
   assert set(bands) == set(range(widest + 1)) and set(spans) == {0, 1, 2, 3}  # a fifth of 15
   assert hidden.all(2)[:, :15].any(0).all() and not hidden.all(2)[:, 15:].any()
@@ -155,7 +156,7 @@ def test_masks_hide_bands_and_spans_within_the_length(features, widest):
 
 
 @pytest.mark.parametrize("cell", ["lstm", "transformer", "none"])
-def test_each_string_is_read_as_if_alone(cell):
+def test_each_string_is_read_as_if_alone(draw_variables, cell):
   """Whatever stands beside it, however far it is padded (to an odd or an even length); NaN behind it too."""
   body = {
     "lstm": lambda: sequence.RecurrentStack(sequence.make_cell("lstm", 6), bidirectional=True),
@@ -163,15 +164,15 @@ def test_each_string_is_read_as_if_alone(cell):
     "none": lambda: None,
   }[cell]()
   network = FrameClassifier(4, 6, body, channels=(2, 3), time_strides=(2, 2))
-  x = jax.random.normal(jax.random.key(0), (3, 13, 5))
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 13, 5)), jnp.float32)
   lengths = jnp.array([13, 6, 1])
-  params = jax.jit(network.init)(jax.random.key(1), x, lengths)
-  logits, counts = jax.jit(network.apply)(
-    params, jnp.where(jnp.arange(13)[None, :, None] < lengths[:, None, None], x, jnp.nan), lengths
-  )
+  params, apply = draw_variables(network, x, lengths), jax.jit(network.apply)
+  behind = np.arange(13)[None, :, None] >= np.asarray(lengths)[:, None, None]
+  logits, counts = apply(params, np.where(behind, np.nan, x), lengths)
   np.testing.assert_array_equal(counts, [4, 2, 1])
   assert logits.shape == (3, 4, 4)
-  alone, _ = jax.jit(network.apply)(params, x[1:2, :6])
+  alone, _ = apply(params, x[1:2, :6])
   np.testing.assert_allclose(logits[1, :2], alone[0], atol=1e-5)
-  even, _ = jax.jit(network.apply)(params, jnp.pad(x[1:2], ((0, 0), (0, 1), (0, 0))), lengths[1:2])
-  np.testing.assert_allclose(even[0, :2], alone[0], atol=1e-5)
+  if cell == "none":  # what a convolution's padding may hang on
+    even, _ = apply(params, np.pad(x[1:2], ((0, 0), (0, 1), (0, 0))), lengths[1:2])
+    np.testing.assert_allclose(even[0, :2], alone[0], atol=1e-5)

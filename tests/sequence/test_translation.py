@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from experiments.sequence import _seq2seq, _translation_report, translation
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
+from mlnotes.optim.flags import make_optimizer
 from mlnotes.sequence import Decoded, losses
 
 WORDS = ("ab", "ba", "aab", "bba", "abab", "b", "a", "bbb", "aba", "bab", "aaaa", "bb", "baa", "abb", "baab", "abba")
@@ -31,7 +34,7 @@ def small(pairs_file):
   def make(**more):
     given = dict(
       dataset=pairs_file, test_dataset=pairs_file, width=8, heads=2, batch_size=4, steps=4, warmup_steps=0, log_every=2,
-      eval_every=0, beams=(1, 3), tensorboard=False, devices=1,
+      eval_every=0, beams=(3,), tensorboard=False, devices=1,
     )  # fmt: skip
     return translation.Config(**{**given, **more})
 
@@ -39,15 +42,16 @@ def small(pairs_file):
 
 
 @pytest.fixture(scope="module")
-def first(small):
-  """(experiment, config, state, batch) of settings; those with the same network share a state."""
+def first(small, draw_like):
+  """(experiment, config, state, batch) of settings; those with the same network share its random parameters."""
 
   @functools.cache
   def start(**network):
     config = small(**network)
     experiment, feeds = translation.make(config), translation.make_feeds(config)
     batch = jax.jit(lambda: feeds.train.draw(feeds.train.arrays, root_key(0), 0))()
-    return jax.jit(experiment.init)(root_key(0), batch), batch
+    state = jax.eval_shape(experiment.init, root_key(0), batch)
+    return state._replace(step=jnp.int32(0), key=root_key(0), params=draw_like(state.params)), batch
 
   def build(**more):
     config = small(**more)
@@ -61,36 +65,49 @@ def first(small):
 
 @pytest.fixture(scope="module")
 def objective(first):
-  """(loss, metrics) of an update's objective by settings, without its gradient, compiled once each."""
+  """(loss, metrics) of an update's objective by settings, without its gradient; smoothing compiles no other one."""
 
   @functools.cache
-  def compute(step=0, **more):
-    _, config, state, batch = first(**more)
+  def compiled(**more):
+    _, config, _, _ = first(**more)
     task = _seq2seq.describe(load_data(config))
     found = translation.make_objective(config, task, _seq2seq.build_model(config, task))
-    return jax.jit(found)(state.params, state._replace(step=jnp.int32(step)), batch)
+    return jax.jit(lambda state, batch: found(state.params, state, batch))
+
+  def compute(step=0, batch=None, label_smoothing=0.0, **more):
+    _, _, state, usual = first(**more)
+    state.hparams["label_smoothing"] = jnp.float32(label_smoothing)
+    return compiled(**more)(state._replace(step=jnp.int32(step)), usual if batch is None else batch)
 
   return compute
 
 
-def logs_of(config, state, batch):
-  task = _seq2seq.describe(load_data(config))
-  model = _seq2seq.build_model(config, task)
-  variables = {"params": state.params}
-  scored = model.score(variables, batch["source"], batch["source_length"], batch["target"][:, :-1], attention=True)
-  return task, model, scored
+@pytest.fixture(scope="module")
+def scored(first):
+  """(task, what the model of settings says of the batch's targets, compiled)."""
+
+  @functools.cache
+  def compute(**more):
+    _, config, state, batch = first(**more)
+    task = _seq2seq.describe(load_data(config))
+    model = _seq2seq.build_model(config, task)
+    given = (batch["source"], batch["source_length"], batch["target"][:, :-1])
+    return task, jax.jit(lambda params: model.score({"params": params}, *given, attention=True))(state.params)
+
+  return compute
 
 
-def test_the_loss_is_the_mean_over_real_tokens_with_end_and_without_padding(first, objective):
+def test_the_loss_is_the_mean_over_real_tokens_with_end_and_without_padding(first, objective, scored):
   """By a loop over the tokens; the smoothed one spreads over what can be a target at all."""
-  _, config, state, batch = first()
+  _, _, _, batch = first()
   loss, metrics = objective()
   assert loss == metrics["loss"]
-  task, _, scored = logs_of(config, state, batch)
+  task, said = scored()
+  said, target = np.asarray(said.log_probability, np.float64), np.asarray(batch["target"])
   total = smoothed = right = count = 0
   for row in range(4):
     for t in range(int(batch["target_length"][row]) - 1):
-      logs, token = np.asarray(scored.log_probability[row, t], np.float64), int(batch["target"][row, t + 1])
+      logs, token = said[row, t], target[row, t + 1]
       possible = np.delete(logs, [task.pad, task.start])
       total -= logs[token]
       smoothed -= 0.9 * logs[token] + 0.1 * possible.mean()
@@ -101,17 +118,18 @@ def test_the_loss_is_the_mean_over_real_tokens_with_end_and_without_padding(firs
   np.testing.assert_allclose(objective(label_smoothing=0.1)[0], smoothed / count, rtol=1e-5)
 
 
-def test_an_evaluation_counts_each_test_pair_once(first):
+def test_an_evaluation_counts_each_test_pair_once(first, averaged, scored):
   """Loss by token, exact by pair; rows that fill up the batch count for nothing."""
-  experiment, config, state, batch = first()
+  experiment, _, state, batch = first()
   batch = {**batch, "mask": jnp.array([1.0, 1, 0, 1]), "index": jnp.arange(4)}
-  found = {k: (float(x.total), float(x.count)) for k, x in jax.jit(experiment.evaluate)(state, batch).items()}
-  task, _, scored = logs_of(config, state, batch)
-  each, right, count = _seq2seq.sum_losses(task, scored.log_probability, batch)
+  found, (task, said) = jax.jit(experiment.evaluate)(averaged(state), batch), scored()
+  count = jax.jit(lambda logs: _seq2seq.sum_losses(task, logs, batch))
+  each, right, count = map(np.asarray, count(said.log_probability))
   keep = np.array([0, 1, 3])
-  np.testing.assert_allclose(found["loss"], (np.sum(each[keep]), np.sum(count[keep])), rtol=1e-5)
-  np.testing.assert_allclose(found["accuracy"], (np.sum(right[keep]), np.sum(count[keep])), rtol=1e-5)
-  assert found["exact"][1] == 3
+  pair = lambda name: (found[name].total, found[name].count)
+  np.testing.assert_allclose(pair("loss"), (np.sum(each[keep]), np.sum(count[keep])), rtol=1e-5)
+  np.testing.assert_allclose(pair("accuracy"), (np.sum(right[keep]), np.sum(count[keep])), rtol=1e-5)
+  assert found["exact"].count == 3
 
 
 def test_exact_is_every_token_and_the_end():
@@ -127,10 +145,22 @@ def test_rewards_leave_the_end_out_and_count_what_was_cut():
   tokens = jnp.array([[1, 2, 6, 8], [1, 2, 1, 2], [1, 2, 2, 6]])
   found = Decoded(tokens, jnp.array([3, 4, 4]), jnp.zeros(3), jnp.zeros(3))
   np.testing.assert_array_equal(_seq2seq.content_length(task, found), [2, 4, 3])
-  bleu = _seq2seq.reward("bleu", task, found, batch)
+  bleu = jax.jit(lambda: _seq2seq.reward("bleu", task, found, batch))()
   np.testing.assert_allclose(bleu[0], 1.0, rtol=1e-6)
   assert np.all(bleu[1:] < 1)
   np.testing.assert_array_equal(_seq2seq.reward("exact", task, found, batch), [1, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def traced(first):
+  @functools.cache
+  def trace(**settings):
+    _, config, state, batch = first(**settings)
+    task = _seq2seq.describe(load_data(config))
+    found = translation.make_objective(config, task, _seq2seq.build_model(config, task))
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(found)(state.params, state, batch)))
+
+  return trace
 
 
 @pytest.mark.parametrize(
@@ -140,28 +170,23 @@ def test_rewards_leave_the_end_out_and_count_what_was_cut():
     (dict(guided="diagonal"), dict(guided="diagonal", guided_width=0.5)),
     ({}, dict(attention="dot")),
     ({}, dict(dropout=0.5)),
+    (dict(model="mask_predict"), dict(model="mask_predict", dropout=0.5)),
     (dict(model="transformer"), dict(model="transformer", scheduled_sampling=1.0)),
     (dict(train_on="minimum_risk"), dict(train_on="minimum_risk", metric="exact")),
     (dict(train_on="minimum_risk"), dict(train_on="minimum_risk", sharpness=5.0)),
   ],
   ids=str,
 )
-def test_a_flag_changes_what_is_learned(first, near, more):
-  """As traced, without compiling."""
-
-  def trace(**settings):
-    _, config, state, batch = first(**settings)
-    task = _seq2seq.describe(load_data(config))
-    objective = translation.make_objective(config, task, _seq2seq.build_model(config, task))
-    return str(jax.make_jaxpr(objective)(state.params, state, batch).jaxpr)
-
-  assert trace(**more) != trace(**near)
+def test_a_flag_changes_what_is_learned(traced, near, more):
+  """As it is written, without compiling."""
+  assert traced(**more) != traced(**near)
 
 
 def test_an_update_learns_from_the_objective_and_counts(first, objective):
-  experiment, _, state, batch = first()
+  experiment, config, state, batch = first()
   step = jax.jit(experiment.step)
-  after, metrics = step(state, batch)
+  optimizer = jax.jit(make_optimizer(config, config.steps).init)(state.params)
+  after, metrics = step(state._replace(opt_state=optimizer), batch)
   np.testing.assert_allclose(metrics["loss"], objective()[0], rtol=1e-5)
   assert after.step == 1
   for _ in range(3):
@@ -169,41 +194,34 @@ def test_an_update_learns_from_the_objective_and_counts(first, objective):
   assert metrics["loss"] < objective()[0]
 
 
-def test_the_losses_of_attention_are_of_the_real_lengths_and_join_the_loss(first, objective):
-  for more, name, expected in (
-    (
-      dict(guided="antidiagonal", guided_weight=0.3),
-      "guided_loss",
-      lambda a, s, t: losses.guided_attention_loss(a, s, t, 0.2, True),
-    ),
-    (dict(coverage=0.5), "coverage_loss", losses.coverage_loss),
-  ):
-    _, config, state, batch = first(**more)
-    loss, metrics = objective(**more)
-    attention = logs_of(config, state, batch)[2].attention
-    each = expected(attention, batch["source_length"], batch["target_length"] - 1)
-    np.testing.assert_allclose(metrics[name], np.mean(each), rtol=1e-4)
-    weight = config.guided_weight if "guided" in more else config.coverage
-    np.testing.assert_allclose(loss - metrics["loss"], weight * metrics[name], rtol=1e-3)
+def test_the_losses_of_attention_are_of_the_real_lengths_and_join_the_loss(first, objective, scored):
+  more = dict(guided="antidiagonal", guided_weight=0.3, coverage=0.5)
+  batch, (loss, metrics) = first(**more)[3], objective(**more)
+  given = (scored(coverage=0.5)[1].attention, batch["source_length"], batch["target_length"] - 1)
+  guided, twice = jax.jit(lambda *x: (losses.guided_attention_loss(*x, 0.2, True), losses.coverage_loss(*x)))(*given)
+  np.testing.assert_allclose(metrics["guided_loss"], np.mean(guided), rtol=1e-4)
+  np.testing.assert_allclose(metrics["coverage_loss"], np.mean(twice), rtol=1e-4)
+  np.testing.assert_allclose(loss - metrics["loss"], 0.3 * np.mean(guided) + 0.5 * np.mean(twice), rtol=1e-3)
 
 
 def test_the_share_of_own_tokens_grows(objective):
-  early, late = (objective(step=step, scheduled_sampling=1.0)[1]["own_tokens"] for step in (0, 5))
+  early, late = (objective(step=step, model="rnn", scheduled_sampling=1.0)[1]["own_tokens"] for step in (0, 5))
   np.testing.assert_allclose([early, late], [0.5, 1 - 1 / (1 + np.exp(5))], rtol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["rnn", "transformer"])
 def test_a_model_that_reads_its_own_tokens_learns_from_other_inputs(objective, model):
-  """After 50 updates with k = 1 all tokens are its own."""
-  shown, own = (objective(step=50, model=model, **more)[0] for more in ({}, dict(scheduled_sampling=1.0)))
+  """With k = 1 all tokens are its own after 50 updates, and none would be 50 before."""
+  shown, own = (objective(step=step, model=model, scheduled_sampling=1.0)[0] for step in (-50, 50))
   assert abs(shown - own) > 1e-4
+  if model == "rnn":
+    np.testing.assert_allclose(shown, objective()[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("train_on", ["self_critical", "minimum_risk"])
-def test_the_metric_raises_what_was_drawn(first, monkeypatch, train_on):
+def test_the_metric_raises_what_was_drawn(first, monkeypatch):
   """With a reward of 1 for what ends at once, ending becomes likelier."""
   _, config, state, batch = first()
-  config = dataclasses.replace(config, train_on=train_on)
+  config = dataclasses.replace(config, train_on="self_critical")
   task = _seq2seq.describe(load_data(config))
   model = _seq2seq.build_model(config, task)
   short = lambda metric, task, found, batch: (found.length == 1).astype(jnp.float32)
@@ -214,9 +232,57 @@ def test_the_metric_raises_what_was_drawn(first, monkeypatch, train_on):
     params = {**state.params, "head": {**state.params["head"], "bias": bias}}
     return objective(params, state._replace(step=step), batch)[0]
 
-  gradient, bias = jax.jit(jax.grad(loss)), state.params["head"]["bias"]
-  mean = sum(gradient(bias, jnp.int32(i)) for i in range(24))
+  bias = state.params["head"]["bias"]
+  mean = jax.jit(lambda steps: jnp.sum(jax.lax.map(lambda i: jax.grad(loss)(bias, i), steps), 0))(jnp.arange(24))
   assert mean[task.end] < 0  # a descent raises END
+
+
+def test_draws_are_of_their_own_source_and_others_at_each_update(monkeypatch):
+  task, keys = _seq2seq.Task(9, 7, 6, 8, 5, 4), []
+  monkeypatch.setattr(translation, "sample", lambda keys, decoder, *more: (jax.random.key_data(keys), decoder, more))
+  model = types.SimpleNamespace(make_decoder=lambda variables, source, lengths, room: (source, lengths, room))
+  batch = {"source": jnp.array([[1, 1], [2, 2]]), "source_length": jnp.array([1, 2])}
+  for step in (0, 1):
+    state = types.SimpleNamespace(key=root_key(0), step=jnp.int32(step))
+    of_rows, (source, lengths, room), more = translation._draw(task, model, {}, state, batch, 3)
+    np.testing.assert_array_equal(source[:, 0], [1, 1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(lengths, [1, 1, 1, 2, 2, 2])
+    assert room == 4 and more == (task.start, task.end, task.pad, 4)
+    keys += [tuple(key) for key in np.asarray(of_rows)]
+  assert len(set(keys)) == 12
+
+
+def test_the_risk_is_of_the_distinct_candidates_with_the_reference(first, monkeypatch):
+  """Four draws of which two are alike and one is the reference itself, by their probabilities."""
+  _, config, state, batch = first()
+  config = dataclasses.replace(config, train_on="minimum_risk", metric="exact", sharpness=0.7)
+  task = _seq2seq.describe(load_data(config))
+  a, b = load_data(config).tokenizer.encode("ab")
+  start, wrong = np.full((4, 1), task.start), np.full((2, 4, task.room), task.pad)
+  wrong[0, :, :5], wrong[1, :, :5] = (a, b, a, a, task.end), (b, b, b, a, task.end)  # none of the words turned around
+  target, length = np.asarray(batch["target"][:, 1:]), np.asarray(batch["target_length"]) - 1
+  draws = np.stack([wrong[0], target, wrong[0], wrong[1]], 1).reshape(16, -1)
+  lengths = np.stack([np.full(4, 5), length, np.full(4, 5), np.full(4, 5)], 1).reshape(-1)
+  found = Decoded(jnp.asarray(draws), jnp.asarray(lengths), jnp.zeros(16), jnp.zeros(16))
+  monkeypatch.setattr(translation, "_draw", lambda *given: found)
+  model = _seq2seq.build_model(config, task)
+
+  @jax.jit
+  def both(params):
+    scored = []
+    for tokens in (target, *wrong):
+      inputs = jnp.asarray(np.concatenate([start, tokens[:, :-1]], 1))
+      said = model.score({"params": params}, batch["source"], batch["source_length"], inputs).log_probability
+      scored.append(jnp.take_along_axis(said, jnp.asarray(tokens)[..., None], -1)[..., 0])
+    return translation.risk_objective(config, task, model, params, state, batch), scored
+
+  (risk, metrics), scored = both(state.params)
+  real = [np.arange(task.room)[None] < n for n in (length[:, None], 5, 5)]
+  totals = np.stack([np.sum(np.where(where, each, 0), 1) for where, each in zip(real, scored)])
+  weights = np.exp(0.7 * (totals - totals.max(0)))
+  assert not any(np.all(target == tokens, 1).any() for tokens in wrong)
+  np.testing.assert_allclose(risk, np.mean(1 - weights[0] / weights.sum(0)), rtol=1e-4)
+  np.testing.assert_allclose(metrics["drawn_reward"], 1 / 4, rtol=1e-6)
 
 
 def test_the_risk_takes_each_candidate_once():
@@ -225,15 +291,31 @@ def test_the_risk_takes_each_candidate_once():
   np.testing.assert_array_equal(translation._again(tokens), expected)
 
 
-def test_masked_training_asks_for_masked_places_and_the_length(first, objective):
+def test_masked_training_asks_for_masked_places_and_the_length(objective):
   loss, metrics = objective(model="mask_predict")
   np.testing.assert_allclose(loss, metrics["loss"] + 0.1 * metrics["length_loss"], rtol=1e-5)
   assert metrics["length_loss"] > 0.1
+  assert objective(model="mask_predict", step=1)[1]["loss"] != metrics["loss"]  # other places are masked
   smoothed = objective(model="mask_predict", label_smoothing=0.1)[1]["loss"]
   assert smoothed < 20 and smoothed != metrics["loss"]  # nothing goes to END, which is no token of its
+
+
+def test_a_length_is_right_with_its_end(first, monkeypatch):
+  """Of the figures of Mask-Predict, with the right answers for what it says."""
   experiment, _, state, batch = first(model="mask_predict")
-  figures = jax.jit(experiment.evaluate)(state, {**batch, "mask": jnp.ones(4), "index": jnp.arange(4)})
-  assert {"exact", "length_accuracy"} <= set(figures)
+  found = Decoded(batch["target"][:, 1:], batch["target_length"] - 1, jnp.zeros(4), jnp.zeros(4))
+  monkeypatch.setattr(translation, "decode", lambda *given: found)
+  batch = {**batch, "mask": jnp.array([1.0, 1, 1, 0]), "index": jnp.arange(4)}
+  figures = jax.jit(experiment.evaluate)(state, batch)
+  for name in ("length_accuracy", "exact"):
+    assert (figures[name].total, figures[name].count) == (3, 3)
+
+
+def test_masks_of_dropout_are_others_at_each_update(first):
+  _, _, state, _ = first()
+  keys = [translation._rngs(state._replace(step=jnp.int32(i)), "sampling") for i in (0, 1)]
+  drawn = {tuple(np.asarray(jax.random.key_data(key))) for rngs in keys for key in rngs.values()}
+  assert len(drawn) == 4
 
 
 def test_a_metric_starts_from_a_model_that_is_trained_first_on_the_same_data(small, monkeypatch):
@@ -253,15 +335,37 @@ def test_a_metric_starts_from_a_model_that_is_trained_first_on_the_same_data(sma
   assert len(asked) == 1 and [config.start_from for config in trained[1:]] == ["elsewhere", ""]
 
 
-def test_a_report_leaves_a_table_of_beams_texts_and_a_picture(first, tmp_path):
+def test_a_report_leaves_a_table_of_beams_texts_and_a_picture(first, averaged, tmp_path):
   experiment, _, state, _ = first()
-  figures = experiment.report(state, tmp_path)
+  figures = experiment.report(averaged(state), tmp_path)
   assert set(figures) == {"decoded_exact", "token_bleu", "sequences_per_second"}
   assert (tmp_path / "attention.png").stat().st_size > 10_000
   table = (tmp_path / "table.md").read_text()
-  assert "| greedy |" in table and "| 1 | 0.6 |" in table and "| 3 | 0.6 |" in table
+  assert "| greedy |" in table and "| 3 | 0.6 |" in table
   text = (tmp_path / "translations.txt").read_text()
   assert text.count("source ") == len(WORDS) and text.startswith(f"{round(16 * figures['decoded_exact'])} of 16")
+
+
+def test_all_test_pairs_are_decoded_in_their_order():
+  """The last batch is filled up."""
+  target = np.arange(20).reshape(10, 2)
+  search = lambda variables, batch: Decoded(batch["target"] + variables, *3 * [batch["target"][:, 0]])
+  found, seconds = _translation_report.decode_all(search, 1, {"source": target, "target": target}, 4)
+  np.testing.assert_array_equal(found.tokens, target + 1)
+  assert seconds > 0
+
+
+def test_the_bleu_of_a_report_is_of_all_sentences_without_their_ends():
+  """One for the references; 3 of 4 tokens, 2 of 3 pairs and so on for one that is a token short, beside a right one."""
+  task = _seq2seq.Task(9, 7, 6, 8, 5, 6)
+  target = np.array([[7, 1, 2, 3, 4, 5, 6, 8], [7, 1, 2, 3, 4, 6, 8, 8]])
+  examples = {"target": target, "target_length": np.array([7, 6])}
+  whole = Decoded(target[:, 1:], np.array([6, 5]), np.zeros(2), np.zeros(2))
+  np.testing.assert_allclose(_translation_report.corpus_bleu(task, whole, examples), 1, rtol=1e-6)
+  short = whole.tokens.copy()
+  short[0, 4:6] = task.end, task.pad
+  found = _translation_report.corpus_bleu(task, whole._replace(tokens=short, length=np.array([5, 5])), examples)
+  np.testing.assert_allclose(found, np.exp(1 - 9 / 8), rtol=1e-5)
 
 
 def test_a_report_searches_with_every_width_and_penalty(first, monkeypatch, tmp_path):
@@ -281,11 +385,11 @@ def test_a_report_searches_with_every_width_and_penalty(first, monkeypatch, tmp_
   assert [each for each in asked if each[2]] == [(1, 0.0, 0.2), (3, 0.0, 0.2), (1, 0.7, 0.2), (3, 0.7, 0.2)]
 
 
-def test_a_report_of_mask_predict_takes_its_rounds_and_lengths(first, monkeypatch, tmp_path):
+def test_a_report_of_mask_predict_takes_its_rounds_and_lengths(first, averaged, monkeypatch, tmp_path):
   experiment, _, state, _ = first(model="mask_predict", iterations=2, length_beam=3)
   asked, refine = [], translation.mask_predict
   monkeypatch.setattr(translation, "mask_predict", lambda *given: asked.append(given[-2:]) or refine(*given))
-  figures = experiment.report(state, tmp_path)
+  figures = experiment.report(averaged(state), tmp_path)
   assert set(asked) == {(2, 3)} and 0 <= figures["decoded_exact"] <= 1
   lines = (tmp_path / "table.md").read_text().splitlines()
   assert len(lines) == 3 and lines[-1].startswith("| in rounds | |")
@@ -315,11 +419,11 @@ def test_the_worst_stand_first_and_the_right_ones_last(tmp_path):
   assert text.index("s1") < text.index("s2") < text.index("s0") and text.count("reference") == 2
 
 
-def test_the_trained_model_translates_texts(first):
+def test_the_trained_model_translates_texts(first, averaged):
   experiment, _, state, _ = first()
-  translate = experiment.model(state)
-  (one, two) = translate(["ab", "abab"])
-  assert isinstance(one, str) and translate(["abab"]) == [two]
+  translate = experiment.model(averaged(state))
+  one, two = translate(["ab", "abab"])
+  assert isinstance(one, str) and translate(["abab", "abab"]) == [two, two]
   for text, said in (("", "0 tokens"), ("a" * 50, "50 tokens")):
     with pytest.raises(ValueError, match=said):
       translate([text])

@@ -1,0 +1,89 @@
+"""Text behind prompts: what prompts become, which are refused, a run from its directory."""
+
+import pytest
+
+from experiments.lm import generate, pretrain
+from mlnotes.data import Corpus, Windows
+from mlnotes.data.tokenizer import train_tokenizer
+from mlnotes.engine.errors import InputError
+from mlnotes.lm import Sampling
+
+SIZES = dict(depth=1, width=8, heads=2, length=6, batch_size=4, steps=4, warmup_steps=0, log_every=2, eval_every=0)
+
+
+def corpus_of(documents):
+  tokenizer = train_tokenizer("characters", ("abc",), 0, ("<end>",))
+  end = tokenizer.special["<end>"]
+  tokens = tokenizer.encode("abcabcabc")
+  tokens[4:5] = end if documents else tokens[4]
+  return Corpus("x", Windows(tokens, 3), Windows(tokens, 3), tokenizer), end
+
+
+def test_a_prompt_stands_behind_the_beginning_of_a_document():
+  corpus, end = corpus_of(documents=True)
+  assert generate.encode_prompt("", corpus, 6) == [end]
+  assert generate.encode_prompt("ab", corpus, 6) == [end, 0, 1]
+  assert generate.encode_prompt("abcab", corpus, 6) == [0, 1, 2, 0, 1]  # no room for it
+  assert generate.encode_prompt("ab", corpus_of(documents=False)[0], 6) == [0, 1]
+
+
+@pytest.mark.parametrize("prompt, documents, words", [
+  ("", False, "--prompt is empty and the run's text has no <end>"),
+  ("abcabc", True, "--prompt has 6 tokens: expected fewer than the 6 of the run's windows"),
+  ("axb?", True, r"--prompt has '\?x': expected characters that the run's text had"),
+])  # fmt: skip
+def test_prompts_that_cannot_be_gone_on_from(prompt, documents, words):
+  with pytest.raises(InputError, match=words):
+    generate.encode_prompt(prompt, corpus_of(documents)[0], 6)
+
+
+def test_flags_reach_the_sampling():
+  sampling = lambda **flags: generate.make_sampling(generate.Config(**flags))
+  assert sampling() == Sampling(temperature=0.8)
+  assert sampling(temperature=0.0, top_k=3, repetition_penalty=1.2) == Sampling(repetition_penalty=1.2)
+  everything = dict(temperature=1.5, top_k=3, top_p=0.9, min_p=0.1, repetition_penalty=1.2)
+  assert sampling(**everything) == Sampling(**everything)
+  assert {"top_k", "top_p", "min_p", "seed"} <= set(generate.Config(temperature=0.0).idle_flags())
+
+
+@pytest.mark.parametrize("flags, words", [
+  (dict(tokens=0), "--tokens"),
+  (dict(texts=0), "--texts"),
+  (dict(temperature=-1.0), "--temperature"),
+  (dict(top_p=0.0), "--top_p"),
+  (dict(min_p=1.5), "--min_p"),
+  (dict(repetition_penalty=0.0), "--repetition_penalty"),
+  (dict(prompt="a", file="b"), "--prompt and --file"),
+])  # fmt: skip
+def test_what_does_not_fit_is_one_sentence(flags, words):
+  with pytest.raises(InputError, match=words):
+    generate.Config(**flags)
+
+
+def test_each_line_of_a_file_is_a_prompt(tmp_path):
+  path = tmp_path / "prompts.txt"
+  path.write_text("one\n\ntwo \n")
+  assert generate.read_prompts(generate.Config(file=str(path))) == ["one", "two "]
+  path.write_text("\n")
+  with pytest.raises(InputError, match="has no prompt"):
+    generate.read_prompts(generate.Config(file=str(path)))
+
+
+@pytest.mark.thorough
+def test_a_run_is_trained_and_writes(tmp_path, capsys):
+  text = tmp_path / "lines.txt"
+  text.write_text("\n".join(f"{i} and {i * i}" for i in range(40)))
+  workdir = tmp_path / "run"
+  flags = dict(dataset=str(text), documents="line", workdir=str(workdir), devices=1)
+  assert pretrain.main(pretrain.Config(**flags, **SIZES)) == 0
+  assert (workdir / "result.json").exists() and (workdir / "sample.txt").exists()
+  capsys.readouterr()
+  flags = dict(run=str(workdir), prompt="1 an", tokens=9, out=str(tmp_path / "out.txt"))
+  assert generate.main(generate.Config(**flags, texts=2)) == 0
+  first, second = capsys.readouterr().out.strip("\n").split(f"\n{'-' * 40}\n")
+  assert first.startswith("1 an") and second.startswith("1 an") and first != second
+  assert generate.main(generate.Config(**flags)) == 0
+  assert capsys.readouterr().out.rstrip("\n") == first  # whatever else is asked for
+  assert (tmp_path / "out.txt").read_text().rstrip("\n") == first
+  with pytest.raises(InputError, match="--prompt has 6 tokens"):
+    generate.main(generate.Config(run=str(workdir), prompt="1 and "))
