@@ -141,8 +141,7 @@ def compute_gradients(
   else:
     split = lambda x: jnp.moveaxis(x.reshape(rows // parts, parts, *x.shape[1:]), 1, 0)
     given = jax.tree.map(split, examples), jax.random.split(key, parts)
-    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), given)
-    like = jax.eval_shape(gradient, params, *first)
+    like = jax.eval_shape(lambda: gradient(params, *jax.tree.map(lambda x: x[0], given)))
     add = lambda carry, one: (jax.tree.map(jnp.add, carry, gradient(params, *one)), None)
     ((minimised, found), grads), _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), given)
   over = counts_of(found)
