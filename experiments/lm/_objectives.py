@@ -13,6 +13,7 @@ from experiments.lm._corruption import Ids, add_ids, name_ids
 from experiments.lm._models import build_decoder
 from experiments.lm._text import Model, report_text
 from experiments.sequence.char_lm import end_of
+from mlnotes.attention.mask import Mask
 from mlnotes.data import Corpus
 from mlnotes.engine.experiment import example_keys, root_key
 from mlnotes.lm import LanguageModel, Objective, causal_objective
@@ -28,11 +29,14 @@ class Task(NamedTuple):
 
   model:  (params) -> what `mlnotes.load_run` gives.
   report: (params, directory) -> {name: number}; writes what there is to see.
+  read:   (params, tokens (B, T), lengths (B,), key) -> features (B, T, D) of a text of which nothing is hidden, as this
+          model reads it: what tuning puts its heads on. With dropout where a key is given; padding is seen by nobody.
   """
 
   objective: Objective
   model: Callable[[Any], Any]
   report: Callable[[Any, Path], Mapping[str, float]]
+  read: Callable[[Any, Array, Array, Array | None], Array]
 
 
 def causal(config: Any, corpus: Corpus) -> Task:
@@ -41,7 +45,17 @@ def causal(config: Any, corpus: Corpus) -> Task:
   packed = end if config.packed else None
   objective = causal_objective(module, config.head_chunks, packed)
   model = lambda params: Model(module, params, packed)
-  return Task(objective, model, lambda params, directory: report_text(config, corpus, model(params), directory))
+  report = lambda params, directory: report_text(config, corpus, model(params), directory)
+  return Task(objective, model, report, reader(module))
+
+
+def reader(module: LanguageModel):
+  """`Task.read` of a stack, under the mask that is its own."""
+
+  def read(params, tokens, lengths, key):
+    return read_hidden(module, params, tokens, Mask.of_self(causal=module.causal, lengths=lengths), key)[0]
+
+  return read
 
 
 class Applied(NamedTuple):
@@ -62,7 +76,7 @@ class Filled(NamedTuple):
   stood: Array
 
 
-def _task(config, corpus, ids: Ids, objective: Objective, model, fill: Callable[[Any, Any], Filled]) -> Task:
+def _task(config, corpus, ids: Ids, objective: Objective, model, fill: Callable[[Any, Any], Filled], read) -> Task:
   """`fill` is (params, examples) -> Filled."""
 
   def report(params, directory):
@@ -77,7 +91,7 @@ def _task(config, corpus, ids: Ids, objective: Objective, model, fill: Callable[
     (directory / "filled.txt").write_text("\n".join(lines), encoding="utf-8")
     return {}
 
-  return Task(objective, model, report)
+  return Task(objective, model, report, read)
 
 
 def _build_encoder(config: Any, vocabulary: int) -> LanguageModel:
@@ -103,7 +117,7 @@ def masked(config: Any, corpus: Corpus) -> Task:
     hidden, _ = read_hidden(module, params, examples.inputs, see_all(examples.targets, end))
     return _put(examples, features_said(module, params, hidden))
 
-  return _task(config, corpus, ids, objective, lambda params: Applied(module, params), fill)
+  return _task(config, corpus, ids, objective, lambda params: Applied(module, params), fill, reader(module))
 
 
 def prefix(config: Any, corpus: Corpus) -> Task:
@@ -117,7 +131,7 @@ def prefix(config: Any, corpus: Corpus) -> Task:
     hidden, _ = read_hidden(module, params, masked.inputs, reading.mask)
     return _put(masked, features_said(module, params, hidden))
 
-  return _task(config, corpus, ids, objective, lambda params: Applied(module, params), fill)
+  return _task(config, corpus, ids, objective, lambda params: Applied(module, params), fill, reader(module))
 
 
 # {name: (config, corpus) -> Task}.

@@ -158,6 +158,19 @@ def test_flags_reach_the_model():
   assert build(experts=3).transformer.make_feed_forward(0).capacity_factor is None
 
 
+@pytest.mark.parametrize("objective", ["causal", "masked"])
+def test_a_text_is_read_by_what_is_not_padding(objective, lines):
+  """As the head reads it, and every real token sees what its model's mask shows."""
+  config, _, _, state, _ = start(dataset=lines, objective=objective)
+  task = _objectives.OBJECTIVES[objective](config, load_data(config))
+  tokens, lengths = jnp.array([[3, 4, 5, 0, 0], [3, 4, 5, 6, 7]]), jnp.array([3, 5])
+  found = task.read(state.params, tokens, lengths, None)
+  other = task.read(state.params, tokens.at[0, 3:].set(8), lengths, None)
+  np.testing.assert_allclose(found[0, :3], other[0, :3], atol=1e-6)
+  later = task.read(state.params, tokens.at[1, 4].set(8), lengths, None)
+  assert (np.abs(later[1, :4] - found[1, :4]).max() > 1e-6) == (objective == "masked")
+
+
 def test_weights_of_several_terms_are_read_from_the_state(monkeypatch, lines):
   """Of an objective that is plugged in: the state's numbers weigh, and what is corrupted goes by the key."""
 
@@ -168,7 +181,7 @@ def test_weights_of_several_terms_are_read_from_the_state(monkeypatch, lines):
 
     prepare = lambda key, tokens: {"tokens": tokens, "drawn": jax.random.uniform(key)}
     objective = Objective(lambda key, examples: {"w": jnp.ones(())}, prepare, terms, {"first": 1.0, "second": 2.0})
-    return _objectives.Task(objective, lambda params: params, lambda params, directory: {})
+    return _objectives.Task(objective, lambda params: params, lambda params, directory: {}, None)
 
   monkeypatch.setitem(_objectives.OBJECTIVES, "causal", two_terms)
   _, experiment, _, state, batch = start(dataset=lines)
