@@ -33,7 +33,8 @@ class Task(NamedTuple):
 
 def describe(pairs: Pairs) -> Task:
   special = pairs.tokenizer.special
-  source, target = (pairs.train.arrays[side].shape[1] for side in ("source", "target"))
+  widest = lambda side: max(split.arrays[side].shape[1] for split in (pairs.train, pairs.test))
+  source, target = widest("source"), widest("target")
   return Task(pairs.vocab_size, special[START], special[END], special[PAD], source, target - 1)
 
 

@@ -160,10 +160,14 @@ class PairConfig(FeedConfig):
   vocab_size: int = field(1024, "how many ids --tokenizer=bpe has, and words at most")
   longest_source: int = field(256, "leave out pairs whose source has more tokens than this")
   longest_target: int = field(256, "leave out pairs whose target has more tokens, <start> and <end> not counted")
+  longest_training: int = field(
+    0, "leave out training pairs of which a side has more tokens than this, and test on all; 0: the limits above"
+  )
   batch_size: int = 32
 
   def __post_init__(self):
     super().__post_init__()
+    require(self.longest_training >= 0, "longest_training", self.longest_training, "0 or more")
     require(self.longest_source >= 1, "longest_source", self.longest_source, "1 or more")
     require(self.longest_target >= 1, "longest_target", self.longest_target, "1 or more")
 

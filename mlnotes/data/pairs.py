@@ -67,12 +67,15 @@ def load_pairs(
   vocab_size: int = 1024,
   longest_source: int = 256,
   longest_target: int = 256,
+  longest_training: int = 0,
 ) -> Pairs:
   """The pairs that `--dataset` names (see `read_pairs`) as token ids.
 
   `tokenizer` is a kind that is trained on both sides of the training pairs ("characters", "bytes", "words" and
   "bpe" with `vocab_size` ids), or a .json file that one was saved as. Pairs with more than `longest_source` or
-  `longest_target` tokens, `<start>` and `<end>` not counted, are left out. Raises DataError, one sentence.
+  `longest_target` tokens, `<start>` and `<end>` not counted, are left out. With `longest_training` so are training
+  pairs of which a side has more than that, and their arrays are no wider than they need: short pairs cost less, and
+  the test is of all. Raises DataError, one sentence.
   """
   flag, parts = f"--dataset={dataset}", read_pairs(dataset, test_dataset)
   if tokenizer.endswith(".json"):
@@ -88,31 +91,36 @@ def load_pairs(
   kept, texts, left_out = [], (), []
   for name, pairs in zip(("training", "test"), parts):
     ids = [(codec.encode(source), codec.encode(target)) for source, target in pairs]
-    inside = [len(x) <= longest_source and len(y) <= longest_target for x, y in ids]
+    limits = [longest_source, longest_target]
+    if name == "training" and longest_training:
+      limits = [min(limit, longest_training) for limit in limits]
+    inside = [len(x) <= limits[0] and len(y) <= limits[1] for x, y in ids]
     fits = [pair for pair, fit in zip(ids, inside) if fit]
     texts = tuple(pair for pair, fit in zip(pairs, inside) if fit)
     if not fits:
       shortest = [min(map(len, side)) for side in zip(*ids)]
       raise DataError(
-        f"{flag}: no {name} pair is within --longest_source={longest_source} and --longest_target={longest_target} "
+        f"{flag}: no {name} pair is within --longest_source={limits[0]} and --longest_target={limits[1]} "
         f"(the shortest sides have {shortest[0]} and {shortest[1]} tokens), expected one or more."
       )
     if len(fits) < len(ids):
       left_out.append(f"{len(ids) - len(fits)} of {len(ids)} {name} pairs")
     kept.append([(x, np.concatenate([start, y, end])) for x, y in fits])
-  widths = [max(len(pair[side]) for pairs in kept for pair in pairs) for side in (0, 1)]
+  longest = lambda *splits: [max(len(pair[side]) for pairs in splits for pair in pairs) for side in (0, 1)]
   expected = expect_pairs(codec.vocab_size, longest_source, longest_target)
   splits = []
   for pairs in kept:
-    arrays = {}
+    arrays, widths = {}, longest(pairs) if longest_training else longest(*kept)
     for side, values, width in zip(("source", "target"), zip(*pairs), widths):
       padded = pad_sequences(values, width, codec.special[PAD])
       arrays |= {side: padded["tokens"], f"{side}_length": padded["length"]}
     splits.append(NamedArrays(check_arrays(flag, arrays, expected)))
   notes = ()
   if left_out:
-    limits = f"--longest_source={longest_source} or --longest_target={longest_target}"
-    notes = (f"{' and '.join(left_out)} are longer than {limits} and left out.",)
+    named = f"--longest_source={longest_source} or --longest_target={longest_target}"
+    if longest_training:
+      named += f" (in training --longest_training={longest_training})"
+    notes = (f"{' and '.join(left_out)} are longer than {named} and left out.",)
   if unknown := _count_unknown(codec, splits[1].arrays):
     notes += (f"{unknown} tokens of the test pairs are <unknown>: they are not in the training pairs.",)
   return Pairs(Path(dataset).stem, *splits, codec, notes, texts)

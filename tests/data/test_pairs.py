@@ -86,6 +86,20 @@ def test_what_is_longer_is_left_out_and_counted(tmp_path, capsys):
     load_pairs(flags["dataset"], flags["test_dataset"], longest_source=4)
 
 
+def test_short_pairs_are_learned_and_all_are_tested(tmp_path):
+  texts = [("a" * i, "b" * j) for i in range(1, 7) for j in range(1, 7)]
+  (tmp_path / "a.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in texts))
+  file = str(tmp_path / "a.tsv")
+  pairs = load_pairs(file, file, longest_target=5, longest_training=3)
+  assert read_back(pairs, pairs.train) == [(a, b) for a, b in texts if max(len(a), len(b)) <= 3]
+  assert read_back(pairs, pairs.test) == [(a, b) for a, b in texts if len(b) <= 5]
+  assert [pairs.train.arrays[side].shape[1] for side in ("source", "target")] == [3, 5]
+  assert [pairs.test.arrays[side].shape[1] for side in ("source", "target")] == [6, 7]
+  assert "(in training --longest_training=3)" in pairs.notes[0]
+  with pytest.raises(InputError, match="--longest_training=-1"):
+    PairConfig(longest_training=-1)
+
+
 def test_no_source_is_in_both_parts_of_a_file(tmp_path):
   (tmp_path / "a.tsv").write_text("".join(f"s{i % 20}\tt{i}\n" for i in range(60)))
   train, test = read_pairs(str(tmp_path / "a.tsv"))
