@@ -35,7 +35,7 @@ from mlnotes.engine.record import Record, config_dict, free_fields
 from mlnotes.engine.result import DISK_ERRORS, describe_devices, finish
 from mlnotes.engine.rows import BestRows, RowsRecord, count_rows
 from mlnotes.engine.sharding import count_cores
-from mlnotes.engine.start_from import learned_state
+from mlnotes.engine.start_from import find_learned
 from mlnotes.engine.summary import Score, format_summary, is_better, make_score, over_seeds
 
 # A dispatch runs as many updates as fit into about this many seconds, so that a signal is answered soon.
@@ -217,11 +217,14 @@ class _Run:
         "expected the flags that it was reported with, or another --workdir."
       )
     if latest is None:
-      self.step = 0
+      self.step, given = 0, self.config.start_from
+      learned = find_learned(given, self.program.abstract_state, self.program.num_seeds) if given else None
       with self.compiling("the first state"):
         self.state, self.window = self.record.place(self.program.init()), self.program.empty_window()
-      if self.config.start_from:
-        self._start_from()
+      if learned:
+        self.state = learned.put_into(self.state)
+        self.started_from = {"run": config_dict(self.config)["start_from"], "step": learned.step}
+        self.progress.say(f"starts from step {learned.step} of {given}")
       if self.best_rows:
         self.best_rows.start({"state": self.state, "window": self.window})
     else:
@@ -239,12 +242,6 @@ class _Run:
     if self.program.streamed:
       self.program.feeds.train.seek(self.step)  # as in resident data, the step is the position
     self.record.open(self.step)
-
-  def _start_from(self) -> None:
-    found, step = learned_state(self.config.start_from, self.state, self.program.num_seeds)
-    self.state = found
-    self.started_from = {"run": config_dict(self.config)["start_from"], "step": step}
-    self.progress.say(f"starts from step {step} of {self.config.start_from}")
 
   def next_count(self) -> int:
     """How many updates reach the next stop, or take about a second by this process's clock."""
@@ -489,9 +486,10 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
         with run.compiling("the update"):
           program.compile()
         distributed.wait_for_all("compiled")  # a collective does not wait long for a process that still compiles
-      while run.step < config.steps:
+      while True:
+        going = run.step < config.steps
         # Each process has its own clock, and the signal may have reached only one.
-        count, received = distributed.agree(run.next_count(), signals.received or 0)
+        count, received = distributed.agree(run.next_count() if going else 0, signals.received or 0)
         if received:
           run.save()
           checkpoints.wait()
@@ -500,6 +498,8 @@ def _train(record, experiment, feeds, config, best_metric, best_mode) -> int:
             "the same command goes on from there"
           )
           return 128 + received
+        if not going:
+          break
         run.advance(count)
     if not run.evaluation:
       run.measure()

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import socket
 import threading
 from typing import NamedTuple
@@ -430,6 +431,21 @@ def test_what_a_run_started_from_outlives_an_interruption(finished, tmp_path, mo
   assert card(tmp_path / "run")["started_from"]["step"] == 6
 
 
+def test_a_signal_within_the_last_updates_is_obeyed_before_the_report(tmp_path, monkeypatch):
+  advance = loop._Run.advance
+
+  def advance_and_signal(self, count):
+    advance(self, count)
+    if self.step == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop._Run, "advance", advance_and_signal)
+    assert run(tmp_path / "run") == 128 + signal.SIGTERM
+  assert not (tmp_path / "run" / "result.json").exists()
+  assert run(tmp_path / "run") == 0 and card(tmp_path / "run")["steps"] == 6
+
+
 def test_one_seed_starts_all_seeds(finished, tmp_path):
   assert run(tmp_path / "run", seeds=3, steps=1, start_from=str(finished)) == 0
   _, before = final_state(finished)
@@ -443,7 +459,7 @@ def test_one_seed_starts_all_seeds(finished, tmp_path):
 @pytest.mark.parametrize(
   "settings, words",
   [
-    ({"width": 3}, r"another structure: found float32\(2,\) at params.w, expected float32\(3,\)"),
+    ({"width": 3}, r"a run of toy, has another structure: found float32\(2,\) at params.w, expected float32\(3,\)"),
     ({"start_from": "nowhere"}, "nowhere has no readable config.json"),
   ],
 )
