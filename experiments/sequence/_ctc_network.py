@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mlnotes.attention import Transformer
@@ -36,15 +37,18 @@ def build_cell(config: Any) -> Any:
 
 
 class Model(NamedTuple):
-  """A batch of columns (B, W, H) or samples (B, S), with lengths, to logits (B, T, K + 1) and their lengths.
+  """A batch of columns (B, W, H), ink in [0, 1], or of samples (B, S) in [-1, 1], with lengths, to logits (B, T, K + 1)
+  and their lengths.
 
-  Class 0 is the blank. `read` gives the labels themselves, which count from 1, and how many there are.
+  Class 0 is the blank. `read` gives the labels themselves, which count from 1, and how many there are; label k is
+  `class_names[k - 1]`, and `read_names` gives these.
   """
 
   network: FrameClassifier
   params: Any
   front: Any
   beam: int = 0
+  class_names: tuple[str, ...] = ()
 
   def __call__(self, x: Float[Array, "B ..."], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
     return _logits(self.network, self.front, self.params, x, lengths)
@@ -55,6 +59,11 @@ class Model(NamedTuple):
 
   def read(self, x: Float[Array, "B ..."], lengths: Int[Array, " B"]) -> tuple[Array, Array]:
     return decode(*self(x, lengths), self.beam)
+
+  def read_names(self, x: Float[Array, "B ..."], lengths: Int[Array, " B"]) -> list[list[str]]:
+    """The names of what is read in each row."""
+    labels, counts = (np.asarray(each) for each in self.read(x, lengths))
+    return [[self.class_names[label - 1] for label in row[:count]] for row, count in zip(labels, counts)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -107,8 +107,15 @@ def _draw(model: Any, read: Read, names: tuple[str, ...], path: Path, rows: Int[
     above.set_xticks([])
     below.set_xlim(0, width)
     below.set_ylim(0, 1.25)
-    below.set_xticks([])
+    below.set_ylabel("probability", fontsize=8)
+    below.tick_params(labelsize=7)
     below.set_yticks([0, 1])
+    sound = read.input.ndim == 2
+    above.set_ylabel("mel bands" if sound else "", fontsize=8)
+    if sound:  # a frame is a hundredth of a second
+      below.xaxis.set_major_formatter(lambda x, _: f"{x / 100:g}")
+    if place == len(rows) - 1:
+      below.set_xlabel("seconds" if sound else "columns of the picture", fontsize=8)
   figure.suptitle(title, fontsize=11)
   save_figure(figure, path)
 

@@ -47,7 +47,8 @@ def write_report(
       f"{f'{scored[0]:.2f}' if scored else ''} | {figures['sequences_per_second']:.0f} |"
     )
   head = ["| beams | length penalty | exact (%) | BLEU of tokens | sacreBLEU | sequences/s |", "|" + "---|" * 6]
-  tail = ["", f"sacreBLEU: {signature}"] if signature else []
+  missing = "not computed: it takes references of several words, and the package sacrebleu"
+  tail = ["", f"sacreBLEU: {signature or missing}"]
   (directory / "table.md").write_text("\n".join([*head, *rows, *tail]) + "\n", encoding="utf-8")
   write_worst(sources, outputs, references, exact, directory / "translations.txt")
   if not isinstance(model, MaskedSeq2Seq) and getattr(model, "attention", "") != "none":

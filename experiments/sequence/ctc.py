@@ -193,7 +193,8 @@ def make(config: Config) -> Experiment:
     }
     return State(state.step + 1, state.key, params, opt_state), metrics
 
-  trained = lambda state: Model(network, eval_params(state.opt_state, state.params), source.front, config.beam)
+  def trained(state: State) -> Model:
+    return Model(network, eval_params(state.opt_state, state.params), source.front, config.beam, source.class_names)
 
   def evaluate(state: State, batch) -> dict[str, Mean]:
     logits, counts = trained(state)(batch["input"], batch["length"])

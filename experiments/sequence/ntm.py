@@ -312,8 +312,10 @@ def draw_memory(model: Model, config: Config, path: Path) -> None:
     for axis, name, panel in zip(axes[:, column], rows, panels):
       heads = name.startswith("where")
       image = np.asarray(panel[0]).T
+      first, last = _touched(panels[4:]) if heads else (0, len(image) - 1)
+      image = image[first : last + 1]
       axis.imshow(image, cmap="magma" if heads else "gray_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-      axis.set_yticks([0, len(image) - 1], ["cell 0", f"{len(image) - 1}"] if heads else ["", ""], fontsize=7)
+      axis.set_yticks([0, len(image) - 1], [f"cell {first}", f"{last}"] if heads else ["", ""], fontsize=7)
       axis.tick_params(labelbottom=axis is axes[-1, column], labelsize=7)
       if column == 0:
         axis.set_ylabel(name, fontsize=8)
@@ -323,6 +325,13 @@ def draw_memory(model: Model, config: Config, path: Path) -> None:
   what = f"NTM, {config.controller} controller" if has_memory else "LSTM"
   figure.suptitle(f"{config.task.replace('_', ' ')} by {what}, trained on lengths up to {config.longest}", fontsize=11)
   save_figure(figure, path)
+
+
+def _touched(weights: Any) -> tuple[int, int]:
+  """The first and the last cell that some head stands at with a weight worth seeing; one more on either side."""
+  most = np.max([np.max(np.asarray(each[0]), axis=0) for each in weights], axis=0)
+  cells = np.flatnonzero(most > 0.1)
+  return (max(cells[0] - 1, 0), min(cells[-1] + 1, len(most) - 1)) if len(cells) else (0, len(most) - 1)
 
 
 def main(config: Config) -> int:

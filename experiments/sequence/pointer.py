@@ -83,8 +83,8 @@ class Config(OptimConfig, LoopConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     most = SIZES[self.task][2]
     range_ = self.train_sizes
-    fits = len(range_) == 2 and 1 <= range_[0] <= range_[1] <= most
-    require(fits, "sizes", ",".join(map(str, range_)), f"two ascending numbers from 1 to {most} of --task={self.task}")
+    fits = len(range_) == 2 and 3 <= range_[0] <= range_[1] <= most
+    require(fits, "sizes", ",".join(map(str, range_)), f"two ascending numbers from 3 to {most} of --task={self.task}")
     tests = self.asked_sizes
     fits = tests[0] >= 3 and tests[-1] <= most and all(a < b for a, b in itertools.pairwise(tests))
     said = f"ascending numbers from 3 to {most} of --task={self.task}"

@@ -304,6 +304,7 @@ def draw_tags(drawn: Any, said: Any, title: str, path: Path) -> None:
       label = TAGS[tag] if tag == right else f"{TAGS[tag]} ({TAGS[right]})"
       size = max(len(word), 0.8 * len(label) * (tag > 0 or right > 0)) + 1.5
       if left + size > _ROOM:
+        axis.text(left, row, "...", fontsize=8, family="monospace", va="bottom", in_layout=False)
         break
       axis.text(left, row, word, fontsize=8, family="monospace", va="bottom", in_layout=False)
       color = "0.35" if tag == right else "C3"

@@ -19,18 +19,25 @@ Carry = Any
 class Recurrent(nn.Module):
   """One cell over a sequence, forward, backward or both.
 
+    layer = Recurrent(make_cell("gru", 64), bidirectional=True)
+    variables = layer.init(key, x)                            # x (B, T, D)
+    outputs, carry = layer.apply(variables, x, lengths)       # (B, T, 128)
+    outputs, carry = layer.apply(variables, more, carry=carry)  # goes on where the last step ended
+
   Of `bidirectional` the outputs of both directions stand side by side at each step, (B, T, 2 F), the backward cell
   starts at each sequence's own end, and the carry is (forward, backward): the states after the last step and after
   the first (Schuster & Paliwal 1997). `reverse` alone is the backward cell.
 
-  Outputs behind a sequence's length are 0, what stands there, NaN included, reaches no value and no gradient, and the
-  carry that comes back is that of the last real step; of a sequence of length 0 it is the one that went in.
+  Lengths are from 0 to T, longer ones count as T. Outputs behind a sequence's length are 0, what stands there, NaN
+  included, reaches no value and no gradient, and the carry that comes back is that of the last real step; of a sequence
+  of length 0 it is the one that went in.
 
   Before the steps where `starts` is True, the first ones of documents that stand one behind another, the state is as at
   the beginning; forward alone.
 
   A cell that has `scan` (minimal ones; LSTM, GRU, Elman) goes over the sequence by that, any other by `flax.linen.RNN`;
-  `unroll` steps in each turn of a loop. Raises ValueError for `starts` in a layer that reads backward.
+  `unroll` steps in each turn of a loop. With `train` a cell that has dropout uses it. Raises ValueError for `starts` in
+  a layer that reads backward.
   """
 
   cell: nn.RNNCellBase
@@ -49,8 +56,10 @@ class Recurrent(nn.Module):
   ) -> tuple[Float[Array, "B T F"], Carry]:
     if starts is not None and (self.bidirectional or self.reverse):
       raise ValueError("starts of documents are known to a layer that reads forward alone")
-    real = None if lengths is None else jnp.arange(x.shape[1])[None] < lengths[:, None]
-    if real is not None:
+    real = None
+    if lengths is not None:
+      lengths = jnp.minimum(lengths, x.shape[1])
+      real = jnp.arange(x.shape[1])[None] < lengths[:, None]
       x = jnp.where(real[..., None], x, 0)
     if not self.bidirectional:
       carry, outputs = self._run(self.reverse, x, lengths, real, carry, train, starts)

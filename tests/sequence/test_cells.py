@@ -253,7 +253,7 @@ def test_a_padded_batch_is_each_sequence_alone(draw_variables, name):
   x = jax.random.normal(jax.random.key(1), (3, 4, D))
   weight = jax.random.normal(jax.random.key(4), (3, 4, 2 * F))
   variables = draw_variables(stack, x)
-  lengths = jnp.array([4, 2, 0])
+  lengths = jnp.array([6, 2, 0])  # more than there are count as all
 
   def all_of(x, weight, lengths=None):
     def objective(x):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.sequence import _ctc_network, _ctc_pictures, _strings, ctc
-from experiments.sequence._ctc_network import build_network, decode
+from experiments.sequence._ctc_network import Model, build_network, decode
 from mlnotes.data import DataError, load
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, stream_key
@@ -254,6 +254,16 @@ def test_a_string_without_a_frame_is_drawn(sound, tmp_path):
   read = _ctc_pictures.Read(x, none, labels, none + 1, labels, none, none + 1, none)
   _ctc_pictures.draw_mistakes(Model(), read, ("a", "b"), tmp_path / "mistakes.png")
   assert (tmp_path / "mistakes.png").stat().st_size > 1000
+
+
+def test_what_is_read_has_names():
+  class Labels(Model):
+    read = lambda self, x, lengths: (x, lengths)
+
+  model = Labels(None, None, None, class_names=("no", "yes"))
+  assert model.read_names(np.array([[2, 1, 0], [1, 2, 2]]), np.array([2, 1])) == [["yes", "no"], ["no"]]
+  experiment, _, state, *_ = first()
+  assert experiment.model(state).class_names == ctc.load_source(small()).class_names
 
 
 @pytest.mark.parametrize("cell", ["lstm", "mingru", "scrn"])

@@ -226,7 +226,8 @@ def test_flags_are_those_of_the_network():
   [
     (dict(sizes=(5, 3)), "--sizes=5,3"),
     (dict(sizes=(5,)), "--sizes=5 is out of range: expected two ascending"),
-    (dict(task="tsp", sizes=(5, 20)), "--sizes=5,20 is out of range: expected .* from 1 to 12 of --task=tsp"),
+    (dict(task="tsp", sizes=(5, 20)), "--sizes=5,20 is out of range: expected .* from 3 to 12 of --task=tsp"),
+    (dict(sizes=(2, 3)), "--sizes=2,3"),
     (dict(test_sizes=(2,)), "--test_sizes=2"),
     (dict(test_sizes=(6, 4)), "--test_sizes=6,4"),
     (dict(encoder="transformer", heads=3), "--heads=3"),
