@@ -12,7 +12,6 @@ from jaxtyping import Array
 from experiments.lm._corruption import Ids, add_ids, name_ids
 from experiments.lm._models import build_decoder
 from experiments.lm._text import Model, report_text
-from experiments.sequence.char_lm import end_of
 from mlnotes.attention.mask import Mask
 from mlnotes.data import Corpus
 from mlnotes.engine.experiment import example_keys, root_key
@@ -41,7 +40,7 @@ class Task(NamedTuple):
 
 def causal(config: Any, corpus: Corpus) -> Task:
   """GPT's: each token from those before it."""
-  module, end = build_decoder(config, corpus.vocab_size), end_of(corpus)
+  module, end = build_decoder(config, corpus.vocab_size), corpus.end
   packed = end if config.packed else None
   objective = causal_objective(module, config.head_chunks, packed)
   model = lambda params: Model(module, params, packed)
@@ -109,7 +108,7 @@ def _put(masked: Any, said: Array) -> Filled:
 
 def masked(config: Any, corpus: Corpus) -> Task:
   """BERT's: hidden words from both sides."""
-  ids, end = add_ids(corpus), end_of(corpus) if config.packed else None
+  ids, end = add_ids(corpus), corpus.end if config.packed else None
   module = _build_encoder(config, ids.vocabulary.size)
   objective = masked_objective(module, ids.vocabulary, config.head_chunks, end, **_rates(config))
 

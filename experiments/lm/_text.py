@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments.sequence.char_lm import draw_text, end_of
-from mlnotes.data import Corpus
+from experiments.sequence.char_lm import draw_text
+from mlnotes.data import Corpus, Tokenizer
 from mlnotes.data.text_floors import ngram_floors, witten_bell_floors
 from mlnotes.engine.experiment import example_keys, root_key, stream_key
 from mlnotes.lm import LanguageModel, Sampling, document_mask, generate, token_cross_entropy
@@ -105,18 +105,18 @@ def _last_document(text: list[int], end: int | None) -> list[int]:
   return text[len(text) - 1 - text[::-1].index(end) :]
 
 
-def decode_text(corpus: Corpus, tokens: Sequence[int]) -> str:
-  """The text of the tokens, a new line for each <end>."""
-  end, ids = end_of(corpus), np.asarray(tokens, np.int64)
+def decode_text(tokenizer: Tokenizer, tokens: Sequence[int], end: int) -> str:
+  """The text of the tokens, a new line for each `end`."""
+  ids = np.asarray(tokens, np.int64)
   parts = np.split(ids, np.flatnonzero(ids == end))
-  return "\n".join(corpus.tokenizer.decode(part[part != end]) for part in parts)
+  return "\n".join(tokenizer.decode(part[part != end]) for part in parts)
 
 
 def report_text(config: Any, corpus: Corpus, model: Model, directory: Path) -> dict[str, float]:
   """Writes sample.txt and text.png; the floors by n-grams."""
-  end = end_of(corpus)
+  end = corpus.end
   first = end if end >= 0 else int(corpus.test.arrays["tokens"][0])
-  sampled = decode_text(corpus, write_tokens(model, [[first]], _SAMPLED)[0])
+  sampled = decode_text(corpus.tokenizer, write_tokens(model, [[first]], _SAMPLED)[0], end)
   (directory / "sample.txt").write_text(sampled + "\n", encoding="utf-8")
   title = f"{config.model}, {corpus.name}"
   draw_text(corpus, window_losses(corpus, model), sampled, title, directory / "text.png")

@@ -3,36 +3,36 @@
   python -m experiments.lm.generate                                          # trains pretrain's defaults first
   python -m experiments.lm.generate --run=runs/lm --prompt="The " --texts=3
   python -m experiments.lm.generate --run=runs/lm --file=prompts.txt --temperature=0    # the likeliest, for each line
+  python -m experiments.lm.generate --weights=FOLDER --prompt="The "         # a GPT-2 or Llama of Hugging Face's form
 
 What a text is goes by --seed and its number among those asked for, not by what the others are.
 """
 
 import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import Literal, NamedTuple
 
 from experiments.lm import pretrain
-from experiments.lm._text import decode_text, write_tokens
-from experiments.sequence.char_lm import end_of
-from mlnotes.data import Corpus
+from experiments.lm._text import Model, decode_text, write_tokens
+from mlnotes.data import Tokenizer
 from mlnotes.data.flags import load_data
 from mlnotes.data.lines import decode_file
-from mlnotes.data.tokenizer import UNKNOWN
+from mlnotes.data.tokenizer import UNKNOWN, load_tokenizer
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.loop import enable_compilation_cache
 from mlnotes.engine.stage import find_stage
 from mlnotes.engine.trained import load_config, restore_states
-from mlnotes.lm import Sampling
+from mlnotes.lm import LanguageModel, Sampling, load_hugging_face
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
   run: str = field("", "work directory of a run of lm.pretrain; empty: one is trained first")
+  weights: str = field("", "folder of Hugging Face's form with a GPT-2 or Llama and its tokenizer.json, not --run")
   checkpoint: Literal["last", "best"] = field("last", "which of the two kept checkpoints; best: the least loss")
   model_seed: int = field(-1, "which seed of a run with several; -1: its first")
   prompt: str = field("", "what the text begins with; empty: the beginning of a document")
@@ -60,11 +60,15 @@ class Config(BaseConfig):
     require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "a number above 0")
     if self.prompt and self.file:
       raise InputError("--prompt and --file both say what texts begin with: expected one of them.")
+    if self.run and self.weights:
+      raise InputError("--run and --weights both say what writes: expected one of them.")
 
   def idle_flags(self):
     idle = super().idle_flags()
     if self.temperature == 0:
       idle |= dict.fromkeys(("top_k", "top_p", "min_p", "seed"), "--temperature=0 takes the likeliest token")
+    if self.weights:
+      idle |= dict.fromkeys(("checkpoint", "model_seed", "data_dir"), "they are of --run")
     return idle
 
 
@@ -86,27 +90,18 @@ def read_prompts(config: Config) -> list[str]:
   return found
 
 
-def encode_prompt(prompt: str, corpus: Corpus, length: int) -> list[int]:
-  """Behind the token that begins a document, where the run's text has one and the prompt leaves room for it.
+class Writer(NamedTuple):
+  """What writes, and its tokens: `start` begins a document and `end` is behind it, -1 where there is none."""
 
-  Raises InputError for an empty prompt without that, one that fills a window, and characters that the run's text had
-  not.
-  """
-  ids, end = corpus.tokenizer.encode(prompt).tolist(), end_of(corpus)
-  if not ids and end < 0:
-    raise InputError("--prompt is empty and the run's text has no <end> to begin with: expected a prompt.")
-  if len(ids) >= max(2, length):
-    raise InputError(f"--prompt has {len(ids)} tokens: expected fewer than the {length} of the run's windows.")
-  unknown = corpus.tokenizer.special.get(UNKNOWN, -1)
-  odd = sorted({prompt[i] for i, token in enumerate(ids) if token == unknown})
-  if odd:
-    raise InputError(f"--prompt has {''.join(odd)!r}: expected characters that the run's text had.")
-  return [end, *ids] if end >= 0 and len(ids) < length - 1 else ids
+  model: Model
+  tokenizer: Tokenizer
+  start: int
+  end: int
+  told: str
 
 
-def main(config: Config) -> int:
-  enable_compilation_cache()
-  prompts = read_prompts(config)
+def load_run(config: Config) -> Writer:
+  """Of the run that the flags name, or of one that is trained first."""
   directory = find_stage("run", config.run, pretrain, Path("runs/lm.generate"))
   _, trained = load_config(directory, {"lm.pretrain": pretrain.Config})
   if trained.objective not in pretrain.WRITERS:
@@ -116,19 +111,60 @@ def main(config: Config) -> int:
     )
   trained = dataclasses.replace(trained, data_dir=config.data_dir or trained.data_dir, devices=1)
   corpus = load_data(trained)
-  ids = [encode_prompt(prompt, corpus, trained.length) for prompt in prompts for _ in range(config.texts)]
   experiment = pretrain.make(trained)
   seed = trained.seed if config.model_seed < 0 else config.model_seed
   states, step = restore_states(directory, experiment, pretrain.make_feeds(trained), trained, config.checkpoint, seed)
-  model = experiment.model(states[seed])
-  end = end_of(corpus) if config.stop else -1
+  return Writer(experiment.model(states[seed]), corpus.tokenizer, corpus.end, corpus.end, f"step {step}")
+
+
+def load_weights(folder: str) -> Writer:
+  """Of a folder of Hugging Face's form with a tokenizer.json, which documents begin and end with as its config says."""
+  module, params = load_hugging_face(folder)
+  if not isinstance(module, LanguageModel) or not module.causal:
+    raise InputError(f"--weights={folder} reads from both sides: expected a GPT-2 or a Llama, which foretell.")
+  tokenizer = load_tokenizer(Path(folder) / "tokenizer.json")
+  if tokenizer.vocab_size > module.vocabulary:
+    raise InputError(
+      f"--weights={folder} has {module.vocabulary} embeddings for a tokenizer of {tokenizer.vocab_size} tokens: "
+      "expected as many, or more."
+    )
+  saved = json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8"))
+  token = lambda name: found if isinstance(found := saved.get(name), int) else -1
+  return Writer(Model(module, params), tokenizer, token("bos_token_id"), token("eos_token_id"), folder)
+
+
+def encode_prompt(prompt: str, tokenizer: Tokenizer, start: int, length: int) -> list[int]:
+  """Behind the token that begins a document, where there is one (not -1) and the prompt leaves room for it.
+
+  Raises InputError for an empty prompt without that, one that fills a window, and tokens that are unknown.
+  """
+  ids = tokenizer.encode(prompt).tolist()
+  if not ids and start < 0:
+    raise InputError("--prompt is empty and the run's text has no <end> to begin with: expected a prompt.")
+  if len(ids) >= max(2, length):
+    raise InputError(f"--prompt has {len(ids)} tokens: expected fewer than the {length} of the run's windows.")
+  unknown = tokenizer.special.get(UNKNOWN, -1)
+  if unknown in ids:
+    pieces = list(prompt) if tokenizer.kind == "characters" else prompt.split()
+    odd = [piece for piece in pieces if unknown in tokenizer.encode(piece)]
+    raise InputError(f"--prompt has {', '.join(map(repr, sorted(set(odd))))}: expected what the run's text had.")
+  return [start, *ids] if start >= 0 and len(ids) < length - 1 else ids
+
+
+def main(config: Config) -> int:
+  enable_compilation_cache()
+  prompts = read_prompts(config)
+  writer = load_weights(config.weights) if config.weights else load_run(config)
+  encode = lambda prompt: encode_prompt(prompt, writer.tokenizer, writer.start, writer.model.module.length)
+  ids = [tokens for tokens in map(encode, prompts) for _ in range(config.texts)]
   began = time.perf_counter()
-  found = write_tokens(model, ids, config.tokens, config.seed, make_sampling(config), end)
+  end = writer.end if config.stop else -1
+  found = write_tokens(writer.model, ids, config.tokens, config.seed, make_sampling(config), end)
   seconds, count = time.perf_counter() - began, sum(map(len, found))
-  texts = [prompts[i // config.texts] + decode_text(corpus, np.asarray(row)) for i, row in enumerate(found)]
+  texts = [prompts[i // config.texts] + decode_text(writer.tokenizer, row, writer.end) for i, row in enumerate(found)]
   told = f"\n{'-' * 40}\n".join(texts)
   print(told)
-  print(f"{count} tokens of step {step} in {seconds:.1f} s, compilation included", file=sys.stderr)
+  print(f"{count} tokens of {writer.told} in {seconds:.1f} s, compilation included", file=sys.stderr)
   if config.out:
     try:
       Path(config.out).expanduser().write_text(told + "\n", encoding="utf-8")

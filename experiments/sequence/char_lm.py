@@ -26,7 +26,6 @@ from experiments.sequence._cells import CELL_FLAGS, CellConfig, build_cell, buil
 from mlnotes.attention import Mask, TokenModel, Transformer
 from mlnotes.data import Corpus, Feeds, ResidentFeed
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
-from mlnotes.data.text import END
 from mlnotes.data.text_floors import ngram_floors, witten_bell_floors
 from mlnotes.data.tokenizer import UNKNOWN
 from mlnotes.engine.errors import InputError, require
@@ -150,12 +149,6 @@ def build_model(config: Config, vocab_size: int) -> RecurrentLM | CausalTransfor
   return RecurrentLM(vocab_size, config.width, body, config.dropout if config.form == "stack" else 0.0, dtype)
 
 
-def end_of(corpus: Corpus) -> int:
-  """The id of <end>, -1 where the training text has none."""
-  end = corpus.tokenizer.special.get(END, -1)
-  return end if np.any(corpus.train.arrays["tokens"] == end) else -1
-
-
 def make_stream_feed(corpus: Corpus, length: int, batch_size: int) -> ResidentFeed:
   """Windows that follow each other: `batch_size` places in the text, evenly spread, each `length` further every update.
 
@@ -170,7 +163,7 @@ def make_stream_feed(corpus: Corpus, length: int, batch_size: int) -> ResidentFe
   if batch_size * length > size:
     most = f"expected at most {size // length}: {size} tokens have no more windows of --length={length} side by side."
     raise InputError(f"--carry: found --batch_size={batch_size}, {most}")
-  end = end_of(corpus)
+  end = corpus.end
 
   def draw(arrays, key, step):
     turn = jax.random.randint(stream_key(key, "turn"), (), 0, size)
@@ -285,7 +278,7 @@ def stream_losses(config: Config, corpus: Corpus, model: Model) -> Float[np.ndar
     windows = corpus.test.read(np.arange(len(corpus.test)))["tokens"]
     each = lambda window: cross_entropy(model(window[None, :-1]), window[None, 1:])[0]
     return np.array(jax.lax.map(each, jnp.asarray(windows), batch_size=min(len(windows), 64))).reshape(-1)
-  starts = np.concatenate([[True], tokens[:-2] == end_of(corpus)])
+  starts = np.concatenate([[True], tokens[:-2] == corpus.end])
 
   @jax.jit
   def read(params, carry, tokens, target, starts):
@@ -306,7 +299,7 @@ def sample(config: Config, corpus: Corpus, model: Model, count: int = _SAMPLED) 
   As in training the state begins anew at the token behind <end>, whose own state foretells that one. What is <unknown>
   is in no training text and never drawn.
   """
-  end, unknown = end_of(corpus), corpus.tokenizer.special.get(UNKNOWN)
+  end, unknown = corpus.end, corpus.tokenizer.special.get(UNKNOWN)
   first = end if end >= 0 else int(corpus.test.arrays["tokens"][0])
   tokens = jnp.full((1, 1), first, jnp.int32)
   if config.model == "transformer":

@@ -18,9 +18,7 @@ from mlnotes.data.lines import decode_file, json_fields
 from mlnotes.data.order import hold_out
 from mlnotes.data.split import Expected, check_arrays
 from mlnotes.data.tfds_source import load_tfds_texts
-from mlnotes.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-
-END = "<end>"
+from mlnotes.data.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
 
 
 def expect_tokens(vocab_size: int) -> Mapping[str, Expected]:
@@ -82,6 +80,12 @@ class Corpus(NamedTuple):
   @property
   def vocab_size(self) -> int:
     return self.tokenizer.vocab_size
+
+  @property
+  def end(self) -> int:
+    """The id of <end>, -1 where the training text has none."""
+    end = self.tokenizer.special.get(END, -1)
+    return end if np.any(self.train.arrays["tokens"] == end) else -1
 
 
 class Documents(NamedTuple):

@@ -22,6 +22,8 @@ from mlnotes.data.image import DataError
 from mlnotes.engine.errors import nearest
 
 KINDS = ("characters", "bytes", "words", "bpe")
+# What ends a document.
+END = "<end>"
 # What a character that was not in the training text becomes, and is decoded as (U+FFFD).
 UNKNOWN, _REPLACEMENT = "<unknown>", "\ufffd"
 
@@ -205,6 +207,45 @@ class BytePairs(Tokenizer):
     return {"model": json.loads(self._model.to_str())}
 
 
+# The names that special tokens have in the files of others, those that come first before the others.
+_THEIRS = {END: ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]"), UNKNOWN: ("[UNK]", "<unk>")}
+
+
+class HuggingFace(Tokenizer):
+  """A tokenizer.json of Hugging Face's form, its ids as they are: special tokens have ids among the others.
+
+  What ends a text there is `<end>` here as well, what stands for nothing known `<unknown>`. `encode` adds no token, and
+  takes a special token's name in a text for text. Truncation and padding that the file asks for are left out.
+  """
+
+  kind = "hugging_face"
+
+  def __init__(self, model: str):
+    self._model = _tokenizers().Tokenizer.from_str(model)
+    self._model.no_truncation()
+    self._model.no_padding()
+    self._model.encode_special_tokens = True
+    self.num_pieces = self._model.get_vocab_size(with_added_tokens=True)
+    super().__init__(())
+    added = {token.content: i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
+    named = {ours: [added[name] for name in theirs if name in added] for ours, theirs in _THEIRS.items()}
+    self.special = added | {name: ids[0] for name, ids in named.items() if ids}
+
+  @property
+  def vocab_size(self) -> int:
+    return self.num_pieces
+
+  def encode(self, text: str) -> Int32[np.ndarray, " L"]:
+    text.encode("utf-8")  # the package ends in a panic
+    return np.array(self._model.encode(text, add_special_tokens=False).ids, np.int32)
+
+  def _decode(self, ids: np.ndarray) -> str:
+    return self._model.decode(ids.tolist(), skip_special_tokens=True)
+
+  def _settings(self):
+    return {"model": json.loads(self._model.to_str())}
+
+
 def _tokenizers() -> Any:
   try:
     import tokenizers
@@ -246,8 +287,8 @@ def train_tokenizer(
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-  """What `save` wrote. Raises DataError for a file that is no tokenizer."""
-  flag, expected = f"--tokenizer={path}", "a .json file that a tokenizer's save has written"
+  """What `save` wrote, or a tokenizer.json of Hugging Face's form. Raises DataError for a file that is neither."""
+  flag, expected = f"--tokenizer={path}", "a .json file that a tokenizer's save has written, or a tokenizer.json"
   try:
     content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
   except FileNotFoundError as error:
@@ -255,6 +296,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
   except (OSError, ValueError) as error:
     raise DataError(f"{flag}: not readable ({error}), expected {expected}.") from error
   try:
+    if "model" in content and "added_tokens" in content:
+      return HuggingFace(json.dumps(content))
+    if content["tokenizer"] == "hugging_face":
+      return HuggingFace(json.dumps(content["model"]))
     special = tuple(content["special"])
     if content["tokenizer"] == "characters":
       return Characters(content["alphabet"], special)

@@ -102,3 +102,22 @@ def test_what_cannot_be_trained_is_refused(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
   with pytest.raises(DataError, match=r"pip install -e '.\[text\]'"):
     train_tokenizer("bpe", ["a"], vocab_size=300)
+
+
+def test_a_tokenizer_of_hugging_faces_form_keeps_its_ids(tmp_path):
+  """Special tokens stand in front; a text that names one does not make it, and what the file cuts off is kept."""
+  library = pytest.importorskip("tokenizers")
+  made = library.Tokenizer(library.models.BPE({"[UNK]": 0, "[SEP]": 1, "a": 2, "b": 3}, [], unk_token="[UNK]"))
+  made.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+  made.add_special_tokens(["[UNK]", "[SEP]"])
+  made.enable_truncation(2)
+  made.enable_padding(length=4)
+  made.save(str(tmp_path / "tokenizer.json"))
+  found = load_tokenizer(tmp_path / "tokenizer.json")
+  assert found.vocab_size == 4 and found.special == {"[UNK]": 0, "[SEP]": 1, "<end>": 1, "<unknown>": 0}
+  assert found.encode("a b a").tolist() == [2, 3, 2] and found.encode("a [SEP]").tolist() == [2, 0, 0, 0, 0, 0]
+  assert found.decode([2, 1, 3]) == "a b"
+  found.save(tmp_path / "mine.json")
+  assert load_tokenizer(tmp_path / "mine.json") == found
+  with pytest.raises(ValueError, match="found the id 4: expected 0 to 3"):
+    found.decode([4])

@@ -91,7 +91,7 @@ def test_windows_are_read_in_any_number(plain, monkeypatch, at_once):
 def test_packed_documents_do_not_see_each_other(lines):
   """What stands before <end> reaches nothing behind it."""
   config, experiment, _, state, _ = start(dataset=lines, documents="line", packed=True)
-  end = _objectives.end_of(load_data(config))
+  end = load_data(config).end
   tokens = jnp.array([[3, 4, end, 5, 6, 7], [8, 9, end, 5, 6, 7]])
   model = experiment.model(state)
   logits = model(tokens)

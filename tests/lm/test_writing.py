@@ -1,12 +1,17 @@
 """Text behind prompts: what prompts become, which are refused, a run from its directory."""
 
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.lm import generate, pretrain
 from mlnotes.data import Corpus, Windows
 from mlnotes.data.tokenizer import train_tokenizer
 from mlnotes.engine.errors import InputError
-from mlnotes.lm import Sampling
+from mlnotes.lm import Sampling, make_bert, make_gpt2, save_hugging_face
 
 SIZES = dict(depth=1, width=8, heads=2, length=6, batch_size=4, steps=4, warmup_steps=0, log_every=2, eval_every=0)
 
@@ -19,22 +24,26 @@ def corpus_of(documents):
   return Corpus("x", Windows(tokens, 3), Windows(tokens, 3), tokenizer), end
 
 
+def encode(prompt, corpus):
+  return generate.encode_prompt(prompt, corpus.tokenizer, corpus.end, 6)
+
+
 def test_a_prompt_stands_behind_the_beginning_of_a_document():
   corpus, end = corpus_of(documents=True)
-  assert generate.encode_prompt("", corpus, 6) == [end]
-  assert generate.encode_prompt("ab", corpus, 6) == [end, 0, 1]
-  assert generate.encode_prompt("abcab", corpus, 6) == [0, 1, 2, 0, 1]  # no room for it
-  assert generate.encode_prompt("ab", corpus_of(documents=False)[0], 6) == [0, 1]
+  assert encode("", corpus) == [end]
+  assert encode("ab", corpus) == [end, 0, 1]
+  assert encode("abcab", corpus) == [0, 1, 2, 0, 1]  # no room for it
+  assert encode("ab", corpus_of(documents=False)[0]) == [0, 1]
 
 
 @pytest.mark.parametrize("prompt, documents, words", [
   ("", False, "--prompt is empty and the run's text has no <end>"),
   ("abcabc", True, "--prompt has 6 tokens: expected fewer than the 6 of the run's windows"),
-  ("axb?", True, r"--prompt has '\?x': expected characters that the run's text had"),
+  ("axb?", True, r"--prompt has '\?', 'x': expected what the run's text had"),
 ])  # fmt: skip
 def test_prompts_that_cannot_be_gone_on_from(prompt, documents, words):
   with pytest.raises(InputError, match=words):
-    generate.encode_prompt(prompt, corpus_of(documents)[0], 6)
+    encode(prompt, corpus_of(documents)[0])
 
 
 def test_flags_reach_the_sampling():
@@ -54,6 +63,7 @@ def test_flags_reach_the_sampling():
   (dict(min_p=1.5), "--min_p"),
   (dict(repetition_penalty=0.0), "--repetition_penalty"),
   (dict(prompt="a", file="b"), "--prompt and --file"),
+  (dict(run="a", weights="b"), "--run and --weights"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(flags, words):
   with pytest.raises(InputError, match=words):
@@ -67,6 +77,53 @@ def test_each_line_of_a_file_is_a_prompt(tmp_path):
   path.write_text("\n")
   with pytest.raises(InputError, match="has no prompt"):
     generate.read_prompts(generate.Config(file=str(path)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A GPT-2 of random weights with its tokenizer, as others save them."""
+  library = pytest.importorskip("tokenizers")
+  directory = tmp_path_factory.mktemp("gpt2")
+  module = make_gpt2(vocabulary=6, length=8, depth=1, heads=2, width=8)
+  save_hugging_face(directory, module, module.init(jax.random.key(0), jnp.zeros((1, 8), int))["params"])
+  config = json.loads((directory / "config.json").read_text())
+  (directory / "config.json").write_text(json.dumps(config | {"bos_token_id": 0, "eos_token_id": 1}))
+  words = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "c": 4}
+  made = library.Tokenizer(library.models.WordLevel(words, unk_token="c"))
+  made.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+  made.add_special_tokens(["<s>", "</s>"])
+  made.save(str(directory / "tokenizer.json"))
+  return directory
+
+
+def test_weights_of_others_write(folder, monkeypatch, capsys):
+  asked = []
+
+  def write(model, prompts, count, seed, sampling, end):
+    asked.append((model.module.vocabulary, prompts, count, end))
+    return [[3, 2, 1, 2]]
+
+  monkeypatch.setattr(generate, "write_tokens", write)
+  assert generate.main(generate.Config(weights=str(folder), prompt="a b", tokens=5, stop=True)) == 0
+  assert asked == [(6, [[0, 2, 3]], 5, 1)]
+  assert capsys.readouterr().out == "a bb a\na\n"
+
+
+@pytest.mark.parametrize("change, words", [
+  (dict(vocab_size=4), "wte.weight"),
+  (None, "has no readable config.json"),
+  ("encoder", "reads from both sides"),
+])  # fmt: skip
+def test_a_folder_that_cannot_write_is_refused(change, words, folder, tmp_path):
+  if change == "encoder":
+    module = make_bert(vocabulary=6, length=8, depth=1, heads=2, width=8)
+    save_hugging_face(tmp_path, module, module.init(jax.random.key(0), jnp.zeros((1, 8), int))["params"])
+  elif change:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+  with pytest.raises(InputError, match=words):
+    generate.main(generate.Config(weights=str(tmp_path)))
 
 
 @pytest.mark.thorough

@@ -85,7 +85,7 @@ def test_windows_follow_each_other_around_the_text(carried):
   """Every place goes on where it stopped, over the text's end too; starts stand behind each <end>."""
   config, _, feeds, _, _ = carried
   corpus = load_data(config)
-  tokens, end = np.asarray(corpus.train.arrays["tokens"]), char_lm.end_of(corpus)
+  tokens, end = np.asarray(corpus.train.arrays["tokens"]), corpus.end
   size, rounds = len(tokens), len(tokens) // config.length + 2
   draw = jax.jit(lambda step: feeds.train.draw(feeds.train.arrays, root_key(0), step))
   batches = [jax.tree.map(np.asarray, draw(i)) for i in range(rounds)]
@@ -191,7 +191,7 @@ def test_the_whole_test_text_is_read_with_one_state(carried, monkeypatch, at_onc
   found = char_lm.stream_losses(config, corpus, model)
   tokens = np.asarray(corpus.test.arrays["tokens"], np.int32)
   assert len(found) == len(tokens) - 1
-  begin, end = 0, char_lm.end_of(corpus)
+  begin, end = 0, corpus.end
   ends = np.flatnonzero(tokens == end)
   room = 2 + np.diff(ends, prepend=-1).max()
 
@@ -210,7 +210,7 @@ def test_a_sample_is_drawn_token_by_token(windowed):
   """Of a model that is sure of what follows: each token feeds the next; the state begins anew at that behind <end>."""
   config = windowed[0]
   corpus = load_data(config)
-  end, size = char_lm.end_of(corpus), corpus.vocab_size
+  end, size = corpus.end, corpus.vocab_size
   seen = []
 
   class Sure(char_lm.Model):
@@ -269,8 +269,8 @@ def test_a_text_without_end_has_none(lines):
   tokens = np.array([1, 2, 1, 2])
   corpus = corpus_of(tokens, tokens)
   end = corpus.tokenizer.special["<end>"]
-  assert end not in tokens and char_lm.end_of(corpus) == -1
-  assert char_lm.end_of(corpus_of(np.append(tokens, end), tokens)) == end
+  assert end not in tokens and corpus.end == -1
+  assert corpus_of(np.append(tokens, end), tokens).end == end
 
 
 def test_a_text_too_long_to_be_a_ring_is_refused():
