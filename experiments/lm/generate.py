@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -151,6 +152,13 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, start: int, length: int) ->
   return [start, *ids] if start >= 0 and len(ids) < length - 1 else ids
 
 
+def go_on(prompt: str, tokens: Sequence[int], writer: Writer) -> str:
+  """The prompt and the text of the tokens, which are decoded behind its own: of some tokenizers spaces depend on it."""
+  known = writer.tokenizer.encode(prompt).tolist()
+  before = writer.tokenizer.decode(known)
+  return prompt + decode_text(writer.tokenizer, [*known, *tokens], writer.end)[len(before) :]
+
+
 def main(config: Config) -> int:
   enable_compilation_cache()
   prompts = read_prompts(config)
@@ -161,7 +169,7 @@ def main(config: Config) -> int:
   end = writer.end if config.stop else -1
   found = write_tokens(writer.model, ids, config.tokens, config.seed, make_sampling(config), end)
   seconds, count = time.perf_counter() - began, sum(map(len, found))
-  texts = [prompts[i // config.texts] + decode_text(writer.tokenizer, row, writer.end) for i, row in enumerate(found)]
+  texts = [go_on(prompts[i // config.texts], row, writer) for i, row in enumerate(found)]
   told = f"\n{'-' * 40}\n".join(texts)
   print(told)
   print(f"{count} tokens of {writer.told} in {seconds:.1f} s, compilation included", file=sys.stderr)

@@ -106,7 +106,7 @@ def test_weights_of_others_write(folder, monkeypatch, capsys):
   monkeypatch.setattr(generate, "write_tokens", write)
   assert generate.main(generate.Config(weights=str(folder), prompt="a b", tokens=5, stop=True)) == 0
   assert asked == [(6, [[0, 2, 3]], 5, 1)]
-  assert capsys.readouterr().out == "a bb a\na\n"
+  assert capsys.readouterr().out == "a b b a\na\n"
 
 
 @pytest.mark.parametrize("change, words", [
