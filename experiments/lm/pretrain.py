@@ -46,6 +46,7 @@ class Config(CorruptionConfig, DecoderConfig, TextConfig, OptimConfig, LoopConfi
 
   UNIT: ClassVar[str] = "windows"
   fills_cores: ClassVar[bool] = False
+  parts_batches: ClassVar[bool] = True
 
   objective: Literal[tuple(OBJECTIVES)] = field(
     "causal",

@@ -89,6 +89,10 @@ class Config(CellConfig, TextConfig, OptimConfig, LoopConfig):
       if self.carry:
         raise InputError("--carry passes a state on, which --model=transformer does not have.")
 
+  @property
+  def parts_batches(self) -> bool:
+    return not self.carry  # a state that is carried is whole on each device
+
   def idle_flags(self):
     idle = super().idle_flags()
     if self.model == "transformer":

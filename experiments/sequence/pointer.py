@@ -56,6 +56,7 @@ class Config(OptimConfig, LoopConfig):
 
   UNIT: ClassVar[str] = "sets"
   fills_cores: ClassVar[bool] = False
+  parts_batches: ClassVar[bool] = True
 
   steps: int = 3000
   batch_size: int = field(64, "sets of points per update")

@@ -136,6 +136,10 @@ class Config(PairConfig, OptimConfig, LoopConfig):
     if self.train_on in METRIC_STAGES and self.scheduled_sampling:
       raise InputError(f"--scheduled_sampling is of --train_on=likelihood: {self.train_on} reads its own tokens.")
 
+  @property
+  def parts_batches(self) -> bool:
+    return self.model != "rnn"  # whose steps are too small
+
   @classmethod
   def tuned(cls, **given: Any) -> "Config":
     """Trees are read by words; a Transformer takes two layers and more steps, a metric is raised in fewer and smaller

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from experiments.contrastive import simclr
+from experiments.lm import pretrain
 from experiments.meta._meta_training import MetaConfig
 from experiments.rl._agent import RLConfig
+from experiments.sequence import char_lm, translation
 from mlnotes.data import Feeds
 from mlnotes.engine import flags
 from mlnotes.engine.errors import InputError
@@ -46,6 +48,18 @@ ROOT = Path(__file__).parents[2]
 )
 def test_seeds_share_the_cores_and_small_arrays_keep_to_a_thread(seeds, cores, fills_cores, expected):
   assert choose_layout(seeds, cores, fills_cores) == expected._replace(small_loops=not fills_cores)
+
+
+@pytest.mark.parametrize("config, devices", [
+  (pretrain.Config(), 2),
+  (pretrain.Config(batch_size=3), 1),
+  (char_lm.Config(), 2),
+  (char_lm.Config(carry=True), 1),
+  (translation.Config(), 1),
+  (translation.Config(model="mask_predict"), 2),
+])  # fmt: skip
+def test_what_gains_by_it_parts_its_batches(config, devices):
+  assert config.cpu_layout(2) == Layout(devices, 1, True)
 
 
 def test_parts_of_a_batch_are_equal():
