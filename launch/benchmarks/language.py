@@ -13,6 +13,7 @@ torch.compile. All take turns, `--rounds` times; the median of the rounds counts
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -24,12 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from launch.flops import find_peak
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import root_key
 from mlnotes.engine.flags import BaseConfig, field, run
+from mlnotes.engine.layout import Layout, choose_layout
 from mlnotes.engine.loop import enable_compilation_cache
+from mlnotes.engine.sharding import make_mesh
 from mlnotes.lm import causal_objective, compute_gradients, generate, make_gpt2
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
@@ -80,6 +84,13 @@ class Config(BaseConfig):
     require(self.batch >= 0, "batch", self.batch, "0 or more")
     require(self.seconds > 0, "seconds", self.seconds, "a number above 0")
 
+  def cpu_layout(self, cores: int) -> Layout:
+    """Training has the layout of `lm.pretrain`, writing that of `lm.generate`; together that of the latter."""
+    batches = {size_of(self, name).batch for name in self.sizes}
+    if self.generate or not batches:
+      return Layout(1, cores)
+    return choose_layout(1, cores, fills_cores=False, batch_size=math.gcd(*batches))
+
 
 # Something that works `count` times and waits for the end of it.
 Step = Callable[[int], Any]
@@ -117,9 +128,10 @@ def our_training(config: Config, size: Size) -> tuple[Step, int]:
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return (optax.apply_updates(params, updates), opt_state), metrics["loss"]
 
-  tokens, key = jnp.asarray(draw(size)), root_key(0)
+  mesh, key = make_mesh(), root_key(0)
+  tokens = jax.device_put(draw(size), NamedSharding(mesh, PartitionSpec("data")))
   began = time.perf_counter()
-  carry = jax.jit(init)(key, tokens)
+  carry = jax.jit(init, out_shardings=NamedSharding(mesh, PartitionSpec()))(key, tokens)
   weights = sum(x.size for x in jax.tree.leaves(carry[0])) - carry[0]["positions"]["embedding"].size
   program = jax.jit(update, donate_argnums=0).lower(carry, tokens, key).compile()
   need = program.memory_analysis()
@@ -282,7 +294,7 @@ def measure_training(config: Config, name: str) -> dict[str, Any]:
   if config.peer:
     steps["torch"] = torch_training(config, size)
   seconds = take_turns(steps, warm_up(steps, config.seconds), config.rounds)
-  tokens, peak = size.batch * size.length, find_peak(jax.devices()[:1], config.precision)
+  tokens, peak = size.batch * size.length, find_peak(jax.devices(), config.precision)
   each = 6 * weights + 12 * size.depth * size.width * size.length
   figures: dict[str, Any] = {"size": name, **size._asdict(), "parameters": weights, "flops_per_token": each}
   for which, found in seconds.items():
