@@ -50,7 +50,9 @@ class Config(CorruptionConfig, DecoderConfig, TextConfig, OptimConfig, LoopConfi
   objective: Literal[tuple(OBJECTIVES)] = field(
     "causal",
     "causal: each token from those before it; masked: BERT's hidden words, from both sides; prefix: UniLM's, from what "
-    "one of four masks shows",
+    "one of four masks shows; spans: SpanBERT's, also from the two tokens around each; permutation: XLNet's, in a "
+    "random order; replaced: ELECTRA's, which tokens were put in; and with a decoder behind an encoder corrupted: T5's "
+    "spans, fragment: MASS's, infilling: BART's whole text",
   )
   packed: bool = field(False, "documents in a window do not see each other, and each counts its places from 0")
   accumulate: int = field(1, "parts of a batch whose gradients are computed one after the other: less memory")
@@ -71,9 +73,10 @@ class Config(CorruptionConfig, DecoderConfig, TextConfig, OptimConfig, LoopConfi
     super().__post_init__()
     divides = self.accumulate >= 1 and self.batch_size % self.accumulate == 0
     require(divides, "accumulate", self.accumulate, f"a divisor of --batch_size={self.batch_size}")
-    tokens = self.batch_size // self.accumulate * self.length
+    tokens = self.batch_size // self.accumulate * self.count_asked()
     even = self.head_chunks >= 1 and tokens % self.head_chunks == 0
-    require(even, "head_chunks", self.head_chunks, f"a divisor of the {tokens} tokens of a batch's part")
+    asked = "tokens" if self.objective == "causal" else "asked tokens"
+    require(even, "head_chunks", self.head_chunks, f"a divisor of the {tokens} {asked} of a batch's part")
     if self.packed and not self.end_token:
       raise InputError("--packed parts documents where <end> is: expected --end_token.")
     self.check_objective()
