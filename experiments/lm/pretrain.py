@@ -4,13 +4,17 @@
   python -m experiments.lm.pretrain --model=gpt2 --learning_rate=1e-3      # the same size in GPT-2's form
   python -m experiments.lm.pretrain --experts=4                            # a mixture of experts
   python -m experiments.lm.pretrain --objective=masked                     # BERT's: hidden words, from both sides
+  python -m experiments.lm.pretrain --objective=replaced                   # ELECTRA's: which tokens were put in
+  python -m experiments.lm.pretrain --objective=corrupted                  # T5's: an encoder, and a decoder of spans
   python -m experiments.lm.pretrain --dataset=FOLDER/names.txt --documents=line --packed
   python -m experiments.lm.pretrain --dataset=FOLDER/book.txt --depth=6 --heads=6 --width=384 --length=256 \\
     --batch_size=64 --dropout=0.2 --learning_rate=1e-3 --precision=bfloat16     # nanoGPT's form for one GPU
 
 The loss is that of all tokens of the test text, in windows of --length side by side. Writes sample.txt and text.png:
 how well each token of a test passage was foreseen. Of other objectives it is their own loss, of what is hidden of these
-windows in the same way each time; they write filled.txt: what was read, what was said of it, and what stood there.
+windows in the same way each time; they write filled.txt: what was read, what was said of it, and what stood there. Of
+replaced the loss is the generator's, beside that of the discriminator, which says _ where a token was put in; of
+corrupted, fragment and infilling each token is said beside those that stood before it.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.attention.mask import Mask
-from mlnotes.engine.experiment import Mean
+from mlnotes.engine.experiment import Mean, root_key
 from mlnotes.lm.encoder_objectives import row_of
 from mlnotes.lm.masking import Masked, mask_words
 from mlnotes.lm.model import LanguageModel
@@ -110,11 +110,11 @@ class Electra(NamedTuple):
     """(the generator's features, what makes logits of them, what it has put in the place of the hidden words)."""
     features, head = self.generate(params, examples.masked.inputs, key)
 
-    def draw(keys, features, masked) -> Replaced:
-      each = lambda *row: row_of(sample_replacements(row[0], *jax.tree.map(lambda x: x[None], row[1:])))
-      return jax.vmap(each)(keys, head(features), masked)
+    def draw(seeds, features, masked) -> Replaced:
+      each = lambda seed, *row: row_of(sample_replacements(root_key(seed), *jax.tree.map(lambda x: x[None], row)))
+      return jax.vmap(each)(seeds, head(features), masked)
 
-    given, rows = (examples.key, jax.lax.stop_gradient(features), examples.masked), len(features)
+    given, rows = (examples.seed, jax.lax.stop_gradient(features), examples.masked), len(features)
     if chunks == 1:
       return features, head, draw(*given)
     of_row = lambda row: row_of(draw(*jax.tree.map(lambda x: x[None], row)))
@@ -122,10 +122,10 @@ class Electra(NamedTuple):
 
 
 class Hidden(NamedTuple):
-  """Text with hidden words, and the key by which they are filled."""
+  """Text with hidden words, and the seed of what fills them: an example is filled the same way as often as it is."""
 
   masked: Masked
-  key: Key[Array, " B"]
+  seed: Int[Array, " B"]
 
 
 def electra_parts(generator: LanguageModel, discriminator: LanguageModel) -> Electra:
@@ -150,7 +150,8 @@ def replaced_objective(
 
   def prepare(key, tokens):
     of_words, of_draw = jax.random.split(key)
-    return Hidden(row_of(mask_words(of_words, tokens[None, :-1], vocabulary, **rates)), of_draw)
+    seed = jax.random.randint(of_draw, (), 0, 2**31 - 1)
+    return Hidden(row_of(mask_words(of_words, tokens[None, :-1], vocabulary, **rates)), seed)
 
   def terms(params, examples, key):
     of_generator, of_discriminator = (None, None) if key is None else jax.random.split(key)

@@ -71,7 +71,7 @@ def test_spans_of_t5():
     assert not set(text) & set(said) and set(text) | set(said[is_word(said)]) == set(row[:-1])
     assert np.sum(is_word(said)) == round(0.3 * PLACES)
   examples, params, terms = start(objective, found)
-  logits = module.apply({"params": params}, examples.source, examples.shown, examples.lengths)
+  logits = jax.jit(module.apply)({"params": params}, examples.source, examples.shown, examples.lengths)
   check_loss(terms(params, examples), logits, examples)
   check_shown(params, examples, terms)
   padded = jnp.arange(examples.source.shape[1])[None] >= examples.lengths[:, None]
@@ -98,10 +98,14 @@ def test_the_fragment_of_mass():
     np.testing.assert_array_equal(shown, [MASK, *targets[:-1]])
   assert found.targets.shape[1] == PLACES // 2 and np.all(found.weights == 1) and found.lengths is None
   examples, params, terms = start(objective, found)
-  variables = {"params": params}
-  context = module.apply(variables, examples.source, method="encode")
-  hidden = module.apply(variables, examples.shown, context, positions=examples.positions, method="decode")
-  check_loss(terms(params, examples), module.apply(variables, hidden, method="logits"), examples)
+
+  @jax.jit
+  def logits(params, examples):
+    of = lambda *given, **more: module.apply({"params": params}, *given, **more)
+    context = of(examples.source, method="encode")
+    return of(of(examples.shown, context, positions=examples.positions, method="decode"), method="logits")
+
+  check_loss(terms(params, examples), logits(params, examples), examples)
   check_shown(params, examples, terms)
   moved = terms(params, examples._replace(positions=(examples.positions + 1) % PLACES))["loss"].total
   assert np.all(np.abs(moved - terms(params, examples)["loss"].total) > 1e-5)
@@ -129,7 +133,7 @@ def test_the_text_of_bart_is_said_whole(permuted):
   if permuted:
     return
   examples, params, terms = start(objective, found)
-  logits = module.apply({"params": params}, examples.source, examples.shown, examples.lengths)
+  logits = jax.jit(module.apply)({"params": params}, examples.source, examples.shown, examples.lengths)
   check_loss(terms(params, examples), logits, examples)
   check_shown(params, examples, terms)
 
