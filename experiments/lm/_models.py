@@ -1,4 +1,4 @@
-"""The flags of a decoder, and the module that they describe."""
+"""The flags of a decoder, and the modules that they describe."""
 
 import dataclasses
 from typing import Any, Literal
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mlnotes.engine.errors import require
 from mlnotes.engine.flags import BaseConfig, field
-from mlnotes.lm import LanguageModel, make_gpt2, make_llama
+from mlnotes.lm import EncoderDecoder, LanguageModel, make_bart, make_gpt2, make_llama, make_t5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,41 @@ class DecoderConfig(BaseConfig):
 def build_decoder(config: Any, vocabulary: int) -> LanguageModel:
   """The module of a config that also has `length` and `precision`."""
   options: dict[str, Any] = dict(
-    hidden=config.hidden or None, tied=config.tied, dropout=config.dropout, experts=config.experts,
-    experts_per_token=config.experts_per_token, capacity_factor=config.capacity_factor or None, remat=config.remat,
-    dtype=jnp.dtype(config.precision),
+    experts=config.experts, experts_per_token=config.experts_per_token, capacity_factor=config.capacity_factor or None,
+    **_options(config),
   )  # fmt: skip
   sizes = (vocabulary, config.length, config.depth, config.heads, config.width)
   if config.model == "gpt2":
     return make_gpt2(*sizes, **options)
   return make_llama(*sizes, kv_heads=config.kv_heads or None, **options)
+
+
+def build_generator(config: Any, vocabulary: int) -> LanguageModel:
+  """Likewise, narrower: --generator_share of the heads, rounded to one or more, each as wide as they are."""
+  heads = max(1, round(config.generator_share * config.heads))
+  share = heads / config.heads
+  smaller = dict(heads=heads, width=heads * (config.width // config.heads), kv_heads=0, experts=0)
+  hidden = max(1, round(share * config.hidden)) if config.hidden else 0
+  return build_decoder(dataclasses.replace(config, **smaller, hidden=hidden), vocabulary)
+
+
+def build_t5(config: Any, vocabulary: int) -> EncoderDecoder:
+  """T5's form, --depth layers on either side."""
+  head_dim = config.width // config.heads
+  return make_t5(vocabulary, config.depth, config.heads, config.width, head_dim=head_dim, **_options(config))
+
+
+def build_bart(config: Any, vocabulary: int) -> EncoderDecoder:
+  """BART's form with mBART's norms ahead of each step, --depth layers on either side: it learns at higher rates."""
+  sizes = (vocabulary, config.length, config.depth, config.heads, config.width)
+  return make_bart(*sizes, order="pre", **_options(config))
+
+
+def _options(config: Any) -> dict[str, Any]:
+  return dict(
+    hidden=config.hidden or None, tied=config.tied, dropout=config.dropout, remat=config.remat,
+    dtype=jnp.dtype(config.precision),
+  )  # fmt: skip
 
 
 def count_parameters(params: Any) -> int:

@@ -4,13 +4,17 @@
   python -m experiments.lm.pretrain --model=gpt2 --learning_rate=1e-3      # the same size in GPT-2's form
   python -m experiments.lm.pretrain --experts=4                            # a mixture of experts
   python -m experiments.lm.pretrain --objective=masked                     # BERT's: hidden words, from both sides
+  python -m experiments.lm.pretrain --objective=replaced                   # ELECTRA's: which tokens were put in
+  python -m experiments.lm.pretrain --objective=corrupted                  # T5's: an encoder, and a decoder of spans
   python -m experiments.lm.pretrain --dataset=FOLDER/names.txt --documents=line --packed
   python -m experiments.lm.pretrain --dataset=FOLDER/book.txt --depth=6 --heads=6 --width=384 --length=256 \\
     --batch_size=64 --dropout=0.2 --learning_rate=1e-3 --precision=bfloat16     # nanoGPT's form for one GPU
 
 The loss is that of all tokens of the test text, in windows of --length side by side. Writes sample.txt and text.png:
 how well each token of a test passage was foreseen. Of other objectives it is their own loss, of what is hidden of these
-windows in the same way each time; they write filled.txt: what was read, what was said of it, and what stood there.
+windows in the same way each time; they write filled.txt: what was read, what was said of it, and what stood there. Of
+replaced the loss is the generator's, beside that of the discriminator, which says _ where a token was put in; of
+corrupted, fragment and infilling each token is said beside those that stood before it.
 """
 
 import dataclasses
@@ -51,7 +55,9 @@ class Config(CorruptionConfig, DecoderConfig, TextConfig, OptimConfig, LoopConfi
   objective: Literal[tuple(OBJECTIVES)] = field(
     "causal",
     "causal: each token from those before it; masked: BERT's hidden words, from both sides; prefix: UniLM's, from what "
-    "one of four masks shows",
+    "one of four masks shows; spans: SpanBERT's, also from the two tokens around each; permutation: XLNet's, in a "
+    "random order; replaced: ELECTRA's, which tokens were put in; and with a decoder behind an encoder corrupted: T5's "
+    "spans, fragment: MASS's, infilling: BART's whole text",
   )
   packed: bool = field(False, "documents in a window do not see each other, and each counts its places from 0")
   accumulate: int = field(1, "parts of a batch whose gradients are computed one after the other: less memory")
@@ -72,9 +78,10 @@ class Config(CorruptionConfig, DecoderConfig, TextConfig, OptimConfig, LoopConfi
     super().__post_init__()
     divides = self.accumulate >= 1 and self.batch_size % self.accumulate == 0
     require(divides, "accumulate", self.accumulate, f"a divisor of --batch_size={self.batch_size}")
-    tokens = self.batch_size // self.accumulate * self.length
+    tokens = self.batch_size // self.accumulate * self.count_asked()
     even = self.head_chunks >= 1 and tokens % self.head_chunks == 0
-    require(even, "head_chunks", self.head_chunks, f"a divisor of the {tokens} tokens of a batch's part")
+    asked = "tokens" if self.objective == "causal" else "asked tokens"
+    require(even, "head_chunks", self.head_chunks, f"a divisor of the {tokens} {asked} of a batch's part")
     if self.packed and not self.end_token:
       raise InputError("--packed parts documents where <end> is: expected --end_token.")
     self.check_objective()

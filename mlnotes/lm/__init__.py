@@ -10,6 +10,7 @@ from mlnotes.lm.contrast import (
   quick_thought as quick_thought,
 )
 from mlnotes.lm.forms import (
+  make_bart as make_bart,
   make_bert as make_bert,
   make_gpt2 as make_gpt2,
   make_llama as make_llama,

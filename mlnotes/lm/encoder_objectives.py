@@ -1,4 +1,4 @@
-"""What a stack that reads with any mask learns from hidden words: BERT, UniLM.
+"""What a stack that reads with any mask learns from hidden words: BERT, UniLM, SpanBERT, XLNet.
 
 Windows hold T + 1 tokens, of which the first T are used: those of a test text that lie side by side share none. What is
 hidden is drawn by `prepare`. Each loss is the sum over the chosen words, divided by their number in the whole batch.
@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int
 
 from mlnotes.attention.mask import Mask
 from mlnotes.engine.experiment import Mean
-from mlnotes.lm.masking import mask_words
+from mlnotes.lm.masking import BoundaryHead, mask_spans, mask_words
 from mlnotes.lm.model import LanguageModel
 from mlnotes.lm.objective import Objective, make_head, read_hidden, router_weights, score_words
 from mlnotes.lm.packing import document_mask
+from mlnotes.lm.permutation import permute
 from mlnotes.lm.prefix import draw_reading
 from mlnotes.lm.vocabulary import Vocabulary
 
@@ -80,6 +81,70 @@ def unilm_objective(module: LanguageModel, vocabulary: Vocabulary, chunks: int =
   return Objective(
     init=lambda key, examples: module.init(key, examples[0].inputs)["params"],
     prepare=prepare,
+    terms=terms,
+    weights={"loss": 1.0, **router_weights(module)},
+  )
+
+
+def span_objective(
+  module: LanguageModel,
+  vocabulary: Vocabulary,
+  chunks: int = 1,
+  p: float = 0.2,
+  longest: int = 10,
+  **rates: Any,
+) -> Objective:
+  """Hidden spans are said twice: from all that is read, and from the two tokens around each. Joshi et al. 2020, sec. 3.
+
+  Terms of weight 1 each: "loss" as BERT's, and "boundary_loss" of the spans that have a token on both sides, whose
+  features are `BoundaryHead`'s and whose matrix is the same. Parameters are {"model", "boundary"}. `p`, `longest` and
+  `rates` are `mask_spans`'.
+  Difference from the paper: each of the two is a mean over its own words; there both are over all that are hidden.
+  """
+  boundary = BoundaryHead(longest, dtype=module.dtype)
+
+  def init(key, examples):
+    of_model, of_boundary = jax.random.split(key)
+    hidden = jnp.zeros((*examples.inputs.shape, module.transformer.width), module.dtype or jnp.float32)
+    model = module.init(of_model, examples.inputs)["params"]
+    return {"model": model, "boundary": boundary.init(of_boundary, hidden, examples)["params"]}
+
+  def terms(params, examples, key):
+    hidden, of_experts = read_hidden(module, params["model"], examples.inputs, Mask(), key)
+    around = boundary.apply({"params": params["boundary"]}, hidden, examples)
+    head = make_head(module, params["model"], key)
+    found = score_words(head, hidden, examples.targets, examples.weights, chunks)
+    beside = score_words(head, around, examples.targets, examples.boundary_weights, chunks)
+    return found | {f"boundary_{name}": term for name, term in beside.items()} | of_experts
+
+  return Objective(
+    init=init,
+    prepare=lambda key, tokens: row_of(
+      mask_spans(key, tokens[None, :-1], vocabulary, None, p=p, longest=longest, **rates)
+    ),
+    terms=terms,
+    weights={"loss": 1.0, "boundary_loss": 1.0, **router_weights(module)},
+  )
+
+
+def permutation_objective(
+  module: LanguageModel, vocabulary: Vocabulary, chunks: int = 1, share: float = 1 / 6
+) -> Objective:
+  """The last `share` of a random order, each from what comes before it. Yang et al. 2019, sec. 2.2, 2.3.
+
+  Queries stand behind the tokens, `permute`: the module reads 7/6 of a window for K = 6, and must tell places apart by
+  the mask's positions. Differences from the paper: no memory of earlier windows; positions are told as the module tells
+  them.
+  """
+
+  def terms(params, examples, key):
+    hidden, of_experts = read_hidden(module, params, examples.inputs, examples.mask, key)
+    asked = hidden[:, -examples.targets.shape[1] :]
+    return score_words(make_head(module, params, key), asked, examples.targets, examples.weights, chunks) | of_experts
+
+  return Objective(
+    init=lambda key, examples: module.init(key, examples.inputs, examples.mask)["params"],
+    prepare=lambda key, tokens: row_of(permute(key, tokens[None, :-1], vocabulary, None, share)),
     terms=terms,
     weights={"loss": 1.0, **router_weights(module)},
   )

@@ -1,4 +1,4 @@
-"""The published forms of language models: GPT-2, Llama, BERT, T5."""
+"""The published forms of language models: GPT-2, Llama, BERT, T5, BART."""
 
 from functools import partial
 from typing import Any
@@ -8,7 +8,7 @@ import jax
 from jax.typing import DTypeLike
 
 from mlnotes.attention.experts import MixtureOfExperts
-from mlnotes.attention.transformer import Transformer
+from mlnotes.attention.transformer import Order, Transformer
 from mlnotes.lm.model import EncoderDecoder, LanguageModel
 from mlnotes.nn.dense import Dense
 from mlnotes.nn.norm import LayerNorm, RMSNorm
@@ -146,6 +146,40 @@ def make_t5(
   )  # fmt: skip
   encoder, decoder = sides(depth), sides(decoder_depth or depth, cross=True)
   return EncoderDecoder(vocabulary, encoder, decoder, tied, divided, buckets, furthest, dropout, dtype=dtype)
+
+
+def make_bart(
+  vocabulary: int = 50265,
+  length: int = 1024,
+  depth: int = 6,
+  heads: int = 12,
+  width: int = 768,
+  *,
+  decoder_depth: int | None = None,
+  hidden: int | None = None,
+  order: Order = "post",
+  activation: str = "gelu_erf",
+  epsilon: float = 1e-5,
+  tied: bool = True,
+  dropout: float = 0.0,
+  remat: bool = False,
+  dtype: DTypeLike | None = None,
+) -> EncoderDecoder:
+  """Learned positions for each side, norms of the embeddings, exact GELU, post-norm. Lewis et al. 2020, sec. 2.1.
+
+  The defaults: BART base. `order="pre"` is mBART's, with a last norm for each side. Weights start with a deviation of
+  .02. Differences from the paper's code: no dropout of attention weights.
+  """
+  small, norm = nn.initializers.normal(0.02), partial(LayerNorm, epsilon=epsilon)
+  sides = partial(
+    Transformer, heads=heads, width=width, hidden=hidden, order=order, norm=norm, activation=activation,
+    dropout=dropout, kernel_init=small, remat=remat, dense=Dense, dtype=dtype,
+  )  # fmt: skip
+  encoder, decoder = sides(depth), sides(decoder_depth or depth, cross=True)
+  return EncoderDecoder(
+    vocabulary, encoder, decoder, tied, False, dropout=dropout, embed_init=small, position="learned", length=length,
+    embed_norm=norm, dtype=dtype,
+  )  # fmt: skip
 
 
 def _experts(count: int, k: int, hidden: int | None, capacity_factor: float | None, dtype: Any) -> Any:

@@ -311,7 +311,10 @@ def _kind(config: Mapping[str, Any]) -> Kind:
 
 
 def _form_of(module: LanguageModel | EncoderDecoder) -> str:
+  unknown = "the module is no GPT-2, BERT, T5 or Llama, expected one that these forms make, without experts"
   if isinstance(module, EncoderDecoder):
+    if module.position != "relative":
+      raise ValueError(unknown)
     return "t5"
   body = module.transformer
   if body.make_feed_forward is None and body.order == "post" and not module.causal:
@@ -321,7 +324,7 @@ def _form_of(module: LanguageModel | EncoderDecoder) -> str:
       return "gpt2"
     if module.position == "none" and body.activation == "swiglu" and body.rotary_base and not body.use_bias:
       return "llama"
-  raise ValueError("the module is no GPT-2, BERT, T5 or Llama, expected one that these forms make, without experts")
+  raise ValueError(unknown)
 
 
 # -- settings, names, trees --------------------------------------------------------------------------------------------

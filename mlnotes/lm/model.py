@@ -45,8 +45,8 @@ class LanguageModel(nn.Module):
       BERT's; None: none of these.
     pooler: whether `pool` has its layer.
 
-  Raises ValueError for more tokens than `length` where positions are learned, or types where `types` is 0; decoding
-  beyond the learned positions gives NaN.
+  Raises ValueError for more tokens than `length` where positions are learned and the mask names none, or types where
+  `types` is 0; a position beyond the learned ones gives NaN.
   """
 
   vocabulary: int
@@ -114,6 +114,8 @@ class LanguageModel(nn.Module):
     """(B, T, D), what the head reads; with caches also these. `embedded` takes the place of the tokens' embeddings."""
     mask = Mask(causal=self.causal) if mask is None else mask
     x = self.embed_tokens(tokens) if embedded is None else embedded
+    if self.position == "learned" and mask.query_positions is None:
+      _require_room(tokens, self.length)
     places = jnp.arange(tokens.shape[1])[None]
     if cache is not None:
       places = places + cache[0].length
@@ -134,8 +136,6 @@ class LanguageModel(nn.Module):
   ) -> Float[Array, "B T D"]:
     """`x` with what is added to it of its places and types."""
     if self.position == "learned":
-      if x.shape[1] > self.length:
-        raise ValueError(f"positions were learned for {self.length} tokens, found {x.shape[1]}")
       x = x + jnp.take(self.positions.embedding, places, axis=0, mode="fill")
     if self.position == "sinusoidal":
       width = self.transformer.width
@@ -174,18 +174,24 @@ class LanguageModel(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-  """Logits of each target token, from an encoder over the source and a decoder that attends to it. T5's form.
+  """Logits of each target token, from an encoder over the source and a decoder that attends to it. T5's form, BART's.
 
     logits = model.apply(variables, source, target, lengths, target_lengths)      # (B, T, V), float32
     context = model.apply(variables, source, lengths, method="encode")
     hidden, cache = model.apply(variables, target[:, :1], context, lengths, cache=cache, method="decode")
 
-  Places are told by buckets of distances, whose table is shared by the layers of each side; the embedding by both. Of a
-  tied head the hidden features are divided by sqrt(width), as in T5's code.
+  Both sides share the embedding of the tokens. Of a tied head the hidden features are divided by sqrt(width), as in
+  T5's code.
 
   Attributes:
     tied: the head's matrix is the embedding's (T5), or its own (T5 1.1).
     divided: whether the head divides by sqrt(width); None: where it is tied.
+    position: buckets of distances, whose table the layers of a side share ("relative"), or an embedding of each place,
+      for each side its own ("learned").
+    length: tokens of a side that there are positions for, where these are learned.
+    embed_norm: a norm of the sum of the embeddings, for each side its own; None: none.
+
+  Raises ValueError for more tokens than `length` where positions are learned.
   """
 
   vocabulary: int
@@ -197,14 +203,24 @@ class EncoderDecoder(nn.Module):
   furthest: int = FURTHEST
   dropout: float = 0.0
   embed_init: Callable[..., Any] = nn.initializers.normal(1.0)
+  position: Literal["relative", "learned"] = "relative"
+  length: int = 0
+  embed_norm: Callable[..., nn.Module] | None = None
   dtype: DTypeLike | None = None
 
   def setup(self):
     width = self.encoder.width
     self.embed = nn.Embed(self.vocabulary, width, embedding_init=self.embed_init)
     init = nn.initializers.normal(width**-0.5)
-    self.encoder_relative = nn.Embed(self.buckets, self.encoder.heads, embedding_init=init)
-    self.decoder_relative = nn.Embed(self.buckets, self.decoder.heads, embedding_init=init)
+    if self.position == "relative":
+      self.encoder_relative = nn.Embed(self.buckets, self.encoder.heads, embedding_init=init)
+      self.decoder_relative = nn.Embed(self.buckets, self.decoder.heads, embedding_init=init)
+    else:
+      self.encoder_positions = nn.Embed(self.length, width, embedding_init=self.embed_init)
+      self.decoder_positions = nn.Embed(self.length, width, embedding_init=self.embed_init)
+    if self.embed_norm:
+      self.encoder_embed_norm = self.embed_norm(dtype=self.dtype)
+      self.decoder_embed_norm = self.embed_norm(dtype=self.dtype)
     if not self.tied:
       self.head = Matrix((width, self.vocabulary), init)
     self.drop = Dropout(self.dropout)
@@ -224,8 +240,16 @@ class EncoderDecoder(nn.Module):
   def encode(
     self, source: Int[Array, "B S"], lengths: Int[Array, " B"] | None = None, train: bool = False
   ) -> Float[Array, "B S D"]:
-    bias = _once(make_relative(self.encoder_relative.embedding, self.furthest), source.shape[1])
-    x = self.drop(self._embed(source), deterministic=not train)
+    bias = None
+    if self.position == "relative":
+      bias = _once(make_relative(self.encoder_relative.embedding, self.furthest), source.shape[1])
+      x = self._embed(source)
+    else:
+      _require_room(source, self.length)
+      x = self._embed(source, self.encoder_positions, jnp.arange(source.shape[1])[None])
+    if self.embed_norm:
+      x = self.encoder_embed_norm(x)
+    x = self.drop(x, deterministic=not train)
     found = self.encoder(x, mask=Mask.of_self(lengths=lengths), bias=bias, train=train)
     return self.drop(found, deterministic=not train)
 
@@ -237,12 +261,28 @@ class EncoderDecoder(nn.Module):
     target_lengths: Int[Array, " B"] | None = None,
     train: bool = False,
     cache: tuple[Cache, ...] | None = None,
+    positions: Int[Array, "B T"] | None = None,
   ) -> Any:
-    """(B, T, D), what the head reads; with caches also these with what the target adds."""
-    bias = make_relative(self.decoder_relative.embedding, self.furthest, bidirectional=False)
-    bias = _once(bias, target.shape[1]) if cache is None else bias
-    mask = Mask.of_self(causal=True, lengths=target_lengths)
-    x = self.drop(self._embed(target), deterministic=not train)
+    """(B, T, D), what the head reads; with caches also these with what the target adds.
+
+    `positions` says where the target's tokens stand; None: from 0 on, or behind what the cache holds. Distances do not
+    tell where a target begins: with "relative" it is a ValueError.
+    """
+    mask, bias = Mask.of_self(causal=True, lengths=target_lengths), None
+    if self.position == "relative":
+      if positions is not None:
+        raise ValueError("positions were given to a decoder that is told of distances alone: expected None")
+      bias = make_relative(self.decoder_relative.embedding, self.furthest, bidirectional=False)
+      bias = _once(bias, target.shape[1]) if cache is None else bias
+      x = self._embed(target)
+    else:
+      if positions is None:
+        _require_room(target, self.length)
+        positions = jnp.arange(target.shape[1])[None] + (0 if cache is None else cache[0].length)
+      x = self._embed(target, self.decoder_positions, positions)
+    if self.embed_norm:
+      x = self.decoder_embed_norm(x)
+    x = self.drop(x, deterministic=not train)
     found = self.decoder(x, context, mask, Mask(key_lengths=lengths), bias, train, cache)
     hidden, cache = found if cache is not None else (found, None)
     hidden = self.drop(hidden, deterministic=not train)
@@ -254,8 +294,12 @@ class EncoderDecoder(nn.Module):
       hidden = hidden * jnp.asarray(self.encoder.width**-0.5, hidden.dtype)
     return rows_product(hidden, self.embed.embedding if self.tied else self.head(), self.tied, dtype)
 
-  def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+  def _embed(
+    self, tokens: Int[Array, "B T"], table: nn.Embed | None = None, places: Int[Array, "#B T"] | None = None
+  ) -> Float[Array, "B T D"]:
     x = self.embed(tokens)
+    if table is not None:
+      x = x + jnp.take(table.embedding, places, axis=0, mode="fill")
     return x if self.dtype is None else x.astype(self.dtype)
 
   @nn.nowrap
@@ -273,6 +317,11 @@ class Matrix(nn.Module):
   @nn.compact
   def __call__(self) -> Float[Array, "D V"]:
     return self.param("kernel", self.init_fn, self.shape)
+
+
+def _require_room(tokens: Int[Array, "B T"], length: int) -> None:
+  if tokens.shape[1] > length:
+    raise ValueError(f"positions were learned for {length} tokens, found {tokens.shape[1]}")
 
 
 def _once(bias: Callable[[Array, Array], Array], tokens: int) -> Float[Array, "1 N T T"]:

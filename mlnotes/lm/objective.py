@@ -74,9 +74,14 @@ def read_hidden(
   tokens: Int[Array, "B T"],
   mask: Mask | None = None,
   key: Key[Array, ""] | None = None,
+  embedded: Float[Array, "B T D"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Terms]:
-  """(what the head reads, the terms of experts, means over the layers); with dropout where a key is given."""
+  """(what the head reads, the terms of experts, means over the layers); with dropout where a key is given.
+
+  `embedded` takes the place of the tokens' embeddings.
+  """
   options = {"train": key is not None, "rngs": None if key is None else {"dropout": key}, "method": "hidden"}
+  options |= {} if embedded is None else {"embedded": embedded}
   names = router_weights(module)
   if not names:
     return module.apply({"params": params}, tokens, mask, **options), {}

@@ -67,6 +67,11 @@ def corrupted_sizes(length: int, rate: float = 0.15, mean_span: float = 3.0, end
   return length - noise + spans + 1 + end, noise + spans + 2 + end
 
 
+def count_sentinels(length: int, rate: float = 0.15, mean_span: float = 3.0) -> int:
+  """How many sentinels `corrupt_spans` may need for rows of `length`: one for each span and the final one."""
+  return int(_count(length, rate, mean_span).spans) + 2
+
+
 def corrupt_spans(
   key: Key[Array, ""],
   tokens: Int[Array, "B T"],
@@ -91,7 +96,7 @@ def corrupt_spans(
   taken; their `random_roll`, which this is, came later.
   Raises ValueError where a sentinel is no special id, or there may be more spans than sentinels.
   """
-  most = int(_count(tokens.shape[1], rate, mean_span).spans) + 2
+  most = count_sentinels(tokens.shape[1], rate, mean_span)
   if most > sentinels:
     raise ValueError(f"sentinels is {sentinels}, expected {most} or more for {tokens.shape[1]} tokens")
   tops = set(range(vocabulary.size - sentinels, vocabulary.size))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlnotes.attention import Mask
-from mlnotes.lm import make_bert, make_gpt2, make_llama, make_t5
+from mlnotes.lm import make_bart, make_bert, make_gpt2, make_llama, make_t5
 
 VOCABULARY, LENGTH, SIZES = 11, 8, dict(vocabulary=11, length=8, depth=2, heads=2, width=8)
 TOKENS = jax.random.randint(jax.random.key(0), (2, 6), 0, VOCABULARY)
@@ -116,11 +116,13 @@ def test_an_encoder_sees_all_that_is_real_and_tells_types_apart():
   assert pooled.shape == (2, 8) and np.all(np.abs(pooled) <= 1)
 
 
-def test_an_encoder_with_a_decoder():
+@pytest.mark.parametrize("form", ["t5", "bart"])
+def test_an_encoder_with_a_decoder(form):
   """No padding reaches anything, no later target either; token by token with a cache it is the same."""
   module = make_t5(VOCABULARY, 2, 2, 8, head_dim=4, buckets=8, furthest=9)
+  module = make_bart(VOCABULARY, 6, 2, 2, 8) if form == "bart" else module
   source, target = TOKENS, TOKENS[:, :5]
-  variables = start(module, source, target, scale=1.0)
+  variables = start(module, source, target, scale=1.0 if form == "t5" else 10.0)
   lengths = jnp.array([6, 4])
   logits = jax.jit(module.apply)(variables, source, target, lengths)
   changed = module.apply(variables, source.at[:, 5].add(1) % VOCABULARY, target, lengths)
@@ -135,6 +137,22 @@ def test_an_encoder_with_a_decoder():
     hidden, cache = module.apply(variables, one, context, lengths, cache=cache, method="decode")
     found.append(module.apply(variables, hidden, method="logits"))
   np.testing.assert_allclose(jnp.concatenate(found, 1), logits, atol=1e-4)
+
+
+def test_a_decoder_is_told_where_its_tokens_stand():
+  """By positions learned for it, which are 0, 1, ... where none are given; not by distances alone."""
+  module = make_bart(VOCABULARY, 6, 1, 2, 8)
+  variables = start(module, TOKENS, TOKENS)
+  context = jax.random.normal(jax.random.key(2), (2, 6, 8))
+  decode = jax.jit(lambda at: module.apply(variables, TOKENS[:, :3], context, positions=at, method="decode"))
+  plain, moved = decode(None), decode(jnp.array([[3, 4, 5], [0, 1, 2]]))
+  np.testing.assert_allclose(moved[1], plain[1], atol=1e-6)
+  assert np.all(np.abs(moved[0] - plain[0]).max(-1) > 1e-3)
+  with pytest.raises(ValueError, match="positions were learned for 6 tokens, found 7"):
+    module.apply(variables, jnp.zeros((2, 7), jnp.int32), TOKENS)
+  module = make_t5(VOCABULARY, 1, 2, 8, head_dim=4)
+  with pytest.raises(ValueError, match="told of distances alone"):
+    module.init(jax.random.key(0), TOKENS, context, positions=TOKENS, method="decode")
 
 
 def test_weights_start_as_published():
@@ -178,5 +196,7 @@ def test_what_does_not_fit_is_one_sentence():
   variables = start(module)
   with pytest.raises(ValueError, match="positions were learned for 8 tokens, found 9"):
     module.apply(variables, jnp.zeros((1, 9), jnp.int32))
+  twice = Mask.of_self(positions=jnp.arange(9)[None] % 8)  # two tokens at one place: there are enough
+  assert np.all(np.isfinite(jax.jit(module.apply)(variables, jnp.zeros((1, 9), jnp.int32), twice)))
   with pytest.raises(ValueError, match="types were given to a model without"):
     module.apply(variables, TOKENS, types=TOKENS)

@@ -7,13 +7,15 @@ import optax
 import pytest
 
 from experiments.lm import _objectives, pretrain
-from experiments.lm._corruption import add_ids
+from experiments.lm._corruption import add_ids, find_ends, name_ids
+from mlnotes.data import Corpus, Windows
 from mlnotes.data.flags import load_data
+from mlnotes.data.tokenizer import train_tokenizer
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.lm.encoder_objectives import UNILM_SHARES
 
-SIZES = dict(depth=1, width=8, heads=2, length=12, batch_size=4, steps=4, warmup_steps=0, log_every=2, eval_every=0)
+SIZES = dict(depth=1, width=8, heads=2, length=12, batch_size=4, steps=150, warmup_steps=0, log_every=2, eval_every=0)
 OBJECTIVES = [name for name in _objectives.OBJECTIVES if name != "causal"]
 
 
@@ -42,15 +44,31 @@ def nats_of(logits, targets, weights):
   return jnp.sum(nats * weights, 1)
 
 
+def check_learning(config, step, evaluate, feeds, state):
+  """A few updates later the loss is below that of a guess by how often each token is met."""
+  given, draw = feeds.evaluate.draw(feeds.evaluate.arrays, 0), jax.jit(feeds.train.draw)
+  loss_of = lambda state: {name: x.total / x.count for name, x in evaluate(state, given).items() if "loss" in name}
+  before = loss_of(state)
+  for i in range(config.steps):
+    state, _ = step(state, draw(feeds.train.arrays, root_key(0), i))
+  after = loss_of(state)
+  counts = np.bincount(load_data(config).train.arrays["tokens"])
+  share = counts[counts > 0] / counts.sum()
+  assert after["loss"] < before["loss"] - 0.3 and after["loss"] < -np.sum(share * np.log(share)), (before, after)
+  assert all(after[name] < before[name] for name in after), (before, after)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_updates_evaluation_and_report(name, lines, tmp_path):
   """Parts of a batch weigh by what they ask; an evaluation corrupts the same way whatever the state's key."""
-  config, experiment, feeds, state, batch = start(dataset=lines, objective=name, accumulate=2)
+  flags = dict(accumulate=2, learning_rate=0.02)
+  config, experiment, feeds, state, batch = start(dataset=lines, objective=name, **flags)
   objective = _objectives.OBJECTIVES[name](config, load_data(config)).objective
   keys = jax.random.split(stream_key(state.key, "prepare", state.step), len(batch["tokens"]))
   terms = jax.jit(lambda params, keys, tokens: objective.terms(params, jax.vmap(objective.prepare)(keys, tokens), None))
   found = terms(state.params, keys, batch["tokens"])
-  after, metrics = jax.jit(experiment.step)(state, batch)
+  step = jax.jit(experiment.step)
+  after, metrics = step(state, batch)
   for term in found:
     np.testing.assert_allclose(metrics[term], found[term].total.sum() / max(found[term].count.sum(), 1), rtol=1e-4)
   given = feeds.evaluate.draw(feeds.evaluate.arrays, 0)
@@ -58,6 +76,7 @@ def test_updates_evaluation_and_report(name, lines, tmp_path):
   first, second = evaluate(after, given), evaluate(after._replace(key=root_key(5), step=state.step), given)
   jax.tree.map(np.testing.assert_array_equal, first, second)
   assert first["loss"].count > 0 and np.isfinite(first["loss"].total)
+  check_learning(config, step, evaluate, feeds, state)
   assert experiment.report(after, tmp_path)["parameters"] > 0
   shown = (tmp_path / "filled.txt").read_text()
   assert shown.count("stood ") == min(8, len(load_data(config).test))
@@ -97,7 +116,8 @@ def prepared(lines, name, **flags):
   """(config, objective, examples of a batch, parameters), without an experiment around them."""
   config = pretrain.Config(**{**SIZES, "documents": "line", "dataset": lines, "objective": name, **flags})
   corpus = load_data(config)
-  tokens = jnp.asarray(corpus.train.arrays["tokens"][: 4 * 13]).astype(jnp.int32).reshape(4, 13)
+  places = config.length + 1
+  tokens = jnp.asarray(corpus.train.arrays["tokens"][: 4 * places]).astype(jnp.int32).reshape(4, places)
   objective, examples = examples_of(config, {"tokens": tokens})
   return config, objective, examples, jax.jit(objective.init)(jax.random.key(0), examples), tokens
 
@@ -126,8 +146,120 @@ def test_a_row_read_forward_or_backward_sees_one_side(lines):
   assert np.all(free != totals(other, ones * (place < 6), 0 * place, of_kind(0))["loss"].total)
 
 
+def shapes_of(lines, name, **flags):
+  """(task, shapes of the examples and of the parameters of a batch), nothing computed."""
+  config = pretrain.Config(**{**SIZES, "documents": "line", "dataset": lines, "objective": name, **flags})
+  task = _objectives.OBJECTIVES[name](config, load_data(config))
+  keys = jax.random.split(jax.random.key(0), 4)
+  examples = jax.eval_shape(jax.vmap(task.objective.prepare), keys, jnp.zeros((4, 13), jnp.int32))
+  return config, task, examples, jax.eval_shape(task.objective.init, jax.random.key(0), examples)
+
+
+def test_flags_reach_what_is_asked_and_the_networks(lines):
+  config, _, examples, _ = shapes_of(lines, "corrupted", mask_rate=0.5, mean_span=2.0)
+  # 6 of 12 tokens in 3 spans, 4 where the ring is cut within one, and the last sentinel.
+  assert examples.targets.shape[1] == config.count_asked() == 11 and examples.source.shape[1] == 10
+  config, _, examples, _ = shapes_of(lines, "fragment", fragment_share=0.25)
+  assert examples.targets.shape[1] == config.count_asked() == 3
+  config, task, examples, params = shapes_of(lines, "permutation", prediction_k=5)
+  assert examples.targets.shape[1] == config.count_asked() == 2 and examples.inputs.shape[1] == 14
+  config, _, examples, params = shapes_of(lines, "spans", span_longest=4)
+  assert params["boundary"]["places"]["embedding"].shape == (4, 8)
+  flags = dict(heads=4, generator_share=0.25, hidden=32, discriminator_weight=7.0)
+  config, task, examples, params = shapes_of(lines, "replaced", **flags)
+  assert params["heads"]["to_generator"]["kernel"].shape == (8, 2)
+  for part, width in (("generator", 2), ("discriminator", 8)):
+    block = params[part]["transformer"]["block0"]
+    assert block["feed_forward"]["widen"]["kernel"].shape == (width, 4 * width)
+    assert block["attention"]["query"]["kernel"].shape == (width, width)
+  assert dict(task.objective.weights) == {"loss": 1.0, "discriminator_loss": 7.0}
+  for name in ("corrupted", "infilling"):
+    flags = dict(depth=2, hidden=24, dropout=0.25, precision="bfloat16", remat=True, tied=False)
+    config, task, examples, params = shapes_of(lines, name, **flags)
+    module = task.model(None).module
+    assert (module.encoder.depth, module.decoder.depth, module.decoder.cross) == (2, 2, True)
+    assert params["decoder"]["block1"]["feed_forward"]["widen"]["kernel"].shape == (8, 24) and "head" in params
+    assert module.dtype == module.encoder.dtype == jnp.bfloat16 and module.dropout == module.encoder.dropout == 0.25
+    assert module.encoder.remat and module.decoder.remat and module.encoder.head_dim in (None, 4)
+
+
+def test_flags_reach_what_is_hidden(lines):
+  of_masks = dict(mask_share=1.0, random_share=0.0)
+  config, _, examples, _, tokens = prepared(lines, "spans", mask_rate=0.3, span_p=1.0, **of_masks)
+  ids, chosen = add_ids(load_data(config)).vocabulary, np.asarray(examples.weights) == 1
+  np.testing.assert_array_equal(examples.inputs == ids.mask, chosen)
+  words = np.asarray(ids.is_word(tokens[:, :-1])).sum(1)
+  assert np.all(np.abs(chosen.sum(1) - 0.3 * words) < 1)
+  assert np.all(np.asarray(examples.distance)[chosen] == 1)  # p = 1: spans of one word, which do not touch
+  _, _, examples, _, tokens = prepared(lines, "replaced", mask_rate=0.9, **of_masks)
+  chosen = np.asarray(examples.masked.weights) == 1
+  assert chosen.sum() > 0.7 * np.asarray(ids.is_word(tokens[:, :-1])).sum()
+  np.testing.assert_array_equal(examples.masked.inputs == ids.mask, chosen)
+  _, _, examples, _, tokens = prepared(lines, "fragment", **of_masks)
+  np.testing.assert_array_equal(np.sum(examples.source == ids.mask, 1), 6)
+  for permuted, rate, mean_span in ((True, 0.05, 1.0), (False, 0.5, 20.0)):
+    flags = dict(infill_rate=rate, mean_span=mean_span, length=40, permute_sentences=permuted)
+    _, _, examples, _, tokens = prepared(lines, "infilling", **flags)
+    assert np.all(examples.shown[:, 0] == ids.mask + 1)
+    kept = [[token for token in row if token < ids.pad] for row in np.asarray(examples.source).tolist()]
+    assert {len(row) for row in kept} == {round(40 * (1 - rate))}
+    assert permuted or np.all(np.sum(examples.source == ids.mask, 1) <= 4)
+    in_order = [all(token in stood for token in row) for row, stood in zip(kept, map(iter, tokens[:, :-1].tolist()))]
+    assert any(in_order) != permuted
+
+
+def test_sentences_end_where_a_token_of_an_end_stands():
+  tokenizer = train_tokenizer("characters", ("ab,.!?\n",), 0, ("<end>",))
+  windows = Windows(tokenizer.encode("ab.ba"), 3)
+  found = find_ends(Corpus("x", windows, windows, tokenizer))
+  assert sorted(tokenizer.decode([i]) for i in found) == ["", "\n", "!", ".", "?"]
+  assert tokenizer.special["<end>"] in found and tokenizer.special["<unknown>"] not in found
+
+
+def test_what_was_hidden_is_named(lines):
+  corpus = load_data(pretrain.Config(**SIZES, dataset=lines))
+  ids = add_ids(corpus, 2)
+  vocabulary, digits = ids.vocabulary, corpus.tokenizer.encode("12")
+  top = vocabulary.size - 1
+  assert name_ids(corpus, ids, [*digits, vocabulary.mask, top, digits[1], top - 1, vocabulary.pad]) == "12_<1>2<2>"
+  assert vocabulary.special[-4:] == (vocabulary.pad, vocabulary.mask, top - 1, top)
+
+
+def test_what_a_run_gives(lines):
+  """The stack alone, of ELECTRA what was put in, and a text as the part reads it that reads texts."""
+  tokens, lengths = jnp.array([[3, 4, 5, 0, 0], [3, 4, 5, 6, 7]]), jnp.array([3, 5])
+  for name in ("spans", "replaced", "fragment"):
+    config, _, _, params, _ = prepared(lines, name)
+    params = jax.tree.map(lambda x: x * 10 if x.ndim > 1 else x, params)
+    task = _objectives.OBJECTIVES[name](config, load_data(config))
+    read = jax.jit(lambda tokens: task.read(params, tokens, lengths, None))  # noqa: B023
+    found, other = read(tokens), read(tokens.at[0, 3:].set(8).at[1, 4].set(9))
+    np.testing.assert_allclose(found[0, :3], other[0, :3], atol=1e-5)
+    assert found.shape == (2, 5, 8) and np.abs(found - other)[1, 0].max() > 1e-6
+    model = task.model(params)
+    if name == "fragment":
+      assert model(tokens, tokens, lengths).shape == (2, 5, add_ids(load_data(config)).vocabulary.size)
+      continue
+    given = model(tokens)
+    assert given.shape == ((2, 5) if name == "replaced" else (2, 5, add_ids(load_data(config)).vocabulary.size))
+    head = params["model"]["embed"]["embedding"] if name == "spans" else None
+    if head is not None:
+      np.testing.assert_allclose(given[1], found[1] @ head.T, atol=1e-4)
+
+
 @pytest.mark.parametrize("flags, words", [
   (dict(objective="masked", mask_rate=0.0), "--mask_rate"),
+  (dict(objective="corrupted", experts=2), "--experts=2 has no meaning for --objective=corrupted"),
+  (dict(objective="spans", packed=True), "--packed"),
+  (dict(objective="fragment", fragment_share=0.0), "--fragment_share"),
+  (dict(objective="infilling", infill_rate=1.0), "--infill_rate"),
+  (dict(objective="corrupted", mean_span=0.5), "--mean_span"),
+  (dict(objective="spans", span_p=0.0), "--span_p"),
+  (dict(objective="spans", span_longest=0), "--span_longest"),
+  (dict(objective="permutation", prediction_k=0), "--prediction_k"),
+  (dict(objective="replaced", generator_share=1.5), "--generator_share"),
+  (dict(objective="replaced", discriminator_weight=-1.0), "--discriminator_weight"),
+  (dict(objective="fragment", head_chunks=5), "a divisor of the 24 asked tokens"),
   (dict(objective="masked", random_share=0.3), "--random_share"),
   (dict(objective="masked", length=1), "--length"),
   (dict(objective="prefix", packed=True), "--packed"),
@@ -141,3 +273,13 @@ def test_flags_that_do_nothing_say_so():
   idle = lambda **flags: set(pretrain.Config(**{**SIZES, **flags}).idle_flags())
   assert {"mask_rate", "mask_share", "random_share"} <= idle()
   assert not {"mask_rate", "mask_share", "random_share"} & idle(objective="masked")
+  own = dict(
+    spans="span_p span_longest mask_rate mask_share random_share", permutation="prediction_k",
+    replaced="generator_share discriminator_weight mask_rate mask_share random_share", corrupted="mean_span mask_rate",
+    fragment="fragment_share mask_share random_share", infilling="infill_rate mean_span permute_sentences",
+  )  # fmt: skip
+  every = {flag for flags in own.values() for flag in flags.split()}
+  for name, flags in own.items():
+    assert every - idle(objective=name) == set(flags.split())
+    assert ("model" in idle(objective=name)) == (name in ("corrupted", "fragment", "infilling"))
+  assert every <= idle() and "tied" in idle(objective="replaced") and "tied" not in idle(objective="fragment")
