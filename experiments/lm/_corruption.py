@@ -12,6 +12,7 @@ from mlnotes.lm import Vocabulary, corrupted_sizes
 ENCODER_DECODERS = ("corrupted", "fragment", "infilling")
 _PACKED = ("causal", "masked")
 _ENDS = (".", "!", "?", "\n")  # of sentences
+_THEIRS = (("[PAD]", "<pad>"), ("[MASK]", "<mask>"))
 # {flag: the objectives that it is of}.
 _READ_BY = {
   "mask_rate": ("masked", "prefix", "spans", "replaced", "corrupted"),
@@ -105,11 +106,16 @@ class Ids(NamedTuple):
 
 
 def add_ids(corpus: Corpus, more: int = 0) -> Ids:
-  """The tokenizer's special tokens are never hidden as words, and drawn for none."""
-  pad = corpus.vocab_size
-  size = pad + 2 + more
-  special = (*sorted(set(corpus.tokenizer.special.values())), *range(pad, size))
-  return Ids(Vocabulary(size, special, mask=pad + 1, pad=pad), more)
+  """The tokenizer's special tokens are never hidden as words, and drawn for none. One that has a pad and a mask of its
+  own, as those of published encoders have, needs no more."""
+  named, size = corpus.tokenizer.special, corpus.vocab_size
+  theirs = [next((named[name] for name in names if name in named), None) for names in _THEIRS]
+  if None in theirs or more:
+    pad, mask, size = size, size + 1, size + 2 + more
+  else:
+    pad, mask = theirs
+  special = (*sorted(set(named.values())), *range(corpus.vocab_size, size))
+  return Ids(Vocabulary(size, special, mask=mask, pad=pad), more)
 
 
 def find_ends(corpus: Corpus) -> list[int]:

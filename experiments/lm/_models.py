@@ -6,7 +6,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mlnotes.engine.errors import require
+from experiments.lm._weights import NETWORK, STARTS_FROM_WEIGHTS, build_from_weights, tokenizer_of
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import BaseConfig, field
 from mlnotes.lm import EncoderDecoder, LanguageModel, make_bart, make_gpt2, make_llama, make_t5
 
@@ -15,6 +16,9 @@ from mlnotes.lm import EncoderDecoder, LanguageModel, make_bart, make_gpt2, make
 class DecoderConfig(BaseConfig):
   """Of nanoGPT's size for a laptop."""
 
+  weights: str = field(
+    "", "folder of Hugging Face's form with the network to go on from, a GPT-2, Llama or BERT; empty: the flags' own"
+  )
   model: Literal["llama", "gpt2"] = field(
     "llama", "rotary positions, RMS norms and SwiGLU without biases; or learned positions, layer norms and GELU"
   )
@@ -42,6 +46,10 @@ class DecoderConfig(BaseConfig):
     require(even, "heads", self.heads, into)
     divides = not self.kv_heads or self.heads % self.kv_heads == 0
     require(divides, "kv_heads", self.kv_heads, f"a divisor of --heads={self.heads}")
+    objective = getattr(self, "objective", "causal")
+    if self.weights and objective not in STARTS_FROM_WEIGHTS:
+      names = ", ".join(STARTS_FROM_WEIGHTS)
+      raise InputError(f"--weights are a network's alone, --objective={objective} has more: expected one of {names}.")
     if self.experts:
       k = self.experts_per_token
       require(1 <= k <= self.experts, "experts_per_token", k, f"1 to --experts={self.experts}")
@@ -52,11 +60,21 @@ class DecoderConfig(BaseConfig):
       idle["kv_heads"] = "--model=gpt2 has as many as --heads"
     if not self.experts:
       idle |= dict.fromkeys(("experts_per_token", "capacity_factor"), "--experts=0 has none")
+    if self.weights:
+      idle |= dict.fromkeys(NETWORK, f"--weights={self.weights} has its own")
     return idle
+
+  @classmethod
+  def tuned(cls, **given: Any) -> Any:
+    """Published weights come with a tokenizer."""
+    defaults = {"tokenizer": tokenizer_of(given["weights"])} if given.get("weights") else {}
+    return super().tuned(**{**defaults, **given})
 
 
 def build_decoder(config: Any, vocabulary: int) -> LanguageModel:
-  """The module of a config that also has `length` and `precision`."""
+  """The module of a config that also has `length`, `precision`, `objective` and `tokenizer`."""
+  if config.weights:
+    return build_from_weights(config, vocabulary)
   options: dict[str, Any] = dict(
     experts=config.experts, experts_per_token=config.experts_per_token, capacity_factor=config.capacity_factor or None,
     **_options(config),

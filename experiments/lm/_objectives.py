@@ -8,6 +8,7 @@ from experiments.lm._models import build_decoder
 from experiments.lm._sequence_objectives import corrupted, fragment, infilling
 from experiments.lm._task import EVAL_SEED as EVAL_SEED, Applied as Applied, Task, reader
 from experiments.lm._text import Model, report_text
+from experiments.lm._weights import start_from_weights
 from mlnotes.data import Corpus
 from mlnotes.lm import causal_objective
 
@@ -20,6 +21,12 @@ def causal(config: Any, corpus: Corpus) -> Task:
   model = lambda params: Model(module, params, packed)
   report = lambda params, directory: report_text(config, corpus, model(params), directory)
   return Task(objective, model, report, reader(module))
+
+
+def make_task(config: Any, corpus: Corpus) -> Task:
+  """The task of --objective, whose first parameters are those of --weights where there are any."""
+  task = OBJECTIVES[config.objective](config, corpus)
+  return start_from_weights(config, task) if config.weights else task
 
 
 # {name: (config, corpus) -> Task}.

@@ -6,6 +6,7 @@
   python -m experiments.lm.pretrain --objective=masked                     # BERT's: hidden words, from both sides
   python -m experiments.lm.pretrain --objective=replaced                   # ELECTRA's: which tokens were put in
   python -m experiments.lm.pretrain --objective=corrupted                  # T5's: an encoder, and a decoder of spans
+  python -m experiments.lm.pretrain --weights=FOLDER --dataset=my.txt      # goes on from a GPT-2 or Llama of others
   python -m experiments.lm.pretrain --dataset=FOLDER/names.txt --documents=line --packed
   python -m experiments.lm.pretrain --dataset=FOLDER/book.txt --depth=6 --heads=6 --width=384 --length=256 \\
     --batch_size=64 --dropout=0.2 --learning_rate=1e-3 --precision=bfloat16     # nanoGPT's form for one GPU
@@ -20,7 +21,7 @@ corrupted, fragment and infilling each token is said beside those that stood bef
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import chex
 import jax
@@ -30,7 +31,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from experiments.lm._corruption import CorruptionConfig
 from experiments.lm._models import DecoderConfig, count_parameters
-from experiments.lm._objectives import EVAL_SEED, OBJECTIVES
+from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, make_task
 from mlnotes.data import Feeds
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
@@ -86,6 +87,11 @@ class Config(CorruptionConfig, DecoderConfig, TextConfig, OptimConfig, LoopConfi
       raise InputError("--packed parts documents where <end> is: expected --end_token.")
     self.check_objective()
 
+  @classmethod
+  def tuned(cls, **given: Any) -> "Config":
+    """What others have trained goes on at a rate that leaves it standing."""
+    return super().tuned(**{**({"learning_rate": 1e-4} if given.get("weights") else {}), **given})
+
 
 class State(NamedTuple):
   """`hparams` are the weights of the objective's terms where there are several."""
@@ -103,7 +109,7 @@ def make_feeds(config: Config) -> Feeds:
 
 def make(config: Config) -> Experiment:
   corpus = load_data(config)
-  task = OBJECTIVES[config.objective](config, corpus)
+  task = make_task(config, corpus)
   objective, optimizer = task.objective, make_optimizer(config, config.steps)
   several = len(objective.weights) > 1
 

@@ -1,0 +1,60 @@
+"""A network that somebody else has trained, from a folder of Hugging Face's form, in the place of the flags' own."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.lm._task import Task
+from mlnotes.engine.errors import InputError
+from mlnotes.lm import LanguageModel, load_hugging_face
+
+# Objectives whose parameters are those of the network alone.
+STARTS_FROM_WEIGHTS = ("causal", "masked", "prefix", "permutation")
+# Flags that describe a network, which is the folder's.
+NETWORK = (
+  "model", "depth", "heads", "width", "kv_heads", "hidden", "tied", "experts", "experts_per_token", "capacity_factor",
+)  # fmt: skip
+
+
+def tokenizer_of(folder: str) -> str:
+  return str(Path(folder) / "tokenizer.json")
+
+
+@functools.lru_cache(maxsize=2)
+def _load(folder: str, precision: str) -> tuple[LanguageModel, Any]:
+  module, params = load_hugging_face(folder, jnp.dtype(precision))
+  if not isinstance(module, LanguageModel):
+    raise InputError(f"--weights={folder} has an encoder and a decoder: expected a GPT-2, a Llama or a BERT.")
+  return module, params
+
+
+def build_from_weights(config: Any, vocabulary: int) -> LanguageModel:
+  """The folder's module, with the flags' dropout. Raises InputError where it does not fit the flags."""
+  module, _ = _load(config.weights, config.precision)
+  said = f"--weights={config.weights}"
+  if config.objective == "causal" and not module.causal:
+    raise InputError(f"{said} reads from both sides: expected --objective=masked.")
+  if module.vocabulary < vocabulary:
+    raise InputError(
+      f"{said} has {module.vocabulary} embeddings: expected {vocabulary} or more, for --tokenizer={config.tokenizer} "
+      f"and --objective={config.objective}."
+    )
+  if module.position == "learned" and config.length > module.length:
+    raise InputError(f"{said} has positions for {module.length} tokens: expected --length of so many at most.")
+  body = module.transformer.clone(dropout=config.dropout, remat=config.remat)
+  return module.clone(dropout=config.dropout, transformer=body)
+
+
+def start_from_weights(config: Any, task: Task) -> Task:
+  """The task, whose first parameters are the folder's."""
+
+  def init(key, examples):
+    params = _load(config.weights, config.precision)[1]
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    # By a call of the host: as constants they would be compiled, and kept with the program.
+    return jax.pure_callback(lambda: params, like, vmap_method="sequential")
+
+  return task._replace(objective=task.objective._replace(init=init))

@@ -1,0 +1,85 @@
+"""Pretraining that goes on from weights as Hugging Face saves them: whose parameters, tokens and masks they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.lm import pretrain
+from mlnotes.data.flags import load_data
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
+from mlnotes.lm import make_bert, make_gpt2, make_t5, save_hugging_face, token_cross_entropy
+
+SIZES = dict(vocabulary=9, length=8, depth=1, heads=2, width=8)
+FLAGS = dict(length=6, batch_size=4, steps=4, warmup_steps=0, log_every=2, eval_every=0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  library = pytest.importorskip("tokenizers")
+  root = tmp_path_factory.mktemp("weights")
+  made = library.Tokenizer(library.models.WordLevel({"[PAD]": 0, "[MASK]": 1, "<s>": 2, "</s>": 3, "[UNK]": 4, "a": 5,
+                                                     "b": 6, "c": 7}, unk_token="[UNK]"))  # fmt: skip
+  made.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+  made.add_special_tokens(["[PAD]", "[MASK]", "<s>", "</s>", "[UNK]"])
+  forms = {"gpt2": make_gpt2(**SIZES), "bert": make_bert(**SIZES), "t5": make_t5(9, 1, 2, 8)}
+  for name, module in forms.items():
+    given = [jnp.zeros((1, 4), int)] * (2 if name == "t5" else 1)
+    save_hugging_face(root / name, module, module.init(jax.random.key(3), *given)["params"])
+    made.save(str(root / name / "tokenizer.json"))
+  (root / "text.txt").write_text("a b c a a b b c " * 30)
+  return root
+
+
+def start(root, name, **flags):
+  given = dict(dataset=str(root / "text.txt"), weights=str(root / name))
+  config = pretrain.Config.tuned(**{**FLAGS, **given, **flags})
+  experiment, feeds = pretrain.make(config), pretrain.make_feeds(config)
+  batch = feeds.train.draw(feeds.train.arrays, root_key(0), 0)
+  return config, experiment, batch, jax.jit(experiment.init)(root_key(0), batch)
+
+
+def test_the_first_state_has_the_folders_parameters_and_reads_its_tokens(folders):
+  config, experiment, batch, state = start(folders, "gpt2", dropout=0.5)
+  module = make_gpt2(**SIZES)
+  params = module.init(jax.random.key(3), jnp.zeros((1, 4), int))["params"]
+  jax.tree.map(np.testing.assert_array_equal, state.params, params)
+  assert config.tokenizer.endswith("gpt2/tokenizer.json") and config.learning_rate == 1e-4
+  assert set(np.unique(batch["tokens"])) <= {3, 5, 6, 7}
+  assert experiment.model(state).module.transformer.dropout == 0.5
+  batch = {**batch, "index": jnp.arange(4), "mask": jnp.ones(4)}
+  found = jax.jit(experiment.evaluate)(state, batch)["loss"]
+  logits = module.apply({"params": params}, batch["tokens"][:, :-1])
+  np.testing.assert_allclose(found.total, token_cross_entropy(logits, batch["tokens"][:, 1:])[0].sum(), rtol=1e-5)
+  after, metrics = jax.jit(experiment.step)(state, batch)
+  assert np.isfinite(metrics["loss"]) and any(
+    jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), after.params, params))
+  )
+
+
+def test_an_encoder_hides_words_by_its_own_mask(folders):
+  config, experiment, batch, state = start(folders, "bert", objective="masked", mask_rate=0.9, mask_share=1.0,
+                                           random_share=0.0)  # fmt: skip
+  task = pretrain.make_task(config, load_data(config))
+  shown = jax.vmap(task.objective.prepare)(jax.random.split(jax.random.key(0), 4), batch["tokens"])
+  assert {1} < set(np.unique(shown.inputs)) <= {1, 3, 5, 6, 7}
+  _, metrics = jax.jit(experiment.step)(state, batch)
+  assert np.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize("name, flags, words", [
+  ("bert", {}, "reads from both sides: expected --objective=masked"),
+  ("gpt2", dict(length=9), "has positions for 8 tokens"),
+  ("gpt2", dict(objective="replaced"), "--objective=replaced has more: expected one of causal"),
+  ("gpt2", dict(tokenizer="bytes"), "has 9 embeddings: expected 257 or more"),
+  ("t5", {}, "has an encoder and a decoder"),
+])  # fmt: skip
+def test_weights_that_do_not_fit_the_flags_are_refused(name, flags, words, folders):
+  with pytest.raises(InputError, match=words):
+    start(folders, name, **flags)
+
+
+def test_flags_of_a_network_do_nothing_beside_weights(folders):
+  idle = set(pretrain.Config.tuned(weights=str(folders / "gpt2")).idle_flags())
+  assert {"model", "depth", "heads", "width", "tied"} <= idle and "length" not in idle
