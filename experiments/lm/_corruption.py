@@ -1,13 +1,14 @@
 """The flags of objectives that hide a part of the text, and the ids that they need behind the tokenizer's."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mlnotes.data import Corpus
 from mlnotes.data.text import END
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import BaseConfig, field
 from mlnotes.lm import Vocabulary, corrupted_sizes
+from mlnotes.lm.pair_objective import pair_length
 
 ENCODER_DECODERS = ("corrupted", "fragment", "infilling")
 _PACKED = ("causal", "masked")
@@ -18,6 +19,7 @@ _READ_BY = {
   "mask_rate": ("masked", "prefix", "spans", "replaced", "corrupted"),
   "mask_share": ("masked", "prefix", "spans", "replaced", "fragment"),
   "random_share": ("masked", "prefix", "spans", "replaced", "fragment"),
+  "pairs": ("masked",),
   "span_p": ("spans",),
   "span_longest": ("spans",),
   "mean_span": ("corrupted", "infilling"),
@@ -37,6 +39,9 @@ class CorruptionConfig(BaseConfig):
   mask_rate: float = field(0.15, "share of the tokens that are hidden, in (0, 1)")
   mask_share: float = field(0.8, "of the hidden words: become the mask")
   random_share: float = field(0.1, "of the hidden words: become words drawn at random; the rest stay")
+  pairs: Literal["none", "order"] = field(
+    "none", "of --objective=masked: also tell, as ALBERT, whether the two halves of a window were exchanged"
+  )
   span_p: float = field(0.2, "of --objective=spans: lengths of spans are geometric, each ends with this probability")
   span_longest: int = field(10, "of --objective=spans: tokens of a span at most")
   mean_span: float = field(3.0, "of --objective=corrupted and infilling: tokens of a span on average")
@@ -70,12 +75,16 @@ class CorruptionConfig(BaseConfig):
     require(config.length >= 2, "length", config.length, f"2 or more with --objective={name}")
     if config.packed and name not in _PACKED:
       raise InputError(f"--packed has no meaning for --objective={name}: expected --nopacked.")
+    if config.packed and self.pairs != "none":
+      raise InputError(f"--packed has no meaning for --pairs={self.pairs}: expected --nopacked.")
     if config.experts and name in ENCODER_DECODERS:
       raise InputError(f"--experts={config.experts} has no meaning for --objective={name}: expected 0.")
 
   def count_asked(self) -> int:
     """Tokens of a window whose logits are made."""
     config: Any = self
+    if config.objective == "masked" and self.pairs == "order":
+      return pair_length(config.length)
     if config.objective == "corrupted":
       return corrupted_sizes(config.length, self.mask_rate, self.mean_span, end=False)[1]
     shares = {"fragment": self.fragment_share, "permutation": 1 / self.prediction_k}

@@ -19,6 +19,7 @@ from mlnotes.lm.encoder_objectives import (
   unilm_objective,
 )
 from mlnotes.lm.objective import read_hidden
+from mlnotes.lm.pair_objective import order_objective, pair_length
 from mlnotes.lm.replaced_objective import Electra, electra_parts, replaced_objective
 
 
@@ -37,6 +38,8 @@ def _put(masked: Any, said: Array) -> Filled:
 
 def masked(config: Any, corpus: Corpus) -> Task:
   """BERT's: hidden words from both sides."""
+  if config.pairs == "order":
+    return _masked_pairs(config, corpus)
   ids, end = add_ids(corpus), corpus.end if config.packed else None
   module = _build_encoder(config, ids.vocabulary.size)
   objective = masked_objective(module, ids.vocabulary, config.head_chunks, end, **_rates(config))
@@ -46,6 +49,21 @@ def masked(config: Any, corpus: Corpus) -> Task:
     return _put(examples, features_said(module, params, hidden))
 
   return make_task(corpus, ids, objective, lambda params: Applied(module, params), fill, reader(module))
+
+
+def _masked_pairs(config: Any, corpus: Corpus) -> Task:
+  """Also which half came first, of rows [CLS] half [SEP] half [SEP]."""
+  ids = add_ids(corpus, 2)
+  classify, separate = ids.vocabulary.size - 2, ids.vocabulary.size - 1
+  module = _build_encoder(config, ids.vocabulary.size).clone(types=2, length=pair_length(config.length))
+  objective = order_objective(module, ids.vocabulary, classify, separate, config.head_chunks, **_rates(config))
+
+  def fill(params, examples):
+    hidden, _ = read_hidden(module, params["model"], examples.masked.inputs, types=examples.segments)
+    return _put(examples.masked, features_said(module, params["model"], hidden))
+
+  read = lambda params, *given: reader(module)(params["model"], *given)
+  return make_task(corpus, ids, objective, lambda params: Applied(module, params["model"]), fill, read)
 
 
 def prefix(config: Any, corpus: Corpus) -> Task:

@@ -50,6 +50,9 @@ class DecoderConfig(BaseConfig):
     if self.weights and objective not in STARTS_FROM_WEIGHTS:
       names = ", ".join(STARTS_FROM_WEIGHTS)
       raise InputError(f"--weights are a network's alone, --objective={objective} has more: expected one of {names}.")
+    pairs = getattr(self, "pairs", "none")
+    if self.weights and pairs != "none":
+      raise InputError(f"--weights are a network's alone, --pairs={pairs} has more: expected --pairs=none.")
     if self.experts:
       k = self.experts_per_token
       require(1 <= k <= self.experts, "experts_per_token", k, f"1 to --experts={self.experts}")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from mlnotes.attention.mask import Mask
 from mlnotes.engine.experiment import Mean
 from mlnotes.lm.masking import BoundaryHead, mask_spans, mask_words
-from mlnotes.lm.model import LanguageModel
+from mlnotes.lm.model import EncoderDecoder, LanguageModel
 from mlnotes.lm.objective import Objective, make_head, read_hidden, router_weights, score_words
 from mlnotes.lm.packing import document_mask
 from mlnotes.lm.permutation import permute
@@ -150,6 +150,8 @@ def permutation_objective(
   )
 
 
-def features_said(module: LanguageModel, params: Any, hidden: Float[Array, "B T D"]) -> Int[Array, "B T"]:
+def features_said(
+  module: LanguageModel | EncoderDecoder, params: Any, hidden: Float[Array, "B T D"]
+) -> Int[Array, "B T"]:
   """The likeliest token of each."""
   return jnp.argmax(make_head(module, params, None)(hidden), -1)

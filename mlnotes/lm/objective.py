@@ -75,13 +75,14 @@ def read_hidden(
   mask: Mask | None = None,
   key: Key[Array, ""] | None = None,
   embedded: Float[Array, "B T D"] | None = None,
+  types: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Terms]:
   """(what the head reads, the terms of experts, means over the layers); with dropout where a key is given.
 
-  `embedded` takes the place of the tokens' embeddings.
+  `embedded` takes the place of the tokens' embeddings; `types` are the tokens' kinds.
   """
   options = {"train": key is not None, "rngs": None if key is None else {"dropout": key}, "method": "hidden"}
-  options |= {} if embedded is None else {"embedded": embedded}
+  options |= {name: x for name, x in (("embedded", embedded), ("types", types)) if x is not None}
   names = router_weights(module)
   if not names:
     return module.apply({"params": params}, tokens, mask, **options), {}

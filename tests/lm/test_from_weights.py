@@ -72,6 +72,7 @@ def test_an_encoder_hides_words_by_its_own_mask(folders):
   ("bert", {}, "reads from both sides: expected --objective=masked"),
   ("gpt2", dict(length=9), "has positions for 8 tokens"),
   ("gpt2", dict(objective="replaced"), "--objective=replaced has more: expected one of causal"),
+  ("bert", dict(objective="masked", pairs="order"), "--pairs=order has more: expected --pairs=none"),
   ("gpt2", dict(tokenizer="bytes"), "has 9 embeddings: expected 257 or more"),
   ("t5", {}, "has an encoder and a decoder"),
 ])  # fmt: skip
