@@ -100,13 +100,13 @@ def _clip_source(data: SpokenClips, shortest: int, longest: int, mels: int) -> S
 
 
 def _as_split(clips: Clips, rate: int) -> NamedArrays:
-  """What strings of the clips hang on, a row for each clip."""
+  """What strings of the clips depend on, a row for each clip."""
   of_clip = {"start": clips.start, "label": clips.label, "group": clips.group, "sum": _sums(clips)}
   return NamedArrays(of_clip | {"rate": np.full(len(clips), rate)})
 
 
 def _sums(clips: Clips) -> np.ndarray:
-  """A number for each clip that hangs on all of its samples."""
+  """A number for each clip that depends on all of its samples."""
   return np.add.reduceat(clips.audio.astype(np.float64) * (1 + np.arange(len(clips.audio)) % 97), clips.start)
 
 

@@ -183,7 +183,10 @@ def make_stream_feed(corpus: Corpus, length: int, batch_size: int) -> ResidentFe
 
 
 class State(NamedTuple):
-  """`carry` is the state behind the last window of each place in the text, () without --carry."""
+  """`carry` is the state behind the last window of each place in the text, () without --carry.
+
+  A run that starts from another reads elsewhere in the text, and begins with a state of its own.
+  """
 
   step: Int[Array, ""]
   key: Key[Array, ""]

@@ -111,7 +111,7 @@ class Config(OptimConfig, LoopConfig):
       require(2 * self.reach < fewest, "reach", self.reach, f"less than half of the {fewest} cells")
 
   def idle_flags(self):
-    idle = super().idle_flags()
+    idle = super().idle_flags() | {"precision": "it computes in float32"}
     if self.model == "lstm":
       names = ("controller", "cells", "test_cells", "width", "read_heads", "write_heads", "reach")
       idle |= dict.fromkeys(names, "they are of --model=ntm")

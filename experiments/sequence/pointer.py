@@ -96,7 +96,7 @@ class Config(OptimConfig, LoopConfig):
       require(self.width % 2 == 0, "width", self.width, f"an even number for --encoder={self.encoder}")
 
   def idle_flags(self):
-    idle = super().idle_flags()
+    idle = super().idle_flags() | {"precision": "it computes in float32"}
     if self.encoder != "transformer":
       idle |= dict.fromkeys(("depth", "heads"), "they are of --encoder=transformer")
     return idle

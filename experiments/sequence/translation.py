@@ -323,20 +323,25 @@ def masked_objective(model: Any, params, state: State, batch):
   return loss + 0.1 * of_length, {"loss": loss, "length_loss": of_length, "accuracy": right}
 
 
+def _room(batch) -> int:
+  """Most tokens of a target of the batch, END counted: fewer than in the test where training pairs are shorter."""
+  return batch["target"].shape[1] - 1
+
+
 def _draw(task: _seq2seq.Task, model: Any, params, state: State, batch, copies: int = 1) -> Decoded:
-  """`copies` sequences of each source, by the model as it is."""
+  """`copies` sequences of each source, by the model as it is, none longer than the longest target of the batch."""
   widen = lambda x: jnp.repeat(x, copies, axis=0)
-  source, lengths = widen(batch["source"]), widen(batch["source_length"])
-  decoder = model.make_decoder({"params": jax.lax.stop_gradient(params)}, source, lengths, task.room)
+  source, lengths, room = widen(batch["source"]), widen(batch["source_length"]), _room(batch)
+  decoder = model.make_decoder({"params": jax.lax.stop_gradient(params)}, source, lengths, room)
   keys = example_keys(stream_key(state.key, "draws", state.step), jnp.arange(len(source)))
-  return sample(keys, decoder, task.start, task.end, task.pad, task.room)
+  return sample(keys, decoder, task.start, task.end, task.pad, room)
 
 
 def self_critical_objective(config: Config, task: _seq2seq.Task, model: Any, params, state: State, batch):
   drawn = _draw(task, model, params, state, batch)
-  source, lengths = batch["source"], batch["source_length"]
-  decoder = model.make_decoder({"params": jax.lax.stop_gradient(params)}, source, lengths, task.room)
-  best = greedy(decoder, task.start, task.end, task.pad, task.room)
+  source, lengths, room = batch["source"], batch["source_length"], _room(batch)
+  decoder = model.make_decoder({"params": jax.lax.stop_gradient(params)}, source, lengths, room)
+  best = greedy(decoder, task.start, task.end, task.pad, room)
   reward, baseline = (_seq2seq.reward(config.metric, task, found, batch) for found in (drawn, best))
   each = _seq2seq.token_log_probabilities(task, model, params, batch, drawn.tokens)
   loss = jnp.mean(self_critical_loss(each, drawn.length, reward, baseline))

@@ -44,8 +44,8 @@ class Pairs(NamedTuple):
 
   A source is its tokens, a target `<start>`, its tokens, `<end>`: inputs target[:, :-1], what is predicted
   target[:, 1:]. Lengths count these and no padding, which is `<pad>`. S and T are those of the longest pairs that are
-  kept, of both splits. `notes` are sentences about what was left out or is unknown, `test_texts` the test pairs as they
-  were written, which unknown tokens do not tell.
+  kept, of both splits, but for `longest_training`, which leaves training pairs their own. `notes` are sentences about
+  what was left out or is unknown, `test_texts` the test pairs as they were written, which unknown tokens do not tell.
   """
 
   name: str
@@ -75,7 +75,7 @@ def load_pairs(
   "bpe" with `vocab_size` ids), or a .json file that one was saved as. Pairs with more than `longest_source` or
   `longest_target` tokens, `<start>` and `<end>` not counted, are left out. With `longest_training` so are training
   pairs of which a side has more than that, and their arrays are no wider than they need: short pairs cost less, and
-  the test is of all. Raises DataError, one sentence.
+  the test is of all, in arrays as wide as the longest pair of both splits. Raises DataError, one sentence.
   """
   flag, parts = f"--dataset={dataset}", read_pairs(dataset, test_dataset)
   if tokenizer.endswith(".json"):
@@ -109,8 +109,9 @@ def load_pairs(
   longest = lambda *splits: [max(len(pair[side]) for pairs in splits for pair in pairs) for side in (0, 1)]
   expected = expect_pairs(codec.vocab_size, longest_source, longest_target)
   splits = []
-  for pairs in kept:
-    arrays, widths = {}, longest(pairs) if longest_training else longest(*kept)
+  for name, pairs in zip(("training", "test"), kept):
+    own = name == "training" and longest_training
+    arrays, widths = {}, longest(pairs) if own else longest(*kept)
     for side, values, width in zip(("source", "target"), zip(*pairs), widths):
       padded = pad_sequences(values, width, codec.special[PAD])
       arrays |= {side: padded["tokens"], f"{side}_length": padded["length"]}

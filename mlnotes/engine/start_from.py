@@ -13,8 +13,8 @@ from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import State
 from mlnotes.engine.record import read_json
 
-# Where training stands, and by which rules: the new run's own.
-OWN = ("step", "key", "opt_state", "hparams")
+# Where training stands, in the data too (the recurrent state behind a window), and by which rules: the new run's own.
+OWN = ("step", "key", "opt_state", "hparams", "carry")
 
 
 class Learned(NamedTuple):

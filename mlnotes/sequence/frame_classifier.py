@@ -39,7 +39,7 @@ class FrameClassifier(nn.Module):
     cut = lambda x: jnp.where((jnp.arange(x.shape[1])[None] < lengths[:, None])[(..., *(None,) * (x.ndim - 2))], x, 0)
     x = cut(x.astype(self.dtype or x.dtype))[..., None]
     for layer, (channels, stride) in enumerate(zip(self.channels, self.time_strides)):
-      # Padding by 1 on both sides: where XLA's "SAME" begins hangs on whether the width is even, so on the batch.
+      # Padding by 1 on both sides: where XLA's "SAME" begins depends on whether the width is even, so on the batch.
       x = Conv(channels, (3, 3), (stride, 2), "TORCH", dtype=self.dtype, name=f"conv{layer}")(x)
       lengths = -(-lengths // stride)
       x = cut(jax.nn.relu(x))

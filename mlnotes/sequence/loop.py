@@ -1,6 +1,6 @@
 """The loop over a sequence of cells that mix their state by matrices, with as few products in it as there can be.
 
-What a cell takes from its inputs does not hang on its state: W x_t + b of all steps are one product before the loop.
+What a cell takes from its inputs does not depend on its state: W x_t + b of all steps are one product before the loop.
 And what changes a recurrent matrix U changes the sums U h_{t-1} as if it were added to them, so that its gradient,
 
   dU = sum_t h_{t-1}^T d(U h_{t-1}),

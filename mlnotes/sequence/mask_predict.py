@@ -157,8 +157,8 @@ def mask_predict(
     score = (sum_i log p(token i) + length_weight log p(N)) / N
 
   `log_probability` is the sum over the tokens, END not among them.
-  Differences from the paper: a weight of 0 is its sec. 3.3. The mean over the tokens alone prefers lengths that were
-  never seen in training wherever all tokens are sure: of dates, whose length is always 10, it took another in .29.
+  Differences from the paper: a weight of 0 is its sec. 3.3. The mean over the tokens alone may prefer a length that was
+  never seen in training, where all tokens are sure: of dates, which always have 10, it took another one for 29 %.
 
   Raises ValueError for fewer than one of either, or more lengths than there are.
   """

@@ -96,6 +96,9 @@ def test_short_pairs_are_learned_and_all_are_tested(tmp_path):
   assert [pairs.train.arrays[side].shape[1] for side in ("source", "target")] == [3, 5]
   assert [pairs.test.arrays[side].shape[1] for side in ("source", "target")] == [6, 7]
   assert "(in training --longest_training=3)" in pairs.notes[0]
+  (tmp_path / "b.tsv").write_text("aa\tb\n")  # a test pair that is shorter: room for what the training pairs need
+  pairs = load_pairs(file, str(tmp_path / "b.tsv"), longest_training=3)
+  assert [pairs.test.arrays[side].shape[1] for side in ("source", "target")] == [3, 5]
   with pytest.raises(InputError, match="--longest_training=-1"):
     PairConfig(longest_training=-1)
 

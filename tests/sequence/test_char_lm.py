@@ -17,8 +17,10 @@ from mlnotes.data.flags import load_data
 from mlnotes.data.text import load_documents
 from mlnotes.data.text_floors import ngram_floors, witten_bell_floors
 from mlnotes.data.tokenizer import train_tokenizer
+from mlnotes.engine.checkpoint import Checkpoints, keys_to_data
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, stream_key
+from mlnotes.engine.start_from import find_learned
 from mlnotes.optim.flags import make_optimizer
 from mlnotes.sequence import MinGRUCell, Recurrent, RecurrentBlocks, RecurrentStack, make_cell
 
@@ -133,6 +135,20 @@ def test_an_update_takes_the_state_of_the_last_and_gives_its_own(carried):
   np.testing.assert_allclose(metrics["loss"], nats.mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics["accuracy"], np.mean(logits.argmax(-1) == batch["tokens"][:, 1:]), atol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.carry, carry)
+
+
+def test_what_starts_from_another_run_reads_from_a_state_of_its_own(carried, tmp_path):
+  """Its places in the text are others, and may be more."""
+  _, _, _, state, _ = carried
+  learned = state._replace(carry=jax.tree.map(lambda x: x + 1, state.carry))
+  (tmp_path / "config.json").write_text('{"config": {"seeds": 1}}')
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    checkpoints.save(7, {"state": keys_to_data(learned)}, {}, None)
+  like = state._replace(
+    params=jax.tree.map(jnp.zeros_like, state.params), carry=jax.tree.map(lambda x: jnp.tile(x, (2, 1)), state.carry)
+  )
+  found = find_learned(str(tmp_path), like, 1).put_into(like)
+  jax.tree.map(np.testing.assert_array_equal, (found.params, found.carry), (learned.params, like.carry))
 
 
 def test_an_update_is_along_the_gradient_of_the_mean_loss(windowed):

@@ -224,7 +224,7 @@ def test_flags_that_do_not_fit_are_refused_in_one_sentence(more, said):
 
 
 def test_flags_without_effect_say_so():
-  assert {"depth", "repeats"} <= set(small().idle_flags())
+  assert {"depth", "repeats", "precision"} <= set(small().idle_flags())
   idle = small(model="lstm", task="repeat_copy").idle_flags()
   assert {"controller", "cells", "test_cells", "width", "reach"} <= set(idle) and not {"depth", "repeats"} & set(idle)
 

@@ -242,7 +242,7 @@ def test_flags_that_do_not_fit_are_refused_in_one_sentence(more, said):
 
 
 def test_flags_without_effect_say_so():
-  assert {"depth", "heads"} <= set(small().idle_flags())
+  assert {"depth", "heads", "precision"} <= set(small().idle_flags())
   assert not {"depth", "heads"} & set(small(encoder="transformer").idle_flags())
 
 

@@ -248,7 +248,7 @@ def test_draws_are_of_their_own_source_and_others_at_each_update(monkeypatch):
   task, keys = _seq2seq.Task(9, 7, 6, 8, 5, 4), []
   monkeypatch.setattr(translation, "sample", lambda keys, decoder, *more: (jax.random.key_data(keys), decoder, more))
   model = types.SimpleNamespace(make_decoder=lambda variables, source, lengths, room: (source, lengths, room))
-  batch = {"source": jnp.array([[1, 1], [2, 2]]), "source_length": jnp.array([1, 2])}
+  batch = {"source": jnp.array([[1, 1], [2, 2]]), "source_length": jnp.array([1, 2]), "target": jnp.zeros((2, 5), int)}
   for step in (0, 1):
     state = types.SimpleNamespace(key=root_key(0), step=jnp.int32(step))
     of_rows, (source, lengths, room), more = translation._draw(task, model, {}, state, batch, 3)
@@ -257,6 +257,29 @@ def test_draws_are_of_their_own_source_and_others_at_each_update(monkeypatch):
     assert room == 4 and more == (task.start, task.end, task.pad, 4)
     keys += [tuple(key) for key in np.asarray(of_rows)]
   assert len(set(keys)) == 12
+
+
+@pytest.mark.parametrize(
+  "longest, more",
+  [
+    (2, {"train_on": "minimum_risk"}),
+    (2, {"train_on": "self_critical", "metric": "exact"}),
+    (2, {"model": "mask_predict"}),
+    (4, {}),
+  ],
+)
+def test_training_pairs_that_are_shorter_or_longer_than_the_tests(small, pairs_file, tmp_path, longest, more):
+  """Of longer ones the test has one letter, of shorter ones four."""
+  (tmp_path / "one.tsv").write_text("a\tb\n")
+  tested = pairs_file if longest == 2 else str(tmp_path / "one.tsv")
+  config = small(longest_training=longest, test_dataset=tested, start_from="x" if more.get("train_on") else "", **more)
+  experiment, feeds = translation.make(config), translation.make_feeds(config)
+  batch = jax.eval_shape(lambda: feeds.train.draw(feeds.train.arrays, root_key(0), 0))
+  tests = jax.eval_shape(lambda: feeds.evaluate.draw(feeds.evaluate.arrays, 0))
+  assert batch["target"].shape[1] == longest + 2 and tests["target"].shape[1] == 6
+  state = jax.eval_shape(experiment.init, root_key(0), batch)
+  assert "exact" in jax.eval_shape(experiment.evaluate, state, tests)
+  assert "loss" in jax.eval_shape(experiment.step, state, batch)[1]
 
 
 def test_the_risk_is_of_the_distinct_candidates_with_the_reference(first, monkeypatch):
