@@ -25,12 +25,11 @@ from mlnotes.optim import eval_params
 _AT_ONCE = 64  # windows
 
 # Flags that say what network is trained first, on which text.
-NETWORK_FLAGS = tuple(
-  item.name
-  for part in (DecoderConfig, TextConfig)
-  for item in dataclasses.fields(part)
-  if item.name not in ("dropout", "batch_size", "data_placement", "eval_examples", "data_dir")
-) + ("objective",)
+_OWN = ("dropout", "batch_size", "data_placement", "eval_examples", "data_dir")
+NETWORK_FLAGS = (
+  *(item.name for part in (DecoderConfig, TextConfig) for item in dataclasses.fields(part) if item.name not in _OWN),
+  "objective",
+)
 
 
 class Network(NamedTuple):

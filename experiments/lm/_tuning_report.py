@@ -86,7 +86,7 @@ def _slug(name: str) -> str:
 
 
 def mark_words(text: str, place: int) -> Bool[np.ndarray, " T"]:
-  """Word number `place` and the next one; none where it is negative. A ¶ parts words, as the line break it stands for."""
+  """Word number `place` and the next one; none where it is negative. A ¶ parts words, being a line break."""
   bold = np.zeros(len(text), bool)
   if place >= 0:
     for word in list(re.finditer(r"[^\s¶]+", text))[place : place + 2]:

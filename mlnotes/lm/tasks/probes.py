@@ -20,15 +20,18 @@ _TRIES = 1000
 
 
 def draw_starts(
-  rng: np.random.Generator, tokens: Integer[np.ndarray, " T"], length: int, count: int, end: int = -1
+  rng: np.random.Generator, tokens: Integer[np.ndarray, " T"], length: int, count: int, end: int = -1, step: int = 1
 ) -> Int[np.ndarray, " N"]:
   """Where distinct windows of `length` tokens begin that have no `end` in them: `count`, or all if these are fewer.
+
+  Of places that are multiples of `step`: so windows share no more than `length` - `step` tokens.
 
   Raises ValueError where there is none.
   """
   ends = np.concatenate([[0], np.cumsum(tokens == end)])
   inside = ends[length:] - ends[:-length] if len(tokens) >= length else np.zeros(0)
   starts = np.flatnonzero(inside == 0)
+  starts = starts[starts % step == 0]
   if not len(starts):
     raise ValueError(f"length is {length}, expected a window of it in {len(tokens)} tokens within a document")
   return rng.permutation(starts)[:count].astype(np.int64)
