@@ -44,7 +44,7 @@ def halve(rng: np.random.Generator, count: int) -> Int[np.ndarray, " N"]:
 
 def cut_words(text: str) -> str:
   """The text without what of its first and last words may have been cut off, and the spaces around."""
-  return re.sub(r"^\S*\s+|\s+\S*$", "", text).strip()
+  return re.sub(r"(^|\s+)\S*\Z", "", re.sub(r"^\S*\s+", "", text)).strip()
 
 
 class Exchanged(NamedTuple):
