@@ -191,8 +191,6 @@ def build_tuning(config: Any, task: Task) -> Tuning:
 
 def check_tuning(config: Any, tuning: Tuning, params: Any, said: str) -> None:
   """Traces the method on the network. Raises InputError that names the flag where it does not fit."""
-  if config.method == "bias" and not any(re.search(BIASES, path) for path in flatten(params)):
-    raise InputError(f"--method=bias: {said} has no biases, expected a network that has, such as --model=gpt2's.")
   flag = {
     "last": f"--last_layers={config.last_layers}",
     "lora": f"--lora_rank={config.lora_rank} --lora_targets={config.lora_targets}",
@@ -200,11 +198,15 @@ def check_tuning(config: Any, tuning: Tuning, params: Any, said: str) -> None:
   key = jax.eval_shape(lambda: jax.random.key(0))
 
   def trace(key, params):
+    if config.method == "bias" and not any(re.search(BIASES, path) for path in flatten(params)):
+      raise InputError(f"--method=bias: {said} has no biases, expected a network that has, such as --model=gpt2's.")
     parts = tuning.split(key, params)
     numbers = {"lora_alpha": jnp.float32(1)}
     return parts, tuning.features(parts, numbers, _TOKENS, _LENGTHS, key)
 
   try:
     jax.eval_shape(trace, key, params)
+  except InputError:
+    raise
   except (ValueError, re.error) as error:
     raise InputError(f"{flag} does not fit {said}: {error}.") from error

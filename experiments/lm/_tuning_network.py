@@ -82,7 +82,9 @@ def load_network(config: Any) -> Network:
   given = (Path(config.pretrained).expanduser(), pretrain.make(found), pretrain.make_feeds(found), found)
   states, _ = restore_states(*given, config.checkpoint, seed, said)
   state = states[seed]
-  return Network(found, corpus, task, jax.tree.map(np.asarray, eval_params(state.opt_state, state.params)))
+  # On no device in particular: whatever mesh the tuning has.
+  params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), eval_params(state.opt_state, state.params))
+  return Network(found, corpus, task, params)
 
 
 def fresh_params(network: Network, key: Any) -> Any:

@@ -300,7 +300,7 @@ def hparam_names(config: Config) -> tuple[str, ...]:
 def _importance(config: Config, network: Network, tuning: Any) -> Any:
   if config.penalty != "fisher":
     return ()
-  parts = tuning.split(root_key(0), jax.tree.map(jnp.asarray, network.params))
+  parts = tuning.split(root_key(0), network.params)
   return measure_importance(network, tuning, parts, {}, config.fisher_windows)
 
 

@@ -85,13 +85,13 @@ def partition(params: Any, pattern: str) -> tuple[Params, Params]:
 def paths_read(f: Callable[[Any], Any], params: Any) -> list[str]:
   """The paths of the parameters that a function of them computes with; it is traced, and nothing is computed.
 
-  A head that a network has and `f` does not call would get no gradient, and still decay.
+  What a compiled part within it is given counts as read. A head that a network has and `f` does not call would get no
+  gradient, and still decay.
   """
   jaxpr = jax.make_jaxpr(f)(params).jaxpr
   used = {id(x) for equation in jaxpr.eqns for x in equation.invars} | {id(x) for x in jaxpr.outvars}
-  return [
-    path for path, x in flatten(jax.tree.unflatten(jax.tree.structure(params), jaxpr.invars)).items() if id(x) in used
-  ]
+  read = jax.tree.unflatten(jax.tree.structure(params), [id(x) in used for x in jaxpr.invars])
+  return [path for path, is_read in flatten_dict(read, sep="/").items() if is_read]
 
 
 def combine(trained: Any, frozen: Any) -> Params:

@@ -14,8 +14,11 @@ import mlnotes
 from experiments.lm import _tuning_network, _tuning_tasks, pretrain, tune
 from experiments.lm._tuning import METHODS, build_tuning, find_targets, layer_outputs
 from mlnotes.attention.mask import Mask
+from mlnotes.engine.checkpoint import Checkpoints
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import example_keys, root_key
+from mlnotes.engine.program import Window
+from mlnotes.engine.record import config_dict
 from mlnotes.lm import SpanLogits
 from mlnotes.lm.trainable import combine, count_bytes, count_parameters, flatten, unflatten
 
@@ -36,11 +39,23 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(text, tmp_path_factory):
-  """A run of two updates: its head is apart from its embedding, its biases are no longer 0."""
-  directory = str(tmp_path_factory.mktemp("run"))
-  settings = dict(steps=2, batch_size=4, warmup_steps=0, learning_rate=0.05, tensorboard=False, devices=1, log_every=2)
-  assert pretrain.main(pretrain.Config(objective="masked", dataset=text, workdir=directory, **NETWORK, **settings)) == 0
-  return directory
+  """A run that was never trained: its head is apart from its embedding, and nothing of it is 0 or 1."""
+  directory = tmp_path_factory.mktemp("run")
+  config = pretrain.Config(objective="masked", dataset=text, batch_size=4, devices=1, **NETWORK)
+  experiment, feeds = pretrain.make(config), pretrain.make_feeds(config)
+  batch = feeds.train.draw(feeds.train.arrays, root_key(0), 0)
+  state = jax.eval_shape(experiment.init, root_key(0), batch)
+  metrics = jax.eval_shape(experiment.step, state, batch)[1]
+  numbers = np.random.default_rng(0)
+  drawn = jax.tree.map(lambda x: jnp.asarray(0.4 * numbers.normal(size=x.shape), x.dtype), state.params)
+  optimizer = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.opt_state)
+  state = state._replace(step=jnp.int32(2), key=root_key(0), params=drawn, opt_state=optimizer)
+  (directory / "config.json").write_text(json.dumps({"experiment": "lm.pretrain", "config": config_dict(config)}))
+  zeros = {name: jnp.zeros(()) for name in metrics}
+  with Checkpoints(directory / "checkpoints") as checkpoints:
+    checkpoints.save(2, {"state": state, "window": Window(zeros, zeros)}, {}, None)
+    checkpoints.wait()
+  return str(directory)
 
 
 def start(**flags):
