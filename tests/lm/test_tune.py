@@ -136,8 +136,8 @@ def test_a_method_moves_its_parameters_and_no_bit_of_the_others(method, tuned):
   still = {path for path in expected if np.array_equal(trained[path], after[path])}
   # Keys' biases change no attention; what is not attended to in four rows of one length may stay.
   assert {path for path in still if not re.search("key/bias|embedding", path)} == set()
-  moments = [x for x in jax.tree.leaves(run.state.opt_state) if x.ndim]
-  assert sum(x.size for x in moments) == 2 * count_parameters(run.state.params)
+  # Adam's two moments of each; and a rate, a decay, counts.
+  assert 0 < count_parameters(run.state.opt_state) - 2 * count_parameters(run.state.params) < 10
 
 
 def test_lora_starts_as_the_network_and_ends_as_its_merged_matrices(tuned):

@@ -8,7 +8,7 @@ half of them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -175,7 +175,7 @@ class Lowered(NamedTuple):
   weight: Float[np.ndarray, " T"]
 
 
-def lower_case(text: str, known: Sequence[str] | None = None) -> Lowered:
+def lower_case(text: str, known: Collection[str] | None = None) -> Lowered:
   """Which letters were capitals? Truecasing, Lita et al. 2003; of each letter by itself as Susanto et al. 2016.
 
   A letter whose two cases are not one character each, or not both among the `known` ones, stays as it is and has no
