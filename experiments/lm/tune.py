@@ -154,6 +154,7 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
     idle = super().idle_flags()
     if self.pretrained:
       idle |= dict.fromkeys((*NETWORK_FLAGS, "pretrain_steps"), f"--pretrained={self.pretrained} has its own")
+      idle.pop("data_dir", None)  # where the run's data are now
     else:
       idle |= dict.fromkeys(("model_seed", "checkpoint"), "--pretrained is empty")
     if self.scratch:

@@ -114,9 +114,9 @@ def lora_layers(lora: Lora, alpha: Scalar, dropout: float = 0.0, key: Key[Array,
     with lora_layers(lora, alpha=8, dropout=0.1, key=key):
       logits = model.apply({"params": params}, tokens)
 
-  Of any network of Flax's dense layers, or this library's, without a class of its own: methods are intercepted while a program is traced. A layer that is called
-  twice drops the same features twice. Raises ValueError for dropout without a key, and where a target was no Dense
-  layer of what ran.
+  Of any network of Flax's dense layers, or this library's, without a class of its own: methods are intercepted while a
+  program is traced. A layer that is called twice drops the same features twice. Raises ValueError for dropout without a
+  key, and where a target was no Dense layer of what ran.
   """
   if dropout and key is None:
     raise ValueError(f"dropout is {dropout}, expected a key with it")

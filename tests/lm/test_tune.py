@@ -283,7 +283,7 @@ def test_importance_is_the_mean_square_of_gradients_of_training_windows(pretrain
 
 def pretraining_evaluation(pretrained, params):
   """By the pretraining experiment itself."""
-  config = tune.network_config(tune.Config(pretrained=pretrained, **SMALL))
+  config = _tuning_network.network_config(tune.Config(pretrained=pretrained, **SMALL))
   experiment, feeds = pretrain.make(config), pretrain.make_feeds(config)
   state = types.SimpleNamespace(params=params, opt_state=())
   found = [
