@@ -202,6 +202,7 @@ def make_feeds(config: Config) -> Feeds:
   return make_split_feeds(question.train, question.test, config)
 
 
+@functools.lru_cache(maxsize=2)
 def build(config: Config) -> tuple[Network, Question]:
   network = load_network(config)
   return network, make_question(config, network.corpus, network.config.length)

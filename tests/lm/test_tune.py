@@ -33,7 +33,7 @@ SMALL = dict(
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
   path = tmp_path_factory.mktemp("text") / "lines.txt"
-  path.write_text("\n".join(f"Number {i} and Square {i * i}, Tom says" for i in range(120)))
+  path.write_text("\n".join(f"Number {i} and Square {i * i}, Tom says it" for i in range(120)))
   return str(path)
 
 
@@ -366,7 +366,8 @@ def test_letters_are_asked_in_lower_case(text):
   arrays = question.test.arrays
   read = network.corpus.tokenizer.decode(arrays["tokens"][0])
   assert read == read.lower() and arrays["label"].sum() > 0
-  np.testing.assert_array_equal(arrays["weight"][0] > 0, [x.isalpha() for x in read])
+  # Of these alone the text has both cases.
+  np.testing.assert_array_equal(arrays["weight"][0] > 0, [x in "nst" for x in read])
   assert set(np.unique(arrays["label"][arrays["weight"] == 0])) <= {0}
 
 
