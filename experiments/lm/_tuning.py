@@ -185,8 +185,9 @@ class Tuning(NamedTuple):
     return bool(jax.tree.leaves({name: x for name, x in parts.trained.items() if name not in ("mix", "head")}))
 
 
-def build_tuning(config: Any, task: Task) -> Tuning:
-  return Tuning(METHODS[config.method](config), task, LayerMix(config.mix_norm))
+def build_tuning(config: Any, task: Task, method: str = "") -> Tuning:
+  """By --method, or by another one with the same flags."""
+  return Tuning(METHODS[method or config.method](config), task, LayerMix(config.mix_norm))
 
 
 def check_tuning(config: Any, tuning: Tuning, params: Any, said: str) -> None:

@@ -210,7 +210,8 @@ def build(config: Config) -> tuple[Network, Question]:
 
 def make(config: Config) -> Experiment:
   network, question = build(config)
-  tuning, kind = build_tuning(config, network.task), question.kind
+  tuning, plain = build_tuning(config, network.task), build_tuning(config, network.task, "features")
+  kind = question.kind
   start = lambda key: fresh_params(network, key) if network.params is None else network.params
   check_tuning(config, tuning, jax.eval_shape(start, root_key(0)), f"the network of {config.pretrained or '--scratch'}")
   pooling = config.pooling
@@ -279,7 +280,6 @@ def make(config: Config) -> Experiment:
     title = f"{config.task}, {config.method}{', from scratch' if config.scratch else ''}"
     found = write_report(title, question, model(state), directory)
     parts, base = learned(state), start(state.key)
-    plain = build_tuning(dataclasses.replace(config, method="features"), network.task)
     found |= {
       "pretraining_loss_before": pretraining_loss(network, plain, Parts({"network": {}}, base), {}),
       "pretraining_loss_after": pretraining_loss(network, tuning, parts, state.hparams),
