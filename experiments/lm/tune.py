@@ -1,7 +1,7 @@
 """A pretrained language model tuned to a task: all of it, a part, or a little that is added.
 
-  python -m experiments.lm.tune                                                # pretrains first; LoRA; exchanged words
-  python -m experiments.lm.tune --pretrained=runs/lm --task=moved --method=full
+  python -m experiments.lm.tune                                                # pretrains first; asks for capitals
+  python -m experiments.lm.tune --pretrained=runs/lm --task=moved --method=lora --train_rows=8000 --steps=1000
   python -m experiments.lm.tune --pretrained=runs/lm --scratch                 # the same network that has read nothing
   python -m experiments.lm.tune --pretrained=runs/lm --task=file --labelled=reviews.tsv --method=adapters
   python -m experiments.lm.tune --pretrained=runs/lm --penalty=fisher --penalty_weight=100 --method=full
@@ -57,7 +57,7 @@ _RATES = {"full": 1e-3, "last": 1e-3, "bias": 1e-2, "adapters": 3e-3, "lora": 5e
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
-  """Defaults: exchanged words by LoRA on a small masked Llama, which is trained first."""
+  """Defaults: capitals from 200 passages on a small masked Llama, which is trained first."""
 
   UNIT: ClassVar[str] = "texts"
   fills_cores: ClassVar[bool] = False
@@ -69,16 +69,16 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
   objective: Literal[tuple(OBJECTIVES)] = field("masked", "of the network that is trained first, see lm.pretrain")
   pretrain_steps: int = field(1000, "updates of the network that is trained first")
   task: Literal[tuple(KINDS)] = field(
-    "shift",
+    "case",
     "of a text, shift: were two neighbouring words exchanged; follows: does its second half follow the first; case: "
     "which letters were capitals; moved: which span is from elsewhere; file: the label that --labelled gives it",
   )
   labelled: str = field("", "of --task=file: a file.tsv or .jsonl of texts and labels, or a folder with pos.txt, ...")
   test_labelled: str = field("", "of --task=file: the texts to test on; empty: a tenth of each class")
-  train_rows: int = field(8000, "texts that a task makes to learn from, at most")
+  train_rows: int = field(200, "texts that a task makes to learn from, at most")
   test_rows: int = field(1000, "texts that a task makes to be tested on, at most")
   method: Literal[tuple(METHODS)] = field(
-    "lora",
+    "full",
     "what trains beside the head, full: all; last: --last_layers; bias: biases (BitFit); adapters: these and norms; "
     "lora: low-rank updates; features: nothing; mix: the weights of all layers' outputs (ELMo)",
   )
@@ -107,15 +107,15 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
   length: int = 64
   stride: int = 1
   batch_size: int = 32
-  steps: int = 400
-  learning_rate: float = 5e-3
+  steps: int = 100
+  learning_rate: float = 1e-3
   optimizer: OptimizerName = "adamw"
   weight_decay: float = 0.01
   schedule: ScheduleName = "warmup_cosine"
   warmup_steps: int = 40
   clip_norm: float = 1.0
-  eval_every: int = 100
-  checkpoint_every: int = 200
+  eval_every: int = 25
+  checkpoint_every: int = 50
 
   def __post_init__(self):
     super().__post_init__()
@@ -144,7 +144,7 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
   @classmethod
   def tuned(cls, **given: Any) -> "Config":
     """Each method its own rate; biases need a network that has some."""
-    method = given.get("method", "lora")
+    method = given.get("method", "full")
     defaults: dict[str, Any] = {"learning_rate": _RATES.get(method, 1e-3)}
     if method == "bias" and not given.get("pretrained"):
       defaults["model"] = "gpt2"

@@ -25,8 +25,9 @@ from mlnotes.lm.trainable import combine, count_bytes, count_parameters, flatten
 LENGTH = 24
 NETWORK = dict(model="gpt2", tied=False, depth=2, width=8, heads=2, length=LENGTH)
 SMALL = dict(
-  batch_size=4, steps=4, learning_rate=0.1, weight_decay=0.1, schedule="constant", warmup_steps=0, log_every=2,
-  eval_every=0, train_rows=40, test_rows=12, adapter_width=3, lora_alpha=32.0, tensorboard=False, devices=1,
+  task="shift", method="lora", batch_size=4, steps=4, learning_rate=0.1, weight_decay=0.1, schedule="constant",
+  warmup_steps=0, log_every=2, eval_every=0, train_rows=40, test_rows=12, adapter_width=3, lora_alpha=32.0,
+  tensorboard=False, devices=1,
 )  # fmt: skip
 
 
