@@ -18,6 +18,7 @@ from mlnotes.data.feed import (
 )
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.graph import Graph, load_graph, make_graph, make_graph_feeds
+from mlnotes.data.labelled import LabelledTexts, read_labelled
 from mlnotes.data.order import fixed_subset
 from mlnotes.data.pairs import Pairs, load_pairs, read_pairs
 from mlnotes.data.source import load
@@ -37,6 +38,7 @@ __all__ = [
   "Expected",
   "Feeds",
   "Graph",
+  "LabelledTexts",
   "NamedArrays",
   "Pairs",
   "RecordSplit",
@@ -69,6 +71,7 @@ __all__ = [
   "make_whole_eval",
   "make_whole_feed",
   "pad_sequences",
+  "read_labelled",
   "read_pairs",
   "read_wav",
   "standardize",

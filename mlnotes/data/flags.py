@@ -286,7 +286,7 @@ def _require_same_tokens(config: Any) -> None:
 
 
 @functools.cache
-def _note(text: str) -> None:
+def note(text: str) -> None:
   """Once, however often the feeds are made."""
   print(f"note: {text}", file=sys.stderr)
 
@@ -304,8 +304,8 @@ def make_feeds(data: Data, config: Any) -> Feeds:
   if isinstance(data, DataSet | Audio):
     said += describe_classes(data, "clip" if isinstance(data, Audio) else "image")
   for sentence in said:
-    _note(f"--dataset={config.dataset}: {sentence}")
+    note(f"--dataset={config.dataset}: {sentence}")
   if isinstance(data, Table) and config.standardize == "xy" and ("y" not in data.train.arrays or data.num_classes):
     found = f"y is one of {data.num_classes} classes" if data.num_classes else "there is no y"
-    _note(f"--standardize=xy: {found}, so that x alone is standardised.")
+    note(f"--standardize=xy: {found}, so that x alone is standardised.")
   return make_split_feeds(data.train, data.test, config, fingerprint(data) if isinstance(data, DataSet) else "")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mlnotes.lm.trainable import find_paths, flatten, unflatten
+from mlnotes.nn.dense import Dense
 
 Scalar = Float[Array, ""] | float | int
 Lora = dict[str, Any]
@@ -108,14 +109,14 @@ def _add(params: Any, lora: Lora, alpha: Scalar) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lora_layers(lora: Lora, alpha: Scalar, dropout: float = 0.0, key: Key[Array, ""] | None = None) -> Iterator[None]:
-  """Within it, every `nn.Dense` with factors computes x W + (alpha / r) dropout(x) A B, and W is left alone.
+  """Within it, every dense layer with factors computes x W + (alpha / r) dropout(x) A B, and W is left alone.
 
     with lora_layers(lora, alpha=8, dropout=0.1, key=key):
       logits = model.apply({"params": params}, tokens)
 
-  Of any network, without a class of its own: methods are intercepted while a program is traced. A layer that is called
-  twice drops the same features twice. Raises ValueError for dropout without a key, and where a target was no Dense
-  layer of what ran.
+  Of any network of Flax's dense layers, or this library's, without a class of its own: methods are intercepted while a
+  program is traced. A layer that is called twice drops the same features twice. Raises ValueError for dropout without a
+  key, and where a target was no Dense layer of what ran.
   """
   if dropout and key is None:
     raise ValueError(f"dropout is {dropout}, expected a key with it")
@@ -124,7 +125,7 @@ def lora_layers(lora: Lora, alpha: Scalar, dropout: float = 0.0, key: Key[Array,
   def add(call, args, kwargs, context):
     y = call(*args, **kwargs)
     path = "/".join((*context.module.path, "kernel"))
-    if context.method_name != "__call__" or not isinstance(context.module, nn.Dense) or path not in factors:
+    if context.method_name != "__call__" or not isinstance(context.module, nn.Dense | Dense) or path not in factors:
       return y
     met.add(path)
     a, b = (x.astype(y.dtype) for x in factors[path])

@@ -11,6 +11,7 @@ names joined by "/", as "block0/attention/query/kernel"; which are meant is a re
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,6 +80,18 @@ def partition(params: Any, pattern: str) -> tuple[Params, Params]:
   chosen, flat = set(find_paths(params, pattern)), flatten(params)
   take = lambda inside: unflatten({path: x for path, x in flat.items() if (path in chosen) == inside})
   return take(True), take(False)
+
+
+def paths_read(f: Callable[[Any], Any], params: Any) -> list[str]:
+  """The paths of the parameters that a function of them computes with; it is traced, and nothing is computed.
+
+  What a compiled part within it is given counts as read. A head that a network has and `f` does not call would get no
+  gradient, and still decay.
+  """
+  jaxpr = jax.make_jaxpr(f)(params).jaxpr
+  used = {id(x) for equation in jaxpr.eqns for x in equation.invars} | {id(x) for x in jaxpr.outvars}
+  read = jax.tree.unflatten(jax.tree.structure(params), [id(x) in used for x in jaxpr.invars])
+  return [path for path, is_read in flatten_dict(read, sep="/").items() if is_read]
 
 
 def combine(trained: Any, frozen: Any) -> Params:

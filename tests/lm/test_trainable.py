@@ -20,6 +20,7 @@ from mlnotes.lm.trainable import (
   flatten,
   last_layers,
   partition,
+  paths_read,
 )
 from mlnotes.optim.decay import is_decayed
 
@@ -107,3 +108,16 @@ def test_what_is_frozen_does_not_move_under_decay_and_clipping(params):
   still = {path for path in find_paths(params, pattern) if "key" in path}
   assert moved <= set(find_paths(params, pattern)) and set(find_paths(params, pattern)) - moved <= still
   np.testing.assert_allclose(after["head"]["kernel"], 0.95 * params["head"]["kernel"], atol=0.11)
+
+
+def test_what_a_function_reads_is_found_without_computing_it():
+  """Through a loop and a compiled part; what is only beside it is not."""
+  params = {"a": {"w": jnp.ones(2), "b": jnp.ones(2)}, "head": {"w": jnp.ones(2)}, "c": jnp.ones(3), "d": jnp.ones(())}
+
+  def f(params):
+    inner = jax.jit(lambda x, y: jnp.sum(x))(params["a"]["w"], params["a"]["b"])
+    total, _ = jax.lax.scan(lambda carry, x: (carry + x, None), inner, params["c"])
+    return total, params["d"]
+
+  assert set(paths_read(f, params)) - {"a/b"} == {"a/w", "c", "d"}
+  assert "head/w" in paths_read(lambda params: params["head"]["w"], params)

@@ -9,3 +9,16 @@ from mlnotes.lm.tasks.languages import (
   make_grammar as make_grammar,
   measure_alignment as measure_alignment,
 )
+from mlnotes.lm.tasks.probes import (
+  Exchanged as Exchanged,
+  Followed as Followed,
+  Lowered as Lowered,
+  Moved as Moved,
+  cut_words as cut_words,
+  draw_starts as draw_starts,
+  exchange_words as exchange_words,
+  follow_passages as follow_passages,
+  lower_case as lower_case,
+  move_spans as move_spans,
+  shift_words as shift_words,
+)

@@ -1,0 +1,132 @@
+"""The network that --pretrained names, or that is trained first, and what it has learned."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from experiments.lm import pretrain
+from experiments.lm._models import DecoderConfig
+from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, Task
+from experiments.lm._tuning import Parts, Tuning
+from mlnotes.data import Corpus
+from mlnotes.data.flags import TextConfig, load_data
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import example_keys, root_key, stream_key
+from mlnotes.engine.trained import load_config, restore_states
+from mlnotes.lm import estimate_fisher
+from mlnotes.optim import eval_params
+
+_AT_ONCE = 64  # windows
+
+# Flags that say what network is trained first, on which text.
+_OWN = ("dropout", "batch_size", "data_placement", "eval_examples", "data_dir")
+NETWORK_FLAGS = (
+  *(item.name for part in (DecoderConfig, TextConfig) for item in dataclasses.fields(part) if item.name not in _OWN),
+  "objective",
+)
+
+
+class Network(NamedTuple):
+  """What is tuned.
+
+  Attributes:
+    params: what it has learned; None: nothing yet.
+    config: of the run that it is of, as it is read here.
+  """
+
+  config: pretrain.Config
+  corpus: Corpus
+  task: Task
+  params: Any
+
+
+def first_settings(config: Any) -> dict[str, Any]:
+  """Flags of the run of lm.pretrain that comes first."""
+  rate = {} if config.model == "llama" else {"learning_rate": 1e-3}
+  return {name: getattr(config, name) for name in (*NETWORK_FLAGS, "data_dir")} | rate
+
+
+def network_config(config: Any) -> pretrain.Config:
+  """The settings of the network: those of the run that --pretrained names, else those of the flags.
+
+  Raises InputError where it names no run of lm.pretrain.
+  """
+  if config.pretrained:
+    directory = Path(config.pretrained).expanduser()
+    _, found = load_config(directory, {"lm.pretrain": pretrain.Config}, f"--pretrained={config.pretrained}")
+  else:
+    found = pretrain.Config(**first_settings(config))
+  own = {"dropout": config.dropout, "precision": config.precision, "devices": 1, "fsdp": 1, "rows": ""}
+  # Outputs of layers that are computed again backward cannot be taken out of them; frozen ones need not be.
+  own |= {"remat": found.remat and config.method != "mix"}
+  return dataclasses.replace(found, data_dir=config.data_dir or found.data_dir, **own)
+
+
+@functools.lru_cache(maxsize=2)
+def load_network(config: Any) -> Network:
+  """Raises InputError where there is nothing to tune, and as `restore_states` does."""
+  if not config.pretrained and not config.scratch:
+    raise InputError("--pretrained is empty: expected a run of lm.pretrain, --scratch, or `main`, which trains one.")
+  found = network_config(config)
+  corpus = load_data(found)
+  task = OBJECTIVES[found.objective](found, corpus)
+  if config.scratch:
+    return Network(found, corpus, task, None)
+  seed, said = found.seed if config.model_seed < 0 else config.model_seed, f"--pretrained={config.pretrained}"
+  given = (Path(config.pretrained).expanduser(), pretrain.make(found), pretrain.make_feeds(found), found)
+  states, _ = restore_states(*given, config.checkpoint, seed, said)
+  state = states[seed]
+  # On no device in particular: whatever mesh the tuning has.
+  params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), eval_params(state.opt_state, state.params))
+  return Network(found, corpus, task, params)
+
+
+def fresh_params(network: Network, key: Any) -> Any:
+  """Parameters that have learned nothing."""
+  window = jnp.zeros((1, network.config.length + 1), jnp.int32)
+  examples = jax.vmap(network.task.objective.prepare)(stream_key(key, "example")[None], window)
+  return network.task.objective.init(stream_key(key, "network"), examples)
+
+
+def prepare_windows(network: Network, rows: Int[np.ndarray, " B"], which: str) -> Any:
+  """What the pretraining objective shows and asks of windows of the split `which`, the same each time."""
+  keys = example_keys(root_key(EVAL_SEED), jnp.asarray(rows))
+  tokens = jnp.asarray(getattr(network.corpus, which).read(rows)["tokens"])
+  return jax.jit(jax.vmap(network.task.objective.prepare))(keys, tokens)
+
+
+def measure_importance(network: Network, tuning: Tuning, parts: Parts, numbers: Any, windows: int) -> Any:
+  """Of the network's parameters that train: the mean square of the gradient of a training window's nats."""
+  rows = np.random.default_rng(0).permutation(len(network.corpus.train))[:windows]
+
+  def log_probability(some, example):
+    whole = Parts({**parts.trained, "network": some}, parts.frozen)
+    with tuning.tuned(whole, numbers) as params:
+      terms = network.task.objective.terms(params, jax.tree.map(lambda x: x[None], example), None)
+    return -jnp.sum(terms["loss"].total)
+
+  examples = prepare_windows(network, rows, "train")
+  return jax.jit(lambda some: estimate_fisher(log_probability, some, examples))(parts.trained["network"])
+
+
+def pretraining_loss(network: Network, tuning: Tuning, parts: Parts, numbers: Any) -> float:
+  """The objective's loss over the test text's windows, by the network as it is tuned."""
+
+  @jax.jit
+  def one(parts, examples, real):
+    with tuning.tuned(parts, numbers) as params:
+      loss = network.task.objective.terms(params, examples, None)["loss"]
+    return [jnp.sum(jnp.where(real, x, 0)) for x in loss]
+
+  count, total = len(network.corpus.test), np.zeros(2)
+  size = min(count, _AT_ONCE)
+  for first in range(0, count, size):
+    rows = np.arange(first, first + size)
+    total += np.array(one(parts, prepare_windows(network, np.minimum(rows, count - 1), "test"), rows < count))
+  return float(total[0] / total[1])
