@@ -12,8 +12,9 @@ from jaxtyping import Int
 
 from experiments.lm import pretrain
 from experiments.lm._models import DecoderConfig
-from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, Task
+from experiments.lm._objectives import EVAL_SEED, Task, make_task
 from experiments.lm._tuning import Parts, Tuning
+from experiments.lm._weights import load_weights
 from mlnotes.data import Corpus
 from mlnotes.data.flags import TextConfig, load_data
 from mlnotes.engine.errors import InputError
@@ -71,13 +72,15 @@ def network_config(config: Any) -> pretrain.Config:
 @functools.lru_cache(maxsize=2)
 def load_network(config: Any) -> Network:
   """Raises InputError where there is nothing to tune, and as `restore_states` does."""
-  if not config.pretrained and not config.scratch:
-    raise InputError("--pretrained is empty: expected a run of lm.pretrain, --scratch, or `main`, which trains one.")
+  if not (config.pretrained or config.weights or config.scratch):
+    raise InputError("--pretrained is empty: expected a run of lm.pretrain, --weights, --scratch, or `main`.")
   found = network_config(config)
   corpus = load_data(found)
-  task = OBJECTIVES[found.objective](found, corpus)
+  task = make_task(found, corpus)
   if config.scratch:
     return Network(found, corpus, task, None)
+  if not config.pretrained:  # the folder's, and no more
+    return Network(found, corpus, task, load_weights(found)[1])
   seed, said = found.seed if config.model_seed < 0 else config.model_seed, f"--pretrained={config.pretrained}"
   given = (Path(config.pretrained).expanduser(), pretrain.make(found), pretrain.make_feeds(found), found)
   states, _ = restore_states(*given, config.checkpoint, seed, said)

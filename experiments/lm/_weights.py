@@ -23,6 +23,11 @@ def tokenizer_of(folder: str) -> str:
   return str(Path(folder) / "tokenizer.json")
 
 
+def load_weights(config: Any) -> tuple[LanguageModel, Any]:
+  """(module, params) of --weights. Raises InputError as `load_hugging_face` does, and for what is no single stack."""
+  return _load(config.weights, config.precision)
+
+
 @functools.lru_cache(maxsize=2)
 def _load(folder: str, precision: str) -> tuple[LanguageModel, Any]:
   module, params = load_hugging_face(folder, jnp.dtype(precision))
@@ -33,7 +38,7 @@ def _load(folder: str, precision: str) -> tuple[LanguageModel, Any]:
 
 def build_from_weights(config: Any, vocabulary: int) -> LanguageModel:
   """The folder's module, with the flags' dropout. Raises InputError where it does not fit the flags."""
-  module, _ = _load(config.weights, config.precision)
+  module, _ = load_weights(config)
   said = f"--weights={config.weights}"
   if config.objective == "causal" and not module.causal:
     raise InputError(f"{said} reads from both sides: expected --objective=masked.")
@@ -52,7 +57,7 @@ def start_from_weights(config: Any, task: Task) -> Task:
   """The task, whose first parameters are the folder's."""
 
   def init(key, examples):
-    params = _load(config.weights, config.precision)[1]
+    params = load_weights(config)[1]
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     # By a call of the host: as constants they would be compiled, and kept with the program.
     return jax.pure_callback(lambda: params, like, vmap_method="sequential")

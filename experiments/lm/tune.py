@@ -3,6 +3,7 @@
   python -m experiments.lm.tune                                                # pretrains first; asks for capitals
   python -m experiments.lm.tune --pretrained=runs/lm --task=moved --method=lora --train_rows=8000 --steps=1000
   python -m experiments.lm.tune --pretrained=runs/lm --scratch                 # the same network that has read nothing
+  python -m experiments.lm.tune --weights=FOLDER --task=file --labelled=reviews.tsv     # a BERT or GPT-2 of others
   python -m experiments.lm.tune --pretrained=runs/lm --task=file --labelled=reviews.tsv --method=adapters
   python -m experiments.lm.tune --pretrained=runs/lm --penalty=fisher --penalty_weight=100 --method=full
 
@@ -133,6 +134,8 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
       raise InputError(
         f"--lora_targets={self.lora_targets} is no regular expression ({error}): expected one, or names of layers."
       ) from error
+    if self.weights and self.scratch:
+      raise InputError("--scratch is of a network that has learned nothing: expected no --weights with it.")
     if self.task == "file" and not self.labelled:
       raise InputError("--task=file reads texts and labels: expected --labelled=FILE.tsv, FILE.jsonl or a folder.")
     if self.penalty != "none" and (self.method not in _MOVES_NETWORK or self.scratch):
@@ -146,9 +149,9 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
     """Each method its own rate; biases need a network that has some."""
     method = given.get("method", "full")
     defaults: dict[str, Any] = {"learning_rate": _RATES.get(method, 1e-3)}
-    if method == "bias" and not given.get("pretrained"):
+    if method == "bias" and not (given.get("pretrained") or given.get("weights")):
       defaults["model"] = "gpt2"
-    return cls(**{**defaults, **given})
+    return super().tuned(**{**defaults, **given})
 
   def idle_flags(self):
     idle = super().idle_flags()
@@ -157,6 +160,8 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
       idle.pop("data_dir", None)  # where the run's data are now
     else:
       idle |= dict.fromkeys(("model_seed", "checkpoint"), "--pretrained is empty")
+      if self.weights:
+        idle["pretrain_steps"] = f"--weights={self.weights} has been trained"
     if self.scratch:
       idle |= dict.fromkeys(("model_seed", "checkpoint", "pretrain_steps", "stride"), "--scratch has learned nothing")
     of_method = {
@@ -307,7 +312,7 @@ def _importance(config: Config, network: Network, tuning: Any) -> Any:
 
 
 def main(config: Config) -> int:
-  if not config.pretrained and not config.scratch:
+  if not (config.pretrained or config.weights or config.scratch):
     workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir("lm.tune", config)
     shared = {name: getattr(config, name) for name in ("seed", "devices", "threads", "tensorboard")}
     given = {**first_settings(config), **shared, "steps": config.pretrain_steps, "precision": config.precision}

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lm import pretrain
+from experiments.lm import pretrain, tune
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
-from mlnotes.lm import make_bert, make_gpt2, make_t5, save_hugging_face, token_cross_entropy
+from mlnotes.lm import load_hugging_face, make_bert, make_gpt2, make_t5, save_hugging_face, token_cross_entropy
 
 SIZES = dict(vocabulary=9, length=8, depth=1, heads=2, width=8)
 FLAGS = dict(length=6, batch_size=4, steps=4, warmup_steps=0, log_every=2, eval_every=0)
@@ -79,6 +79,24 @@ def test_an_encoder_hides_words_by_its_own_mask(folders):
 def test_weights_that_do_not_fit_the_flags_are_refused(name, flags, words, folders):
   with pytest.raises(InputError, match=words):
     start(folders, name, **flags)
+
+
+@pytest.mark.parametrize("name, objective", [("bert", "masked"), ("gpt2", "causal")])
+def test_what_others_have_trained_is_tuned(name, objective, folders):
+  """LoRA's first state says what the folder's network does; only what was added and the head learn."""
+  given = dict(dataset=str(folders / "text.txt"), weights=str(folders / name), objective=objective, task="follows")
+  config = tune.Config.tuned(**given, **FLAGS, method="lora", lora_rank=2, train_rows=16, test_rows=4)
+  experiment, feeds = tune.make(config), tune.make_feeds(config)
+  batch = feeds.train.draw(feeds.train.arrays, root_key(0), 0)
+  state = jax.jit(experiment.init)(root_key(0), batch)
+  params = load_hugging_face(folders / name)[1]
+  jax.tree.map(np.testing.assert_array_equal, state.frozen, params)
+  after, metrics = jax.jit(experiment.step)(state, batch)
+  assert (
+    np.isfinite(metrics["loss"]) and set(after.params) == {"network", "lora", "head"} and not after.params["network"]
+  )
+  with pytest.raises(InputError, match="--scratch is of a network that has learned nothing"):
+    tune.Config.tuned(**given, scratch=True)
 
 
 def test_flags_of_a_network_do_nothing_beside_weights(folders):
