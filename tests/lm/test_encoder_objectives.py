@@ -54,9 +54,10 @@ def test_spans_are_said_from_all_that_is_read_and_from_their_boundary():
     np.testing.assert_array_equal(found[name].count, weights.sum(1))
     right = jnp.sum((jnp.argmax(say(x), -1) == examples.targets) * weights, 1)
     np.testing.assert_array_equal(found[name.replace("loss", "accuracy")].total, right)
+  assert np.all(np.asarray(examples.distance)[examples.weights == 1] == 1)
   b, i = np.argwhere(np.asarray(examples.boundary_weights) == 1)[0]
   left, right = int(examples.left[b, i]), int(examples.right[b, i])
-  assert left == i - 1 and right == i + 1  # spans of p = 1 are of one word
+  assert left == i - 1 and right == i + 1  # of p = 1 spans are of one word
   alone = examples._replace(
     weights=jnp.zeros_like(examples.weights).at[b, i].set(1), boundary_weights=jnp.zeros((6, PLACES)).at[b, i].set(1)
   )
