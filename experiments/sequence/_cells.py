@@ -50,6 +50,11 @@ class CellConfig(BaseConfig):
       raise InputError(f"--recurrent_dropout is before a recurrent matrix, which --cell={self.cell} does not have.")
     build_cell(self)
 
+  @property
+  def units(self) -> int:
+    """Units of a layer's cell."""
+    return self.width
+
   def idle_flags(self):
     idle = [name for name, cells in CELL_FLAGS.items() if self.cell not in cells]
     idle = dict.fromkeys(idle, f"--cell={self.cell} does not use it")
@@ -64,7 +69,7 @@ def build_cell(config: CellConfig) -> Any:
   """The cell of the flags. Raises InputError for what it refuses."""
   names = [name for name, cells in CELL_FLAGS.items() if config.cell in cells]
   try:
-    return make_cell(config.cell, config.width, dtype=_dtype(config), **{name: getattr(config, name) for name in names})
+    return make_cell(config.cell, config.units, dtype=_dtype(config), **{name: getattr(config, name) for name in names})
   except ValueError as error:
     raise InputError(f"--cell={config.cell}: {error}.") from error
 

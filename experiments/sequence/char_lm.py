@@ -76,8 +76,8 @@ class Config(CellConfig, TextConfig, OptimConfig, LoopConfig):
   clip_norm: float = 1.0
 
   def __post_init__(self):
+    require(0 < self.state < float("inf"), "state", self.state, "a number above 0")
     super().__post_init__()
-    require(self.state > 0, "state", self.state, "a number above 0")
     require(self.expansion >= 0, "expansion", self.expansion, "0 or more")
     if self.bidirectional:
       raise InputError("--bidirectional sees what is to be foretold: expected --nobidirectional.")
@@ -88,6 +88,10 @@ class Config(CellConfig, TextConfig, OptimConfig, LoopConfig):
       require(even, "heads", self.heads, f"a divisor of --width={self.width} into even numbers")
       if self.carry:
         raise InputError("--carry passes a state on, which --model=transformer does not have.")
+
+  @property
+  def units(self) -> int:
+    return max(1, round(self.state * self.width)) if self.form == "blocks" else self.width
 
   @property
   def parts_batches(self) -> bool:
@@ -148,8 +152,7 @@ def build_model(config: Config, vocab_size: int) -> RecurrentLM | CausalTransfor
   if config.form == "stack":
     body = build_stack(config)
   else:
-    cell = build_cell(dataclasses.replace(config, width=max(1, round(config.state * config.width))))
-    body = RecurrentBlocks(cell, config.depth, config.expansion, config.dropout, dtype)
+    body = RecurrentBlocks(build_cell(config), config.depth, config.expansion, config.dropout, dtype)
   return RecurrentLM(vocab_size, config.width, body, config.dropout if config.form == "stack" else 0.0, dtype)
 
 

@@ -7,7 +7,8 @@
   python -m experiments.sequence.ctc --dataset=fsdd.npz --split=speaker:theo  # tested on a speaker never heard
 
 Graves et al. 2006. Strings are drawn on the device from the parts of the training split, those of the evaluation from
-the test split. Writes spikes.png, what the network says at each place of some test strings, and mistakes.png.
+the test split. Writes spikes.png, what the network says at each place of some test strings, and mistakes.png, the same
+of the worst, where there are any.
 """
 
 import dataclasses

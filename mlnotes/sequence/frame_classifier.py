@@ -18,9 +18,10 @@ from mlnotes.sequence.recurrent import RecurrentStack
 class FrameClassifier(nn.Module):
   """Frames of features to logits, with the length of each row.
 
-  Convolutions of 3 x 3 over time and features, of `channels` each; each halves the features, and as many as
-  `time_strides` say the time. Then one vector of `width` a frame, `body`, and logits. T' = ceil(T / strides), for each
-  row by itself: what stands behind its length changes nothing.
+  A convolution over time and features for each of `channels`, 3 x 3, longer in time where its stride would leave frames
+  unseen: it halves the features and divides the time by its entry of `time_strides`. Then one vector of `width` a
+  frame, `body`, and logits. T' = ceil(T / strides), for each row by itself: what stands behind its length changes
+  nothing.
   """
 
   num_classes: int
@@ -39,8 +40,9 @@ class FrameClassifier(nn.Module):
     cut = lambda x: jnp.where((jnp.arange(x.shape[1])[None] < lengths[:, None])[(..., *(None,) * (x.ndim - 2))], x, 0)
     x = cut(x.astype(self.dtype or x.dtype))[..., None]
     for layer, (channels, stride) in enumerate(zip(self.channels, self.time_strides)):
-      # Padding by 1 on both sides: where XLA's "SAME" begins depends on whether the width is even, so on the batch.
-      x = Conv(channels, (3, 3), (stride, 2), "TORCH", dtype=self.dtype, name=f"conv{layer}")(x)
+      # Padding on both sides: where XLA's "SAME" begins depends on whether the width is even, so on the batch.
+      kernel = (max(3, 2 * stride - 1), 3)  # as far as the next frame that comes out, which the last one does not have
+      x = Conv(channels, kernel, (stride, 2), "TORCH", dtype=self.dtype, name=f"conv{layer}")(x)
       lengths = -(-lengths // stride)
       x = cut(jax.nn.relu(x))
     x = nn.Dense(self.width, dtype=self.dtype, name="join")(x.reshape(*x.shape[:2], -1))

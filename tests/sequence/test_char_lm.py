@@ -376,12 +376,19 @@ def test_flags_reach_the_model(lines):
   (dict(model="transformer", heads=3), "--heads"),
   (dict(model="transformer", width=4, heads=4), "--heads"),
   (dict(state=0.0), "--state"),
+  (dict(cell="clockwork", state=0.6), "8 periods must divide 5 features"),
   (dict(expansion=-1.0), "--expansion"),
   (dict(carry=True, steps=2**30), "--steps"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(flags, words):
   with pytest.raises(InputError, match=words):
     char_lm.Config(**{**SIZES, **flags})
+
+
+def test_a_cell_is_of_the_units_that_it_has():
+  """A layer's, not the width around it."""
+  config = char_lm.Config(**{**SIZES, "width": 10}, cell="clockwork", state=0.8)
+  assert char_lm.build_model(config, 11).body.cell.features == 8
 
 
 def test_flags_that_do_nothing_say_so():

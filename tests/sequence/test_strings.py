@@ -155,6 +155,17 @@ def test_masks_hide_bands_and_spans_within_the_length(features, widest):
 # -- network -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("strides", [(2, 4), (3, 3)])
+def test_every_frame_is_seen_whatever_the_stride(draw_variables, strides):
+  network = FrameClassifier(4, 6, channels=(2, 3), time_strides=strides)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 24, 5)), jnp.float32)
+  params = draw_variables(network, x)
+  (logits, counts), back = jax.vjp(lambda x: network.apply(params, x), x)
+  assert logits.shape[1] == counts[0] == -(-24 // (strides[0] * strides[1]))
+  (grad,) = back((jnp.ones_like(logits).at[..., 0].set(2), np.zeros(1, jax.dtypes.float0)))
+  assert np.all(np.abs(grad).sum(2) > 0)
+
+
 @pytest.mark.parametrize("cell", ["lstm", "transformer", "none"])
 def test_each_string_is_read_as_if_alone(draw_variables, cell):
   """Whatever stands beside it, however far it is padded (to an odd or an even length); NaN behind it too."""
@@ -173,6 +184,6 @@ def test_each_string_is_read_as_if_alone(draw_variables, cell):
   assert logits.shape == (3, 4, 4)
   alone, _ = apply(params, x[1:2, :6])
   np.testing.assert_allclose(logits[1, :2], alone[0], atol=1e-5)
-  if cell == "none":  # what a convolution's padding may hang on
+  if cell == "none":  # what a convolution's padding may depend on
     even, _ = apply(params, np.pad(x[1:2], ((0, 0), (0, 1), (0, 0))), lengths[1:2])
     np.testing.assert_allclose(even[0, :2], alone[0], atol=1e-5)
