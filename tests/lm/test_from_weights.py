@@ -92,9 +92,8 @@ def test_what_others_have_trained_is_tuned(name, objective, folders):
   params = load_hugging_face(folders / name)[1]
   jax.tree.map(np.testing.assert_array_equal, state.frozen, params)
   after, metrics = jax.jit(experiment.step)(state, batch)
-  assert (
-    np.isfinite(metrics["loss"]) and set(after.params) == {"network", "lora", "head"} and not after.params["network"]
-  )
+  assert np.all(np.isfinite(metrics["loss"]))
+  assert set(after.params) == {"network", "lora", "head"} and not after.params["network"]
   with pytest.raises(InputError, match="--scratch is of a network that has learned nothing"):
     tune.Config.tuned(**given, scratch=True)
 
