@@ -103,7 +103,9 @@ class TextConfig(FeedConfig):
   """The flags of an experiment that learns from windows of a text."""
 
   dataset: str = field(
-    "pydoc", "pydoc (built in: the manual pages of Python), a file.txt, a file.jsonl, or the name of a TFDS set"
+    "pydoc",
+    "pydoc (built in: the manual pages of Python), a file.txt, a file.jsonl, a folder of .txt files, or the name of a "
+    "TFDS set",
   )
   test_dataset: str = field("", "a file of the same kind to evaluate on; empty: a fixed part of --dataset")
   documents: Literal["file", "line"] = field("file", "what is a document in a file.txt: the whole file, or each line")

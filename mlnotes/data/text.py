@@ -160,8 +160,9 @@ def pad_sequences(sequences: Sequence[Any], length: int = 0, padding: int = 0) -
 
 
 def text_kind(dataset: str) -> Literal["pydoc", "file", "tfds"]:
-  """What `--dataset` names, without reading it."""
-  return "pydoc" if dataset == "pydoc" else "file" if dataset.endswith((".txt", ".jsonl")) else "tfds"
+  """What `--dataset` names, without reading it; a folder by a path with a "/", as TFDS' names may be folders too."""
+  folder = "/" in dataset and Path(dataset).expanduser().is_dir()
+  return "pydoc" if dataset == "pydoc" else "file" if folder or dataset.endswith((".txt", ".jsonl")) else "tfds"
 
 
 def load_documents(
@@ -177,6 +178,7 @@ def load_documents(
   "pydoc":       the manual pages inside Python's `pydoc_data`, a document each; they differ between Python's versions.
   "path.txt":    one document, or with `documents` = "line" one in each line that is not blank. UTF-8.
   "path.jsonl":  one in the field `text` of each line.
+  a folder:      its .txt files, in the order of their names.
   other names:   the feature `text` of a TFDS data set, prepared under `data_dir`; `train_split` and `test_split`
                  choose its splits, slices such as "train[:90%]" included.
 
@@ -215,7 +217,12 @@ def _read_documents(dataset: str, documents: str, flag: str) -> tuple[str, ...]:
 
     return tuple(topics[name] for name in sorted(topics))
   if text_kind(dataset) != "file":
-    raise DataError(f"{flag}: no such text, expected pydoc, a file.txt or a file.jsonl.")
+    raise DataError(f"{flag}: no such text, expected pydoc, a file.txt, a file.jsonl or a folder of .txt files.")
+  if (folder := Path(dataset).expanduser()).is_dir():
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+      raise DataError(f"{flag}: found no .txt file in the folder, expected one or more.")
+    return tuple(text for file in files for text in _read_documents(str(file), documents, f"{flag} ({file.name})"))
   text = decode_file(dataset, flag)
   if dataset.endswith(".jsonl"):
     found = [fields[0] for _, fields in json_fields(text, flag, ("text",))]

@@ -9,7 +9,7 @@ import pytest
 
 from mlnotes.data import DataError, Windows, load_corpus, load_documents, make_resident_feed, make_stream_feed
 from mlnotes.data.flags import TextConfig, load_data
-from mlnotes.data.text import pad_sequences
+from mlnotes.data.text import pad_sequences, text_kind
 
 
 @pytest.mark.parametrize(("size", "length", "stride"), [(100, 7, 0), (100, 7, 1), (99, 9, 9), (8, 7, 3), (300, 3, 5)])
@@ -200,3 +200,18 @@ assert load_documents("letters", data_dir={str(tmp_path)!r})[1:] == (("a text",)
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
   assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_is_its_text_files(tmp_path):
+  for name, text in (("b.txt", "second\nthird\n"), ("a.txt", "first"), ("c.md", "no")):
+    (tmp_path / name).write_text(text)
+  folder = str(tmp_path)
+  assert sorted(sum(load_documents(folder)[1:], ())) == ["first", "second\nthird\n"]
+  lines = load_documents(folder, folder, documents="line")
+  assert lines.train == lines.test == ("first", "second", "third") and text_kind(folder) == "file"
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(DataError, match=r"empty: found no \.txt file in the folder"):
+    load_documents(folder + "/empty")
+  (tmp_path / "d.txt").write_text("")
+  with pytest.raises(DataError, match=r"\(d\.txt\): found no text"):
+    load_documents(folder)
