@@ -114,7 +114,7 @@ class Electra(NamedTuple):
       each = lambda seed, *row: row_of(sample_replacements(root_key(seed), *jax.tree.map(lambda x: x[None], row)))
       return jax.vmap(each)(seeds, head(features), masked)
 
-    given, rows = (examples.seed, jax.lax.stop_gradient(features), examples.masked), len(features)
+    given, rows = (examples.seed, features, examples.masked), len(features)
     if chunks == 1:
       return features, head, draw(*given)
     of_row = lambda row: row_of(draw(*jax.tree.map(lambda x: x[None], row)))

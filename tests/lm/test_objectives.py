@@ -169,8 +169,8 @@ def test_flags_reach_what_is_asked_and_the_networks(lines):
   module = task.model(params).module
   assert examples.segments.shape[1] == config.count_asked() == module.length == 15 and module.types == 2
   assert "order" in params and module.vocabulary == load_data(config).vocab_size + 4
-  config, task, examples, params = shapes_of(lines, "permutation", prediction_k=5)
-  assert examples.targets.shape[1] == config.count_asked() == 2 and examples.inputs.shape[1] == 14
+  config, task, examples, params = shapes_of(lines, "permutation", prediction_k=3)
+  assert examples.targets.shape[1] == config.count_asked() == 4 and examples.inputs.shape[1] == 16
   config, _, examples, params = shapes_of(lines, "spans", span_longest=4)
   assert params["boundary"]["places"]["embedding"].shape == (4, 8)
   flags = dict(heads=4, generator_share=0.25, hidden=32, discriminator_weight=7.0)
