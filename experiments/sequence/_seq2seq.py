@@ -148,15 +148,15 @@ class Translator:
     self.tokenizer, self.task, self._decode = tokenizer, task, jax.jit(decode)
 
   def __call__(self, texts: Sequence[str]) -> list[str]:
-    """Raises ValueError for an empty text, or one longer than the training pairs'."""
+    """Raises ValueError for an empty text, or one longer than every source of the run."""
     source, lengths = to_ids(self.tokenizer, self.task, texts)
     found = self._decode({"source": source, "source_length": lengths})
     return to_texts(self.tokenizer, np.asarray(found.tokens), np.asarray(found.length))
 
 
 def to_ids(tokenizer: Tokenizer, task: Task, texts: Sequence[str]) -> tuple[Int[Array, "B S"], Int[Array, " B"]]:
-  """(ids, lengths) of sources. Raises ValueError for an empty text, or one longer than the training pairs'; TypeError
-  for a text by itself."""
+  """(ids, lengths) of sources. Raises ValueError for an empty text, or one longer than every source of the run;
+  TypeError for a text by itself."""
   if isinstance(texts, str):
     raise TypeError(f"found the text {texts!r}, expected a list of texts")
   ids = [tokenizer.encode(text) for text in texts]

@@ -112,7 +112,7 @@ class Autoencoder:
     self._decode = jax.jit(lambda code: decode_code(task, model, variables, code))
 
   def encode(self, texts: Sequence[str]) -> Float[Array, "B F"]:
-    """Raises ValueError for an empty text, or one longer than the training texts."""
+    """Raises ValueError for an empty text, or one longer than every text of the run."""
     return self._encode(*_seq2seq.to_ids(self.tokenizer, self.task, texts))
 
   def decode(self, codes: Float[Array, "B F"]) -> list[str]:

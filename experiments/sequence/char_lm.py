@@ -78,7 +78,8 @@ class Config(CellConfig, TextConfig, OptimConfig, LoopConfig):
   def __post_init__(self):
     require(0 < self.state < float("inf"), "state", self.state, "a number above 0")
     super().__post_init__()
-    require(self.expansion >= 0, "expansion", self.expansion, "0 or more")
+    hidden = self.expansion == 0 or self.expansion * self.width >= 1
+    require(hidden, "expansion", self.expansion, f"0, or a hidden feature and more of --width={self.width}")
     if self.bidirectional:
       raise InputError("--bidirectional sees what is to be foretold: expected --nobidirectional.")
     few = not self.carry or self.steps * self.length < 2**30

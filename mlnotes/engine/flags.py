@@ -189,7 +189,8 @@ def parse(config_class: type[ConfigT], flag_values: absl_flags.FlagValues = absl
   for item, _, _ in config_fields(config_class):
     flag = flag_values[item.name]
     if not flag.using_default_value:
-      require(not isinstance(flag.value, float) or math.isfinite(flag.value), item.name, flag.value, "a finite number")
+      for number in flag.value if isinstance(flag.value, tuple) else (flag.value,):
+        require(not isinstance(number, float) or math.isfinite(number), item.name, number, "a finite number")
       given[item.name] = flag.value
   try:
     return config_class.tuned(**given)

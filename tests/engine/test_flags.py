@@ -52,6 +52,16 @@ def test_every_type_is_parsed():
   assert config == Config(steps=3, rate=2.0, kind="b", sizes=(4, 5, 6), fast=True, name="x")
 
 
+@pytest.mark.parametrize("numbers", ["nan", "0.5,inf"])
+def test_each_number_of_several_is_finite(numbers):
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Several(BaseConfig):
+    rates: tuple[float, ...] = field((0.1,), "rates")
+
+  with pytest.raises(InputError, match=f"--rates={numbers[-3:]} is out of range: expected a finite number"):
+    parse(Several, read(Several, [f"--rates={numbers}"], "program"))
+
+
 def test_flagfile_holds_a_whole_config(tmp_path):
   values = absl_flags.FlagValues()
   define(Config, values)

@@ -378,6 +378,7 @@ def test_flags_reach_the_model(lines):
   (dict(state=0.0), "--state"),
   (dict(cell="clockwork", state=0.6), "8 periods must divide 5 features"),
   (dict(expansion=-1.0), "--expansion"),
+  (dict(expansion=0.1), "--expansion=0.1 is out of range: expected 0, or a hidden feature and more of --width=8"),
   (dict(carry=True, steps=2**30), "--steps"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(flags, words):
