@@ -75,6 +75,8 @@ def draw_mistakes(model: Any, read: Read, names: tuple[str, ...], path: Path, co
   order = order[read.wrong[order] > 0]
   if len(order):
     _draw(model, read, names, path, order, f"the worst of {len(read.wrong)} test strings")
+  else:
+    Path(path).unlink(missing_ok=True)  # of an earlier report
 
 
 def _draw(model: Any, read: Read, names: tuple[str, ...], path: Path, rows: Int[np.ndarray, " R"], title: str) -> None:

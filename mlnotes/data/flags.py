@@ -277,7 +277,8 @@ def _require_same_tokens(config: Any) -> None:
     was = json.loads((Path(run).expanduser() / "config.json").read_text(encoding="utf-8"))["config"]
   except (OSError, ValueError, KeyError, TypeError):
     return  # the loop says so
-  names = ("dataset", "tokenizer", "vocab_size", "documents", "train_split", "end_token")
+  sized = ("vocab_size",) if config.tokenizer in ("words", "bpe") else ()
+  names = ("dataset", "tokenizer", *sized, "documents", "train_split", "end_token")
   spell = lambda value: str(value).lower() if isinstance(value, bool) else str(value)
   for name in names:
     if hasattr(config, name) and name in was and spell(was[name]) != spell(getattr(config, name)):

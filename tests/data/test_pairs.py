@@ -191,6 +191,11 @@ def test_another_text_is_no_start(tmp_path):
   asked = SimpleNamespace(start_from=str(tmp_path), dataset="dates", tokenizer="words", vocab_size=1024)
   write(dataset="dates", tokenizer="words", vocab_size=1024, steps=3)
   flags._require_same_tokens(asked)
+  write(dataset="dates", tokenizer="words", vocab_size=512)
+  with pytest.raises(InputError, match="--vocab_size=512, found --vocab_size=1024"):
+    flags._require_same_tokens(asked)
+  write(dataset="dates", tokenizer="characters", vocab_size=512)
+  flags._require_same_tokens(SimpleNamespace(**{**vars(asked), "tokenizer": "characters"}))  # has its own size
   write(dataset="mine.tsv", tokenizer="words", vocab_size=1024)
   with pytest.raises(InputError, match=r"learned the tokens of --dataset=mine\.tsv, found --dataset=dates"):
     flags._require_same_tokens(asked)
