@@ -596,7 +596,7 @@ def test_a_run_is_read_back_as_a_function_of_texts(pretrained, tmp_path):
   path = tmp_path / "texts.tsv"
   path.write_text("".join(f"{('Tom says', 'and Square')[i % 2]} {i}\t{('good', 'bad')[i % 2]}\n" for i in range(60)))
   config = tune.Config(**{**SMALL, "pretrained": pretrained, "task": "file", "labelled": str(path), "method": "full",
-                          "steps": 20, "workdir": str(tmp_path / "w")})  # fmt: skip
+                          "steps": 60, "learning_rate": 0.02, "workdir": str(tmp_path / "w")})  # fmt: skip
   assert tune.main(config) == 0
   run = mlnotes.load_run(tmp_path / "w")
   found = run.model(["Tom says 100", "and Square 7", "Tom says something that is longer than what is read"])
