@@ -596,11 +596,13 @@ def test_a_run_is_read_back_as_a_function_of_texts(pretrained, tmp_path):
   path = tmp_path / "texts.tsv"
   path.write_text("".join(f"{('Tom says', 'and Square')[i % 2]} {i}\t{('good', 'bad')[i % 2]}\n" for i in range(60)))
   config = tune.Config(**{**SMALL, "pretrained": pretrained, "task": "file", "labelled": str(path), "method": "full",
-                          "steps": 20, "workdir": str(tmp_path / "w")})  # fmt: skip
+                          "steps": 60, "learning_rate": 0.02, "workdir": str(tmp_path / "w")})  # fmt: skip
   assert tune.main(config) == 0
   run = mlnotes.load_run(tmp_path / "w")
-  found = run.model(["Tom says 100", "and Square 7", "Tom says something that is longer than what is read"])
-  assert found.labels == ("good", "bad", "good") and found.probability.shape == (3, 2)
+  long = "Tom says it is longer than what is read"
+  found = run.model(["Tom says 12", "and Square 7", "Tom says 4", long, long[:LENGTH]])
+  assert found.labels[:3] == ("good", "bad", "good") and found.probability.shape == (5, 2)
+  np.testing.assert_allclose(found.probability[3], found.probability[4], rtol=1e-6)
   np.testing.assert_allclose(found.probability.sum(1), 1, rtol=1e-5)
   card = json.loads((tmp_path / "w" / "result.json").read_text())["metrics"]
   assert card["accuracy"]["mean"] == 1 and card["floor_majority"]["mean"] == 0.5 and card["floor_bag"]["mean"] == 1
