@@ -131,7 +131,9 @@ def beam_search(
 
     score = log p / ((5 + L) / 6)^alpha + beta sum_i log min(sum_t a_ti, 1)            Wu et al. 2016 (GNMT), eq. 14
 
-  Running and finished sequences stand in lists of their own: the W likeliest that go on, and the W best that ended.
+  Running and finished sequences stand in lists of their own: the W likeliest that go on, and the W best that ended. An
+  END counts where it is among the W likeliest of all that may follow, and behind the last token that there is room for:
+  one beam without a length penalty is `greedy`. (Where any END counted, short ones that nobody would have said win.)
   The search ends where no running one can still enter the latter, whatever follows: a log-probability only falls, so
   that log p over the largest normaliser within reach bounds the score, for alpha of either sign. Every sequence
   returned ends with END; where fewer than W do, what is left has a score of -inf.
@@ -139,7 +141,7 @@ def beam_search(
   Args:
     length_penalty: alpha; 0 is the log-probability alone, below 0 prefers short ones.
     coverage_penalty: beta >= 0; sources that attention passed over cost. Weights below 1e-6 count as that.
-    monotonic: beam k takes the best that is left of what the beams 1 ... k lead to. Those of a narrower search are then
+    monotonic: beam k takes the best that is left of what the beams 1 ... k lead to, and any END counts. Those of a narrower search are then
       the first ones of a wider one, so that a wider one never returns a lower score, which the usual choice of the W
       best of all may do. Lemons et al. 2022.
 
@@ -182,6 +184,9 @@ def beam_search(
       coverage = beams.coverage + attention.reshape(batch, width, -1)
     # Finished: what ends here beside what ended before, which wins where they are equal.
     ended = total[..., end]
+    if not monotonic:
+      least = jax.lax.top_k(total.reshape(batch, -1), width)[0][:, -1:]
+      ended = jnp.where((ended >= least) | (i + 1 == max_length), ended, -jnp.inf)
     scores = jnp.concatenate([beams.done_score, score(ended, coverage, i + 1)], 1)
     done_score, kept = jax.lax.top_k(scores, width)
     pick = lambda old, new: _take(jnp.concatenate([old, new], 1), kept)
