@@ -134,7 +134,8 @@ def draw_attention(
     size, length = sizes[i]
     weights = attention[i, :length, :size]
     axis.imshow(weights, cmap="magma", vmin=0, vmax=1, aspect="auto")
-    axis.set_xticks(range(size), [_say(pairs, token) for token in source[i, :size]], fontsize=8)
+    names = [_say(pairs, token) for token in source[i, :size]]
+    axis.set_xticks(range(size), names, fontsize=8, rotation=90 if max(map(len, names)) > 2 else 0)
     axis.set_yticks(range(length), [_say(pairs, token) for token in found.tokens[i, :length]], fontsize=8)
     axis.set_xlabel("source", fontsize=9)
     if size > 30 or length > 30:  # more than can be read

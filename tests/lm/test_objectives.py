@@ -36,7 +36,7 @@ def start(**flags):
 def examples_of(config, batch):
   task = _objectives.OBJECTIVES[config.objective](config, load_data(config))
   keys = jax.random.split(jax.random.key(1), len(batch["tokens"]))
-  return task.objective, jax.vmap(task.objective.prepare)(keys, batch["tokens"])
+  return task.objective, jax.jit(jax.vmap(task.objective.prepare))(keys, batch["tokens"])
 
 
 def nats_of(logits, targets, weights):
@@ -111,18 +111,24 @@ def test_packed_masked_documents_do_not_see_each_other(lines):
   assert abs(float(totals["loss"].total[0] - totals["loss"].total[1])) > 1e-4
 
 
-def prepared(lines, name, **flags):
-  """(config, objective, examples of a batch, parameters), without an experiment around them."""
+def drawn(lines, name, **flags):
+  """(config, objective, examples of a batch, its tokens), without an experiment around them."""
   config = pretrain.Config(**{**SIZES, "documents": "line", "dataset": lines, "objective": name, **flags})
   corpus = load_data(config)
   places = config.length + 1
   tokens = jnp.asarray(corpus.train.arrays["tokens"][: 4 * places]).astype(jnp.int32).reshape(4, places)
   objective, examples = examples_of(config, {"tokens": tokens})
-  return config, objective, examples, jax.jit(objective.init)(jax.random.key(0), examples), tokens
+  return config, objective, examples, tokens
+
+
+def prepared(lines, name, **flags):
+  """Likewise, with parameters in the place of the tokens."""
+  config, objective, examples, _ = drawn(lines, name, **flags)
+  return config, objective, examples, jax.jit(objective.init)(jax.random.key(0), examples)
 
 
 def test_a_row_read_forward_or_backward_sees_one_side(lines):
-  _, objective, (masked, reading), params, _ = prepared(lines, "prefix", mask_rate=0.5)
+  _, objective, (masked, reading), params = prepared(lines, "prefix", mask_rate=0.5)
   of_kind = lambda kind: jnp.full_like(reading.kind, kind)
   place = jnp.broadcast_to(jnp.arange(12), (4, 12))
 
@@ -193,21 +199,21 @@ def test_flags_reach_what_is_asked_and_the_networks(lines):
 
 def test_flags_reach_what_is_hidden(lines):
   of_masks = dict(mask_share=1.0, random_share=0.0)
-  config, _, examples, _, tokens = prepared(lines, "spans", mask_rate=0.3, span_p=1.0, **of_masks)
+  config, _, examples, tokens = drawn(lines, "spans", mask_rate=0.3, span_p=1.0, **of_masks)
   ids, chosen = add_ids(load_data(config)).vocabulary, np.asarray(examples.weights) == 1
   np.testing.assert_array_equal(examples.inputs == ids.mask, chosen)
   words = np.asarray(ids.is_word(tokens[:, :-1])).sum(1)
   assert np.all(np.abs(chosen.sum(1) - 0.3 * words) < 1)
   assert np.all(np.asarray(examples.distance)[chosen] == 1)  # p = 1: spans of one word, which do not touch
-  _, _, examples, _, tokens = prepared(lines, "replaced", mask_rate=0.9, **of_masks)
+  _, _, examples, tokens = drawn(lines, "replaced", mask_rate=0.9, **of_masks)
   chosen = np.asarray(examples.masked.weights) == 1
   assert chosen.sum() > 0.7 * np.asarray(ids.is_word(tokens[:, :-1])).sum()
   np.testing.assert_array_equal(examples.masked.inputs == ids.mask, chosen)
-  _, _, examples, _, tokens = prepared(lines, "fragment", **of_masks)
+  _, _, examples, tokens = drawn(lines, "fragment", **of_masks)
   np.testing.assert_array_equal(np.sum(examples.source == ids.mask, 1), 6)
   for permuted, rate, mean_span in ((True, 0.05, 1.0), (False, 0.5, 20.0)):
     flags = dict(infill_rate=rate, mean_span=mean_span, length=40, permute_sentences=permuted)
-    _, _, examples, _, tokens = prepared(lines, "infilling", **flags)
+    _, _, examples, tokens = drawn(lines, "infilling", **flags)
     assert np.all(examples.shown[:, 0] == ids.mask + 1)
     kept = [[token for token in row if token < ids.pad] for row in np.asarray(examples.source).tolist()]
     assert {len(row) for row in kept} == {round(40 * (1 - rate))}
@@ -237,7 +243,7 @@ def test_what_a_run_gives(lines):
   """The stack alone, of ELECTRA what was put in, and a text as the part reads it that reads texts."""
   tokens, lengths = jnp.array([[3, 4, 5, 0, 0], [3, 4, 5, 6, 7]]), jnp.array([3, 5])
   for name in ("spans", "replaced", "fragment"):
-    config, _, _, params, _ = prepared(lines, name)
+    config, _, _, params = prepared(lines, name)
     params = jax.tree.map(lambda x: x * 10 if x.ndim > 1 else x, params)
     task = _objectives.OBJECTIVES[name](config, load_data(config))
     read = jax.jit(lambda tokens: task.read(params, tokens, lengths, None))  # noqa: B023
