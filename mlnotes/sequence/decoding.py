@@ -141,9 +141,9 @@ def beam_search(
   Args:
     length_penalty: alpha; 0 is the log-probability alone, below 0 prefers short ones.
     coverage_penalty: beta >= 0; sources that attention passed over cost. Weights below 1e-6 count as that.
-    monotonic: beam k takes the best that is left of what the beams 1 ... k lead to, and any END counts. Those of a narrower search are then
-      the first ones of a wider one, so that a wider one never returns a lower score, which the usual choice of the W
-      best of all may do. Lemons et al. 2022.
+    monotonic: beam k takes the best that is left of what the beams 1 ... k lead to, and any END counts. Those of a
+      narrower search are then the first ones of a wider one, so that a wider one never returns a lower score, which the
+      usual choice of the W best of all may do. Lemons et al. 2022.
 
   Raises ValueError for a width below 1, a negative beta, or a beta where the decoder gives no attention.
   """
