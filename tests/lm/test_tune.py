@@ -310,7 +310,7 @@ def test_pretraining_is_measured_again_with_the_tuned_network(pretrained, tuned,
   with insert_adapters(run.after.params["adapters"]):
     inserted = pretraining_evaluation(pretrained, whole)
   np.testing.assert_allclose(report["pretraining_loss_after"], inserted, rtol=1e-5)
-  assert abs(inserted - pretraining_evaluation(pretrained, whole)) > 1e-3
+  assert abs(inserted - pretraining_evaluation(pretrained, whole)) > 3e-4  # and the two above agree to 4e-5
   assert report["trained_parameters"] == count_parameters(tuned("adapters").after.params)
   assert report["head_parameters"] == 18 and report["parameters"] == count_parameters(run.network.params)
   assert report["optimizer_bytes"] == count_bytes(tuned("adapters").after.opt_state)
