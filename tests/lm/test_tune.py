@@ -19,7 +19,7 @@ from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import example_keys, root_key
 from mlnotes.engine.program import Window
 from mlnotes.engine.record import config_dict
-from mlnotes.lm import SpanLogits
+from mlnotes.lm import SpanLogits, insert_adapters
 from mlnotes.lm.trainable import combine, count_bytes, count_parameters, flatten, unflatten
 
 LENGTH = 24
@@ -305,7 +305,12 @@ def test_pretraining_is_measured_again_with_the_tuned_network(pretrained, tuned,
   np.testing.assert_allclose(
     reports["full"]["pretraining_loss_after"], pretraining_evaluation(pretrained, whole), rtol=1e-5
   )
-  report = reports["adapters"]
+  report, run = reports["adapters"], tuned("adapters")
+  whole = combine(run.after.params["network"], run.after.frozen)
+  with insert_adapters(run.after.params["adapters"]):
+    inserted = pretraining_evaluation(pretrained, whole)
+  np.testing.assert_allclose(report["pretraining_loss_after"], inserted, rtol=1e-5)
+  assert abs(inserted - pretraining_evaluation(pretrained, whole)) > 3e-4  # and the two above agree to 4e-5
   assert report["trained_parameters"] == count_parameters(tuned("adapters").after.params)
   assert report["head_parameters"] == 18 and report["parameters"] == count_parameters(run.network.params)
   assert report["optimizer_bytes"] == count_bytes(tuned("adapters").after.opt_state)
