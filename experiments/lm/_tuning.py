@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from experiments.lm._objectives import Task
 from mlnotes.attention.transformer import TransformerBlock
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.experiment import stream_key
+from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.lm import (
   apply_lora,
   combine,
@@ -28,7 +29,7 @@ from mlnotes.lm.trainable import ALL, BIASES, NORMS, find_paths, flatten, paths_
 
 Tree = dict[str, Any]
 Numbers = Mapping[str, Array]
-_TOKENS, _LENGTHS = jnp.zeros((1, 2), jnp.int32), jnp.full((1,), 2, jnp.int32)
+_TOKENS, _LENGTHS = np.zeros((1, 2), np.int32), np.full((1,), 2, np.int32)
 
 
 class Parts(NamedTuple):
@@ -196,7 +197,7 @@ def check_tuning(config: Any, tuning: Tuning, params: Any, said: str) -> None:
     "last": f"--last_layers={config.last_layers}",
     "lora": f"--lora_rank={config.lora_rank} --lora_targets={config.lora_targets}",
   }.get(config.method, f"--method={config.method}")  # fmt: skip
-  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.eval_shape(lambda: root_key(0))
 
   def trace(key, params):
     if config.method == "bias" and not any(re.search(BIASES, path) for path in flatten(params)):

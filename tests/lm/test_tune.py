@@ -267,6 +267,7 @@ def test_a_penalty_is_on_the_way_from_the_pretrained_parameters(penalty, pretrai
   np.testing.assert_allclose(pull, 2.7 * weights[path] * away(start_of[path]), rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_importance_is_the_mean_square_of_gradients_of_training_windows(pretrained):
   run = start(pretrained=pretrained, method="last", penalty="fisher", fisher_windows=3)
   rows = np.random.default_rng(0).permutation(len(run.network.corpus.train))[:3]
@@ -294,6 +295,7 @@ def pretraining_evaluation(pretrained, params):
   return sum(x.total for x in found) / sum(x.count for x in found)
 
 
+@pytest.mark.thorough
 def test_pretraining_is_measured_again_with_the_tuned_network(pretrained, tuned, tmp_path):
   reports = {method: tuned(method).experiment.report(tuned(method).after, tmp_path) for method in ("full", "adapters")}
   before = pretraining_evaluation(pretrained, tuned("full").network.params)
