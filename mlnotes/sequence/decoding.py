@@ -184,8 +184,10 @@ def beam_search(
       coverage = beams.coverage + attention.reshape(batch, width, -1)
     # Finished: what ends here beside what ended before, which wins where they are equal.
     ended = total[..., end]
-    if not monotonic:
-      least = jax.lax.top_k(total.reshape(batch, -1), width)[0][:, -1:]
+    if monotonic:
+      found, parent, token = _nested_best(total.at[..., end].set(-jnp.inf))
+    else:
+      least, found, parent, token = _best_of_all(total, end)
       ended = jnp.where((ended >= least) | (i + 1 == max_length), ended, -jnp.inf)
     scores = jnp.concatenate([beams.done_score, score(ended, coverage, i + 1)], 1)
     done_score, kept = jax.lax.top_k(scores, width)
@@ -193,8 +195,6 @@ def beam_search(
     done = pick(beams.done, beams.tokens.at[:, :, i].set(end))
     done_log_probability = pick(beams.done_log_probability, ended)
     # Running: what goes on.
-    going = total.at[..., end].set(-jnp.inf)
-    found, parent, token = _nested_best(going) if monotonic else _best_of_all(going)
     tokens = _take(beams.tokens, parent).at[:, :, i].set(token)
     rows = (jnp.arange(batch)[:, None] * width + parent).reshape(-1)
     state = jax.tree.map(lambda x: x[rows] if jnp.ndim(x) else x, state)
@@ -212,11 +212,16 @@ def beam_search(
   return Decoded(beams.done, length, beams.done_log_probability, beams.done_score)
 
 
-def _best_of_all(total: Float[Array, "B W V"]) -> tuple[Array, Array, Array]:
-  """(log-probability, parent, token) of the W likeliest, (B, W) each, falling."""
+def _best_of_all(total: Float[Array, "B W V"], end: int) -> tuple[Array, Array, Array, Array]:
+  """(the W-th best log-probability of all (B, 1); log-probability, parent and token of the W likeliest that go on).
+
+  Among the 2 W likeliest of all are W at least that do not end: every beam ends in one way.
+  """
   batch, width, vocabulary = total.shape
-  found, place = jax.lax.top_k(total.reshape(batch, -1), width)
-  return found, place // vocabulary, (place % vocabulary).astype(jnp.int32)
+  best, place = jax.lax.top_k(total.reshape(batch, -1), min(2 * width, width * vocabulary))
+  first = jnp.argsort(place % vocabulary == end, axis=1, stable=True)[:, :width]
+  found, place = _take(best, first), _take(place, first)
+  return best[:, width - 1 : width], found, place // vocabulary, (place % vocabulary).astype(jnp.int32)
 
 
 def _nested_best(total: Float[Array, "B W V"]) -> tuple[Array, Array, Array]:
