@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Key
 
 from experiments.lm._objectives import Task
@@ -29,7 +28,11 @@ from mlnotes.lm.trainable import ALL, BIASES, NORMS, find_paths, flatten, paths_
 
 Tree = dict[str, Any]
 Numbers = Mapping[str, Array]
-_TOKENS, _LENGTHS = np.zeros((1, 2), np.int32), np.full((1,), 2, np.int32)
+
+
+def _shortest_text() -> tuple[Array, Array]:
+  """Tokens and length of one, for what is traced."""
+  return jnp.zeros((1, 2), jnp.int32), jnp.full((1,), 2, jnp.int32)
 
 
 class Parts(NamedTuple):
@@ -157,7 +160,7 @@ class Tuning(NamedTuple):
 
   def split(self, key: Key[Array, ""], params: Tree) -> Parts:
     """What trains, as the pretrained parameters have it, and the rest. Raises ValueError where nothing is found."""
-    read = lambda params: self.task.read(params, _TOKENS, _LENGTHS, None)
+    read = lambda params: self.task.read(params, *_shortest_text(), None)
     pattern = self.method.pattern(params)
     chosen = set() if pattern is None else set(find_paths(params, pattern)) & set(paths_read(read, params))
     flat = flatten(params)
@@ -204,7 +207,7 @@ def check_tuning(config: Any, tuning: Tuning, params: Any, said: str) -> None:
       raise InputError(f"--method=bias: {said} has no biases, expected a network that has, such as --model=gpt2's.")
     parts = tuning.split(key, params)
     numbers = {"lora_alpha": jnp.float32(1)}
-    return parts, tuning.features(parts, numbers, _TOKENS, _LENGTHS, key)
+    return parts, tuning.features(parts, numbers, *_shortest_text(), key)
 
   try:
     jax.eval_shape(trace, key, params)
