@@ -131,9 +131,7 @@ def beam_search(
 
     score = log p / ((5 + L) / 6)^alpha + beta sum_i log min(sum_t a_ti, 1)            Wu et al. 2016 (GNMT), eq. 14
 
-  Running and finished sequences stand in lists of their own: the W likeliest that go on, and the W best that ended. An
-  END counts where it is among the W likeliest of all that may follow, and behind the last token that there is room for:
-  one beam without a length penalty is `greedy`. (Where any END counted, short ones that nobody would have said win.)
+  Running and finished sequences stand in lists of their own: the W likeliest that go on, and the W best that ended.
   The search ends where no running one can still enter the latter, whatever follows: a log-probability only falls, so
   that log p over the largest normaliser within reach bounds the score, for alpha of either sign. Every sequence
   returned ends with END; where fewer than W do, what is left has a score of -inf.
@@ -141,9 +139,9 @@ def beam_search(
   Args:
     length_penalty: alpha; 0 is the log-probability alone, below 0 prefers short ones.
     coverage_penalty: beta >= 0; sources that attention passed over cost. Weights below 1e-6 count as that.
-    monotonic: beam k takes the best that is left of what the beams 1 ... k lead to, and any END counts. Those of a
-      narrower search are then the first ones of a wider one, so that a wider one never returns a lower score, which the
-      usual choice of the W best of all may do. Lemons et al. 2022.
+    monotonic: beam k takes the best that is left of what the beams 1 ... k lead to. Those of a narrower search are then
+      the first ones of a wider one, so that a wider one never returns a lower score, which the usual choice of the W
+      best of all may do. Lemons et al. 2022.
 
   Raises ValueError for a width below 1, a negative beta, or a beta where the decoder gives no attention.
   """
@@ -184,17 +182,14 @@ def beam_search(
       coverage = beams.coverage + attention.reshape(batch, width, -1)
     # Finished: what ends here beside what ended before, which wins where they are equal.
     ended = total[..., end]
-    if monotonic:
-      found, parent, token = _nested_best(total.at[..., end].set(-jnp.inf))
-    else:
-      least, found, parent, token = _best_of_all(total, end)
-      ended = jnp.where((ended >= least) | (i + 1 == max_length), ended, -jnp.inf)
     scores = jnp.concatenate([beams.done_score, score(ended, coverage, i + 1)], 1)
     done_score, kept = jax.lax.top_k(scores, width)
     pick = lambda old, new: _take(jnp.concatenate([old, new], 1), kept)
     done = pick(beams.done, beams.tokens.at[:, :, i].set(end))
     done_log_probability = pick(beams.done_log_probability, ended)
     # Running: what goes on.
+    going = total.at[..., end].set(-jnp.inf)
+    found, parent, token = _nested_best(going) if monotonic else _best_of_all(going)
     tokens = _take(beams.tokens, parent).at[:, :, i].set(token)
     rows = (jnp.arange(batch)[:, None] * width + parent).reshape(-1)
     state = jax.tree.map(lambda x: x[rows] if jnp.ndim(x) else x, state)
@@ -212,16 +207,11 @@ def beam_search(
   return Decoded(beams.done, length, beams.done_log_probability, beams.done_score)
 
 
-def _best_of_all(total: Float[Array, "B W V"], end: int) -> tuple[Array, Array, Array, Array]:
-  """(the W-th best log-probability of all (B, 1); log-probability, parent and token of the W likeliest that go on).
-
-  Among the 2 W likeliest of all are W at least that do not end: every beam ends in one way.
-  """
+def _best_of_all(total: Float[Array, "B W V"]) -> tuple[Array, Array, Array]:
+  """(log-probability, parent, token) of the W likeliest, (B, W) each, falling."""
   batch, width, vocabulary = total.shape
-  best, place = jax.lax.top_k(total.reshape(batch, -1), min(2 * width, width * vocabulary))
-  first = jnp.argsort(place % vocabulary == end, axis=1, stable=True)[:, :width]
-  found, place = _take(best, first), _take(place, first)
-  return best[:, width - 1 : width], found, place // vocabulary, (place % vocabulary).astype(jnp.int32)
+  found, place = jax.lax.top_k(total.reshape(batch, -1), width)
+  return found, place // vocabulary, (place % vocabulary).astype(jnp.int32)
 
 
 def _nested_best(total: Float[Array, "B W V"]) -> tuple[Array, Array, Array]:
