@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from experiments.lm._weights import NETWORK, STARTS_FROM_WEIGHTS, build_from_weights, tokenizer_of
@@ -114,7 +113,3 @@ def _options(config: Any) -> dict[str, Any]:
     hidden=config.hidden or None, tied=config.tied, dropout=config.dropout, remat=config.remat,
     dtype=jnp.dtype(config.precision),
   )  # fmt: skip
-
-
-def count_parameters(params: Any) -> int:
-  return sum(x.size for x in jax.tree.leaves(params))

@@ -175,10 +175,14 @@ def _whole(rows: np.ndarray) -> dict[str, np.ndarray]:
   return {"tokens": rows.astype(np.int32), "length": np.full(len(rows), rows.shape[1], np.int32)}
 
 
+def _passage(tokenizer: Tokenizer, length: int) -> int:
+  """Tokens of a passage whose words are exchanged: where they have pieces, these may then be more than they were."""
+  return max(2, 3 * length // 4) if tokenizer.kind in ("bpe", "hugging_face") else length
+
+
 def _shift(rng: np.random.Generator, text: _Text) -> dict[str, np.ndarray]:
   tokenizer = text.corpus.tokenizer
-  # The pieces of exchanged words may be more than they were.
-  room = text.length if tokenizer.kind != "bpe" else max(2, 3 * text.length // 4)
+  room = _passage(tokenizer, text.length)
   starts = text.starts(rng, room, 2 * text.count)
   passages = (cut_words(tokenizer.decode(text.tokens[start : start + room])) for start in starts)
   made = shift_words(rng, [passage for passage in passages if len(set(passage.split())) > 1][: text.count])

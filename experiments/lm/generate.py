@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from experiments.lm import pretrain
 from experiments.lm._text import Model, decode_text, write_tokens
+from experiments.lm._weights import tokenizer_of
 from mlnotes.data import Tokenizer
 from mlnotes.data.flags import load_data
 from mlnotes.data.lines import decode_file
@@ -123,7 +124,7 @@ def load_weights(folder: str) -> Writer:
   module, params = load_hugging_face(folder)
   if not isinstance(module, LanguageModel) or not module.causal:
     raise InputError(f"--weights={folder} reads from both sides: expected a GPT-2 or a Llama, which foretell.")
-  tokenizer = load_tokenizer(Path(folder) / "tokenizer.json")
+  tokenizer = load_tokenizer(tokenizer_of(folder))
   if tokenizer.vocab_size > module.vocabulary:
     raise InputError(
       f"--weights={folder} has {module.vocabulary} embeddings for a tokenizer of {tokenizer.vocab_size} tokens: "

@@ -30,7 +30,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.lm._corruption import CorruptionConfig
-from experiments.lm._models import DecoderConfig, count_parameters
+from experiments.lm._models import DecoderConfig
 from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, make_task
 from mlnotes.data import Feeds
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
@@ -38,7 +38,7 @@ from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, example_keys, root_key, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
-from mlnotes.lm import compute_gradients
+from mlnotes.lm import compute_gradients, count_parameters
 from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.sequence._ctc_network import Model, decode
+from experiments.sequence._strings import HOP
 from mlnotes.data import Feeds
 from mlnotes.sequence import ctc_loss, edit_distance
 
@@ -114,8 +115,8 @@ def _draw(model: Any, read: Read, names: tuple[str, ...], path: Path, rows: Int[
     below.set_yticks([0, 1])
     sound = read.input.ndim == 2
     above.set_ylabel("mel bands" if sound else "", fontsize=8)
-    if sound:  # a frame is a hundredth of a second
-      below.xaxis.set_major_formatter(lambda x, _: f"{x / 100:g}")
+    if sound:
+      below.xaxis.set_major_formatter(lambda x, _: f"{x * HOP:g}")
     if place == len(rows) - 1:
       below.set_xlabel("seconds" if sound else "columns of the picture", fontsize=8)
   figure.suptitle(title, fontsize=11)

@@ -23,8 +23,9 @@ from mlnotes.sequence.strings import utterance_samples
 LINES = "digit_lines"
 # Columns that neighbours of a line share; -1 is a column left empty.
 _OVERLAP = (-1, 2)
-# Frames of sound, as of speech recognition; silence between clips; speeds in training.
-_WINDOW, _HOP, _PAUSE, _STRETCH = 0.025, 0.01, 0.1, 0.1
+# Seconds of a frame of sound and from one to the next, as of speech recognition; of silence between clips; how much
+# faster or slower clips are in training.
+_WINDOW, HOP, _PAUSE, _STRETCH = 0.025, 0.01, 0.1, 0.1
 # Of a clip as the linear classifier sees it.
 _PARTS = 10
 
@@ -76,7 +77,7 @@ def _line_source(shortest: int, longest: int) -> Source:
 
 
 def _clip_source(data: SpokenClips, shortest: int, longest: int, mels: int) -> Source:
-  window, hop, pause = (round(seconds * data.rate) for seconds in (_WINDOW, _HOP, _PAUSE))
+  window, hop, pause = (round(seconds * data.rate) for seconds in (_WINDOW, HOP, _PAUSE))
   longest_clip = int(max(data.train.length.max(), data.test.length.max()))
 
   def draw(stretch):

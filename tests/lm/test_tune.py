@@ -616,3 +616,8 @@ def test_a_run_is_read_back_as_a_function_of_texts(pretrained, tmp_path):
   assert card["pretraining_loss_after"]["mean"] != card["pretraining_loss_before"]["mean"]
   with pytest.raises(ValueError, match="expected a list of one text or more"):
     run.model("one text")
+
+
+@pytest.mark.parametrize("kind, size", [("characters", 16), ("words", 16), ("bpe", 12), ("hugging_face", 12)])
+def test_words_of_pieces_have_room_to_become_more(kind, size):
+  assert _tuning_tasks._passage(types.SimpleNamespace(kind=kind), 16) == size
