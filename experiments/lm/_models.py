@@ -28,6 +28,7 @@ class DecoderConfig(BaseConfig):
   hidden: int = field(0, "hidden features of a feed-forward network; 0: four --width, of --model=llama 8/3")
   tied: bool = field(True, "the head's matrix is the embedding's")
   dropout: float = field(0.0, "of the embeddings and of what each layer adds, in [0, 1)")
+  attention_dropout: float = field(0.0, "of the weights of attention, in [0, 1); GPT-2 and BERT: as --dropout")
   experts: int = field(0, "experts in the place of each feed-forward network; 0: none")
   experts_per_token: int = field(2, "experts that each token goes to")
   capacity_factor: float = field(0.0, "an expert takes this many times its even share of the tokens; 0: all that come")
@@ -39,7 +40,8 @@ class DecoderConfig(BaseConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("kv_heads", "hidden", "experts", "capacity_factor"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-    require(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
+    for name in ("dropout", "attention_dropout"):
+      require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
     even = self.width % self.heads == 0 and (self.model != "llama" or self.width // self.heads % 2 == 0)
     into = f"a divisor of --width={self.width}{' into even numbers' if self.model == 'llama' else ''}"
     require(even, "heads", self.heads, into)
@@ -110,6 +112,6 @@ def build_bart(config: Any, vocabulary: int) -> EncoderDecoder:
 
 def _options(config: Any) -> dict[str, Any]:
   return dict(
-    hidden=config.hidden or None, tied=config.tied, dropout=config.dropout, remat=config.remat,
-    dtype=jnp.dtype(config.precision),
+    hidden=config.hidden or None, tied=config.tied, dropout=config.dropout,
+    attention_dropout=config.attention_dropout, remat=config.remat, dtype=jnp.dtype(config.precision),
   )  # fmt: skip

@@ -26,7 +26,7 @@ from mlnotes.optim import eval_params
 _AT_ONCE = 64  # windows
 
 # Flags that say what network is trained first, on which text.
-_OWN = ("dropout", "batch_size", "data_placement", "eval_examples", "data_dir")
+_OWN = ("dropout", "attention_dropout", "batch_size", "data_placement", "eval_examples", "data_dir")
 NETWORK_FLAGS = (
   *(item.name for part in (DecoderConfig, TextConfig) for item in dataclasses.fields(part) if item.name not in _OWN),
   "objective",
@@ -63,7 +63,8 @@ def network_config(config: Any) -> pretrain.Config:
     _, found = load_config(directory, {"lm.pretrain": pretrain.Config}, f"--pretrained={config.pretrained}")
   else:
     found = pretrain.Config(**first_settings(config))
-  own = {"dropout": config.dropout, "precision": config.precision, "devices": 1, "fsdp": 1, "rows": ""}
+  own = {name: getattr(config, name) for name in ("dropout", "attention_dropout", "precision")}
+  own |= {"devices": 1, "fsdp": 1, "rows": ""}
   # Outputs of layers that are computed again backward cannot be taken out of them; frozen ones need not be.
   own |= {"remat": found.remat and config.method != "mix"}
   return dataclasses.replace(found, data_dir=config.data_dir or found.data_dir, **own)

@@ -49,7 +49,9 @@ def build_from_weights(config: Any, vocabulary: int) -> LanguageModel:
     )
   if module.position == "learned" and config.length > module.length:
     raise InputError(f"{said} has positions for {module.length} tokens: expected --length of so many at most.")
-  body = module.transformer.clone(dropout=config.dropout, remat=config.remat)
+  body = module.transformer.clone(
+    dropout=config.dropout, attention_dropout=config.attention_dropout, remat=config.remat
+  )
   return module.clone(dropout=config.dropout, transformer=body)
 
 

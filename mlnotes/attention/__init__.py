@@ -20,6 +20,7 @@ from mlnotes.attention.dot_product import (
   repeat_heads as repeat_heads,
   scaled_scores as scaled_scores,
 )
+from mlnotes.attention.dropped import DroppedAttention as DroppedAttention
 from mlnotes.attention.experts import (
   MixtureOfExperts as MixtureOfExperts,
   Routing as Routing,

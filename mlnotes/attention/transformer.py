@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from mlnotes.attention.cache import Cache, make_cache
 from mlnotes.attention.dot_product import dot_product_attention
+from mlnotes.attention.dropped import DroppedAttention
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask
 from mlnotes.attention.multi_head import MultiHeadAttention
 from mlnotes.attention.position import RotaryForm
@@ -144,9 +145,9 @@ class Transformer(nn.Module):
     y, cache = transformer.apply(variables, x, mask=Mask(causal=True), cache=cache)   # prompt, then token for token
 
   `make_kind` gives the kind of attention of each layer, from its number: a function of (query, key, value, mask, bias)
-  or a module, see `MultiHeadAttention`, which `scale`, `query_init`, `dense` are of; `make_feed_forward` likewise what
-  stands in the place of `FeedForward`. With `remat` only what goes into a block is kept, and it is computed again
-  backward.
+  or a module, see `MultiHeadAttention`, which `scale`, `query_init`, `dense` are of; None: dot products, whose weights
+  are dropped at the rate `attention_dropout`, of cross attention too. `make_feed_forward` gives likewise what stands in
+  the place of `FeedForward`. With `remat` only what goes into a block is kept, and it is computed again backward.
   """
 
   depth: int
@@ -155,7 +156,7 @@ class Transformer(nn.Module):
   kv_heads: int | None = None
   head_dim: int | None = None
   hidden: int | None = None
-  make_kind: Callable[[int], Callable[..., Array] | nn.Module] = lambda layer: dot_product_attention
+  make_kind: Callable[[int], Callable[..., Array] | nn.Module] | None = None
   make_feed_forward: Callable[[int], nn.Module] | None = None
   cross: bool = False
   order: Order = "pre"
@@ -166,6 +167,7 @@ class Transformer(nn.Module):
   shared_query_key: bool = False
   use_bias: bool = True
   dropout: float = 0.0
+  attention_dropout: float = 0.0
   kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
   out_init: Callable[..., Any] | None = None
   query_init: Callable[..., Any] | None = None
@@ -188,6 +190,8 @@ class Transformer(nn.Module):
     """(B, T, D), with caches, one for each layer, also these with what x adds. Raises ValueError for D not `width`."""
     if x.shape[-1] != self.width:
       raise ValueError(f"width is {self.width}, found {x.shape[-1]} features")
+    if self.make_kind and self.attention_dropout:
+      raise ValueError(f"attention_dropout is {self.attention_dropout}, expected 0 for kinds of attention of your own")
     matrices = {
       "kernel_init": self.kernel_init, "out_init": self.out_init, "use_bias": self.use_bias, "dense": self.dense
     }  # fmt: skip
@@ -196,14 +200,16 @@ class Transformer(nn.Module):
     fixed = (5, 6) if callable(bias) else (6,)
     make_block = nn.remat(TransformerBlock, static_argnums=fixed) if self.remat else TransformerBlock
     new = []
+    dots = DroppedAttention(self.attention_dropout, parent=None) if self.attention_dropout else dot_product_attention
     for layer in range(self.depth):
+      kind = self.make_kind(layer) if self.make_kind else dots
       attention = MultiHeadAttention(
-        self.heads, self.kv_heads, self.head_dim, _free(self.make_kind(layer)), self.rotary_base, self.rotary_form,
+        self.heads, self.kv_heads, self.head_dim, _free(kind), self.rotary_base, self.rotary_form,
         self.shared_query_key, **scores, **matrices,
       )  # fmt: skip
       cross = None
       if self.cross:
-        cross = MultiHeadAttention(self.heads, self.kv_heads, self.head_dim, **scores, **matrices)
+        cross = MultiHeadAttention(self.heads, self.kv_heads, self.head_dim, _free(dots), **scores, **matrices)
       if self.make_feed_forward:
         feed_forward = _free(self.make_feed_forward(layer))
       else:

@@ -134,9 +134,10 @@ class TextConfig(FeedConfig):
 
   def idle_flags(self):
     idle = super().idle_flags()
-    if not self.dataset.endswith(".txt") and not self.test_dataset.endswith(".txt"):
+    has_lines = lambda path: text_kind(path) == "file" and not path.endswith(".jsonl")
+    if not has_lines(self.dataset) and not has_lines(self.test_dataset):
       other = f" and --test_dataset={self.test_dataset}" if self.test_dataset else ""
-      idle["documents"] = f"--dataset={self.dataset}{other} {'are' if other else 'is'} no .txt file"
+      idle["documents"] = f"--dataset={self.dataset}{other} {'are' if other else 'is'} no .txt file and no folder"
     if self.tokenizer not in ("words", "bpe"):
       idle["vocab_size"] = f"--tokenizer={self.tokenizer} has the size that it has"
     if text_kind(self.dataset) != "tfds":

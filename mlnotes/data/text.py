@@ -183,22 +183,28 @@ def load_documents(
                  choose its splits, slices such as "train[:90%]" included.
 
   Without `test_dataset` a fixed pseudo-random tenth of the documents is set aside, equal ones together; of a
-  single one its end, a tenth, from the start of a line where one starts in its first half. Raises DataError, one
-  sentence.
+  single one its end, a tenth, from the start of a line where one starts in its first half; of the lines in a folder
+  those that `read_labelled` sets aside. Raises DataError, one sentence.
   """
   if text_kind(dataset) == "tfds":
     return Documents(dataset, *load_tfds_texts(dataset, data_dir, train_split, test_split))
-  texts = _read_documents(dataset, documents, f"--dataset={dataset}")
-  name = Path(dataset).stem
+  flag, name = f"--dataset={dataset}", Path(dataset).stem
+  texts = _read_documents(dataset, documents, flag)
   if test_dataset:
     return Documents(name, texts, _read_documents(test_dataset, documents, f"--test_dataset={test_dataset}"))
   if len(texts) == 1:
-    return Documents(name, *_cut_end(texts[0], f"--dataset={dataset}"))
-  distinct = list(dict.fromkeys(texts))
-  _, held_out = hold_out(len(distinct), f"--dataset={dataset}")
-  tested = {distinct[i] for i in held_out}
+    return Documents(name, *_cut_end(texts[0], flag))
+  groups = [list(dict.fromkeys(texts))]
+  if documents == "line" and Path(dataset).expanduser().is_dir():
+    files = [list(dict.fromkeys(_read_documents(str(file), documents, flag))) for file in _text_files(dataset)]
+    groups = files if min(map(len, files)) > 1 else groups
+  tested = {distinct[i] for distinct in groups for i in hold_out(len(distinct), flag)[1]}
   parts = ([text for text in texts if text not in tested], [text for text in texts if text in tested])
   return Documents(name, *map(tuple, parts))
+
+
+def _text_files(folder: str) -> list[Path]:
+  return sorted(Path(folder).expanduser().glob("*.txt"))
 
 
 def _cut_end(text: str, flag: str) -> tuple[tuple[str], tuple[str]]:
@@ -218,8 +224,8 @@ def _read_documents(dataset: str, documents: str, flag: str) -> tuple[str, ...]:
     return tuple(topics[name] for name in sorted(topics))
   if text_kind(dataset) != "file":
     raise DataError(f"{flag}: no such text, expected pydoc, a file.txt, a file.jsonl or a folder of .txt files.")
-  if (folder := Path(dataset).expanduser()).is_dir():
-    files = sorted(folder.glob("*.txt"))
+  if Path(dataset).expanduser().is_dir():
+    files = _text_files(dataset)
     if not files:
       raise DataError(f"{flag}: found no .txt file in the folder, expected one or more.")
     return tuple(text for file in files for text in _read_documents(str(file), documents, f"{flag} ({file.name})"))

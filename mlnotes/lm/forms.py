@@ -26,6 +26,7 @@ def make_gpt2(
   activation: str = "gelu",
   tied: bool = True,
   dropout: float = 0.0,
+  attention_dropout: float = 0.0,
   experts: int = 0,
   experts_per_token: int = 2,
   capacity_factor: float | None = None,
@@ -36,12 +37,13 @@ def make_gpt2(
 
   Weights start with a deviation of .02, those of matrices in front of a residual sum of .02 / sqrt(2 depth). Experts in
   the place of each feed-forward network where `experts` is not 0.
-  Differences from the paper's code: no dropout of attention weights.
   """
   small = nn.initializers.normal(0.02)
   transformer = Transformer(
     depth, heads, width, hidden=hidden, norm=partial(LayerNorm, epsilon=epsilon), activation=activation,
-    dropout=dropout, kernel_init=small, out_init=nn.initializers.normal(0.02 / (2 * depth) ** 0.5), dense=Dense,
+    dropout=dropout,
+    attention_dropout=attention_dropout,
+    kernel_init=small, out_init=nn.initializers.normal(0.02 / (2 * depth) ** 0.5), dense=Dense,
     remat=remat, make_feed_forward=_experts(experts, experts_per_token, hidden, capacity_factor, dtype), dtype=dtype,
   )  # fmt: skip
   return LanguageModel(vocabulary, length, transformer, tied=tied, dropout=dropout, dtype=dtype)
@@ -61,6 +63,7 @@ def make_llama(
   epsilon: float = 1e-5,
   tied: bool = True,
   dropout: float = 0.0,
+  attention_dropout: float = 0.0,
   experts: int = 0,
   experts_per_token: int = 2,
   capacity_factor: float | None = None,
@@ -73,7 +76,8 @@ def make_llama(
   """
   transformer = Transformer(
     depth, heads, width, kv_heads, head_dim, hidden, norm=partial(RMSNorm, epsilon=epsilon), activation="swiglu",
-    rotary_base=rotary_base, use_bias=False, dropout=dropout, kernel_init=nn.initializers.normal(0.02),
+    rotary_base=rotary_base, use_bias=False, dropout=dropout,
+    attention_dropout=attention_dropout, kernel_init=nn.initializers.normal(0.02),
     out_init=nn.initializers.normal(0.02 / (2 * depth) ** 0.5), dense=Dense,
     remat=remat, make_feed_forward=_experts(experts, experts_per_token, hidden, capacity_factor, dtype), dtype=dtype,
   )  # fmt: skip
@@ -94,17 +98,18 @@ def make_bert(
   head: bool = True,
   pooler: bool = True,
   dropout: float = 0.0,
+  attention_dropout: float = 0.0,
   remat: bool = False,
   dtype: DTypeLike | None = None,
 ) -> LanguageModel:
   """Post-norm, exact GELU, token types, a head with a layer of its own, a pooler. Devlin et al. 2019.
 
   Without `head` the logits are products with the embeddings alone, for models that were kept without one.
-  Differences from the paper's code: no dropout of attention weights.
   """
   norm = partial(LayerNorm, epsilon=epsilon)
   transformer = Transformer(
     depth, heads, width, hidden=hidden, order="post", norm=norm, activation=activation, dropout=dropout,
+    attention_dropout=attention_dropout,
     kernel_init=nn.initializers.normal(0.02), remat=remat, dense=Dense, dtype=dtype,
   )  # fmt: skip
   transform = partial(jax.nn.gelu, approximate=activation == "gelu") if head else None
@@ -130,18 +135,20 @@ def make_t5(
   tied: bool = True,
   divided: bool | None = None,
   dropout: float = 0.0,
+  attention_dropout: float = 0.0,
   remat: bool = False,
   dtype: DTypeLike | None = None,
 ) -> EncoderDecoder:
   """RMS norms ahead of each step, buckets of distances, scores without 1 / sqrt(d), no biases. Raffel et al. 2020.
 
   The defaults: t5-small. T5 1.1 is `activation="geglu", tied=False`. Weights start as in the authors' code: queries'
-  with the root that the scores lack. Differences from it: no dropout of attention weights.
+  with the root that the scores lack.
   """
   fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
   sides = partial(
     Transformer, heads=heads, width=width, head_dim=head_dim, hidden=hidden or 4 * width, activation=activation,
-    norm=partial(RMSNorm, epsilon=epsilon), use_bias=False, scale=1.0, dropout=dropout, kernel_init=fan_in,
+    norm=partial(RMSNorm, epsilon=epsilon), use_bias=False, scale=1.0, dropout=dropout,
+    attention_dropout=attention_dropout, kernel_init=fan_in,
     query_init=nn.initializers.normal((width * head_dim) ** -0.5), remat=remat, dense=Dense, dtype=dtype,
   )  # fmt: skip
   encoder, decoder = sides(depth), sides(decoder_depth or depth, cross=True)
@@ -162,18 +169,19 @@ def make_bart(
   epsilon: float = 1e-5,
   tied: bool = True,
   dropout: float = 0.0,
+  attention_dropout: float = 0.0,
   remat: bool = False,
   dtype: DTypeLike | None = None,
 ) -> EncoderDecoder:
   """Learned positions for each side, norms of the embeddings, exact GELU, post-norm. Lewis et al. 2020, sec. 2.1.
 
   The defaults: BART base. `order="pre"` is mBART's, with a last norm for each side. Weights start with a deviation of
-  .02. Differences from the paper's code: no dropout of attention weights.
+  .02.
   """
   small, norm = nn.initializers.normal(0.02), partial(LayerNorm, epsilon=epsilon)
   sides = partial(
     Transformer, heads=heads, width=width, hidden=hidden, order=order, norm=norm, activation=activation,
-    dropout=dropout, kernel_init=small, remat=remat, dense=Dense, dtype=dtype,
+    dropout=dropout, attention_dropout=attention_dropout, kernel_init=small, remat=remat, dense=Dense, dtype=dtype,
   )  # fmt: skip
   encoder, decoder = sides(depth), sides(decoder_depth or depth, cross=True)
   return EncoderDecoder(

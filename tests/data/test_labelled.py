@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlnotes.data import DataError, read_labelled
+from mlnotes.data.text import load_documents
 
 
 def write(path, content):
@@ -80,3 +81,11 @@ def test_a_class_of_the_test_texts_must_be_learned(tmp_path):
   paths = write(tmp_path / "a.tsv", "a\tx\nb\ty\n"), write(tmp_path / "b.tsv", "c\tz\n")
   with pytest.raises(DataError, match="found the class z in the test texts alone"):
     read_labelled(*paths)
+
+
+def test_lines_of_a_folder_are_set_aside_as_its_labelled_texts_are(tmp_path):
+  """What a network reads before it is tuned holds none of the texts that the tuning is tested on."""
+  for name, count in (("neg", 23), ("pos", 38)):
+    write(tmp_path / "folder" / f"{name}.txt", "\n".join(f"{name} {i}" for i in range(count)) + "\nboth\n")
+  found, read = read_labelled(str(tmp_path / "folder")), load_documents(str(tmp_path / "folder"), documents="line")
+  assert len(read.test) >= 5 and sorted(read.test) == sorted(found.test) and sorted(read.train) == sorted(found.train)

@@ -41,13 +41,14 @@ def start(root, name, **flags):
 
 
 def test_the_first_state_has_the_folders_parameters_and_reads_its_tokens(folders):
-  config, experiment, batch, state = start(folders, "gpt2", dropout=0.5)
+  config, experiment, batch, state = start(folders, "gpt2", dropout=0.5, attention_dropout=0.25)
   module = make_gpt2(**SIZES)
   params = module.init(jax.random.key(3), jnp.zeros((1, 4), int))["params"]
   jax.tree.map(np.testing.assert_array_equal, state.params, params)
   assert config.tokenizer.endswith("gpt2/tokenizer.json") and config.learning_rate == 1e-4
   assert set(np.unique(batch["tokens"])) <= {3, 5, 6, 7}
-  assert experiment.model(state).module.transformer.dropout == 0.5
+  body = experiment.model(state).module.transformer
+  assert (body.dropout, body.attention_dropout) == (0.5, 0.25)
   batch = {**batch, "index": jnp.arange(4), "mask": jnp.ones(4)}
   found = jax.jit(experiment.evaluate)(state, batch)["loss"]
   logits = module.apply({"params": params}, batch["tokens"][:, :-1])

@@ -188,12 +188,13 @@ def test_flags_reach_what_is_asked_and_the_networks(lines):
     assert block["attention"]["query"]["kernel"].shape == (width, width)
   assert dict(task.objective.weights) == {"loss": 1.0, "discriminator_loss": 7.0}
   for name in ("corrupted", "infilling"):
-    flags = dict(depth=2, hidden=24, dropout=0.25, precision="bfloat16", remat=True, tied=False)
+    flags = dict(depth=2, hidden=24, dropout=0.25, attention_dropout=0.5, precision="bfloat16", remat=True, tied=False)
     config, task, examples, params = shapes_of(lines, name, **flags)
     module = task.model(None).module
     assert (module.encoder.depth, module.decoder.depth, module.decoder.cross) == (2, 2, True)
     assert params["decoder"]["block1"]["feed_forward"]["widen"]["kernel"].shape == (8, 24) and "head" in params
     assert module.dtype == module.encoder.dtype == jnp.bfloat16 and module.dropout == module.encoder.dropout == 0.25
+    assert module.encoder.attention_dropout == module.decoder.attention_dropout == 0.5
     assert module.encoder.remat and module.decoder.remat and module.encoder.head_dim in (None, 4)
 
 

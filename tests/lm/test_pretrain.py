@@ -146,12 +146,16 @@ def test_the_report_has_floors_a_sample_and_a_picture(plain, tmp_path):
 
 def test_flags_reach_the_model():
   build = lambda **flags: build_decoder(pretrain.Config(**{**SIZES, **flags}), 11)
-  model = build(depth=2, heads=4, kv_heads=2, width=16, hidden=24, dropout=0.25, tied=False, remat=True)
+  model = build(
+    depth=2, heads=4, kv_heads=2, width=16, hidden=24, dropout=0.25, attention_dropout=0.5, tied=False, remat=True
+  )
   body = model.transformer
   assert (body.depth, body.heads, body.kv_heads, body.hidden, body.activation) == (2, 4, 2, 24, "swiglu")
   assert body.rotary_base == 10000.0 and body.remat and not model.tied and model.dropout == body.dropout == 0.25
-  model = build(model="gpt2", precision="bfloat16")
+  assert body.attention_dropout == 0.5
+  model = build(model="gpt2", precision="bfloat16", attention_dropout=0.5)
   assert model.position == "learned" and model.length == 6 and model.transformer.activation == "gelu"
+  assert model.transformer.attention_dropout == 0.5
   assert model.dtype == model.transformer.dtype == jnp.bfloat16
   experts = build(experts=3, experts_per_token=1, capacity_factor=1.5).transformer.make_feed_forward(0)
   assert (experts.experts, experts.k, experts.capacity_factor) == (3, 1, 1.5)
@@ -197,6 +201,7 @@ def test_weights_of_several_terms_are_read_from_the_state(monkeypatch, lines):
   (dict(width=6, heads=2), "into even numbers"),
   (dict(kv_heads=3), "--kv_heads"),
   (dict(dropout=1.0), "--dropout"),
+  (dict(attention_dropout=1.0), "--attention_dropout"),
   (dict(experts=2, experts_per_token=3), "--experts_per_token"),
   (dict(accumulate=3), "--accumulate"),
   (dict(accumulate=2, head_chunks=5), "head_chunks=5 is out of range: expected a divisor of the 12 tokens"),

@@ -185,11 +185,12 @@ def test_dropout_of_lora_is_in_training_alone(pretrained, tuned):
 @pytest.mark.parametrize("method", ["features", "mix", "lora"])
 def test_dropout_of_the_network_is_for_what_learns(method, pretrained):
   """A frozen network is read as it is; the head drops what it is given."""
-  run = start(pretrained=pretrained, method=method, dropout=0.5)
+  run = start(pretrained=pretrained, method=method, dropout=0.5, attention_dropout=0.25)
   tuning = build_tuning(run.config, run.network.task)
   parts = tune.Parts(run.state.params, run.state.frozen)
   given = (parts, run.state.hparams, run.batch["tokens"], run.batch["length"])
   assert run.network.task.read is not None and run.network.config.dropout == 0.5
+  assert run.network.config.attention_dropout == 0.25
   same = np.array_equal(tuning.features(*given), tuning.features(*given, root_key(1)))
   assert same == (method != "lora")
   losses = [float(run.step(run.state._replace(step=jnp.int32(i)), run.batch)[1]["loss"].total) for i in range(2)]
