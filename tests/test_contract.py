@@ -67,6 +67,10 @@ SMALL = {
     batch_size=4, length=8, depth=1, width=8, heads=2, kv_heads=1, experts=2, dropout=0.1, packed=True, accumulate=2,
     head_chunks=2, steps=20, warmup_steps=2, eval_examples=8,
   ),
+  "lm.sentences": dict(
+    dataset="pydoc", objective="skip_thought", width=8, length=6, vocab_size=64, batch_size=4, passage=2, dropout=0.1,
+    steps=20, eval_examples=8,
+  ),
   "lm.tune": dict(
     scratch=True, task="moved", method="lora", lora_rank=2, lora_dropout=0.1, dropout=0.1, batch_size=4, length=8,
     depth=1, width=8, heads=2, train_rows=64, test_rows=8, steps=20, warmup_steps=2,

@@ -104,8 +104,8 @@ class TextConfig(FeedConfig):
 
   dataset: str = field(
     "pydoc",
-    "pydoc (built in: the manual pages of Python), a file.txt, a file.jsonl, a folder of .txt files, or the name of a "
-    "TFDS set",
+    "pydoc (built in: the manual pages of Python), docstrings (of its library), a file.txt, a file.jsonl, a folder of "
+    ".txt files, or the name of a TFDS set",
   )
   test_dataset: str = field("", "a file of the same kind to evaluate on; empty: a fixed part of --dataset")
   documents: Literal["file", "line"] = field("file", "what is a document in a file.txt: the whole file, or each line")

@@ -1,7 +1,8 @@
 """Text: documents, and a corpus of them as one array of token ids that windows are cut from.
 
-The manual pages inside Python's own `pydoc_data` need no file; a .txt file is a document, or each of its lines is; a
-.jsonl file has one in the field `text` of each line, a TFDS data set in the feature `text` of each example.
+The manual pages in Python's own `pydoc_data` and its library's documentation strings need no file; a .txt file is a
+document, or each of its lines is; a .jsonl file has one in the field `text` of each line, a TFDS data set in the
+feature `text` of each example.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32, Integer
 
+from mlnotes.data.docstrings import read_docstrings
 from mlnotes.data.image import DataError
 from mlnotes.data.lines import decode_file, json_fields
 from mlnotes.data.order import hold_out
@@ -159,10 +161,12 @@ def pad_sequences(sequences: Sequence[Any], length: int = 0, padding: int = 0) -
 # -- documents ---------------------------------------------------------------------------------------------------------
 
 
-def text_kind(dataset: str) -> Literal["pydoc", "file", "tfds"]:
+def text_kind(dataset: str) -> Literal["pydoc", "docstrings", "file", "tfds"]:
   """What `--dataset` names, without reading it; a folder by a path with a "/", as TFDS' names may be folders too."""
   folder = "/" in dataset and Path(dataset).expanduser().is_dir()
-  return "pydoc" if dataset == "pydoc" else "file" if folder or dataset.endswith((".txt", ".jsonl")) else "tfds"
+  if dataset in ("pydoc", "docstrings"):
+    return dataset
+  return "file" if folder or dataset.endswith((".txt", ".jsonl")) else "tfds"
 
 
 def load_documents(
@@ -176,6 +180,7 @@ def load_documents(
   """The documents that `--dataset` names, those of `test_dataset` for testing.
 
   "pydoc":       the manual pages inside Python's `pydoc_data`, a document each; they differ between Python's versions.
+  "docstrings":  the documentation strings of Python's standard library, a document for each module; likewise.
   "path.txt":    one document, or with `documents` = "line" one in each line that is not blank. UTF-8.
   "path.jsonl":  one in the field `text` of each line.
   a folder:      its .txt files, in the order of their names.
@@ -222,8 +227,12 @@ def _read_documents(dataset: str, documents: str, flag: str) -> tuple[str, ...]:
     from pydoc_data.topics import topics
 
     return tuple(topics[name] for name in sorted(topics))
+  if dataset == "docstrings":
+    return read_docstrings()
   if text_kind(dataset) != "file":
-    raise DataError(f"{flag}: no such text, expected pydoc, a file.txt, a file.jsonl or a folder of .txt files.")
+    raise DataError(
+      f"{flag}: no such text, expected pydoc, docstrings, a file.txt, a file.jsonl or a folder of .txt files."
+    )
   if Path(dataset).expanduser().is_dir():
     files = _text_files(dataset)
     if not files:

@@ -60,8 +60,8 @@ def load_tfds_texts(
   flag, root = f"--dataset={dataset}", tfds_directory(data_dir)
   if not dataset or not (root / dataset.partition(":")[0]).is_dir():
     raise DataError(
-      f"{flag}: no such text, expected pydoc, a file.txt, a file.jsonl, or a TFDS data set with a feature text that is "
-      f"prepared in {root} (--data_dir)."
+      f"{flag}: no such text, expected pydoc, docstrings, a file.txt, a file.jsonl, or a TFDS data set with a feature "
+      f"text that is prepared in {root} (--data_dir)."
     )
   directory = find_prepared(dataset, root)
 
