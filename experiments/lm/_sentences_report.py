@@ -47,7 +47,8 @@ def report_sentences(config: Any, text: SentenceText, model: Embedder, directory
 
   neighbour_rank: the mean reciprocal rank of the nearer of the two sentences beside it, by the inner product of the two
   encoders, of skip-thought by the cosine of the vectors less their mean. same_part: how often the nearest by that
-  cosine stands within the same 32 sentences. floor_: by the cosine of tf-idf counts of words. chance_: by a random order.
+  cosine stands within the same 32 sentences. floor_: by the cosine of tf-idf counts of words. chance_: by a random
+  order.
   """
   arrays, document = text.test.arrays, text.test.document[:_MOST]
   tokens, lengths = arrays["tokens"][:_MOST], arrays["length"][:_MOST]
