@@ -1,5 +1,14 @@
 """Small tasks for language models with known answers, drawn on the device."""
 
+from mlnotes.lm.tasks.answers import (
+  Aligned as Aligned,
+  Answers as Answers,
+  enumerate_answers as enumerate_answers,
+  find_answers as find_answers,
+  measure_policy as measure_policy,
+  optimal_policy as optimal_policy,
+  reward_frontier as reward_frontier,
+)
 from mlnotes.lm.tasks.languages import (
   Alignment as Alignment,
   Documents as Documents,

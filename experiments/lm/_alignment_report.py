@@ -1,0 +1,118 @@
+"""Where a policy has come to: on the frontier of reward and KL where it is known, or by texts before and after."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lm._alignment import Situation, draw_answers, judge_tokens, list_log_probabilities
+from mlnotes.engine.experiment import example_keys, root_key
+from mlnotes.engine.record import read_metrics
+from mlnotes.lm.tasks import measure_policy, reward_frontier
+
+_EVAL_SEED = 0  # of the answers that are judged
+_SHOWN = 12  # texts of answers.txt
+
+
+def sample_figures(situation: Situation, params: Any, batch: Any) -> dict[str, jax.Array]:
+  """Of one answer to each prompt of a batch: reward, KL(pi || ref) summed over its tokens, length, whether it ends.
+
+  The KL of each token is over all that could stand there.
+  """
+  answered = draw_answers(situation, params, batch["tokens"], example_keys(root_key(_EVAL_SEED), batch["index"]))
+  given = (batch["tokens"], answered.tokens, answered.lengths)
+  (_, of_policy), (_, of_reference) = (judge_tokens(situation, each, *given) for each in (params, situation.reference))
+  real = jnp.arange(answered.tokens.shape[1])[None] < answered.lengths[:, None]
+  each = jnp.sum(jnp.exp(of_policy) * (of_policy - of_reference), -1)
+  return {
+    "reward": situation.score(batch, answered.tokens, answered.lengths),
+    "kl": jnp.sum(jnp.where(real, each, 0), 1),
+    "tokens": answered.lengths.astype(jnp.float32),
+    "ended": answered.ended.astype(jnp.float32),
+  }
+
+
+def exact_figures(situation: Situation, params: Any, beta: Any) -> dict[str, jax.Array]:
+  """Means over the prompts, by sums over all answers."""
+  policy, reference = (list_log_probabilities(situation, each) for each in (params, situation.reference))
+  found = measure_policy(policy, reference, situation.listed.reward, beta)
+  return {name: jnp.mean(value) for name, value in found._asdict().items()}
+
+
+def report_alignment(situation: Situation, params: Any, beta: float, title: str, directory: Path) -> dict[str, float]:
+  return (_report_listed if situation.listed else _report_texts)(situation, params, beta, title, directory)
+
+
+def _report_listed(situation: Situation, params: Any, beta: float, title: str, directory: Path) -> dict[str, float]:
+  """Writes frontier.png. The optimum's figures, the reference's, and the share of the way between them."""
+  policy, reference = (list_log_probabilities(situation, each) for each in (params, situation.reference))
+  reward = situation.listed.reward
+  mean = lambda x: float(jnp.mean(x))
+  start = measure_policy(reference, reference, reward, beta)
+  found = measure_policy(policy, reference, reward, beta)
+  betas = jnp.asarray(np.geomspace(0.02, 20, 60), jnp.float32)
+  kl, best = (np.array(jnp.mean(x, 0)) for x in reward_frontier(reference, reward, betas))
+  of_beta = [mean(x) for x in reward_frontier(reference, reward, jnp.float32([beta]))]
+  top = of_beta[1] - beta * of_beta[0]
+  draw_frontier(kl, best, of_beta, (mean(found.kl), mean(found.reward)), mean(start.reward), beta, title, directory)
+  first = mean(start.objective)
+  return {
+    "optimum_reward": of_beta[1], "optimum_kl": of_beta[0], "optimum_objective": top,
+    "reference_reward": mean(start.reward), "reached": (mean(found.objective) - first) / (top - first),
+  }  # fmt: skip
+
+
+def draw_frontier(kl, best, optimum, found, start, beta, title, directory: Path) -> None:
+  """The most reward at each KL, and the policy's way to where it is."""
+  from mlnotes.engine.plot import new_figure, save_figure
+
+  figure, axes = new_figure(width=6.0, height=4.4)
+  axis = axes[0, 0]
+  axis.fill_between(kl, best, max(best) + 0.15, color="0.92", linewidth=0)
+  axis.text(0.4 * max(kl), max(best) + 0.05, "no policy is here", color="0.45", fontsize=8)
+  axis.plot(kl, best, color="0.3", label="the most reward at this KL (closed form)")
+  lines = [line for line in read_metrics(directory / "metrics.jsonl") if "eval/kl" in line]
+  way = [(0.0, start), *((line["eval/kl"], line["eval/reward"]) for line in lines), found]
+  axis.plot(*zip(*way), "o-", color="C0", markersize=3, linewidth=1, label="the policy, from its reference on")
+  axis.plot(*found, "o", color="C0", markersize=7)
+  axis.plot(*optimum, "*", color="C3", markersize=13, label=f"the optimum for beta = {beta:g}")
+  axis.set(xlabel="KL from the reference (nats)", ylabel="mean reward", title=title)
+  axis.legend(frameon=False, fontsize=8, loc="lower right")
+  save_figure(figure, directory / "frontier.png")
+
+
+def _report_texts(situation: Situation, params: Any, beta: float, title: str, directory: Path) -> dict[str, float]:
+  """Writes answers.txt and rewards.png: of some test prompts what the reference and the policy answer."""
+  from mlnotes.engine.plot import new_figure, save_figure
+
+  prompts = jnp.asarray(situation.test.arrays["tokens"][:256])
+  batch = {"tokens": prompts, "index": jnp.arange(len(prompts))}
+  draw = jax.jit(
+    lambda params: draw_answers(situation, params, prompts, example_keys(root_key(_EVAL_SEED), batch["index"]))
+  )
+  judge = jax.jit(lambda answered: situation.score(batch, answered.tokens, answered.lengths))
+  both = [draw(each) for each in (situation.reference, params)]
+  rewards = [np.array(judge(each)) for each in both]
+  lines = []
+  for i in range(min(_SHOWN, len(prompts))):
+    lines.append(f"prompt          {situation.decode(prompts[i])}")
+    for name, answered, reward in zip(("reference", "policy"), both, rewards):
+      text = situation.decode(np.asarray(answered.tokens[i])[: int(answered.lengths[i])])
+      lines.append(f"{name:9} {reward[i]:5.1f} ... {text}")
+    lines.append("")
+  (directory / "answers.txt").write_text("\n".join(lines), encoding="utf-8")
+  figure, axes = new_figure(width=6.0, height=3.6)
+  bins = np.linspace(min(map(np.min, rewards)), max(map(np.max, rewards)) + 1e-6, 30)
+  for name, reward, color in zip(("reference", "policy"), rewards, ("0.6", "C0")):
+    axes[0, 0].hist(reward, bins, alpha=0.7, color=color, label=f"{name}: {reward.mean():.2f}")
+  axes[0, 0].set(xlabel="reward", ylabel=f"of {len(prompts)} answers", title=title)
+  axes[0, 0].legend(frameon=False)
+  save_figure(figure, directory / "rewards.png")
+  return {"reference_reward": float(rewards[0].mean())}
+
+
+def describe(config: Any, method: str) -> str:
+  what = f"{config.prompts} prompts, all answers listed" if not config.policy else Path(config.policy).name
+  return f"{method}, {what}"

@@ -1,0 +1,234 @@
+"""A language model aligned to preferences directly: no reward model, nothing is drawn while it learns.
+
+  python -m experiments.lm.dpo                                             # all answers listed: the optimum is known
+  python -m experiments.lm.dpo --beta=1
+  python -m experiments.lm.dpo --policy=runs/lm --preferences=FILE.jsonl   # of fields prompt, chosen, rejected
+  python -m experiments.lm.dpo --policy=runs/reviews --reward=runs/judge --answer_tokens=24 --learning_rate=1e-4
+
+In the first form any two answers are compared by their rewards in each row, as Bradley and Terry have it, new ones each
+time. With a reward the pairs are drawn once, from the reference. Writes frontier.png, where the policy is
+beside the most reward there can be at its KL; of texts answers.txt and rewards.png.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from experiments.lm._alignment import (
+  AlignmentConfig,
+  Situation,
+  draw_answers,
+  make_situation,
+  read_preferences,
+)
+from experiments.lm._alignment_report import describe, exact_figures, report_alignment
+from experiments.lm._text import Model
+from mlnotes.data import Feeds, NamedArrays, make_drawn_eval, make_drawn_feed, make_split_feeds
+from mlnotes.engine.errors import InputError, require
+from mlnotes.engine.experiment import Experiment, Mean, root_key, stream_key
+from mlnotes.engine.flags import field, run
+from mlnotes.engine.loop import LoopConfig, train
+from mlnotes.lm import answer_log_probability, answer_weights, dpo_loss
+from mlnotes.optim import ScheduleName, eval_params
+from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
+
+# Of the pairs that are drawn before training, and of those that are evaluated.
+_PAIR_SEEDS = {"train": 0, "test": 1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(AlignmentConfig, OptimConfig, LoopConfig):
+  """Defaults: four prompts whose answers are listed, a minute on two CPU cores."""
+
+  UNIT: ClassVar[str] = "pairs"
+  fills_cores: ClassVar[bool] = False
+
+  preferences: str = field("", "of --policy: a file.jsonl of fields prompt, chosen, rejected, in the place of --reward")
+  pairs: int = field(2000, "of --reward: pairs to learn from, drawn from the reference")
+  test_pairs: int = field(512, "pairs to be tested on")
+
+  batch_size: int = 256
+  steps: int = 1000
+  learning_rate: float = 1e-3
+  optimizer: OptimizerName = "adam"
+  schedule: ScheduleName = "linear"
+  clip_norm: float = 1.0
+  eval_every: int = 50
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("batch_size", "pairs", "test_pairs"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if not self.reward:
+      idle["pairs"] = "they are those of --preferences" if self.preferences else "new ones are drawn for each update"
+    if self.preferences:
+      names = ("test_pairs", "prompt_tokens", "answer_tokens", "preferred", "penalize_unended", "unended_reward")
+      idle |= dict.fromkeys(names, f"--preferences={self.preferences} has its own pairs")
+    return idle
+
+
+class State(NamedTuple):
+  step: Int[Array, ""]
+  key: Key[Array, ""]
+  params: chex.ArrayTree
+  reference: chex.ArrayTree
+  opt_state: optax.OptState
+  hparams: Mapping[str, Float[Array, ""]]
+
+
+# Pairs: {"chosen", "rejected": (B, T) a prompt and an answer, padded; "chosen_length", "rejected_length": of both
+# together; "prompt": tokens of the prompt}.
+Pairs = Mapping[str, Array]
+
+
+def make_feeds(config: Config) -> Feeds:
+  situation = make_situation(config)
+  if config.preferences:
+    return make_split_feeds(*read_preferences(config, situation), config)
+  if config.reward:
+    return make_split_feeds(*(_draw_pairs(config, situation, name) for name in ("train", "test")), config)
+  draw = lambda key, arrays: draw_listed_pair(situation, key)
+  evaluate = make_drawn_eval(draw, (), _PAIR_SEEDS["test"], config.test_pairs, config.batch_size)
+  return Feeds(make_drawn_feed(draw, (), config.batch_size), evaluate, split="test")
+
+
+def draw_listed_pair(situation: Situation, key: Key[Array, ""]) -> dict[str, Array]:
+  """A prompt and two of its answers, any two alike; the first is preferred with probability sigmoid(r - r').
+
+  Where all preferences are known, what DPO ends at does not hang on how often each pair is asked.
+  """
+  listed, prompts = situation.listed, jnp.asarray(situation.test.arrays["tokens"])
+  of_prompt, of_answers, of_choice = jax.random.split(key, 3)
+  n = jax.random.randint(of_prompt, (), 0, len(prompts))
+  pair = jax.random.choice(of_answers, len(listed.answers.tokens), (2,), replace=False)
+  first = jax.random.bernoulli(of_choice, jax.nn.sigmoid(listed.reward[n, pair[0]] - listed.reward[n, pair[1]]))
+  chosen, rejected = jnp.where(first, pair, pair[::-1])
+  tokens, lengths = (jnp.asarray(x) for x in listed.answers[:2])
+  row = lambda i: jnp.concatenate([prompts[n], tokens[i]])
+  size = prompts.shape[1]
+  return {
+    "chosen": row(chosen), "rejected": row(rejected), "chosen_length": size + lengths[chosen],
+    "rejected_length": size + lengths[rejected], "prompt": jnp.int32(size),
+  }  # fmt: skip
+
+
+def _draw_pairs(config: Config, situation: Situation, which: str) -> NamedArrays:
+  """Two answers of the reference to each of some prompts, ordered by chance as their rewards have it."""
+  split, count = getattr(situation, which), config.pairs if which == "train" else config.test_pairs
+  key = stream_key(root_key(_PAIR_SEEDS[which]), "pairs")
+  rows = np.arange(count) % len(split)
+  at_once = 64
+
+  @jax.jit
+  def draw(prompts, keys, key):
+    both = [
+      draw_answers(situation, situation.reference, prompts, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
+      for i in (0, 1)
+    ]
+    rewards = [situation.score({"tokens": prompts}, x.tokens, x.lengths) for x in both]
+    first = jax.random.bernoulli(key, jax.nn.sigmoid(rewards[0] - rewards[1]))
+    pick = lambda a, b: jnp.where(first.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+    of = lambda x: jnp.concatenate([prompts, x.tokens], 1)
+    chosen, rejected = pick(of(both[0]), of(both[1])), pick(of(both[1]), of(both[0]))
+    lengths = pick(both[0].lengths, both[1].lengths), pick(both[1].lengths, both[0].lengths)
+    return chosen, rejected, *lengths
+
+  found = []
+  for start in range(0, count, at_once):
+    some = rows[np.minimum(np.arange(start, start + at_once), count - 1)]
+    keys = jax.random.split(jax.random.fold_in(key, start), at_once)
+    found.append(jax.tree.map(np.array, draw(split.arrays["tokens"][some], keys, jax.random.fold_in(key, start + 1))))
+  chosen, rejected, *lengths = (np.concatenate(x)[:count] for x in zip(*found))
+  size = split.arrays["tokens"].shape[1]
+  differ = np.any(chosen != rejected, 1)
+  if not differ.any():
+    raise InputError(f"--policy={config.policy}: all pairs of its answers are equal: expected a policy that varies.")
+  arrays = {
+    "chosen": chosen, "rejected": rejected, "chosen_length": size + lengths[0], "rejected_length": size + lengths[1],
+    "prompt": np.full(count, size, np.int32),
+  }  # fmt: skip
+  return NamedArrays({name: value[differ] for name, value in arrays.items()})
+
+
+def make(config: Config) -> Experiment:
+  situation = make_situation(config)
+  module, optimizer = situation.module, make_optimizer(config, config.steps)
+
+  def init(key, batch) -> State:
+    reference = jax.tree.map(jnp.array, situation.reference)
+    params = jax.tree.map(jnp.array, reference)
+    hparams = {"beta": jnp.float32(config.beta)}
+    return State(jnp.zeros([], jnp.int32), key, params, reference, optimizer.init(params), hparams)
+
+  def answers(params, batch: Pairs, name: str) -> Float[Array, " B"]:
+    rows = batch[name]
+    logits = module.apply({"params": params}, rows[:, :-1])
+    weights = answer_weights(batch["prompt"], batch[f"{name}_length"], rows.shape[1] - 1)
+    return answer_log_probability(logits, rows[:, 1:], weights)
+
+  def judge(params, reference, batch: Pairs, beta) -> dict[str, Float[Array, " B"]]:
+    sides = [answers(each, batch, name) for each in (params, reference) for name in ("chosen", "rejected")]
+    found = dpo_loss(*sides, beta)
+    right = found.chosen_reward > found.rejected_reward
+    even = found.chosen_reward == found.rejected_reward
+    return {
+      "loss": found.loss,
+      "accuracy": jnp.where(even, 0.5, right.astype(jnp.float32)),
+      "chosen_reward": found.chosen_reward,
+      "rejected_reward": found.rejected_reward,
+    }
+
+  def step(state: State, batch: Pairs):
+    def objective(params):
+      found = {name: jnp.mean(x) for name, x in judge(params, state.reference, batch, state.hparams["beta"]).items()}
+      return found["loss"], found
+
+    (_, found), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {**found, "grad_norm": optax.global_norm(grads)}
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  learned = lambda state: eval_params(state.opt_state, state.params)
+
+  def evaluate(state: State, batch) -> dict[str, Mean]:
+    mask, count = batch["mask"], jnp.sum(batch["mask"])
+    beta = state.hparams["beta"]
+    found = judge(learned(state), state.reference, batch, beta)
+    means = {name: Mean(jnp.sum(jnp.where(mask > 0, x, 0)), count) for name, x in found.items()}
+    if situation.listed:
+      exact = exact_figures(situation, learned(state), beta)
+      means |= {name: Mean(value * count, count) for name, value in exact.items()}
+    return means
+
+  def report(state: State, directory: Path) -> dict[str, float]:
+    if config.preferences:
+      return {}
+    beta = float(state.hparams["beta"])
+    return report_alignment(situation, learned(state), beta, describe(config, "DPO"), directory)
+
+  return Experiment(init, step, evaluate, report, model=lambda state: Model(module, learned(state)))
+
+
+def hparam_names(config: Config) -> tuple[str, ...]:
+  """Numbers that a sweep may vary."""
+  return ("beta",)
+
+
+def main(config: Config) -> int:
+  return train(make(config), make_feeds(config), config, best_metric="loss")
+
+
+if __name__ == "__main__":
+  run(main, Config)
