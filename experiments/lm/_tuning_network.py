@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from experiments.lm import pretrain
 from experiments.lm._models import DecoderConfig
-from experiments.lm._objectives import EVAL_SEED, Task, make_task
+from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, Task, make_task
 from experiments.lm._tuning import Parts, Tuning
 from experiments.lm._weights import load_weights
 from mlnotes.data import Corpus
@@ -81,9 +81,9 @@ def load_network(config: Any) -> Network:
     raise InputError("--pretrained is empty: expected a run of lm.pretrain, --weights, --scratch, or `main`.")
   found = network_config(config)
   corpus = load_data(found)
+  if config.scratch:  # of a run that went on from --weights too
+    return Network(found, corpus, OBJECTIVES[found.objective](found, corpus), None)
   task = make_task(found, corpus)
-  if config.scratch:
-    return Network(found, corpus, task, None)
   if not config.pretrained:  # the folder's, and no more
     return Network(found, corpus, task, load_weights(found)[1])
   seed, said = found.seed if config.model_seed < 0 else config.model_seed, f"--pretrained={config.pretrained}"
