@@ -255,6 +255,30 @@ def test_logits_are_made_in_as_many_parts_as_the_flag_says(name, lines, monkeypa
   assert set(asked) == {(4 * config.count_asked(), 2)}
 
 
+def count_draws(jaxpr):
+  """How often random bits are drawn, within what it calls as well."""
+  within = [getattr(x, "jaxpr", x) for equation in jaxpr.eqns for x in equation.params.values()]
+  own = sum(equation.primitive.name == "random_bits" for equation in jaxpr.eqns)
+  return own + sum(count_draws(x) for x in within if hasattr(x, "eqns"))
+
+
+@pytest.mark.parametrize("name", ["causal", *OBJECTIVES, "order"])
+def test_every_part_drops_in_training_alone(name, lines):
+  """A layer of a stack drops its attention's weights and what its two steps add, behind the embeddings' dropout."""
+  flags = dict(objective="masked", pairs="order") if name == "order" else dict(objective=name)
+  config = pretrain.Config(**{**SIZES, "dataset": lines, "dropout": 0.5, "attention_dropout": 0.5, **flags})
+  task = _objectives.OBJECTIVES[config.objective](config, load_data(config))
+
+  def terms(windows, key):
+    examples = jax.vmap(task.objective.prepare)(jax.random.split(root_key(0), 4), windows)
+    return task.objective.terms(task.objective.init(root_key(0), examples), examples, key)
+
+  of = lambda key: count_draws(jax.make_jaxpr(terms)(jnp.zeros((4, 13), jnp.int32), key).jaxpr)
+  stack, sides = 4, 5 + 7  # a decoder attends twice; both sides drop what they give
+  expected = sides if name in ("corrupted", "fragment", "infilling") else stack * (2 if name == "replaced" else 1)
+  assert of(root_key(1)) - of(None) == expected
+
+
 def test_sentences_end_where_a_token_of_an_end_stands():
   tokenizer = train_tokenizer("characters", ("ab,.!?\n",), 0, ("<end>",))
   windows = Windows(tokenizer.encode("ab.ba"), 3)
