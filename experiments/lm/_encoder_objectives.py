@@ -62,8 +62,8 @@ def _masked_pairs(config: Any, corpus: Corpus) -> Task:
     hidden, _ = read_hidden(module, params["model"], examples.masked.inputs, types=examples.segments)
     return _put(examples.masked, features_said(module, params["model"], hidden))
 
-  read = lambda params, *given: reader(module)(params["model"], *given)
-  return make_task(corpus, ids, objective, lambda params: Applied(module, params["model"]), fill, read)
+  model = lambda params: Applied(module, params["model"])
+  return make_task(corpus, ids, objective, model, fill, reader(module, "model"), part="model")
 
 
 def prefix(config: Any, corpus: Corpus) -> Task:
@@ -91,8 +91,8 @@ def spans(config: Any, corpus: Corpus) -> Task:
     hidden, _ = read_hidden(module, params["model"], examples.inputs)
     return _put(examples, features_said(module, params["model"], hidden))
 
-  read = lambda params, *given: reader(module)(params["model"], *given)
-  return make_task(corpus, ids, objective, lambda params: Applied(module, params["model"]), fill, read)
+  model = lambda params: Applied(module, params["model"])
+  return make_task(corpus, ids, objective, model, fill, reader(module, "model"), part="model")
 
 
 def permutation(config: Any, corpus: Corpus) -> Task:
@@ -137,5 +137,6 @@ def replaced(config: Any, corpus: Corpus) -> Task:
     flagged = electra.judge(params, read)[0] > 0
     return Filled(read, jnp.where(flagged, ids.vocabulary.require_mask(), read), examples.masked.targets)
 
-  read = lambda params, *given: reader(electra.discriminator)(params["discriminator"], *given)
-  return make_task(corpus, ids, objective, lambda params: Detector(electra, params), fill, read)
+  part = "discriminator"
+  read, model = reader(electra.discriminator, part), lambda params: Detector(electra, params)
+  return make_task(corpus, ids, objective, model, fill, read, part=part, term="discriminator_loss")

@@ -27,18 +27,23 @@ class Task(NamedTuple):
   report: (params, directory) -> {name: number}; writes what there is to see.
   read:   (params, tokens (B, T), lengths (B,), key) -> features (B, T, D) of a text of which nothing is hidden, as this
           model reads it: what tuning puts its heads on. With dropout where a key is given; padding is seen by nobody.
+  part:   where in the parameters the network is that reads, whose modules' paths begin there; empty: they are its own.
+  term:   the objective's term that tells how well the network that reads has learned.
   """
 
   objective: Objective
   model: Callable[[Any], Any]
   report: Callable[[Any, Path], Mapping[str, float]]
   read: Callable[[Any, Array, Array, Array | None], Array]
+  part: str = ""
+  term: str = "loss"
 
 
-def reader(module: LanguageModel):
-  """`Task.read` of a stack, under the mask that is its own."""
+def reader(module: LanguageModel, part: str = ""):
+  """`Task.read` of a stack, under the mask that is its own; its parameters are those at `part`."""
 
   def read(params, tokens, lengths, key):
+    params = params[part] if part else params
     return read_hidden(module, params, tokens, Mask.of_self(causal=module.causal, lengths=lengths), key)[0]
 
   return read
@@ -62,7 +67,9 @@ class Filled(NamedTuple):
   stood: Array
 
 
-def make_task(corpus: Corpus, ids: Ids, objective: Objective, model, fill: Callable[[Any, Any], Filled], read) -> Task:
+def make_task(
+  corpus: Corpus, ids: Ids, objective: Objective, model, fill: Callable[[Any, Any], Filled], read, **more: str
+) -> Task:
   """With a report that writes filled.txt of the first test windows; `fill` is (params, examples) -> Filled."""
 
   def report(params, directory):
@@ -77,4 +84,4 @@ def make_task(corpus: Corpus, ids: Ids, objective: Objective, model, fill: Calla
     (directory / "filled.txt").write_text("\n".join(lines), encoding="utf-8")
     return {}
 
-  return Task(objective, model, report, read)
+  return Task(objective, model, report, read, **more)

@@ -17,6 +17,7 @@ from mlnotes.lm import LanguageModel, Sampling, document_mask, generate, token_c
 PLAIN = Sampling(temperature=1.0)
 _SAMPLED = 600
 _AT_ONCE = 64  # windows
+_LEAST_READ = 64  # tokens; shorter prompts are filled up to so many
 
 
 class Model(NamedTuple):
@@ -58,16 +59,17 @@ def write_tokens(
   In stretches: the last half of a window is read and the other half written, so that no token stands where the model
   was not trained, and none has fewer before it than half a window once there are so many. A longer prompt is read whole
   at first, up to a window less one token. Of documents that do not see each other only the last is read. What a row
-  gives does not depend on the others.
+  gives does not depend on the others. A stretch costs what is read and asked for, however many tokens a window has.
   """
   length, stop = model.module.length, end if model.end is None else model.end
+  half = _half(length)
   texts, going = [list(prompt) for prompt in prompts], [True] * len(prompts)
 
   @jax.jit
   def go_on(params, tokens, lengths, rows, turn):
     keys = example_keys(stream_key(root_key(seed), "write", turn), rows) if sampling.temperature is not None else None
-    count = max(1, length - tokens.shape[1])
-    return generate(model.module, {"params": params}, tokens, lengths, keys, count, sampling, stop).tokens
+    written = min(count, length - max(tokens.shape[1], half))
+    return generate(model.module, {"params": params}, tokens, lengths, keys, max(1, written), sampling, stop).tokens
 
   def stretch(rows: Sequence[int], room: int, turn: int) -> None:
     read = [_last_document(texts[i], model.end)[-room:] for i in rows]
@@ -86,16 +88,22 @@ def write_tokens(
     stretch([i for i, found in enumerate(rooms) if found == room], room, 0)
   turn = 1
   while any(going):
-    stretch(range(len(texts)), _room(0, length), turn)
+    stretch(range(len(texts)), _room(half, length), turn)
     turn += 1
   return [text[len(prompt) : len(prompt) + count] for text, prompt in zip(texts, prompts)]
 
 
 def _room(tokens: int, length: int) -> int:
-  """How many tokens a stretch reads: half a window, or so many more eighths as they fill."""
-  half, eighth = max(1, length // 2), max(1, length // 8)
-  wanted = half + -(-max(0, tokens - half) // eighth) * eighth
+  """How many tokens a stretch reads: half a window, half of that where they fill no more, or so many more eighths."""
+  wanted, eighth = _half(length), max(1, length // 8)
+  while wanted // 2 >= max(tokens, _LEAST_READ):
+    wanted //= 2
+  wanted += -(-max(0, tokens - wanted) // eighth) * eighth
   return max(1, min(wanted, length - 1))
+
+
+def _half(length: int) -> int:
+  return max(1, length // 2)
 
 
 def _last_document(text: list[int], end: int | None) -> list[int]:

@@ -52,7 +52,8 @@ class Method(NamedTuple):
 
   Attributes:
     pattern: (params) -> which of the network's parameters; None: none.
-    add: (key, params, read) -> what comes beside them, by names. `read` is a function of nothing that reads a text.
+    add: (key, params, read) -> what comes beside them, by names. `params` are those that are read, `read` is a function
+      of nothing that reads a text.
     enter: (params, added, numbers, key) -> a context in which the parameters that it gives read as the tuned network.
       With a key as in training, with dropout of what was added.
     mixes: features are mixed of all layers.
@@ -85,13 +86,14 @@ def find_targets(targets: str) -> str:
   return rf"(^|/)({'|'.join(names)})/kernel$" if all(re.fullmatch(r"\w+", name) for name in names) else targets
 
 
-def _lora(config: Any) -> Method:
+def _lora(config: Any, part: str) -> Method:
   @contextlib.contextmanager
   def enter(params, added, numbers, key=None):
     if not config.lora_dropout or key is None:
       yield apply_lora(params, added["lora"], numbers["lora_alpha"])
       return
-    with lora_layers(added["lora"], numbers["lora_alpha"], config.lora_dropout, stream_key(key, "lora")):
+    of_network = added["lora"][part] if part else added["lora"]
+    with lora_layers(of_network, numbers["lora_alpha"], config.lora_dropout, stream_key(key, "lora")):
       yield params
 
   targets = find_targets(config.lora_targets)
@@ -99,13 +101,13 @@ def _lora(config: Any) -> Method:
   return Method(lambda params: None, add, enter)
 
 
-def _adapters(config: Any) -> Method:
+def _adapters(config: Any, part: str) -> Method:
   """Norms train beside them: Houlsby et al. 2019, sec. 2.1."""
   add = lambda key, params, read: {"adapters": init_adapters(key, config.adapter_width, read)}
   return Method(lambda params: NORMS, add, _with_adapters)
 
 
-def _mix(config: Any) -> Method:
+def _mix(config: Any, part: str) -> Method:
   def add(key, params, read):
     shapes = jax.eval_shape(lambda: layer_outputs(read))
     layers = [jnp.zeros(x.shape, x.dtype) for x in shapes]
@@ -114,12 +116,12 @@ def _mix(config: Any) -> Method:
   return Method(lambda params: None, add, _plain, mixes=True)
 
 
-def _some(pattern: Callable[[Any, Tree], str | None]) -> Callable[[Any], Method]:
-  return lambda config: Method(lambda params: pattern(config, params), _nothing, _plain)
+def _some(pattern: Callable[[Any, Tree], str | None]) -> Callable[[Any, str], Method]:
+  return lambda config, part: Method(lambda params: pattern(config, params), _nothing, _plain)
 
 
-# {name: (config) -> Method}.
-METHODS: dict[str, Callable[[Any], Method]] = {
+# {name: (config, where in the parameters the network is that reads) -> Method}.
+METHODS: dict[str, Callable[[Any, str], Method]] = {
   "full": _some(lambda config, params: ALL),
   "last": _some(lambda config, params: last_layers(params, config.last_layers)),
   "bias": _some(lambda config, params: BIASES),
@@ -162,10 +164,12 @@ class Tuning(NamedTuple):
     """What trains, as the pretrained parameters have it, and the rest. Raises ValueError where nothing is found."""
     read = lambda params: self.task.read(params, *_shortest_text(), None)
     pattern = self.method.pattern(params)
-    chosen = set() if pattern is None else set(find_paths(params, pattern)) & set(paths_read(read, params))
+    known = set(paths_read(read, params))
+    chosen = set() if pattern is None else set(find_paths(params, pattern)) & known
     flat = flatten(params)
-    take = lambda inside: unflatten({path: x for path, x in flat.items() if (path in chosen) == inside})
-    return Parts({"network": take(True), **self.method.add(key, params, lambda: read(params))}, take(False))
+    take = lambda paths: unflatten({path: x for path, x in flat.items() if path in paths})
+    added = self.method.add(key, take(known), lambda: read(params))
+    return Parts({"network": take(chosen), **added}, take(flat.keys() - chosen))
 
   def tuned(self, parts: Parts, numbers: Numbers, key: Any = None) -> contextlib.AbstractContextManager[Tree]:
     """A context in which the parameters that it gives are the tuned network's, its head left out."""
@@ -191,7 +195,7 @@ class Tuning(NamedTuple):
 
 def build_tuning(config: Any, task: Task, method: str = "") -> Tuning:
   """By --method, or by another one with the same flags."""
-  return Tuning(METHODS[method or config.method](config), task, LayerMix(config.mix_norm))
+  return Tuning(METHODS[method or config.method](config, task.part), task, LayerMix(config.mix_norm))
 
 
 def check_tuning(config: Any, tuning: Tuning, params: Any, said: str) -> None:

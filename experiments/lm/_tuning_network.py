@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jaxtyping import Int
 
 from experiments.lm import pretrain
 from experiments.lm._models import DecoderConfig
-from experiments.lm._objectives import EVAL_SEED, Task, make_task
+from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, Task, make_task
 from experiments.lm._tuning import Parts, Tuning
 from experiments.lm._weights import load_weights
 from mlnotes.data import Corpus
@@ -67,6 +68,9 @@ def network_config(config: Any) -> pretrain.Config:
   own |= {"devices": 1, "fsdp": 1, "rows": ""}
   # Outputs of layers that are computed again backward cannot be taken out of them; frozen ones need not be.
   own |= {"remat": found.remat and config.method != "mix"}
+  # Any number of windows is read here: as many at once as the run had logits of, and these in one part.
+  at_once = max(1, found.batch_size // (found.accumulate * found.head_chunks))
+  own |= {"batch_size": at_once, "accumulate": 1, "head_chunks": 1}
   return dataclasses.replace(found, data_dir=config.data_dir or found.data_dir, **own)
 
 
@@ -77,9 +81,9 @@ def load_network(config: Any) -> Network:
     raise InputError("--pretrained is empty: expected a run of lm.pretrain, --weights, --scratch, or `main`.")
   found = network_config(config)
   corpus = load_data(found)
+  if config.scratch:  # of a run that went on from --weights too
+    return Network(found, corpus, OBJECTIVES[found.objective](found, corpus), None)
   task = make_task(found, corpus)
-  if config.scratch:
-    return Network(found, corpus, task, None)
   if not config.pretrained:  # the folder's, and no more
     return Network(found, corpus, task, load_weights(found)[1])
   seed, said = found.seed if config.model_seed < 0 else config.model_seed, f"--pretrained={config.pretrained}"
@@ -98,11 +102,15 @@ def fresh_params(network: Network, key: Any) -> Any:
   return network.task.objective.init(stream_key(key, "network"), examples)
 
 
-def prepare_windows(network: Network, rows: Int[np.ndarray, " B"], which: str) -> Any:
-  """What the pretraining objective shows and asks of windows of the split `which`, the same each time."""
-  keys = example_keys(root_key(EVAL_SEED), jnp.asarray(rows))
-  tokens = jnp.asarray(getattr(network.corpus, which).read(rows)["tokens"])
-  return jax.jit(jax.vmap(network.task.objective.prepare))(keys, tokens)
+def prepare_windows(network: Network, which: str) -> Callable[[Int[np.ndarray, " B"]], Any]:
+  """(rows) -> what the pretraining objective shows and asks of windows of the split `which`, the same each time."""
+  prepare = jax.jit(jax.vmap(network.task.objective.prepare))
+
+  def of_rows(rows):
+    tokens = jnp.asarray(getattr(network.corpus, which).read(rows)["tokens"])
+    return prepare(example_keys(root_key(EVAL_SEED), jnp.asarray(rows)), tokens)
+
+  return of_rows
 
 
 def measure_importance(network: Network, tuning: Tuning, parts: Parts, numbers: Any, windows: int) -> Any:
@@ -113,9 +121,9 @@ def measure_importance(network: Network, tuning: Tuning, parts: Parts, numbers: 
     whole = Parts({**parts.trained, "network": some}, parts.frozen)
     with tuning.tuned(whole, numbers) as params:
       terms = network.task.objective.terms(params, jax.tree.map(lambda x: x[None], example), None)
-    return -jnp.sum(terms["loss"].total)
+    return -jnp.sum(terms[network.task.term].total)
 
-  examples = prepare_windows(network, rows, "train")
+  examples = prepare_windows(network, "train")(rows)
   return jax.jit(lambda some: estimate_fisher(log_probability, some, examples))(parts.trained["network"])
 
 
@@ -125,12 +133,12 @@ def pretraining_loss(network: Network, tuning: Tuning, parts: Parts, numbers: An
   @jax.jit
   def one(parts, examples, real):
     with tuning.tuned(parts, numbers) as params:
-      loss = network.task.objective.terms(params, examples, None)["loss"]
+      loss = network.task.objective.terms(params, examples, None)[network.task.term]
     return [jnp.sum(jnp.where(real, x, 0)) for x in loss]
 
-  count, total = len(network.corpus.test), np.zeros(2)
-  size = min(count, _AT_ONCE)
+  count, total, prepare = len(network.corpus.test), np.zeros(2), prepare_windows(network, "test")
+  size = min(count, _AT_ONCE, 4 * network.config.batch_size)  # without a gradient there is room for more
   for first in range(0, count, size):
     rows = np.arange(first, first + size)
-    total += np.array(one(parts, prepare_windows(network, np.minimum(rows, count - 1), "test"), rows < count))
+    total += np.array(one(parts, prepare(np.minimum(rows, count - 1)), rows < count))
   return float(total[0] / total[1])

@@ -1,6 +1,7 @@
 """A network that somebody else has trained, from a folder of Hugging Face's form, in the place of the flags' own."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ NETWORK = (
 
 def tokenizer_of(folder: str) -> str:
   return str(Path(folder) / "tokenizer.json")
+
+
+def objective_of(folder: str) -> str:
+  """The objective by which the folder's network has learned: "masked" of a BERT, else "causal"."""
+  try:
+    found = json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return "causal"  # refused later, where it is read
+  return "masked" if isinstance(found, dict) and found.get("model_type") == "bert" else "causal"
 
 
 def load_weights(config: Any) -> tuple[LanguageModel, Any]:

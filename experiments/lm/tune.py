@@ -41,6 +41,7 @@ from experiments.lm._tuning_network import (
   pretraining_loss,
 )
 from experiments.lm._tuning_tasks import KINDS, Question, make_question
+from experiments.lm._weights import objective_of
 from mlnotes.data import Feeds, make_split_feeds
 from mlnotes.data.flags import TextConfig, note
 from mlnotes.engine.errors import InputError, require
@@ -67,7 +68,9 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
   model_seed: int = field(-1, "which seed of a run with several, for all seeds here; -1: its first")
   checkpoint: Literal["last", "best"] = field("last", "which of the two kept checkpoints; best: the least loss")
   scratch: bool = field(False, "the same network from fresh parameters: what pretraining gives is what this lacks")
-  objective: Literal[tuple(OBJECTIVES)] = field("masked", "of the network that is trained first, see lm.pretrain")
+  objective: Literal[tuple(OBJECTIVES)] = field(
+    "masked", "of the network that is trained first, see lm.pretrain; the default with --weights is theirs"
+  )
   pretrain_steps: int = field(1000, "updates of the network that is trained first")
   task: Literal[tuple(KINDS)] = field(
     "case",
@@ -146,11 +149,13 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
 
   @classmethod
   def tuned(cls, **given: Any) -> "Config":
-    """Each method its own rate; biases need a network that has some."""
+    """Each method its own rate; biases need a network that has some; others' weights read as they have learned to."""
     method = given.get("method", "full")
     defaults: dict[str, Any] = {"learning_rate": _RATES.get(method, 1e-3)}
     if method == "bias" and not (given.get("pretrained") or given.get("weights")):
       defaults["model"] = "gpt2"
+    if given.get("weights"):
+      defaults["objective"] = objective_of(given["weights"])
     return super().tuned(**{**defaults, **given})
 
   def idle_flags(self):

@@ -119,10 +119,12 @@ def _of_layers(sown: Mapping[str, Any], name: str, like: Float[Array, " B"]) -> 
 
 def compute_gradients(
   objective: Objective, params: chex.ArrayTree, examples: Any, key: Key[Array, ""], parts: int = 1
-) -> tuple[chex.ArrayTree, dict[str, Float[Array, ""]]]:
+) -> tuple[chex.ArrayTree, dict[str, Float[Array, ""] | Mean]]:
   """(gradient of the weighted sum, {name: mean of each term}) of a batch, that of its `parts` one after the other.
 
-  Of several weights the sum is there too, as "objective", and as "loss" where no term has that name.
+  Terms without a weight are a `Mean` of sum and count: a batch may have nothing that one is of, and means over many
+  batches are then of those that have. Of several weights the sum is there too, as "objective", and as "loss" where no
+  term has that name.
 
   Sums are divided by the counts of the whole batch, whatever the parts: rows of unequal counts weigh what they would
   weigh together. Parts take every `parts`-th row, so that each of several devices keeps rows of all; they are added in
@@ -151,6 +153,6 @@ def compute_gradients(
     add = lambda carry, one: (jax.tree.map(jnp.add, carry, gradient(params, *one)), None)
     ((minimised, found), grads), _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), given)
   over = counts_of(found)
-  means = {name: term.total / over[name] for name, term in found.items()}
+  means = {name: term.total / over[name] if name in objective.weights else term for name, term in found.items()}
   whole = {"objective": minimised} if len(objective.weights) > 1 else {}
   return grads, {"loss": minimised, **whole, **means}

@@ -62,6 +62,19 @@ class ElectraHeads(nn.Module):
     return self.judge_out(nn.gelu(self.judge_dense(hidden)))[..., 0].astype(jnp.float32)
 
 
+class Within(nn.Module):
+  """A stack as a part of something larger: paths of its modules begin with "generator", its parameters' as well.
+
+  The discriminator's stand where those of its parameters do, so that what is put behind some of them by their paths,
+  as adapters are, is not put behind the generator's too.
+  """
+
+  generator: LanguageModel
+
+  def __call__(self, tokens: Int[Array, "B T"], embedded: Float[Array, "B T G"], train: bool) -> Float[Array, "B T G"]:
+    return self.generator.hidden(tokens, Mask(), train, embedded=embedded)
+
+
 class Electra(NamedTuple):
   """The parts of ELECTRA; parameters are {"generator", "discriminator", "heads"}.
 
@@ -92,7 +105,8 @@ class Electra(NamedTuple):
     places = jnp.arange(tokens.shape[1])[None]
     embedded = self.discriminator.apply(of("discriminator"), embedded, places, method="add_places")
     narrow = self.heads.apply(of("heads"), embedded, method="read")
-    hidden, _ = read_hidden(self.generator, params["generator"], tokens, Mask(), key, narrow)
+    own, rngs = {"params": {"generator": params["generator"]}}, None if key is None else {"dropout": key}
+    hidden = Within(self.generator).apply(own, tokens, narrow, key is not None, rngs=rngs)
     dtype = (self.discriminator.dtype if key is not None else None) or jnp.float32
 
     def head(features):

@@ -7,7 +7,15 @@ import optax
 import pytest
 
 from mlnotes.attention import Mask, Transformer
-from mlnotes.lm import BoundaryHead, LanguageModel, Vocabulary, make_gpt2, make_llama
+from mlnotes.lm import (
+  BoundaryHead,
+  LanguageModel,
+  Vocabulary,
+  init_adapters,
+  insert_adapters,
+  make_gpt2,
+  make_llama,
+)
 from mlnotes.lm.encoder_objectives import permutation_objective, span_objective
 from mlnotes.lm.objective import compute_gradients
 from mlnotes.lm.replaced import ElectraLosses, electra_losses, electra_objective
@@ -213,3 +221,24 @@ def test_both_parts_read_both_sides_and_the_places(electra):
     exchanged = read(tokens.at[:, -2:].set(tokens[:, -2:][:, ::-1]))
     differ = np.asarray(tokens[:, -1] != tokens[:, -2])
     assert differ.any() and np.all(np.abs(exchanged - found).reshape(6, PLACES, -1)[differ, 0].max(-1) > 1e-6)
+
+
+def test_what_is_put_behind_the_discriminators_modules_is_not_the_generators():
+  """Both stacks alike: adapters go by paths, which begin elsewhere in the generator."""
+  stack = make_gpt2(**SIZES).clone(causal=False)
+  parts = electra_parts(stack, stack)
+  examples, params, _ = start(replaced_objective(parts, VOCABULARY, **RATES))
+  tokens = examples.masked.inputs
+  adapters = init_adapters(jax.random.key(4), 3, lambda: parts.judge(params, tokens), scale=1.0)
+  assert set(adapters) == {"transformer"}
+
+  @jax.jit
+  def run():
+    plain = parts.generate(params, tokens)[0], parts.judge(params, tokens)[0]
+    with insert_adapters(adapters):
+      given = parts.generate(params, tokens)[0], parts.judge(params, tokens)[0]
+    return plain, given
+
+  (said, judged), (said_with, judged_with) = run()
+  np.testing.assert_array_equal(said, said_with)
+  assert np.abs(judged - judged_with).max() > 1e-3

@@ -1,14 +1,19 @@
 """Pretraining that goes on from weights as Hugging Face saves them: whose parameters, tokens and masks they are."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.lm import pretrain, tune
+from experiments.lm._models import build_decoder
+from experiments.lm._tuning_network import fresh_params
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
+from mlnotes.engine.record import config_dict
 from mlnotes.lm import load_hugging_face, make_bert, make_gpt2, make_t5, save_hugging_face, token_cross_entropy
 
 SIZES = dict(vocabulary=9, length=8, depth=1, heads=2, width=8)
@@ -47,6 +52,9 @@ def test_the_first_state_has_the_folders_parameters_and_reads_its_tokens(folders
   jax.tree.map(np.testing.assert_array_equal, state.params, params)
   assert config.tokenizer.endswith("gpt2/tokenizer.json") and config.learning_rate == 1e-4
   assert set(np.unique(batch["tokens"])) <= {3, 5, 6, 7}
+  given = dict(dataset=str(folders / "text.txt"), weights=str(folders / "gpt2"), remat=True, precision="bfloat16")
+  wide = build_decoder(pretrain.Config.tuned(**FLAGS, **given), 9)
+  assert wide.transformer.remat and wide.dtype == wide.transformer.dtype == jnp.bfloat16
   body = experiment.model(state).module.transformer
   assert (body.dropout, body.attention_dropout) == (0.5, 0.25)
   batch = {**batch, "index": jnp.arange(4), "mask": jnp.ones(4)}
@@ -97,6 +105,27 @@ def test_what_others_have_trained_is_tuned(name, objective, folders):
   assert set(after.params) == {"network", "lora", "head"} and not after.params["network"]
   with pytest.raises(InputError, match="--scratch is of a network that has learned nothing"):
     tune.Config.tuned(**given, scratch=True)
+
+
+def test_what_others_have_trained_is_read_as_it_has_learned_to(folders):
+  """Without a word about it: a GPT-2 from the left, a BERT from both sides."""
+  tuned = lambda name, **flags: tune.Config.tuned(weights=str(folders / name), **flags).objective
+  assert (tuned("gpt2"), tuned("bert"), tuned("none"), tune.Config.tuned().objective) == (
+    "causal", "masked", "causal", "masked",
+  )  # fmt: skip
+  assert tuned("bert", objective="prefix") == "prefix"
+
+
+def test_from_scratch_is_from_no_weights(folders, tmp_path):
+  """Of a run that went on from a folder as of any other."""
+  config = pretrain.Config.tuned(dataset=str(folders / "text.txt"), weights=str(folders / "gpt2"), **FLAGS)
+  (tmp_path / "config.json").write_text(json.dumps({"experiment": "lm.pretrain", "config": config_dict(config)}))
+  config = tune.Config(pretrained=str(tmp_path), scratch=True, task="follows", train_rows=16, test_rows=4, **FLAGS)
+  network, _ = tune.build(config)
+  found = jax.jit(lambda: fresh_params(network, root_key(0)))()
+  theirs = load_hugging_face(folders / "gpt2")[1]
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), found, theirs)
+  assert not np.allclose(found["embed"]["embedding"], theirs["embed"]["embedding"])
 
 
 def test_flags_of_a_network_do_nothing_beside_weights(folders):

@@ -13,6 +13,7 @@ from mlnotes.data.flags import load_data
 from mlnotes.data.tokenizer import train_tokenizer
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, stream_key
+from mlnotes.lm import objective
 from mlnotes.lm.encoder_objectives import UNILM_SHARES
 
 SIZES = dict(depth=1, width=8, heads=2, length=12, batch_size=4, steps=250, warmup_steps=0, log_every=2, eval_every=0)
@@ -69,7 +70,9 @@ def test_updates_evaluation_and_report(name, lines, tmp_path):
   step = jax.jit(experiment.step)
   after, metrics = step(state, batch)
   for term in found:
-    np.testing.assert_allclose(metrics[term], found[term].total.sum() / max(found[term].count.sum(), 1), rtol=1e-4)
+    told, sums = metrics[term], [x.sum() for x in found[term]]
+    expected = sums[0] / max(sums[1], 1) if term in objective.weights else sums  # not every update has those
+    np.testing.assert_allclose(told, expected, rtol=1e-4)
   given = feeds.evaluate.draw(feeds.evaluate.arrays, 0)
   evaluate = jax.jit(experiment.evaluate)
   first, second = evaluate(after, given), evaluate(after._replace(key=root_key(5), step=state.step), given)
@@ -77,8 +80,14 @@ def test_updates_evaluation_and_report(name, lines, tmp_path):
   assert first["loss"].count > 0 and np.isfinite(first["loss"].total)
   check_learning(config, step, feeds, state, tuple(objective.weights))
   assert experiment.report(after, tmp_path)["parameters"] > 0
-  shown = (tmp_path / "filled.txt").read_text()
-  assert shown.count("stood ") == min(8, len(load_data(config).test))
+  corpus = load_data(config)
+  shown = (tmp_path / "filled.txt").read_text(encoding="utf-8").split("\n")
+  of = lambda kind: [line[6:] for line in shown if line.startswith(f"{kind:6}")]
+  texts = [corpus.tokenizer.decode(row[:-1]) for row in corpus.test.read(np.arange(min(8, len(corpus.test))))["tokens"]]
+  assert len(of("read")) == len(of("said")) == len(of("stood")) == len(texts)
+  if name not in ("corrupted", "fragment"):
+    assert of("stood") == [text.replace("\n", "¶") for text in texts]
+  assert of("said") != of("stood") and of("said") != of("read")
 
 
 def test_masked_words_are_said_from_both_sides(lines):
@@ -210,6 +219,9 @@ def test_flags_reach_what_is_hidden(lines):
   chosen = np.asarray(examples.masked.weights) == 1
   assert chosen.sum() > 0.7 * np.asarray(ids.is_word(tokens[:, :-1])).sum()
   np.testing.assert_array_equal(examples.masked.inputs == ids.mask, chosen)
+  _, _, (masked, _), tokens = drawn(lines, "prefix", mask_rate=0.9, **of_masks)
+  np.testing.assert_array_equal(masked.inputs == ids.mask, masked.weights == 1)
+  assert masked.weights.sum() > 0.7 * np.asarray(ids.is_word(tokens[:, :-1])).sum()
   _, _, examples, tokens = drawn(lines, "fragment", **of_masks)
   np.testing.assert_array_equal(np.sum(examples.source == ids.mask, 1), 6)
   for permuted, rate, mean_span in ((True, 0.05, 1.0), (False, 0.5, 20.0)):
@@ -221,6 +233,50 @@ def test_flags_reach_what_is_hidden(lines):
     assert permuted or np.all(np.sum(examples.source == ids.mask, 1) <= 4)
     in_order = [all(token in stood for token in row) for row, stood in zip(kept, map(iter, tokens[:, :-1].tolist()))]
     assert any(in_order) != permuted
+
+
+@pytest.mark.parametrize("name", ["causal", *OBJECTIVES])
+def test_logits_are_made_in_as_many_parts_as_the_flag_says(name, lines, monkeypatch):
+  """Of what is asked and no more, as `count_asked` knows."""
+  asked = []
+  usual = objective.head_cross_entropy
+  record = lambda head, hidden, labels, chunks: (
+    asked.append((labels.size, chunks)) or usual(head, hidden, labels, chunks)
+  )
+  monkeypatch.setattr(objective, "head_cross_entropy", record)
+  config = pretrain.Config(**{**SIZES, "dataset": lines, "objective": name, "head_chunks": 2})
+  task = _objectives.OBJECTIVES[name](config, load_data(config))
+
+  def nats(tokens):
+    examples = jax.vmap(task.objective.prepare)(jax.random.split(root_key(0), 4), tokens)
+    return task.objective.terms(task.objective.init(root_key(0), examples), examples, None)["loss"].total
+
+  jax.eval_shape(nats, jax.ShapeDtypeStruct((4, 13), jnp.int32))
+  assert set(asked) == {(4 * config.count_asked(), 2)}
+
+
+def count_draws(jaxpr):
+  """How often random bits are drawn, within what it calls as well."""
+  within = [getattr(x, "jaxpr", x) for equation in jaxpr.eqns for x in equation.params.values()]
+  own = sum(equation.primitive.name == "random_bits" for equation in jaxpr.eqns)
+  return own + sum(count_draws(x) for x in within if hasattr(x, "eqns"))
+
+
+@pytest.mark.parametrize("name", ["causal", *OBJECTIVES, "order"])
+def test_every_part_drops_in_training_alone(name, lines):
+  """A layer of a stack drops its attention's weights and what its two steps add, behind the embeddings' dropout."""
+  flags = dict(objective="masked", pairs="order") if name == "order" else dict(objective=name)
+  config = pretrain.Config(**{**SIZES, "dataset": lines, "dropout": 0.5, "attention_dropout": 0.5, **flags})
+  task = _objectives.OBJECTIVES[config.objective](config, load_data(config))
+
+  def terms(windows, key):
+    examples = jax.vmap(task.objective.prepare)(jax.random.split(root_key(0), 4), windows)
+    return task.objective.terms(task.objective.init(root_key(0), examples), examples, key)
+
+  of = lambda key: count_draws(jax.make_jaxpr(terms)(jnp.zeros((4, 13), jnp.int32), key).jaxpr)
+  stack, sides = 4, 5 + 7  # a decoder attends twice; both sides drop what they give
+  expected = sides if name in ("corrupted", "fragment", "infilling") else stack * (2 if name == "replaced" else 1)
+  assert of(root_key(1)) - of(None) == expected
 
 
 def test_sentences_end_where_a_token_of_an_end_stands():

@@ -122,6 +122,10 @@ def test_text_is_written_in_stretches_of_half_a_window(plain, monkeypatch):
   assert seen == [((2, 3), 3)]  # compiled once
   assert _text.write_tokens(model, [[1, 2, 3, 4, 5, 6], [7]], 3) == [[7, 8, 9], [8, 9, 0]]
   assert seen[1:] == [((1, 3), 3), ((1, 5), 1), ((2, 3), 3)]  # a long prompt is read whole
+  del seen[:]
+  wide = model._replace(module=model.module.clone(length=2**17))
+  assert _text.write_tokens(wide, [[1, 2, 3], [7] * 200], 2, end=-1) == [[4, 5], [8, 9]]
+  assert seen == [((1, 64), 2), ((1, 256), 2)]  # what is asked for, not half of a long window
   with_documents = model._replace(end=0)
   assert _text.write_tokens(with_documents, [[8]], 4) == [[9, 0, 1, 2]]
   assert _text._last_document([4, 0, 5, 0, 6, 7], 0) == [0, 6, 7]

@@ -13,6 +13,7 @@ import pytest
 import mlnotes
 from experiments.lm import _tuning_network, _tuning_tasks, pretrain, tune
 from experiments.lm._tuning import METHODS, build_tuning, find_targets, layer_outputs
+from experiments.lm._tuning_floors import measure_floors
 from mlnotes.attention.mask import Mask
 from mlnotes.engine.checkpoint import Checkpoints
 from mlnotes.engine.errors import InputError
@@ -197,6 +198,16 @@ def test_dropout_of_the_network_is_for_what_learns(method, pretrained):
   assert losses[0] != losses[1]
 
 
+def test_an_evaluation_drops_nothing_and_reads_the_slow_weights(pretrained, tuned):
+  """Of Lookahead: until its period ends those are the first."""
+  run, usual = start(pretrained=pretrained, method="features", dropout=0.5, lookahead=9), tuned("features")
+  after, _ = run.step(run.state, run.batch)
+  assert np.any(after.params["head"]["logits"]["kernel"] != run.state.params["head"]["logits"]["kernel"])
+  batch = run.feeds.evaluate.draw(run.feeds.evaluate.arrays, 0)
+  expected = jax.jit(usual.experiment.evaluate)(usual.state, batch)["loss"]
+  np.testing.assert_allclose(jax.jit(run.experiment.evaluate)(after, batch)["loss"], expected, rtol=1e-6)
+
+
 def test_a_head_on_a_frozen_network_is_logistic_regression(pretrained):
   """One step along the closed form's gradient, X^T (p - y) / B."""
   run = start(pretrained=pretrained, method="features", optimizer="sgd", momentum=0.0, weight_decay=0.0, clip_norm=0.0,
@@ -268,6 +279,19 @@ def test_a_penalty_is_on_the_way_from_the_pretrained_parameters(penalty, pretrai
   np.testing.assert_allclose(pull, 2.7 * weights[path] * away(start_of[path]), rtol=2e-3, atol=2e-5)
 
 
+def test_importance_is_of_training_windows_as_many_as_asked_for(pretrained, monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+    _tuning_network, "estimate_fisher", lambda f, params, examples: seen.append(examples) or examples.targets
+  )
+  config = tune.Config(**{**SMALL, "pretrained": pretrained, "method": "last", "penalty": "fisher"}, fisher_windows=3)
+  network = tune.load_network(config)
+  found = tune._importance(config, network, build_tuning(config, network.task))
+  rows = np.random.default_rng(0).permutation(len(network.corpus.train))[:3]
+  np.testing.assert_array_equal(found, network.corpus.train.read(rows)["tokens"][:, :-1])
+  assert len(seen) == 1
+
+
 @pytest.mark.thorough
 def test_importance_is_the_mean_square_of_gradients_of_training_windows(pretrained):
   run = start(pretrained=pretrained, method="last", penalty="fisher", fisher_windows=3)
@@ -323,6 +347,10 @@ def test_pretraining_is_measured_again_with_the_tuned_network(pretrained, tuned,
 def test_what_stays_forgets_nothing(tuned, tmp_path):
   report = tuned("features").experiment.report(tuned("features").after, tmp_path)
   assert report["pretraining_loss_after"] == report["pretraining_loss_before"]
+  before = pretraining_evaluation(tuned("features").config.pretrained, tuned("features").network.params)
+  np.testing.assert_allclose(report["pretraining_loss_before"], before, rtol=1e-5)
+  assert report["optimizer_bytes"] == count_bytes(tuned("features").after.opt_state)
+  assert report["trained_parameters"] == report["head_parameters"] == 18
 
 
 # -- rows and figures --------------------------------------------------------------------------------------------------
@@ -438,8 +466,13 @@ def test_flags_reach_what_they_name(text, monkeypatch):
   pooled = []
   monkeypatch.setattr(_tuning_tasks, "SentenceHead", lambda *args: pooled.append(args) or _Head(*args))
   given = dict(scratch=True, dataset=text, method="features", **NETWORK)
+  steps, make = [], tune.make_optimizer
+  monkeypatch.setattr(tune, "make_optimizer", lambda config, total: steps.append(total) or make(config, total))
   for flags in ({}, dict(objective="causal"), dict(pooling="max", head_layer=True, dropout=0.25)):
     tune.make(tune.Config(**{**SMALL, **given, **flags}))
+  assert steps == [4, 4, 4]  # the schedule's
+  mixer = lambda norm: build_tuning(tune.Config(**SMALL, mix_norm=norm), types.SimpleNamespace(part="")).mixer
+  assert mixer(True).norm and not mixer(False).norm
   assert [args[:4] for args in pooled] == [(2, "mean", False, 0.0), (2, "last", False, 0.0), (2, "max", True, 0.25)]
   assert find_targets("query,out") == r"(^|/)(query|out)/kernel$" and find_targets("block0/.*/out") == "block0/.*/out"
 
@@ -568,6 +601,26 @@ def test_flags_that_do_nothing_say_so():
     tune.Config.tuned(method="bias").model == "gpt2"
     and tune.Config.tuned(method="bias", pretrained="x").model == "llama"
   )
+
+
+def test_floors_are_learned_from_the_training_rows_and_counted_on_the_test_rows():
+  """The training rows say that 5 is label 1 and 6 label 0, and 1 more often; test rows say 0 more often."""
+  rows = lambda first, length: np.tile(np.array(first)[:, None], (1, length)).astype(np.int32)
+  train, test = [5] * 6 + [6] * 4, [5, 6, 6, 5, 6]
+  label, asked = np.array([1] * 6 + [0] * 4), np.array([1, 1, 0, 0, 0])
+  arrays = lambda first, **more: types.SimpleNamespace(
+    arrays={"tokens": rows(first, 4), "length": np.full(len(first), 4), **more}
+  )
+  of = lambda kind, **given: measure_floors(_tuning_tasks.Question(kind, **given, longest=2))
+  found = of(_tuning_tasks.SENTENCE, train=arrays(train, label=label), test=arrays(test, label=asked))
+  assert found == {"floor_majority": 0.4, "floor_bag": 0.6}
+  each = lambda label: dict(label=np.tile(label[:, None], (1, 4)), weight=np.ones((len(label), 4)))
+  found = of(_tuning_tasks.TOKEN, train=arrays(train, **each(label)), test=arrays(test, **each(asked)))
+  # Two are said to be 1, of which one is, and one is missed.
+  assert found == {"floor_majority": 0.4, "floor_bag": 0.6, "floor_bag_f1": 0.5}
+  ends = lambda start, count: dict(start=np.full(count, start), end=np.full(count, start + 1))
+  found = of(_tuning_tasks.SPAN, train=arrays(train, **ends(1, 10)), test=arrays(test, **ends(2, 5)))
+  assert found["floor_majority"] == 0 and found["floor_majority_f1"] == 0.5
 
 
 # -- what is left behind -----------------------------------------------------------------------------------------------

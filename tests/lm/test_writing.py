@@ -1,7 +1,9 @@
 """Text behind prompts: what prompts become, which are refused, a run from its directory."""
 
+import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -96,17 +98,51 @@ def folder(tmp_path_factory):
   return directory
 
 
-def test_weights_of_others_write(folder, monkeypatch, capsys):
+def test_weights_of_others_write(folder, monkeypatch, capsys, tmp_path):
   asked = []
 
   def write(model, prompts, count, seed, sampling, end):
     asked.append((model.module.vocabulary, prompts, count, end))
-    return [[3, 2, 1, 2]]
+    drawn.append((seed, sampling))
+    return [[3, 2, 1, 2], [3], [4], [2]][: len(prompts)]
 
+  drawn = []
   monkeypatch.setattr(generate, "write_tokens", write)
   assert generate.main(generate.Config(weights=str(folder), prompt="a b", tokens=5, stop=True)) == 0
   assert asked == [(6, [[0, 2, 3]], 5, 1)]
   assert capsys.readouterr().out == "a b b a\na\n"
+  (tmp_path / "prompts.txt").write_text("a\nb\n")
+  given = dict(file=str(tmp_path / "prompts.txt"), texts=2, seed=7, temperature=0.5, top_k=3, out=str(tmp_path / "out"))
+  assert generate.main(generate.Config(weights=str(folder), tokens=5, **given)) == 0
+  assert asked[1] == (6, [[0, 2], [0, 2], [0, 3], [0, 3]], 5, -1)
+  assert drawn == [(0, Sampling(0.8)), (7, Sampling(0.5, top_k=3))]
+  line = "-" * 40
+  assert capsys.readouterr().out == f"a b a\na\n{line}\na b\n{line}\nb c\n{line}\nb a\n"
+  assert (tmp_path / "out").read_text() == f"a b a\na\n{line}\na b\n{line}\nb c\n{line}\nb a\n"
+
+
+def test_what_writes_is_the_run_its_seed_and_its_checkpoint(monkeypatch, tmp_path):
+  """As the flags name them, with the data where they are now, on one device."""
+  path, asked, made = tmp_path / "text.txt", [], []
+  path.write_text("a few words " * 9)
+  trained = pretrain.Config(dataset=str(path), seed=3, seeds=4, devices=2, data_dir="old", **SIZES)
+
+  def restore(directory, experiment, feeds, config, checkpoint, seed):
+    asked.append((directory, checkpoint, seed, config.devices, config.data_dir))
+    return {seed: f"state {seed}"}, 9
+
+  model = lambda config: types.SimpleNamespace(model=lambda state: made.append(state))
+  monkeypatch.setattr(generate, "find_stage", lambda flag, given, module, first: given or first)
+  monkeypatch.setattr(generate, "load_config", lambda directory, known: ("lm.pretrain", trained))
+  monkeypatch.setattr(generate, "restore_states", restore)
+  monkeypatch.setattr(pretrain, "make", model)
+  for flags in ({}, dict(checkpoint="best", model_seed=5, data_dir="new")):
+    writer = generate.load_run(generate.Config(run="w", **flags))
+    assert writer.start == writer.end == writer.tokenizer.special["<end>"] and writer.told == "step 9"
+  assert asked == [("w", "last", 3, 1, "old"), ("w", "best", 5, 1, "new")] and made == ["state 3", "state 5"]
+  trained = dataclasses.replace(trained, objective="masked")
+  with pytest.raises(InputError, match="learned by --objective=masked: expected causal, which foretell"):
+    generate.load_run(generate.Config(run="w"))
 
 
 @pytest.mark.parametrize("change, words", [
