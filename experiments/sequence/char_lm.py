@@ -373,7 +373,7 @@ def token_texts(tokenizer: Tokenizer, tokens: Int[np.ndarray, " T"]) -> list[str
 
 
 def _visible(letter: str) -> str:
-  return "¶" if letter == "\n" else letter if letter.isprintable() else "\ufffd"
+  return {"\n": "¶", "\t": " "}.get(letter, letter if letter.isprintable() else "\ufffd")
 
 
 def main(config: Config) -> int:

@@ -13,6 +13,7 @@ import pytest
 import mlnotes
 from experiments.lm import _tuning_network, _tuning_tasks, pretrain, tune
 from experiments.lm._tuning import METHODS, build_tuning, find_targets, layer_outputs
+from experiments.lm._tuning_report import _report_sentences
 from mlnotes.attention.mask import Mask
 from mlnotes.engine.checkpoint import Checkpoints
 from mlnotes.engine.errors import InputError
@@ -598,6 +599,10 @@ def test_a_report_has_floors_a_picture_and_mistakes(task, figures, pretrained, t
   if task == "follows":
     right = (np.array(said.labels) == "follows") == (arrays["label"] == 1)
     np.testing.assert_allclose(found["accuracy_follows"], right[arrays["label"] == 1].mean())
+    question, outputs = tune.build(run.config)[1], model.outputs(arrays["tokens"], arrays["length"])
+    for line in _report_sentences(question, model, outputs)[1]:  # a letter a token: the second half is bold
+      half = question.half
+      assert len(line.bold) > half and not line.bold[:half].any() and line.bold[half:].all()
 
 
 def test_a_run_is_read_back_as_a_function_of_texts(pretrained, tmp_path):
