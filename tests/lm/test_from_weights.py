@@ -99,6 +99,12 @@ def test_what_others_have_trained_is_tuned(name, objective, folders):
     tune.Config.tuned(**given, scratch=True)
 
 
+def test_a_folder_that_is_not_there_is_named_by_its_flag(tmp_path):
+  for experiment in (pretrain, tune):
+    with pytest.raises(InputError, match=r"--weights=.*absent is no folder: expected config.json"):
+      experiment.Config.tuned(weights=str(tmp_path / "absent"))
+
+
 def test_flags_of_a_network_do_nothing_beside_weights(folders):
   idle = set(pretrain.Config.tuned(weights=str(folders / "gpt2")).idle_flags())
   assert {"model", "depth", "heads", "width", "tied"} <= idle and "length" not in idle
