@@ -494,6 +494,17 @@ def test_the_first_stage_is_a_pretraining_with_the_flags_given(monkeypatch, text
   assert trained[2][1] == {"best_metric": "exact", "best_mode": "max"}
 
 
+@pytest.mark.parametrize("flags, words", [
+  (dict(task="file", labelled="absent.tsv"), "--labelled=absent.tsv: no such file"),
+  (dict(method="lora", lora_rank=9), "does not fit the network of the flags: rank is 9"),
+  (dict(penalty="fisher", method="last", last_layers=5), "--last_layers=5 does not fit"),
+])  # fmt: skip
+def test_what_does_not_fit_is_said_before_a_network_is_trained(flags, words, monkeypatch, text):
+  monkeypatch.setattr(tune, "find_stage", lambda *given, **settings: pytest.fail("trained"))
+  with pytest.raises(InputError, match=words):
+    tune.main(tune.Config(**{**SMALL, **NETWORK, "dataset": text, **flags}))
+
+
 def test_the_seed_and_the_checkpoint_of_the_run_are_chosen(pretrained, monkeypatch):
   asked = []
 
