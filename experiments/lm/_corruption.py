@@ -12,7 +12,7 @@ from mlnotes.lm.pair_objective import pair_length
 
 ENCODER_DECODERS = ("corrupted", "fragment", "infilling")
 _PACKED = ("causal", "masked")
-_ENDS = (".", "!", "?", "\n")  # of sentences
+_ENDS = (".", "!", "?", "。", "！", "？", "\n")  # of sentences
 _THEIRS = (("[PAD]", "<pad>"), ("[MASK]", "<mask>"))
 # {flag: the objectives that it is of}.
 _READ_BY = {
@@ -128,7 +128,7 @@ def add_ids(corpus: Corpus, more: int = 0) -> Ids:
 
 
 def find_ends(corpus: Corpus) -> list[int]:
-  """The ids of tokens that end a sentence: their text ends in . ! ? or a new line; and <end>."""
+  """The ids of tokens that end a sentence: their text ends in . ! ? 。 ！ ？ or a new line; and <end>."""
   tokenizer = corpus.tokenizer
   special = set(tokenizer.special.values())
   found = {i for i in range(corpus.vocab_size) if i not in special and tokenizer.decode([i]).endswith(_ENDS)}

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from experiments.lm._weights import NETWORK, STARTS_FROM_WEIGHTS, build_from_weights, tokenizer_of
+from experiments.lm._weights import NETWORK, STARTS_FROM_WEIGHTS, build_from_weights, require_folder, tokenizer_of
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import BaseConfig, field
 from mlnotes.lm import EncoderDecoder, LanguageModel, make_bart, make_gpt2, make_llama, make_t5
@@ -70,8 +70,11 @@ class DecoderConfig(BaseConfig):
 
   @classmethod
   def tuned(cls, **given: Any) -> Any:
-    """Published weights come with a tokenizer."""
-    defaults = {"tokenizer": tokenizer_of(given["weights"])} if given.get("weights") else {}
+    """Published weights come with a tokenizer. Raises InputError where --weights names no folder."""
+    defaults = {}
+    if given.get("weights"):
+      require_folder(given["weights"])
+      defaults = {"tokenizer": tokenizer_of(given["weights"])}
     return super().tuned(**{**defaults, **given})
 
 

@@ -1,6 +1,7 @@
 """What a tuned model makes of the test texts: figures of classes, floors, tuning.png, mistakes.txt."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,11 @@ from jaxtyping import Bool, Float, Int
 from experiments.lm._tuning_floors import measure_floors, span_figures
 from experiments.lm._tuning_model import Tuned, softmax
 from experiments.lm._tuning_tasks import Question
+from experiments.sequence.char_lm import token_texts
 from mlnotes.data import fixed_subset
 
 _LINES, _COLUMNS, _MISTAKES = 14, 100, 200
+_TITLE = 11  # letters of the title in an inch, the room beside the lines left out
 _RIGHT, _WRONG, _END = ((0.55, 0.8, 0.55), (0.95, 0.5, 0.45), (0.45, 0.6, 0.95))
 
 
@@ -37,8 +40,8 @@ def write_report(title: str, question: Question, model: Tuned, directory: Path) 
 
 
 def _pieces(model: Tuned, tokens: Int[np.ndarray, " T"]) -> list[str]:
-  """The text of each token, on one line."""
-  return [model.tokenizer.decode([token]).replace("\n", "¶").replace("\t", " ") for token in tokens]
+  """What each token adds to the text, on one line."""
+  return token_texts(model.tokenizer, tokens)
 
 
 def blend(share: Float[np.ndarray, " T"], colour: Sequence[float]) -> Float[np.ndarray, "T 3"]:
@@ -72,12 +75,16 @@ def _report_sentences(question: Question, model: Tuned, logits: Float[np.ndarray
   for i in [*wrong[: _LINES // 2], *right[: _LINES - min(len(wrong), _LINES // 2)]]:
     text = texts[i].replace("\n", "¶").replace("\t", " ")
     colour = blend(np.full(len(text), sure[i]), _WRONG if said[i] != label[i] else _RIGHT)
-    place = -1 if question.place is None else question.place[i]
-    lines.append(Line(text, colour, mark_words(text, place), f"{classes[said[i]]} {sure[i]:.2f}"))
+    if question.half:
+      marked = np.arange(len(text)) >= len(model.tokenizer.decode(arrays["tokens"][i, : question.half]))
+    else:
+      marked = mark_words(text, -1 if question.place is None else question.place[i])
+    lines.append(Line(text, colour, marked, f"{classes[said[i]]} {sure[i]:.2f}"))
   mistakes = [f"{len(wrong)} of {len(label)} are said wrong, the surest first"]
   for i in wrong[:_MISTAKES]:
     mistakes.append(f"said {classes[said[i]]} ({sure[i]:.3f}), is {classes[label[i]]}: {texts[i]!r}")
   bold = "; bold: what was exchanged" if question.place is not None else ""
+  bold = "; bold: the second passage" if question.half else bold
   return figures, lines, mistakes, f"the surest mistakes, red, and the surest that are right{bold}"
 
 
@@ -164,7 +171,8 @@ def draw_lines(lines: Sequence[Line], title: str, path: Path) -> None:
   from mlnotes.engine.plot import as_text, new_figure, save_figure
 
   columns = min(_COLUMNS, max(len(line.text) for line in lines))
-  figure, axes = new_figure(width=3.0 + 0.085 * columns, height=1.0 + 0.26 * len(lines))
+  width = 3.0 + 0.085 * columns
+  figure, axes = new_figure(width=width, height=1.0 + 0.26 * len(lines))
   axis, sheet = axes[0, 0], np.ones((len(lines), columns, 3))
   for i, line in enumerate(lines):
     size = min(len(line.text), columns)
@@ -179,5 +187,5 @@ def draw_lines(lines: Sequence[Line], title: str, path: Path) -> None:
   for spine in axis.spines.values():
     spine.set_visible(False)
   axis.tick_params(length=0)
-  axis.set_title(as_text(title), fontsize=9)
+  axis.set_title(as_text(textwrap.fill(title, int(_TITLE * width))), fontsize=9)
   save_figure(figure, path)

@@ -34,6 +34,7 @@ class Question(NamedTuple):
     longest: tokens of the longest span; 0 where none is asked for.
     notes: sentences about what was cut or is unknown.
     place: of each test row of `shift` the number of the first word that was exchanged, -1 where none was.
+    half: tokens of the first of two passages; 0 where there is one.
   """
 
   kind: "Kind"
@@ -43,6 +44,7 @@ class Question(NamedTuple):
   longest: int = 0
   notes: tuple[str, ...] = ()
   place: Any = None
+  half: int = 0
 
 
 class Kind(NamedTuple):
@@ -152,7 +154,9 @@ def make_question(config: Any, corpus: Corpus, length: int) -> Question:
   splits = {name: NamedArrays(arrays) for name, arrays in found.items()}
   longest = _span_sizes(length)[1] if config.task == "moved" else 0
   classes = {"shift": ("as it was", "exchanged"), "follows": ("elsewhere", "follows"), "case": ("small", "capital")}
-  return Question(KINDS[config.task], **splits, classes=classes.get(config.task, ()), longest=longest, place=place)
+  half = length // 2 if config.task == "follows" else 0
+  answers = classes.get(config.task, ())
+  return Question(KINDS[config.task], **splits, classes=answers, longest=longest, place=place, half=half)
 
 
 class _Text(NamedTuple):

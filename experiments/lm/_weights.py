@@ -20,6 +20,12 @@ NETWORK = (
 )  # fmt: skip
 
 
+def require_folder(folder: str) -> None:
+  """Raises InputError, which names the flag, before what the folder holds is looked for one by one."""
+  if not Path(folder).expanduser().is_dir():
+    raise InputError(f"--weights={folder} is no folder: expected config.json, model.safetensors and tokenizer.json.")
+
+
 def tokenizer_of(folder: str) -> str:
   return str(Path(folder) / "tokenizer.json")
 

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from experiments.lm import pretrain
 from experiments.lm._text import Model, decode_text, write_tokens
-from experiments.lm._weights import tokenizer_of
+from experiments.lm._weights import require_folder, tokenizer_of
 from mlnotes.data import Tokenizer
 from mlnotes.data.flags import load_data
 from mlnotes.data.lines import decode_file
@@ -121,6 +121,7 @@ def load_run(config: Config) -> Writer:
 
 def load_weights(folder: str) -> Writer:
   """Of a folder of Hugging Face's form with a tokenizer.json, which documents begin and end with as its config says."""
+  require_folder(folder)
   module, params = load_hugging_face(folder)
   if not isinstance(module, LanguageModel) or not module.causal:
     raise InputError(f"--weights={folder} reads from both sides: expected a GPT-2 or a Llama, which foretell.")
@@ -160,8 +161,17 @@ def go_on(prompt: str, tokens: Sequence[int], writer: Writer) -> str:
   return prompt + decode_text(writer.tokenizer, [*known, *tokens], writer.end)[len(before) :]
 
 
+def check_out(out: str) -> None:
+  """Before anything is written by the model. Raises InputError where a file cannot be there."""
+  path = Path(out).expanduser()
+  if out and (path.is_dir() or not path.parent.is_dir()):
+    found = "is a folder" if path.is_dir() else f"is in {path.parent}, which is no folder"
+    raise InputError(f"--out={out} {found}: expected a file in one that is there.")
+
+
 def main(config: Config) -> int:
   enable_compilation_cache()
+  check_out(config.out)
   prompts = read_prompts(config)
   writer = load_weights(config.weights) if config.weights else load_run(config)
   encode = lambda prompt: encode_prompt(prompt, writer.tokenizer, writer.start, writer.model.module.length)

@@ -223,7 +223,8 @@ def make(config: Config) -> Experiment:
   tuning, plain = build_tuning(config, network.task), build_tuning(config, network.task, "features")
   kind = question.kind
   start = lambda key: fresh_params(network, key) if network.params is None else network.params
-  check_tuning(config, tuning, jax.eval_shape(start, root_key(0)), f"the network of {config.pretrained or '--scratch'}")
+  said = f"the network of {config.pretrained or config.weights or 'the flags'}"
+  check_tuning(config, tuning, jax.eval_shape(start, root_key(0)), said)
   pooling = config.pooling
   if pooling == "auto":
     pooling = "last" if network.config.objective == "causal" else "mean"
@@ -318,6 +319,7 @@ def _importance(config: Config, network: Network, tuning: Any) -> Any:
 
 def main(config: Config) -> int:
   if not (config.pretrained or config.weights or config.scratch):
+    make(dataclasses.replace(config, scratch=True, penalty="none"))  # what does not fit is said before anything trains
     workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir("lm.tune", config)
     shared = {name: getattr(config, name) for name in ("seed", "devices", "threads", "tensorboard")}
     given = {**first_settings(config), **shared, "steps": config.pretrain_steps, "precision": config.precision}

@@ -27,7 +27,7 @@ from mlnotes.attention import Mask, TokenModel, Transformer
 from mlnotes.data import Corpus, Feeds, ResidentFeed
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.data.text_floors import ngram_floors, witten_bell_floors
-from mlnotes.data.tokenizer import UNKNOWN
+from mlnotes.data.tokenizer import UNKNOWN, Tokenizer
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, masked_mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
@@ -333,27 +333,47 @@ def sample(config: Config, corpus: Corpus, model: Model, count: int = _SAMPLED) 
 
 
 def draw_text(corpus: Corpus, losses: Float[np.ndarray, " T"], sampled: str, title: str, path: Path) -> None:
-  """A test passage, each token the darker the less it was foreseen; below, what the model writes."""
+  """A test passage, each token the darker the less it was foreseen; below, what the model writes.
+
+  A token is as wide as its text: one of several characters has so many cells of its colour.
+  """
   from mlnotes.engine.plot import as_text, new_figure, save_figure
 
   figure, axes = new_figure(2, 1, width=9.0, height=6.0)
-  tokens, columns = np.asarray(corpus.test.arrays["tokens"][1 : _SHOWN + 1]), 80
-  shown = [corpus.tokenizer.decode([token]) or "¶" for token in tokens]
-  rows = -(-len(tokens) // columns)
-  sheet = np.zeros(rows * columns)
-  some = losses[: len(tokens)]
-  sheet[: len(some)] = some
-  image = axes[0, 0].imshow(sheet.reshape(rows, columns), cmap="Reds", vmin=0, vmax=6, aspect="auto")
-  for i, text in enumerate(shown):
-    clean = "¶" if text == "\n" else text
-    axes[0, 0].text(i % columns, i // columns, as_text(clean), fontsize=7, family="monospace", ha="center", va="center")
-  figure.colorbar(image, ax=axes[0, 0], label="nats", fraction=0.03)
+  columns = 80
+  pieces = token_texts(corpus.tokenizer, np.asarray(corpus.test.arrays["tokens"][1 : _SHOWN + 1]))
+  cells = [(letter, loss) for text, loss in zip(pieces, losses) for letter in text][:_SHOWN]
+  sheet = np.full(-(-len(cells) // columns) * columns, np.nan)
+  sheet[: len(cells)] = [loss for _, loss in cells]
+  image = axes[0, 0].imshow(sheet.reshape(-1, columns), cmap="Reds", vmin=0, vmax=6, aspect="auto")
+  for i, (letter, _) in enumerate(cells):
+    row, column = divmod(i, columns)
+    axes[0, 0].text(column, row, as_text(letter), fontsize=7, family="monospace", ha="center", va="center")
+  figure.colorbar(image, ax=axes[0, 0], label="nats a token", fraction=0.03)
   axes[0, 0].set_title(f"{title}: a test passage, the redder the less foreseen; below, sampled", fontsize=10)
-  lines = [line[i : i + 110] for line in sampled.split("\n") for i in range(0, max(len(line), 1), 110)][:12]
+  written = "".join(letter if letter == "\n" else _visible(letter) for letter in sampled)
+  lines = [line[i : i + 110] for line in written.split("\n") for i in range(0, max(len(line), 1), 110)][:12]
   axes[1, 0].text(0, 1, as_text("\n".join(lines)), fontsize=7, family="monospace", va="top", parse_math=False)
   for axis in axes[:, 0]:
     axis.axis("off")
   save_figure(figure, path)
+
+
+def token_texts(tokenizer: Tokenizer, tokens: Int[np.ndarray, " T"]) -> list[str]:
+  """What each token adds to the text of the one before it, also the space between words; ¶ for a new line or an end."""
+  found, before = [], None
+  for token in tokens:
+    text = tokenizer.decode([token])
+    if before is not None and text:
+      first, both = tokenizer.decode([before]), tokenizer.decode([before, token])
+      text = both[len(first) :] if both.startswith(first) and len(both) > len(first) else text
+    found.append("".join(map(_visible, text)) or "¶")
+    before = token
+  return found
+
+
+def _visible(letter: str) -> str:
+  return {"\n": "¶", "\t": " "}.get(letter, letter if letter.isprintable() else "\ufffd")
 
 
 def main(config: Config) -> int:

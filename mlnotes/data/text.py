@@ -20,7 +20,7 @@ from mlnotes.data.lines import decode_file, json_fields
 from mlnotes.data.order import hold_out
 from mlnotes.data.split import Expected, check_arrays
 from mlnotes.data.tfds_source import load_tfds_texts
-from mlnotes.data.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
+from mlnotes.data.tokenizer import END, UNKNOWN, Tokenizer, load_tokenizer, train_tokenizer
 
 
 def expect_tokens(vocab_size: int) -> Mapping[str, Expected]:
@@ -89,6 +89,16 @@ class Corpus(NamedTuple):
     end = self.tokenizer.special.get(END, -1)
     return end if np.any(self.train.arrays["tokens"] == end) else -1
 
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """A sentence for each split of which a hundredth or more is <unknown>, which is easily foretold."""
+    unknown, found = self.tokenizer.special.get(UNKNOWN, -1), []
+    for name, windows in (("training", self.train), ("test", self.test)):
+      share = float(np.mean(windows.arrays["tokens"] == unknown))
+      if share >= 0.01:
+        found.append(f"{share:.0%} of the {name} text's tokens are {UNKNOWN} to the tokenizer.")
+    return tuple(found)
+
 
 class Documents(NamedTuple):
   name: str
@@ -132,9 +142,8 @@ def load_corpus(
       "tokens"
     ]
     if len(tokens) <= length:
-      raise DataError(
-        f"--dataset={dataset}: the {name} text has {len(tokens)} tokens, expected more than --length={length}."
-      )
+      said = f"--test_dataset={test_dataset}" if name == "test" and test_dataset else f"--dataset={dataset}"
+      raise DataError(f"{said}: the {name} text has {len(tokens)} tokens, expected more than --length={length}.")
     splits.append(Windows(tokens, length, step))
   return Corpus(found.name, *splits, codec)
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,13 @@ import numpy as np
 
 from mlnotes.engine.progress import warn
 from mlnotes.engine.record import read_metrics
+
+# Fonts with letters that Matplotlib's own lacks: what it does not find in one it looks for in the next that is there.
+_MORE_LETTERS = (
+  "Noto Sans Mono CJK SC", "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei",
+  "WenQuanYi Micro Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS", "Noto Emoji",
+  "Symbola",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -43,13 +52,20 @@ def new_figure(rows: int = 1, columns: int = 1, *, width: float, height: float) 
 
 
 def save_figure(figure: Any, path: Path) -> None:
-  """Writes the picture. One that cannot be drawn is a warning that names it; one that cannot be written an OSError."""
+  """Writes the picture. One that cannot be drawn is a warning that names it; one that cannot be written an OSError.
+
+  Letters that no font here has are boxes, of which a line on standard error tells.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
-  with plain_style():
+  with plain_style(), _telling_boxes(path):
+    from matplotlib.font_manager import get_font_names
     from matplotlib.text import Text
 
+    more = sorted(set(_MORE_LETTERS).intersection(get_font_names()), key=_MORE_LETTERS.index)
     for text in figure.findobj(Text):
       text.set_usetex(False)
+      if not text.get_text().isascii():
+        text.set_fontfamily([*text.get_fontfamily(), *more])
     try:
       try:
         figure.savefig(path)
@@ -62,6 +78,21 @@ def save_figure(figure: Any, path: Path) -> None:
     except Exception as error:
       path.unlink(missing_ok=True)
       warn(f"{path} could not be drawn: {(str(error).strip() or type(error).__name__).splitlines()[0]}.")
+
+
+@contextlib.contextmanager
+def _telling_boxes(path: Path) -> Iterator[None]:
+  """One line in the place of a warning for each letter that no font has."""
+  with warnings.catch_warnings(record=True) as met:
+    warnings.filterwarnings("always", "Glyph .* missing from", UserWarning)
+    yield
+  boxes = {str(warning.message) for warning in met if str(warning.message).startswith("Glyph ")}
+  for warning in met:
+    if not str(warning.message).startswith("Glyph "):
+      warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+  if boxes:
+    letters = f"{len(boxes)} letter{'s are boxes' if len(boxes) > 1 else ' is a box'} in {path.name}"
+    print(f"note: {letters}: no font of this machine has them; Noto Sans CJK has many.", file=sys.stderr, flush=True)
 
 
 def show_images(axis: Any, images: np.ndarray, columns: int, *, gap: int = 1) -> None:

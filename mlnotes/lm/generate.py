@@ -63,8 +63,13 @@ def adjust_logits(
 ) -> Float[Array, "*B V"]:
   """Logits of the distribution that tokens are drawn from, -inf for those that cannot be. See `Sampling`.
 
-  `seen` is what the repetition penalty is for. The likeliest token always stays. In float32.
+  `seen` is what the repetition penalty is for. The likeliest token always stays. In float32. Raises ValueError for a
+  temperature or a penalty that is a Python number and not above 0.
   """
+  for name in ("temperature", "repetition_penalty"):
+    number = getattr(sampling, name)
+    if isinstance(number, int | float) and not number > 0:
+      raise ValueError(f"{name} is {number}, expected a number above 0, or None: the likeliest token, no penalty")
   logits = logits.astype(jnp.float32)
   if sampling.repetition_penalty is not None and seen is not None:
     weaker = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
@@ -112,8 +117,8 @@ def generate(
     keys: one for each row; what is drawn for it goes by its key and the token's number alone. None: nothing is drawn.
     end: the token behind which a row is done; -1: none. The loop ends where all are.
 
-  Raises ValueError for an empty prompt, a count below 1, keys that are missing or not used, and for more tokens than
-  the model has positions for.
+  Raises ValueError for an empty prompt, a count below 1, keys that are missing or not used, for more tokens than the
+  model has positions for, and as `adjust_logits` does.
   """
   batch, room = prompts.shape
   if room < 1 or count < 1:

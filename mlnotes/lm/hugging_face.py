@@ -89,6 +89,8 @@ def to_hugging_face(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """(config, {name: float32 array}) as transformers' models with a head keep them, tied arrays once.
 
+  A decoder's config says of no token that it begins or ends a text, as the module does not know one: the ids that
+  transformers takes otherwise, 2 of a Llama's, are of its own tokenizers, and would end texts.
   Raises ValueError for a module that is none of the four forms.
   """
   name = _form_of(module)
@@ -102,7 +104,8 @@ def to_hugging_face(
   bare = isinstance(module, LanguageModel) and not module.causal and module.transform is None
   prefix = "" if bare else kind.prefix
   tensors = {key if key.startswith(heads) else prefix + key: np.ascontiguousarray(x) for key, x in joined.items()}
-  return {"model_type": name, **kind.write(module)}, tensors
+  ends = dict.fromkeys(("bos_token_id", "eos_token_id")) if name in ("gpt2", "llama") else {}
+  return {"model_type": name, **kind.write(module), **ends}, tensors
 
 
 # -- the four kinds ----------------------------------------------------------------------------------------------------

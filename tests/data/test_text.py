@@ -125,6 +125,27 @@ def test_a_text_that_cannot_be_used_is_refused(name, content, sentence, tmp_path
   assert str(refused.value).startswith(f"--dataset={tmp_path / name}")
 
 
+def test_a_test_text_that_is_too_short_is_named_by_its_own_flag(tmp_path):
+  (tmp_path / "t.txt").write_text("a text that is long enough")
+  (tmp_path / "test.txt").write_text("short")
+  with pytest.raises(DataError, match=r"test_dataset=.*test.txt: the test text has 6 tokens, expected more than"):
+    load_corpus(str(tmp_path / "t.txt"), str(tmp_path / "test.txt"), length=8)
+
+
+def test_much_that_is_unknown_is_told(tmp_path):
+  (tmp_path / "t.txt").write_text("ab" * 20)
+  for test, notes in (
+    ("abab" * 50 + "c", ()),
+    ("abc" * 6 + "a", ("30% of the test text's tokens are <unknown> to the tokenizer.",)),
+  ):
+    (tmp_path / "test.txt").write_text(test)
+    assert load_corpus(str(tmp_path / "t.txt"), str(tmp_path / "test.txt"), length=8).notes == notes
+  path = tmp_path / "words.txt"
+  path.write_text("a a a b")
+  words = load_corpus(str(path), str(path), tokenizer="words", vocab_size=3, length=3)
+  assert [note[:19] for note in words.notes] == ["20% of the training", "20% of the test tex"]
+
+
 def test_other_names_and_flags_without_effect():
   for name, sentence in (("wiki", "no such text, expected pydoc"), ("absent.txt", "no such file")):
     with pytest.raises(DataError, match=sentence):

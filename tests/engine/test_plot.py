@@ -50,10 +50,21 @@ def test_a_backend_that_is_not_there_does_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["$$", "$", "a$b$", r"\frac$", "$\\frac$", "^_{}%#&", "日本"])
-@pytest.mark.filterwarnings("ignore:Glyph")
 def test_whatever_things_are_called(name, tmp_path):
   assert draw(tmp_path / "x.png", name) and not progress.take_warnings()
   assert draw(tmp_path / "y.png", as_text(name)) and not progress.take_warnings()
+
+
+def test_letters_without_a_font_are_told_once_and_found_in_another(tmp_path, capsys, monkeypatch):
+  """STIXGeneral, which comes with Matplotlib, has the script A that DejaVu Sans has not; nothing has the other."""
+  monkeypatch.setattr(plot, "_MORE_LETTERS", ())
+  boxes = draw(tmp_path / "x.png", "\U0001d49c\U000f0000")
+  told = capsys.readouterr().err
+  assert told.count("\n") == 1 and "2 letters are boxes in x.png" in told
+  monkeypatch.setattr(plot, "_MORE_LETTERS", ("A font that nobody has", "STIXGeneral"))
+  assert draw(tmp_path / "x.png", "\U0001d49c\U000f0000") != boxes
+  assert "1 letter is a box in x.png" in capsys.readouterr().err
+  assert draw(tmp_path / "x.png", "plain") and not capsys.readouterr().err
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_warning_that_names_it(tmp_path, capsys):

@@ -110,9 +110,7 @@ def test_what_others_have_trained_is_tuned(name, objective, folders):
 def test_what_others_have_trained_is_read_as_it_has_learned_to(folders):
   """Without a word about it: a GPT-2 from the left, a BERT from both sides."""
   tuned = lambda name, **flags: tune.Config.tuned(weights=str(folders / name), **flags).objective
-  assert (tuned("gpt2"), tuned("bert"), tuned("none"), tune.Config.tuned().objective) == (
-    "causal", "masked", "causal", "masked",
-  )  # fmt: skip
+  assert (tuned("gpt2"), tuned("bert"), tune.Config.tuned().objective) == ("causal", "masked", "masked")
   assert tuned("bert", objective="prefix") == "prefix"
 
 
@@ -126,6 +124,12 @@ def test_from_scratch_is_from_no_weights(folders, tmp_path):
   theirs = load_hugging_face(folders / "gpt2")[1]
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), found, theirs)
   assert not np.allclose(found["embed"]["embedding"], theirs["embed"]["embedding"])
+
+
+def test_a_folder_that_is_not_there_is_named_by_its_flag(tmp_path):
+  for experiment in (pretrain, tune):
+    with pytest.raises(InputError, match=r"--weights=.*absent is no folder: expected config.json"):
+      experiment.Config.tuned(weights=str(tmp_path / "absent"))
 
 
 def test_flags_of_a_network_do_nothing_beside_weights(folders):

@@ -214,6 +214,8 @@ def test_what_was_there_is_less_likely_to_come_again():
   (dict(count=13), "5 \\+ 13 tokens pass the 16"),
   (dict(sampling=Sampling(temperature=1.0)), "keys draw at a temperature"),
   (dict(keys=jax.random.split(jax.random.key(0), 3)), "keys draw at a temperature"),
+  (dict(count=2, sampling=Sampling(temperature=0), keys=jax.random.split(jax.random.key(0), 3)), "temperature is 0,"),
+  (dict(count=2, sampling=Sampling(repetition_penalty=-1.5)), "repetition_penalty is -1.5, expected a number above 0"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(given, words):
   module, variables = start("learned")

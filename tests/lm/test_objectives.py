@@ -280,10 +280,10 @@ def test_every_part_drops_in_training_alone(name, lines):
 
 
 def test_sentences_end_where_a_token_of_an_end_stands():
-  tokenizer = train_tokenizer("characters", ("ab,.!?\n",), 0, ("<end>",))
+  tokenizer = train_tokenizer("characters", ("ab,.!?。！？、\n",), 0, ("<end>",))
   windows = Windows(tokenizer.encode("ab.ba"), 3)
   found = find_ends(Corpus("x", windows, windows, tokenizer))
-  assert sorted(tokenizer.decode([i]) for i in found) == ["", "\n", "!", ".", "?"]
+  assert sorted(tokenizer.decode([i]) for i in found) == ["", "\n", "!", ".", "?", "。", "！", "？"]
   assert tokenizer.special["<end>"] in found and tokenizer.special["<unknown>"] not in found
 
 

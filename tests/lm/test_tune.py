@@ -14,6 +14,7 @@ import mlnotes
 from experiments.lm import _tuning_network, _tuning_tasks, pretrain, tune
 from experiments.lm._tuning import METHODS, build_tuning, find_targets, layer_outputs
 from experiments.lm._tuning_floors import measure_floors
+from experiments.lm._tuning_report import _report_sentences
 from mlnotes.attention.mask import Mask
 from mlnotes.engine.checkpoint import Checkpoints
 from mlnotes.engine.errors import InputError
@@ -526,6 +527,17 @@ def test_the_first_stage_is_a_pretraining_with_the_flags_given(monkeypatch, text
   assert trained[2][1] == {"best_metric": "exact", "best_mode": "max"}
 
 
+@pytest.mark.parametrize("flags, words", [
+  (dict(task="file", labelled="absent.tsv"), "--labelled=absent.tsv: no such file"),
+  (dict(method="lora", lora_rank=9), "does not fit the network of the flags: rank is 9"),
+  (dict(penalty="fisher", method="last", last_layers=5), "--last_layers=5 does not fit"),
+])  # fmt: skip
+def test_what_does_not_fit_is_said_before_a_network_is_trained(flags, words, monkeypatch, text):
+  monkeypatch.setattr(tune, "find_stage", lambda *given, **settings: pytest.fail("trained"))
+  with pytest.raises(InputError, match=words):
+    tune.main(tune.Config(**{**SMALL, **NETWORK, "dataset": text, **flags}))
+
+
 def test_the_seed_and_the_checkpoint_of_the_run_are_chosen(pretrained, monkeypatch):
   asked = []
 
@@ -651,6 +663,10 @@ def test_a_report_has_floors_a_picture_and_mistakes(task, figures, pretrained, t
   if task == "follows":
     right = (np.array(said.labels) == "follows") == (arrays["label"] == 1)
     np.testing.assert_allclose(found["accuracy_follows"], right[arrays["label"] == 1].mean())
+    question, outputs = tune.build(run.config)[1], model.outputs(arrays["tokens"], arrays["length"])
+    for line in _report_sentences(question, model, outputs)[1]:  # a letter a token: the second half is bold
+      half = question.half
+      assert len(line.bold) > half and not line.bold[:half].any() and line.bold[half:].all()
 
 
 def test_a_run_is_read_back_as_a_function_of_texts(pretrained, tmp_path):

@@ -81,6 +81,13 @@ def test_each_line_of_a_file_is_a_prompt(tmp_path):
     generate.read_prompts(generate.Config(file=str(path)))
 
 
+def test_a_file_that_cannot_be_is_refused_before_anything_is_written(tmp_path):
+  """Nor is a run trained first."""
+  for out, words in ((tmp_path, "is a folder"), (tmp_path / "absent" / "x.txt", "absent, which is no folder")):
+    with pytest.raises(InputError, match=words):
+      generate.main(generate.Config(out=str(out)))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """A GPT-2 of random weights with its tokenizer, as others save them."""

@@ -280,6 +280,20 @@ def test_the_report_has_floors_a_sample_and_a_picture(windowed, averaged, draw_l
     )
 
 
+@pytest.mark.parametrize(
+  "kind,pieces",
+  [
+    ("characters", ["a", " ", "é", "t", "¶", "¶"]),
+    ("bytes", ["a", " ", "\ufffd", "\ufffd", "t", "¶", "¶"]),
+    ("words", ["a", " ét", "¶"]),
+  ],
+)
+def test_a_picture_has_what_each_token_adds_to_the_text(kind, pieces):
+  tokenizer = train_tokenizer(kind, ["a ét\n"], special=("<end>",))
+  tokens = [*tokenizer.encode("a ét\n"), tokenizer.special["<end>"]]
+  assert char_lm.token_texts(tokenizer, tokens) == pieces
+
+
 def test_a_text_without_end_has_none(lines):
   """Though the tokenizer knows one."""
   tokens = np.array([1, 2, 1, 2])
