@@ -63,6 +63,9 @@ SMALL = {
   "meta.learned_optimizer": dict(
     variables=3, batch_size=4, horizon=4, unroll=2, hidden=4, layers=1, eval_problems=4, steps=20
   ),
+  "lm.languages": dict(
+    words=6, length=6, depth=1, width=8, heads=2, batch_size=16, test_documents=24, steps=20, warmup_steps=2,
+  ),
   "lm.pretrain": dict(
     batch_size=4, length=8, depth=1, width=8, heads=2, kv_heads=1, experts=2, dropout=0.1, packed=True, accumulate=2,
     head_chunks=2, steps=20, warmup_steps=2, eval_examples=8,

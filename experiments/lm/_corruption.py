@@ -39,8 +39,10 @@ class CorruptionConfig(BaseConfig):
   mask_rate: float = field(0.15, "share of the tokens that are hidden, in (0, 1)")
   mask_share: float = field(0.8, "of the hidden words: become the mask")
   random_share: float = field(0.1, "of the hidden words: become words drawn at random; the rest stay")
-  pairs: Literal["none", "order"] = field(
-    "none", "of --objective=masked: also tell, as ALBERT, whether the two halves of a window were exchanged"
+  pairs: Literal["none", "order", "next"] = field(
+    "none",
+    "of --objective=masked: also tell, order: as ALBERT, whether the two halves of a window were exchanged; next: as "
+    "BERT, whether the second half follows or is from elsewhere",
   )
   span_p: float = field(0.2, "of --objective=spans: lengths of spans are geometric, each ends with this probability")
   span_longest: int = field(10, "of --objective=spans: tokens of a span at most")
@@ -83,7 +85,7 @@ class CorruptionConfig(BaseConfig):
   def count_asked(self) -> int:
     """Tokens of a window whose logits are made."""
     config: Any = self
-    if config.objective == "masked" and self.pairs == "order":
+    if config.objective == "masked" and self.pairs != "none":
       return pair_length(config.length)
     if config.objective == "corrupted":
       return corrupted_sizes(config.length, self.mask_rate, self.mean_span, end=False)[1]

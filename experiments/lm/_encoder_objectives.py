@@ -19,7 +19,7 @@ from mlnotes.lm.encoder_objectives import (
   unilm_objective,
 )
 from mlnotes.lm.objective import read_hidden
-from mlnotes.lm.pair_objective import order_objective, pair_length
+from mlnotes.lm.pair_objective import next_objective, order_objective, pair_length
 from mlnotes.lm.replaced_objective import Electra, electra_parts, replaced_objective
 
 
@@ -38,7 +38,7 @@ def _put(masked: Any, said: Array) -> Filled:
 
 def masked(config: Any, corpus: Corpus) -> Task:
   """BERT's: hidden words from both sides."""
-  if config.pairs == "order":
+  if config.pairs != "none":
     return _masked_pairs(config, corpus)
   ids, end = add_ids(corpus), corpus.end if config.packed else None
   module = _build_encoder(config, ids.vocabulary.size)
@@ -52,11 +52,12 @@ def masked(config: Any, corpus: Corpus) -> Task:
 
 
 def _masked_pairs(config: Any, corpus: Corpus) -> Task:
-  """Also which half came first, of rows [CLS] half [SEP] half [SEP]."""
+  """Also which half came first, or whether the second follows, of rows [CLS] half [SEP] half [SEP]."""
   ids = add_ids(corpus, 2)
   classify, separate = ids.vocabulary.size - 2, ids.vocabulary.size - 1
   module = _build_encoder(config, ids.vocabulary.size).clone(types=2, length=pair_length(config.length))
-  objective = order_objective(module, ids.vocabulary, classify, separate, config.head_chunks, **_rates(config))
+  ask = {"order": order_objective, "next": next_objective}[config.pairs]
+  objective = ask(module, ids.vocabulary, classify, separate, config.head_chunks, **_rates(config))
 
   def fill(params, examples):
     hidden, _ = read_hidden(module, params["model"], examples.masked.inputs, types=examples.segments)

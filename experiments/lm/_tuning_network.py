@@ -13,11 +13,11 @@ from jaxtyping import Int
 
 from experiments.lm import pretrain
 from experiments.lm._models import DecoderConfig
-from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, Task, make_task
+from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, Task, load_text, make_task
 from experiments.lm._tuning import Parts, Tuning
 from experiments.lm._weights import load_weights
 from mlnotes.data import Corpus
-from mlnotes.data.flags import TextConfig, load_data
+from mlnotes.data.flags import TextConfig
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import example_keys, root_key, stream_key
 from mlnotes.engine.trained import load_config, restore_states
@@ -80,7 +80,7 @@ def load_network(config: Any) -> Network:
   if not (config.pretrained or config.weights or config.scratch):
     raise InputError("--pretrained is empty: expected a run of lm.pretrain, --weights, --scratch, or `main`.")
   found = network_config(config)
-  corpus = load_data(found)
+  corpus = load_text(found)
   if config.scratch:  # of a run that went on from --weights too
     return Network(found, corpus, OBJECTIVES[found.objective](found, corpus), None)
   task = make_task(found, corpus)
@@ -97,8 +97,8 @@ def load_network(config: Any) -> Network:
 
 def fresh_params(network: Network, key: Any) -> Any:
   """Parameters that have learned nothing."""
-  window = jnp.zeros((1, network.config.length + 1), jnp.int32)
-  examples = jax.vmap(network.task.objective.prepare)(stream_key(key, "example")[None], window)
+  window = network.corpus.train.read(np.zeros(1, np.int32))["tokens"]
+  examples = jax.vmap(network.task.objective.prepare)(stream_key(key, "example")[None], jnp.asarray(window))
   return network.task.objective.init(stream_key(key, "network"), examples)
 
 

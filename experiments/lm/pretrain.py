@@ -4,6 +4,7 @@
   python -m experiments.lm.pretrain --model=gpt2 --learning_rate=1e-3      # the same size in GPT-2's form
   python -m experiments.lm.pretrain --experts=4                            # a mixture of experts
   python -m experiments.lm.pretrain --objective=masked                     # BERT's: hidden words, from both sides
+  python -m experiments.lm.pretrain --objective=masked --pairs=next        # and whether two halves follow
   python -m experiments.lm.pretrain --objective=replaced                   # ELECTRA's: which tokens were put in
   python -m experiments.lm.pretrain --objective=corrupted                  # T5's: an encoder, and a decoder of spans
   python -m experiments.lm.pretrain --weights=FOLDER --dataset=my.txt      # goes on from a GPT-2 or Llama of others
@@ -31,9 +32,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from experiments.lm._corruption import CorruptionConfig
 from experiments.lm._models import DecoderConfig
-from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, make_task
+from experiments.lm._objectives import EVAL_SEED, OBJECTIVES, load_text, make_task
 from mlnotes.data import Feeds
-from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
+from mlnotes.data.flags import TextConfig, make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, example_keys, root_key, stream_key
 from mlnotes.engine.flags import field, run
@@ -104,11 +105,11 @@ class State(NamedTuple):
 
 
 def make_feeds(config: Config) -> Feeds:
-  return make_data_feeds(load_data(config), config)
+  return make_data_feeds(load_text(config), config)
 
 
 def make(config: Config) -> Experiment:
-  corpus = load_data(config)
+  corpus = load_text(config)
   task = make_task(config, corpus)
   objective, optimizer = task.objective, make_optimizer(config, config.steps)
   several = len(objective.weights) > 1

@@ -3,6 +3,7 @@
 from mlnotes.data.arrays import make_array_feeds
 from mlnotes.data.audio import Audio, load_audio, read_wav
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit
+from mlnotes.data.distant import DistantWindows
 from mlnotes.data.drawn import make_drawn_eval, make_drawn_feed
 from mlnotes.data.feed import (
   EMPTY_FEED,
@@ -34,6 +35,7 @@ __all__ = [
   "Corpus",
   "DataError",
   "DataSet",
+  "DistantWindows",
   "EvalBatches",
   "Expected",
   "Feeds",

@@ -5,7 +5,7 @@ arithmetic is on uint32 alone, so NumPy on the host and XLA on the device give t
 """
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ Index: TypeAlias = Int[Array, " B"] | Int[np.ndarray, " B"]
 KeyBits: TypeAlias = UInt32[Array, " W"] | UInt32[np.ndarray, " W"]
 
 
-def _mix(x):
-  """A bijection of uint32 in which every input bit moves every output bit (the `lowbias32` constants of Wellons)."""
+def mix_bits(x: Any) -> Any:
+  """A bijection of uint32 arrays in which every input bit moves every output bit: Wellons' `lowbias32` constants."""
   x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
   x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
   return x ^ (x >> np.uint32(16))
@@ -42,9 +42,9 @@ def _encipher(x, rows: int, columns: int, round_keys):
   row, column = x // np.uint32(columns), x % np.uint32(columns)
   for i in range(_ROUNDS):
     if i % 2:
-      row = (row + _mix(column ^ round_keys[i]) % np.uint32(rows)) % np.uint32(rows)
+      row = (row + mix_bits(column ^ round_keys[i]) % np.uint32(rows)) % np.uint32(rows)
     else:
-      column = (column + _mix(row ^ round_keys[i]) % np.uint32(columns)) % np.uint32(columns)
+      column = (column + mix_bits(row ^ round_keys[i]) % np.uint32(columns)) % np.uint32(columns)
   return row * np.uint32(columns) + column
 
 
@@ -64,8 +64,8 @@ def permute_index(index: Index, size: int, key_bits: KeyBits) -> Index:
     raise ValueError(f"size={size} is out of range: expected 1 to 2147483647.")
   rows, columns = _grid(size)
   words = key_bits.shape[0]
-  counters = _mix(np.arange(1, _ROUNDS + 1, dtype=np.uint32))
-  round_keys = _mix(key_bits[np.arange(_ROUNDS) % words] ^ counters)
+  counters = mix_bits(np.arange(1, _ROUNDS + 1, dtype=np.uint32))
+  round_keys = mix_bits(key_bits[np.arange(_ROUNDS) % words] ^ counters)
   last = np.uint32(size - 1)
 
   def encipher(x):

@@ -25,7 +25,8 @@ class Objective(NamedTuple):
 
   init:    (key, examples) -> params.
   prepare: (key, tokens (T + 1,)) -> what is shown and what is asked of one window, a dict of arrays. Corruption is
-           drawn here, by the key alone, so that an evaluation corrupts every window the same way each time.
+           drawn here, by the key alone, so that an evaluation corrupts every window the same way each time. Of
+           `next_objective` more tokens stand behind the window.
   terms:   (params, examples, key) -> {name: Mean of sums and counts, each (B,)}, one row for each window. `key` is for
            dropout; None where nothing is trained.
   weights: {name: weight}: what is minimised is the weighted sum of these terms' means. The others are only told.

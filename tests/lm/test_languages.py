@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlnotes.lm.tasks import draw_documents, entropy_rate, make_grammar, measure_alignment
+from mlnotes.lm.tasks import (
+  bridge_entropy,
+  draw_documents,
+  entropy_rate,
+  make_grammar,
+  measure_alignment,
+  share_words,
+)
 
 WORDS = 6
 
@@ -49,6 +56,25 @@ def test_the_entropy_rate_is_what_the_true_model_needs(drawn):
   assert expected < 0.9 * np.log(WORDS)
   with pytest.raises(ValueError, match="words is 1"):
     make_grammar(jax.random.key(0), 1)
+
+
+def test_a_word_between_two_against_all_triples(drawn):
+  """From the joint distribution of three words, written out."""
+  grammar, _ = drawn
+  joint = np.einsum(
+    "a,ab,bc->abc", *(np.asarray(x, np.float64) for x in (grammar.stationary, *2 * [grammar.transition]))
+  )
+  given = joint / joint.sum(1, keepdims=True)
+  expected = -np.sum(joint * np.log(given))
+  found = float(bridge_entropy(type(grammar)(*map(jnp.asarray, grammar))))
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  assert found < 0.95 * float(entropy_rate(type(grammar)(*map(jnp.asarray, grammar))))
+
+
+def test_shared_words_have_the_first_languages_ids():
+  tokens = jnp.array([[0, 2, 5, 6, 7, 8, 11, 12, 17]])
+  np.testing.assert_array_equal(share_words(tokens, WORDS, 2), [[0, 2, 5, 0, 1, 8, 11, 0, 17]])
+  np.testing.assert_array_equal(share_words(tokens, WORDS, 0), tokens)
 
 
 def test_alignment_of_planted_vectors():

@@ -180,6 +180,7 @@ def test_flags_reach_what_is_asked_and_the_networks(lines):
   assert examples.targets.shape[1] == config.count_asked() == 11 and examples.source.shape[1] == 10
   config, _, examples, _ = shapes_of(lines, "fragment", fragment_share=0.25)
   assert examples.targets.shape[1] == config.count_asked() == 3
+  assert pretrain.Config(**{**SIZES, "objective": "masked", "pairs": "next"}).count_asked() == 15
   config, task, examples, params = shapes_of(lines, "masked", pairs="order", model="gpt2")
   module = task.model(params).module
   assert examples.segments.shape[1] == config.count_asked() == module.length == 15 and module.types == 2

@@ -13,10 +13,12 @@ from mlnotes.lm.tasks.languages import (
   Alignment as Alignment,
   Documents as Documents,
   Grammar as Grammar,
+  bridge_entropy as bridge_entropy,
   draw_documents as draw_documents,
   entropy_rate as entropy_rate,
   make_grammar as make_grammar,
   measure_alignment as measure_alignment,
+  share_words as share_words,
 )
 from mlnotes.lm.tasks.probes import (
   Exchanged as Exchanged,

@@ -48,6 +48,15 @@ def entropy_rate(grammar: Grammar) -> Float[Array, ""]:
   return jnp.sum(grammar.stationary * jnp.sum(jax.scipy.special.entr(grammar.transition), 1))
 
 
+def bridge_entropy(grammar: Grammar) -> Float[Array, ""]:
+  """Nats of a word given those on both sides: what a hidden word costs at least, where nothing of it is shown.
+
+  H(x_t | x_{t-1}, x_{t+1}) = 2 H(x_{t+1} | x_t) - H(x_{t+1} | x_{t-1}), by the chain rule and Markov's property
+  """
+  twice = grammar._replace(transition=grammar.transition @ grammar.transition)
+  return 2 * entropy_rate(grammar) - entropy_rate(twice)
+
+
 class Documents(NamedTuple):
   """Rows of words, each of one language, 0 or 1."""
 
@@ -66,16 +75,25 @@ def draw_documents(
   words = len(grammar.stationary)
   other = jax.random.randint(of_which, (batch,), 1, max(languages, 2))
   language = jnp.where(jax.random.bernoulli(of_language, share, (batch,)) & (languages > 1), other, 0)
-  logits = jnp.log(grammar.transition)
+  below = jnp.cumsum(grammar.transition, 1)  # a number in [0, 1) is below the first of them that is greater
   first = jax.random.categorical(of_first, jnp.log(grammar.stationary), shape=(batch,))
 
-  def step(word, key):
-    following = jax.random.categorical(key, logits[word])
+  def step(word, drawn):
+    following = jnp.minimum(jnp.sum(below[word] <= drawn[:, None], 1), words - 1)
     return following, following
 
-  _, rest = jax.lax.scan(step, first, jax.random.split(of_next, length - 1))
+  _, rest = jax.lax.scan(step, first, jax.random.uniform(of_next, (length - 1, batch)))
   tokens = jnp.concatenate([first[None], rest]).T.astype(jnp.int32)
   return Documents(tokens + words * language[:, None], language)
+
+
+def share_words(tokens: Int[Array, "..."], words: int, anchors: int) -> Int[Array, "..."]:
+  """The first `anchors` words of each language are the first language's: the same id in all.
+
+  Anchor points, as Conneau et al. 2020 call what two languages spell alike.
+  """
+  word = tokens % words
+  return jnp.where(word < anchors, word, tokens)
 
 
 class Alignment(NamedTuple):
