@@ -1,0 +1,196 @@
+"""Alignment where all answers are listed: what is drawn is what is counted, first steps, methods, flags."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.lm import dpo, rlhf
+from experiments.lm._alignment import (
+  draw_answers,
+  judge_tokens,
+  list_log_probabilities,
+  make_situation,
+  read_preferences,
+)
+from experiments.lm._alignment_report import exact_figures
+from mlnotes.data import DataError
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
+
+SIZES = dict(prompts=3, words=2, answer_tokens=2, width=8, depth=1)
+
+
+@pytest.fixture(scope="module")
+def situation():
+  return make_situation(rlhf.Config(**SIZES))
+
+
+def test_the_reference_says_every_answer_with_probabilities_that_sum_to_one(situation):
+  logs = np.asarray(list_log_probabilities(situation, situation.reference))
+  assert logs.shape == (3, 1 + 2 + 4)
+  np.testing.assert_allclose(np.exp(logs).sum(1), 1, rtol=1e-5)
+  assert np.exp(logs).max() < 0.95 and logs.std() > 0.3  # neither sure nor even
+
+
+def test_what_is_drawn_is_what_is_listed(situation):
+  """How often each answer is drawn, and the reward it is given, beside the list."""
+  prompts, draws = jnp.asarray(situation.test.arrays["tokens"]), 3000
+  rows = jnp.repeat(prompts, draws, 0)
+  keys = jax.random.split(root_key(0), len(rows))
+  answered = jax.jit(lambda keys: draw_answers(situation, situation.reference, rows, keys))(keys)
+  logs, every = judge_tokens(situation, situation.reference, rows, answered.tokens, answered.lengths)
+  np.testing.assert_allclose(logs, answered.log_probability, atol=1e-4)
+  np.testing.assert_allclose(np.exp(np.asarray(every)).sum(-1), 1, rtol=1e-4)
+  listed = {tuple(row): i for i, row in enumerate(situation.listed.answers.tokens.tolist())}
+  found = np.array([listed[tuple(row)] for row in np.asarray(answered.tokens).tolist()]).reshape(3, draws)
+  p = np.exp(np.asarray(list_log_probabilities(situation, situation.reference)))
+  for n in range(3):
+    share = np.bincount(found[n], minlength=7) / draws
+    assert np.all(np.abs(share - p[n]) < 4.5 * np.sqrt(p[n] * (1 - p[n]) / draws) + 1e-3)
+  score = situation.score({"tokens": rows}, answered.tokens, answered.lengths)
+  expected = np.asarray(situation.listed.reward)[np.repeat(np.arange(3), draws), found.reshape(-1)]
+  np.testing.assert_allclose(score, expected, rtol=1e-6)
+  np.testing.assert_array_equal(answered.ended, (np.asarray(answered.tokens) == situation.end).any(1))
+
+
+def start(module, **flags):
+  config = module.Config(**{**SIZES, "learning_rate": 1e-2, **flags})
+  experiment = module.make(config)
+  feed = module.make_feeds(config).train
+  batch = lambda step: feed.draw(feed.arrays, root_key(0), step)
+  state = jax.jit(experiment.init)(root_key(0), batch(0))
+  return config, experiment, batch, state
+
+
+@pytest.mark.parametrize("method", ["ppo", "rloo", "grpo"])
+def test_a_first_update_begins_at_the_reference_and_updates_raise_the_reward(method, situation):
+  flags = dict(method=method, batch_size=8, answers=4, epochs=1, minibatches=1, steps=40, schedule="constant")
+  _, experiment, batch, state = start(rlhf, **flags)
+  before = exact_figures(situation, state.params["policy"], 0.5)
+  assert abs(before["kl"]) < 1e-6
+  step = jax.jit(experiment.step)
+  state, first = step(state, batch(0))
+  # One pass, one gradient step: the ratio is 1 there, and nothing is apart from the reference.
+  assert first["clip_fraction"] == 0 and abs(first["kl"]) < 1e-5 and first["entropy"] > 0
+  for i in range(1, 40):
+    state, metrics = step(state, batch(i))
+  after = exact_figures(situation, state.params["policy"], 0.5)
+  assert after["reward"] > before["reward"] + 0.15 and after["kl"] > 0.01
+  if method != "grpo":  # its KL, in the loss, is another one
+    assert after["kl_to_optimum"] < 0.7 * before["kl_to_optimum"]
+  assert np.isfinite(metrics["policy_loss"])
+
+
+def test_what_the_kl_costs_is_read_from_the_state():
+  """The larger beta is, the nearer to the reference."""
+  flags = dict(method="rloo", batch_size=8, answers=4, epochs=1, minibatches=1, steps=30, schedule="constant")
+  _, experiment, batch, state = start(rlhf, **flags)
+  step, found = jax.jit(experiment.step), []
+  for beta in (0.2, 5.0):
+    one = state._replace(hparams={**state.hparams, "beta": jnp.float32(beta)})
+    for i in range(30):
+      one, metrics = step(one, batch(i))
+    found.append(float(metrics["kl"]))
+  assert found[0] > 5 * abs(found[1])
+
+
+def test_advantages_by_hand():
+  score, zeros = jnp.array([1.0, 3.0, 0.0, 0.0]), jnp.zeros((4, 2))
+  answered = rlhf.Answered(jnp.zeros((4, 2), int), jnp.array([2, 1, 2, 1]), jnp.ones(4, bool), zeros)
+  find = lambda method, old: np.asarray(
+    rlhf.find_advantages(rlhf.Config(**SIZES, method=method, answers=2), 0.5, score, old, zeros, zeros, answered)
+  )
+  np.testing.assert_allclose(find("rloo", zeros), [[-2, -2], [2, 0], [0, 0], [0, 0]])
+  np.testing.assert_allclose(find("grpo", zeros), [[-1, -1], [1, 0], [0, 0], [0, 0]])
+  # A nat of KL, of the first answer, costs beta.
+  np.testing.assert_allclose(find("rloo", zeros.at[0].set(0.5))[0], [-2.5, -2.5])
+  np.testing.assert_allclose(find("ppo", zeros.at[0].set(0.5))[:2], [[0.75 * 0.95 - 0.25, 0.75], [3, 0]])
+
+
+def test_an_answer_that_does_not_end_scores_what_is_said():
+  given = rlhf.Config(**SIZES, penalize_unended=True, unended_reward=-7.0)
+  plain, punished = make_situation(rlhf.Config(**SIZES)).listed, make_situation(given).listed
+  ended = plain.answers.ended
+  np.testing.assert_array_equal(plain.reward[:, ended], punished.reward[:, ended])
+  assert np.all(np.asarray(punished.reward)[:, ~ended] == -7)
+
+
+def test_dpo_begins_at_log_two_and_nears_the_optimum(situation, tmp_path):
+  _, experiment, batch, state = start(dpo, batch_size=128, steps=150, schedule="constant")
+  step = jax.jit(experiment.step)
+  before = exact_figures(situation, state.params, 0.5)
+  state, first = step(state, batch(0))
+  np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-5)
+  assert first["accuracy"] == 0.5
+  for i in range(1, 150):
+    state, metrics = step(state, batch(i))
+  after = exact_figures(situation, state.params, 0.5)
+  assert metrics["loss"] < 0.66 and after["kl_to_optimum"] < 0.5 * before["kl_to_optimum"]
+  found = experiment.report(state, tmp_path)
+  assert 0.5 < found["reached"] <= 1 and (tmp_path / "frontier.png").stat().st_size > 5000
+
+
+def test_listed_pairs_are_preferred_as_bradley_and_terry_have_it(situation):
+  draw = jax.jit(jax.vmap(lambda key: dpo.draw_listed_pair(situation, key)))
+  pairs = jax.tree.map(np.asarray, draw(jax.random.split(root_key(1), 4000)))
+  assert not np.any((pairs["chosen"] == pairs["rejected"]).all(1))
+  listed = {tuple(row): i for i, row in enumerate(situation.listed.answers.tokens.tolist())}
+  places = {tuple(row): i for i, row in enumerate(situation.test.arrays["tokens"].tolist())}
+  size, rewards = pairs["prompt"][0], np.asarray(situation.listed.reward)
+  of = lambda name: np.array([
+    rewards[places[tuple(row[:size])], listed[tuple(row[size:])]] for row in pairs[name].tolist()
+  ])  # fmt: skip
+  margin = of("chosen") - of("rejected")
+  # Of a pair of margin m the better one is chosen with probability sigmoid(|m|).
+  expected = 1 / (1 + np.exp(-np.abs(margin)))
+  assert abs(np.mean(margin > 0) - expected.mean()) < 4 * np.sqrt(0.25 / len(margin))
+  lengths = situation.listed.answers.lengths
+  chosen = [listed[tuple(row[size:])] for row in pairs["chosen"].tolist()]
+  np.testing.assert_array_equal(pairs["chosen_length"] - size, lengths[chosen])
+
+
+@pytest.mark.parametrize(
+  ("flags", "sentence"),
+  [
+    (dict(beta=0.0), "--beta=0"),
+    (dict(policy="runs/lm"), "--policy=runs/lm has nothing to be aligned to: expected --reward"),
+    (dict(reward="runs/judge"), "--reward=runs/judge is of texts: expected --policy"),
+    (dict(answers=1, method="rloo"), "--answers"),
+    (dict(minibatches=3), "--minibatches"),
+    (dict(words=9, answer_tokens=6), "--answer_tokens"),
+    (dict(clip=0.0), "--clip"),
+    (dict(width=6), "--width"),
+  ],
+)
+def test_bad_flags_are_one_sentence(flags, sentence):
+  with pytest.raises(InputError, match=sentence):
+    rlhf.Config(**flags)
+
+
+def test_preferences_of_a_file(tmp_path, situation):
+  """Each line <end>, a prompt, an answer and <end>; answers that are equal are refused."""
+  encode = lambda text: [ord(letter) - 97 for letter in text]
+  given = situation._replace(encode=encode, module=situation.module.clone(length=8))
+  path = tmp_path / "pairs.jsonl"
+  rows = [{"prompt": "ab"[: 1 + i % 2], "chosen": "ab" * (i % 3), "rejected": "b"} for i in range(6)]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config = dpo.Config(policy="runs/lm", preferences=str(path))
+  train, test = read_preferences(config, given)
+  assert len(train) + len(test) == 6
+  both = {name: np.concatenate([train.arrays[name], test.arrays[name]]) for name in train.arrays}
+  found = {tuple(row[:size].tolist()) for row, size in zip(both["chosen"], both["chosen_length"])}
+  assert found == {(2, *encode(row["prompt"]), *encode(row["chosen"]), 2) for row in rows}
+  assert sorted(both["prompt"].tolist()) == [2, 2, 2, 3, 3, 3] and set(both["rejected_length"].tolist()) == {4, 5}
+  tested = {tuple(row[:size].tolist()) for row, size in zip(test.arrays["chosen"], test.arrays["prompt"])}
+  assert len(tested) == 1  # all pairs of a prompt are on one side
+  for content, sentence, error in (
+    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "line 1: found two answers that are equal", InputError),
+    ({"prompt": "a" * 7, "chosen": "b", "rejected": "a"}, "line 1: found 10 tokens", InputError),
+    ({"prompt": "a", "chosen": "b"}, "expected an object with a string in the field rejected", DataError),
+  ):
+    path.write_text(json.dumps(content) + "\n")
+    with pytest.raises(error, match=sentence):
+      read_preferences(config, given)
