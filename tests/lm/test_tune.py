@@ -640,8 +640,14 @@ def test_floors_are_learned_from_the_training_rows_and_counted_on_the_test_rows(
 
 @pytest.mark.parametrize("task, figures", [
   ("follows", {"accuracy_elsewhere", "accuracy_follows", "floor_majority", "floor_bag"}),
-  ("case", {"accuracy_small", "accuracy_capital", "floor_majority", "floor_bag", "floor_bag_f1"}),
-  ("moved", {"exact", "f1", "floor_majority", "floor_majority_f1", "floor_bag", "floor_bag_f1"}),
+  pytest.param(
+    "case", {"accuracy_small", "accuracy_capital", "floor_majority", "floor_bag", "floor_bag_f1"},
+    marks=pytest.mark.thorough,
+  ),
+  pytest.param(
+    "moved", {"exact", "f1", "floor_majority", "floor_majority_f1", "floor_bag", "floor_bag_f1"},
+    marks=pytest.mark.thorough,
+  ),
 ])  # fmt: skip
 def test_a_report_has_floors_a_picture_and_mistakes(task, figures, pretrained, tmp_path):
   run = start(pretrained=pretrained, task=task, method="features")
@@ -669,6 +675,7 @@ def test_a_report_has_floors_a_picture_and_mistakes(task, figures, pretrained, t
       assert len(line.bold) > half and not line.bold[:half].any() and line.bold[half:].all()
 
 
+@pytest.mark.thorough
 def test_a_run_is_read_back_as_a_function_of_texts(pretrained, tmp_path):
   path = tmp_path / "texts.tsv"
   path.write_text("".join(f"{('Tom says', 'and Square')[i % 2]} {i}\t{('good', 'bad')[i % 2]}\n" for i in range(60)))
