@@ -137,10 +137,13 @@ def find_ends(corpus: Corpus) -> list[int]:
   return sorted(found | ({tokenizer.special[END]} if END in tokenizer.special else set()))
 
 
+MASK = "▁"  # no letter of a text, as _ may be
+
+
 def name_ids(corpus: Corpus, ids: Ids, tokens: Any) -> str:
-  """The text of the tokens on one line: a mask is _, padding nothing, sentinels are <1>, <2> and so on."""
+  """The text of the tokens on one line: a mask is MASK, padding nothing, sentinels are <1>, <2> and so on."""
   pad, top = ids.vocabulary.pad, ids.vocabulary.size
-  special = {pad: "", ids.vocabulary.require_mask(): "_", **{top - k: f"<{k}>" for k in range(1, ids.more + 1)}}
+  special = {pad: "", ids.vocabulary.require_mask(): MASK, **{top - k: f"<{k}>" for k in range(1, ids.more + 1)}}
   parts, words = [], []
   for token in (*tokens, pad):
     if int(token) in special:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments.lm._corruption import Ids, name_ids
+from experiments.lm._corruption import MASK, Ids, name_ids
 from mlnotes.attention.mask import Mask
 from mlnotes.data import Corpus
+from mlnotes.data.text_floors import ngram_floors
 from mlnotes.engine.experiment import example_keys, root_key
 from mlnotes.lm import LanguageModel, Objective
 from mlnotes.lm.objective import read_hidden
@@ -70,18 +71,25 @@ class Filled(NamedTuple):
 def make_task(
   corpus: Corpus, ids: Ids, objective: Objective, model, fill: Callable[[Any, Any], Filled], read, **more: str
 ) -> Task:
-  """With a report that writes filled.txt of the first test windows; `fill` is (params, examples) -> Filled."""
+  """With a report that writes filled.txt of the first test windows; `fill` is (params, examples) -> Filled.
+
+  The report's floor, unigram, is nats of a token of the test text by how often each is in the training text.
+  """
 
   def report(params, directory):
     rows = corpus.test.read(np.arange(min(_SHOWN, len(corpus.test))))
     tokens = jnp.asarray(rows["tokens"])
     keys = example_keys(root_key(EVAL_SEED), jnp.arange(len(tokens)))
     filled = jax.jit(lambda params: fill(params, jax.vmap(objective.prepare)(keys, tokens)))(params)
-    lines = []
+    lines = [
+      f"{MASK} what was hidden or put in, ¶ a new line; read: what the model saw, said: by it, stood: in the text",
+      "",
+    ]
     for row in zip(*(np.asarray(x) for x in filled)):
       lines += [f"{name:6}{name_ids(corpus, ids, tokens)}" for name, tokens in zip(Filled._fields, row)]
       lines.append("")
     (directory / "filled.txt").write_text("\n".join(lines), encoding="utf-8")
-    return {}
+    # Of any word of the text: what is hidden is drawn from them.
+    return {"unigram": ngram_floors(corpus)["unigram"]}
 
   return Task(objective, model, report, read, **more)

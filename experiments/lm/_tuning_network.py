@@ -40,12 +40,14 @@ class Network(NamedTuple):
   Attributes:
     params: what it has learned; None: nothing yet.
     config: of the run that it is of, as it is read here.
+    foretells: False where it is of others, who kept no head for words: it has no pretraining loss.
   """
 
   config: pretrain.Config
   corpus: Corpus
   task: Task
   params: Any
+  foretells: bool = True
 
 
 def first_settings(config: Any) -> dict[str, Any]:
@@ -85,7 +87,8 @@ def load_network(config: Any) -> Network:
     return Network(found, corpus, OBJECTIVES[found.objective](found, corpus), None)
   task = make_task(found, corpus)
   if not config.pretrained:  # the folder's, and no more
-    return Network(found, corpus, task, load_weights(found)[1])
+    module, params = load_weights(found)
+    return Network(found, corpus, task, params, module.causal or module.transform is not None)
   seed, said = found.seed if config.model_seed < 0 else config.model_seed, f"--pretrained={config.pretrained}"
   given = (Path(config.pretrained).expanduser(), pretrain.make(found), pretrain.make_feeds(found), found)
   states, _ = restore_states(*given, config.checkpoint, seed, said)

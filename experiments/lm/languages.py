@@ -200,8 +200,9 @@ def make(config: Config) -> Experiment:
     return found | {"embedding_precision_centered": Mean(aligned.precision * count, count)}
 
   def report(state: State, directory: Path) -> dict[str, float]:
-    vectors = jax.device_get(jax.jit(lambda params: compare_words(config, module, params, grammar))(learned(state)))
-    found = tabulate(vectors)
+    vectors = jax.jit(lambda params: compare_words(config, module, params, grammar))(learned(state))
+    found = {name: float(value) for name, value in jax.jit(tabulate)(vectors).items()}
+    vectors = jax.device_get(vectors)
     draw_alignment(config, vectors, found, directory / "alignment.png")
     floor = entropy_rate if config.objective == "causal" else bridge_entropy
     return found | {"entropy": float(jax.jit(floor)(grammar)), "chance": 1 / len(vectors["embedding"][0])}
@@ -245,14 +246,13 @@ def _mean_features(config, module, params, grammar, language: int) -> list[Float
   return [x[anchors:] / jnp.maximum(count, 1)[anchors:, None] for x in layers]
 
 
-def tabulate(vectors: dict[str, tuple[Array, Array]]) -> dict[str, float]:
+def tabulate(vectors: dict[str, tuple[Array, Array]]) -> dict[str, Array]:
   """Precision and reciprocal rank of each, as they are and with each language's mean taken away."""
   found = {}
   for name, pair in vectors.items():
     for suffix, centered in (("", False), ("_centered", True)):
       aligned: Alignment = measure_alignment(*pair, centered=centered)
-      found[f"{name}_precision{suffix}"] = float(aligned.precision)
-      found[f"{name}_rank{suffix}"] = float(aligned.reciprocal_rank)
+      found |= {f"{name}_precision{suffix}": aligned.precision, f"{name}_rank{suffix}": aligned.reciprocal_rank}
   return found
 
 
@@ -265,9 +265,8 @@ def draw_alignment(config: Config, vectors: Any, found: dict[str, float], path: 
   figure, axes = new_figure(1, 2, width=10.0, height=4.4)
   shown = axes[0, 0].imshow(unit[0] @ unit[1].T, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none")
   figure.colorbar(shown, ax=axes[0, 0], label="cosine")
-  axes[0, 0].set(
-    xlabel="word of the second language", ylabel="word of the first", title=f"{best}: diagonal = translations"
-  )
+  title = f"{best}: on the diagonal each word and its translation"
+  axes[0, 0].set(xlabel="word of the second language", ylabel="word of the first", title=title)
   place, width = np.arange(len(vectors)), 0.38
   for shift, suffix, label in ((-0.5, "", "as they are"), (0.5, "_centered", "less each language's mean")):
     height = [100 * found[f"{name}_precision{suffix}"] for name in vectors]
@@ -276,7 +275,7 @@ def draw_alignment(config: Config, vectors: Any, found: dict[str, float], path: 
   axes[0, 1].axhline(chance, color="C3", linestyle="--", linewidth=1, label=f"chance: {chance:.1f} %")
   axes[0, 1].set_xticks(place, list(vectors))
   shared = f", {config.count_anchors()} words shared" if config.count_anchors() else ""
-  axes[0, 1].set(ylabel="words whose nearest is their translation (%)", ylim=(0, 103))
+  axes[0, 1].set(ylabel="words whose nearest is their translation (%)", ylim=(0, 132), yticks=range(0, 101, 20))
   axes[0, 1].set_title(f"{config.objective}, {config.words} words, width {config.width}{shared}")
   axes[0, 1].legend(frameon=False)
   save_figure(figure, path)

@@ -15,7 +15,7 @@
 The loss is that of all tokens of the test text, in windows of --length side by side. Writes sample.txt and text.png:
 how well each token of a test passage was foreseen. Of other objectives it is their own loss, of what is hidden of these
 windows in the same way each time; they write filled.txt: what was read, what was said of it, and what stood there. Of
-replaced the loss is the generator's, beside that of the discriminator, which says _ where a token was put in; of
+replaced the loss is the generator's, beside that of the discriminator, which says ▁ where a token was put in; of
 corrupted, fragment and infilling each token is said beside those that stood before it.
 """
 

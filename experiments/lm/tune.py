@@ -291,9 +291,11 @@ def make(config: Config) -> Experiment:
     title = f"{config.task}, {config.method}{', from scratch' if config.scratch else ''}"
     found = write_report(title, question, model(state), directory)
     parts, base = learned(state), start(state.key)
+    if network.foretells:
+      before, after = (plain, Parts({"network": {}}, base), {}), (tuning, parts, state.hparams)
+      found["pretraining_loss_before"] = pretraining_loss(network, *before)
+      found["pretraining_loss_after"] = pretraining_loss(network, *after)
     found |= {
-      "pretraining_loss_before": pretraining_loss(network, plain, Parts({"network": {}}, base), {}),
-      "pretraining_loss_after": pretraining_loss(network, tuning, parts, state.hparams),
       "parameters": count_parameters(base),
       "trained_parameters": count_parameters(state.params),
       "head_parameters": count_parameters(state.params["head"]),

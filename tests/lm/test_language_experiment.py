@@ -87,7 +87,7 @@ def test_the_loss_of_each_language_is_of_its_documents(causal):
 
 def test_words_are_the_mean_of_their_places_in_documents_of_their_language():
   """What goes into the first layer is the embedding; of what it gives, place by place."""
-  config = small(objective="causal", anchors=0.25, test_documents=64)
+  config = small(model="llama", anchors=0.25, test_documents=64)
   grammar, (module, objective) = languages.build_grammar(config), languages.build_objective(config)
   params = jax.jit(objective.init)(root_key(1), {"tokens": jnp.zeros((1, 7), jnp.int32)})
   params = jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, params)

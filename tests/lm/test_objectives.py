@@ -84,7 +84,8 @@ def test_updates_evaluation_and_report(name, lines, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, first, second)
   assert first["loss"].count > 0 and np.isfinite(first["loss"].total)
   check_learning(config, step, feeds, state, tuple(objective.weights))
-  assert experiment.report(after, tmp_path)["parameters"] > 0
+  reported = experiment.report(after, tmp_path)
+  assert reported["parameters"] > 0 and 0.5 < reported["unigram"] < np.log(load_data(config).vocab_size)
   corpus = load_data(config)
   shown = (tmp_path / "filled.txt").read_text(encoding="utf-8").split("\n")
   of = lambda kind: [line[6:] for line in shown if line.startswith(f"{kind:6}")]
@@ -298,7 +299,7 @@ def test_what_was_hidden_is_named(lines):
   ids = add_ids(corpus, 2)
   vocabulary, digits = ids.vocabulary, corpus.tokenizer.encode("12")
   top = vocabulary.size - 1
-  assert name_ids(corpus, ids, [*digits, vocabulary.mask, top, digits[1], top - 1, vocabulary.pad]) == "12_<1>2<2>"
+  assert name_ids(corpus, ids, [*digits, vocabulary.mask, top, digits[1], top - 1, vocabulary.pad]) == "12▁<1>2<2>"
   assert vocabulary.special[-4:] == (vocabulary.pad, vocabulary.mask, top - 1, top)
 
 
