@@ -33,3 +33,11 @@ from mlnotes.lm.tasks.probes import (
   move_spans as move_spans,
   shift_words as shift_words,
 )
+from mlnotes.lm.tasks.regression import (
+  Prompt as Prompt,
+  averaged_predictions as averaged_predictions,
+  draw_regression as draw_regression,
+  expected_error as expected_error,
+  leave_features_out as leave_features_out,
+  ridge_predictions as ridge_predictions,
+)
