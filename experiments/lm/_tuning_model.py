@@ -55,7 +55,7 @@ class Tuned(NamedTuple):
     """Raises ValueError for what is no list of texts."""
     if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
       raise ValueError(f"texts is {type(texts).__name__}, expected a list of one text or more")
-    rows = encode_texts(self.tokenizer, texts, self.length)
+    rows = encode_texts(self.tokenizer, texts, self.length, self.question.marks)
     outputs = self.outputs(rows["tokens"], rows["length"])
     if self.question.kind.name == "span":
       start, end = self.spans(outputs)

@@ -22,6 +22,9 @@ ROWS_SEED = {"train": 0, "test": 1}
 _LETTERS = ("characters", "bytes")
 
 
+Marks = tuple[tuple[int, ...], tuple[int, ...]]
+
+
 class Question(NamedTuple):
   """What is asked, of rows of tokens.
 
@@ -33,6 +36,7 @@ class Question(NamedTuple):
     classes: what each is called; () of a span.
     longest: tokens of the longest span; 0 where none is asked for.
     notes: sentences about what was cut or is unknown.
+    marks: tokens in front of each text and behind it.
     place: of each test row of `shift` the number of the first word that was exchanged, -1 where none was.
     half: tokens of the first of two passages; 0 where there is one.
   """
@@ -43,6 +47,7 @@ class Question(NamedTuple):
   classes: tuple[str, ...] = ()
   longest: int = 0
   notes: tuple[str, ...] = ()
+  marks: "Marks" = ((), ())
   place: Any = None
   half: int = 0
 
@@ -123,20 +128,33 @@ SPAN = Kind(
 KINDS = {"shift": SENTENCE, "follows": SENTENCE, "case": TOKEN, "moved": SPAN, "file": SENTENCE}
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
-  """Rows of `length` tokens at most; a text without a token is one that is unknown, or the first there is."""
+def encode_texts(
+  tokenizer: Tokenizer, texts: Sequence[str], length: int, marks: Marks = ((), ())
+) -> dict[str, np.ndarray]:
+  """Rows of `length` tokens at most, marks and all; a text without a token is one that is unknown, or the first."""
   nothing = np.array([tokenizer.special.get(UNKNOWN, 0)], np.int32)
-  rows = [ids if len(ids) else nothing for ids in map(tokenizer.encode, texts)]
-  return pad_sequences(rows, length)
+  rows, room = [ids if len(ids) else nothing for ids in map(tokenizer.encode, texts)], length - sum(map(len, marks))
+  return pad_sequences([np.concatenate([marks[0], ids[:room], marks[1]]).astype(np.int32) for ids in rows], length)
 
 
-def make_question(config: Any, corpus: Corpus, length: int) -> Question:
+def find_marks(network: Any, tokenizer: Tokenizer, length: int) -> Marks:
+  """BERT's [CLS] and [SEP], as an encoder of others (--weights) has read its texts; none where there are none."""
+  names = ("[CLS]", "[SEP]")
+  marked = network.weights and network.objective != "causal" and length > 2
+  if not marked or any(name not in tokenizer.special for name in names):
+    return (), ()
+  return tuple((int(tokenizer.special[name]),) for name in names)
+
+
+def make_question(config: Any, corpus: Corpus, network: Any) -> Question:
   """The rows of --task: probes are made of the corpus' own two texts, each split of its own.
 
-  Raises InputError where the text or the tokenizer does not allow it, DataError as `read_labelled` does.
+  `network` is the config of its network. Raises InputError where the text or the tokenizer does not allow it, DataError
+  as `read_labelled` does.
   """
+  length = network.length
   if config.task == "file":
-    return _from_file(config, corpus, length)
+    return _from_file(config, corpus, length, find_marks(network, corpus.tokenizer, length))
   make = {"shift": _shift, "follows": _follows, "case": _case, "moved": _moved}[config.task]
   counts, found = {"train": config.train_rows, "test": config.test_rows}, {}
   # Test rows share three quarters of their tokens at most: with more of them the figures would only seem surer.
@@ -226,15 +244,15 @@ def _moved(rng: np.random.Generator, text: _Text) -> dict[str, np.ndarray]:
   return {**_whole(made.tokens), "start": made.start, "end": made.end}
 
 
-def _from_file(config: Any, corpus: Corpus, length: int) -> Question:
+def _from_file(config: Any, corpus: Corpus, length: int, marks: Marks) -> Question:
   found = read_labelled(config.labelled, config.test_labelled, "labelled")
   splits, cut, unknown = [], 0, 0
   for texts, label in ((found.train, found.train_label), (found.test, found.test_label)):
-    rows = encode_texts(corpus.tokenizer, texts, length)
-    cut += sum(len(corpus.tokenizer.encode(text)) > length for text in texts)
+    rows, room = encode_texts(corpus.tokenizer, texts, length, marks), length - sum(map(len, marks))
+    cut += sum(len(corpus.tokenizer.encode(text)) > room for text in texts)
     unknown += int(np.sum(rows["tokens"] == corpus.tokenizer.special.get(UNKNOWN, -1)))
     splits.append(NamedArrays({**rows, "label": label}))
   total = len(found.train) + len(found.test)
-  notes = [f"{cut} of {total} texts have more than {length} tokens and are cut there."] if cut else []
+  notes = [f"{cut} of {total} texts have more than {room} tokens and are cut there."] if cut else []
   notes += [f"{unknown} of their tokens are <unknown>: the network's text did not have them."] if unknown else []
-  return Question(SENTENCE, *splits, classes=found.classes, notes=tuple(notes))
+  return Question(SENTENCE, *splits, classes=found.classes, notes=tuple(notes), marks=marks)

@@ -215,7 +215,7 @@ def make_feeds(config: Config) -> Feeds:
 @functools.lru_cache(maxsize=2)
 def build(config: Config) -> tuple[Network, Question]:
   network = load_network(config)
-  return network, make_question(config, network.corpus, network.config.length)
+  return network, make_question(config, network.corpus, network.config)
 
 
 def make(config: Config) -> Experiment:

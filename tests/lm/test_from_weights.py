@@ -1,6 +1,7 @@
 """Pretraining that goes on from weights as Hugging Face saves them: whose parameters, tokens and masks they are."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,32 @@ def test_from_scratch_is_from_no_weights(folders, tmp_path):
   theirs = load_hugging_face(folders / "gpt2")[1]
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), found, theirs)
   assert not np.allclose(found["embed"]["embedding"], theirs["embed"]["embedding"])
+
+
+def test_texts_stand_between_the_marks_of_a_published_encoder(folders, tmp_path):
+  """[CLS] and [SEP], also where a text is cut; a GPT-2 has none."""
+  library = pytest.importorskip("tokenizers")
+  names = ["[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c"]
+  made = library.Tokenizer(library.models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+  made.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+  made.add_special_tokens(names[:5])
+  (tmp_path / "labels").mkdir()
+  for label, text in (("0", "a b"), ("1", "c a b c a b c a")):
+    (tmp_path / "labels" / f"{label}.txt").write_text("\n".join([text, f"{text} b"]))
+  rows = {}
+  for name in ("bert", "gpt2"):
+    shutil.copytree(folders / name, tmp_path / name)
+    made.save(str(tmp_path / name / "tokenizer.json"))
+    given = dict(
+      dataset=str(folders / "text.txt"), weights=str(tmp_path / name), task="file", length=6, method="features"
+    )
+    config = tune.Config.tuned(**given, labelled=str(tmp_path / "labels"))
+    _, question = tune.build(config)
+    both = [split.arrays["tokens"][:, : split.arrays["length"].max()] for split in (question.train, question.test)]
+    rows[name] = {tuple(row.tolist()) for split in both for row in split}
+    assert question.marks == (((2,), (3,)) if name == "bert" else ((), ()))
+  assert {(2, 7, 5, 6, 7, 3)} <= rows["bert"] and all(row[0] == 2 and 3 in row for row in rows["bert"])
+  assert not any({2, 3} & set(row) for row in rows["gpt2"])
 
 
 def test_a_folder_that_is_not_there_is_named_by_its_flag(tmp_path):
