@@ -70,6 +70,17 @@ SMALL = {
     batch_size=4, length=8, depth=1, width=8, heads=2, kv_heads=1, experts=2, dropout=0.1, packed=True, accumulate=2,
     head_chunks=2, steps=20, warmup_steps=2, eval_examples=8,
   ),
+  "lm.rlhf": dict(
+    prompts=2, words=2, answer_tokens=2, width=8, depth=1, batch_size=4, answers=2, minibatches=2, eval_every=0,
+    steps=20,
+  ),
+  "lm.dpo": dict(
+    prompts=2, words=2, answer_tokens=2, width=8, depth=1, batch_size=8, test_pairs=8, eval_every=0, steps=20
+  ),
+  "lm.in_context": dict(
+    features=2, points=4, curriculum=1, curriculum_every=5, depth=1, heads=2, width=8, batch_size=4, test_prompts=8,
+    steps=20, warmup_steps=2, eval_every=0, log_every=10,
+  ),
   "lm.sentences": dict(
     dataset="pydoc", objective="skip_thought", width=8, length=6, vocab_size=64, batch_size=4, passage=2, dropout=0.1,
     steps=20, eval_examples=8,
