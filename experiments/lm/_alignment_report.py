@@ -70,8 +70,11 @@ def draw_frontier(kl, best, optimum, found, start, beta, title, directory: Path)
 
   figure, axes = new_figure(width=6.0, height=4.4)
   axis = axes[0, 0]
-  axis.fill_between(kl, best, max(best) + 0.15, color="0.92", linewidth=0)
-  axis.text(0.4 * max(kl), max(best) + 0.05, "no policy is here", color="0.45", fontsize=8)
+  right = max(3 * optimum[0], 1.3 * found[0], 0.1)
+  top = float(np.interp(right, kl[::-1], best[::-1]))
+  axis.fill_between(kl, best, top + 0.2 * (top - start), color="0.92", linewidth=0)
+  axis.text(0.35 * right, top + 0.1 * (top - start), "no policy is here", color="0.45", fontsize=8)
+  axis.set(xlim=(-0.02 * right, right), ylim=(start - 0.1 * (top - start), top + 0.2 * (top - start)))
   axis.plot(kl, best, color="0.3", label="the most reward at this KL (closed form)")
   lines = [line for line in read_metrics(directory / "metrics.jsonl") if "eval/kl" in line]
   way = [(0.0, start), *((line["eval/kl"], line["eval/reward"]) for line in lines), found]

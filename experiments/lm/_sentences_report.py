@@ -15,7 +15,7 @@ from mlnotes.data.sentences import SentenceText
 from mlnotes.lm.sentences import QuickThoughtModel
 
 _AT_ONCE, _MOST = 256, 2000  # sentences
-_SHOWN, _LETTERS = 24, 46  # of sentences.png
+_PARTS, _SHOWN, _LETTERS = 3, 8, 40  # of sentences.png: parts, sentences of each, letters of a sentence
 
 
 class Embedder(NamedTuple):
@@ -144,19 +144,22 @@ def draw_scores(texts: Sequence[str], scores: Any, document: Any, objective: str
 
   from mlnotes.engine.plot import new_figure, save_figure
 
-  count = min(_SHOWN, len(document))
-  shown = scores[:count, :count].astype(float)
+  some = np.concatenate([np.flatnonzero(document == part)[:_SHOWN] for part in np.unique(document)[:_PARTS]])
+  count, document = len(some), document[some]
+  shown = scores[np.ix_(some, some)].astype(float)
   np.fill_diagonal(shown, np.nan)
   rank = np.argsort(np.argsort(np.nan_to_num(shown, nan=-np.inf), 1), 1).astype(float)
   rank[np.eye(count, dtype=bool)] = np.nan
-  figure, axes = new_figure(width=10.5, height=6.2)
+  figure, axes = new_figure(width=9.0, height=6.2)
   axis = axes[0, 0]
   axis.imshow(rank, cmap="viridis", interpolation="none")
-  for part in np.unique(document[:count]):
-    rows = np.flatnonzero(document[:count] == part)
+  for part in np.unique(document):
+    rows = np.flatnonzero(document == part)
     axis.add_patch(Rectangle((rows[0] - 0.5, rows[0] - 0.5), len(rows), len(rows), fill=False, edgecolor="C3", lw=1.5))
   shorten = lambda text: text if len(text) <= _LETTERS else text[: _LETTERS - 3] + "..."
-  axis.set_yticks(range(count), [shorten(text) for text in texts[:count]], fontsize=7)
+  axis.set_yticks(range(count), [f"{shorten(texts[i])}  {row + 1}" for row, i in enumerate(some)], fontsize=7)
   axis.set_xticks(range(count), [str(i + 1) for i in range(count)], fontsize=6)
-  axis.set(xlabel="the same sentences", title=f"{objective}: which sentence is nearest to which (yellow: nearest)")
+  axis.set(
+    xlabel="the same sentences, of three passages", title=f"{objective}: what is nearest to each (yellow: nearest)"
+  )
   save_figure(figure, path)

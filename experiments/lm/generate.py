@@ -124,7 +124,8 @@ def load_weights(folder: str) -> Writer:
   require_folder(folder)
   module, params = load_hugging_face(folder)
   if not isinstance(module, LanguageModel) or not module.causal:
-    raise InputError(f"--weights={folder} reads from both sides: expected a GPT-2 or a Llama, which foretell.")
+    found = "reads from both sides" if isinstance(module, LanguageModel) else "has an encoder and a decoder"
+    raise InputError(f"--weights={folder} {found}: expected a GPT-2 or a Llama, which foretell.")
   tokenizer = load_tokenizer(tokenizer_of(folder))
   if tokenizer.vocab_size > module.vocabulary:
     raise InputError(
@@ -132,25 +133,27 @@ def load_weights(folder: str) -> Writer:
       "expected as many, or more."
     )
   saved = json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8"))
-  token = lambda name: found if isinstance(found := saved.get(name), int) else -1
+  first = lambda found: found[0] if isinstance(found, list) and found else found  # some name several ends
+  token = lambda name: found if isinstance(found := first(saved.get(name)), int) else -1
   return Writer(Model(module, params), tokenizer, token("bos_token_id"), token("eos_token_id"), folder)
 
 
-def encode_prompt(prompt: str, tokenizer: Tokenizer, start: int, length: int) -> list[int]:
+def encode_prompt(prompt: str, tokenizer: Tokenizer, start: int, length: int, said: str = "--prompt") -> list[int]:
   """Behind the token that begins a document, where there is one (not -1) and the prompt leaves room for it.
 
-  Raises InputError for an empty prompt without that, one that fills a window, and tokens that are unknown.
+  Raises InputError, which begins with `said`, for an empty prompt without that, one that fills a window, and tokens
+  that are unknown.
   """
   ids = tokenizer.encode(prompt).tolist()
   if not ids and start < 0:
-    raise InputError("--prompt is empty and the run's text has no <end> to begin with: expected a prompt.")
+    raise InputError(f"{said} is empty and the run's text has no <end> to begin with: expected a prompt.")
   if len(ids) >= max(2, length):
-    raise InputError(f"--prompt has {len(ids)} tokens: expected fewer than the {length} of the run's windows.")
+    raise InputError(f"{said} has {len(ids)} tokens: expected fewer than the {length} of the run's windows.")
   unknown = tokenizer.special.get(UNKNOWN, -1)
   if unknown in ids:
     pieces = list(prompt) if tokenizer.kind == "characters" else prompt.split()
     odd = [piece for piece in pieces if unknown in tokenizer.encode(piece)]
-    raise InputError(f"--prompt has {', '.join(map(repr, sorted(set(odd))))}: expected what the run's text had.")
+    raise InputError(f"{said} has {', '.join(map(repr, sorted(set(odd))))}: expected what the run's text had.")
   return [start, *ids] if start >= 0 and len(ids) < length - 1 else ids
 
 
@@ -174,8 +177,9 @@ def main(config: Config) -> int:
   check_out(config.out)
   prompts = read_prompts(config)
   writer = load_weights(config.weights) if config.weights else load_run(config)
-  encode = lambda prompt: encode_prompt(prompt, writer.tokenizer, writer.start, writer.model.module.length)
-  ids = [tokens for tokens in map(encode, prompts) for _ in range(config.texts)]
+  given = writer.tokenizer, writer.start, writer.model.module.length
+  said = [f"--file={config.file}: prompt {i + 1}" if config.file else "--prompt" for i in range(len(prompts))]
+  ids = [tokens for pair in zip(prompts, said) for tokens in [encode_prompt(pair[0], *given, pair[1])] * config.texts]
   began = time.perf_counter()
   end = writer.end if config.stop else -1
   found = write_tokens(writer.model, ids, config.tokens, config.seed, make_sampling(config), end)

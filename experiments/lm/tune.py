@@ -149,11 +149,16 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
 
   @classmethod
   def tuned(cls, **given: Any) -> "Config":
-    """Each method its own rate; biases need a network that has some; others' weights read as they have learned to."""
+    """Each method its own rate; biases need a network that has some; others' weights read as they have learned to.
+
+    A penalty holds the weights to where they began, in the place of a decay to 0 (Li et al. 2018).
+    """
     method = given.get("method", "full")
     defaults: dict[str, Any] = {"learning_rate": _RATES.get(method, 1e-3)}
     if method == "bias" and not (given.get("pretrained") or given.get("weights")):
       defaults["model"] = "gpt2"
+    if given.get("penalty", "none") != "none":
+      defaults["weight_decay"] = 0.0
     if given.get("weights"):
       defaults["objective"] = objective_of(given["weights"])
     return super().tuned(**{**defaults, **given})

@@ -118,6 +118,11 @@ def test_weights_of_others_write(folder, monkeypatch, capsys, tmp_path):
   assert generate.main(generate.Config(weights=str(folder), prompt="a b", tokens=5, stop=True)) == 0
   assert asked == [(6, [[0, 2, 3]], 5, 1)]
   assert capsys.readouterr().out == "a b b a\na\n"
+  several = tmp_path / "several"
+  shutil.copytree(folder, several)
+  config = json.loads((several / "config.json").read_text())
+  (several / "config.json").write_text(json.dumps(config | {"eos_token_id": [1, 0]}))
+  assert generate.load_weights(str(several)).end == 1
   (tmp_path / "prompts.txt").write_text("a\nb\n")
   given = dict(file=str(tmp_path / "prompts.txt"), texts=2, seed=7, temperature=0.5, top_k=3, out=str(tmp_path / "out"))
   assert generate.main(generate.Config(weights=str(folder), tokens=5, **given)) == 0
@@ -126,6 +131,12 @@ def test_weights_of_others_write(folder, monkeypatch, capsys, tmp_path):
   line = "-" * 40
   assert capsys.readouterr().out == f"a b a\na\n{line}\na b\n{line}\nb c\n{line}\nb a\n"
   assert (tmp_path / "out").read_text() == f"a b a\na\n{line}\na b\n{line}\nb c\n{line}\nb a\n"
+
+
+def test_a_prompt_of_a_file_is_named_by_its_number(folder, tmp_path):
+  (tmp_path / "prompts.txt").write_text("a\na b a b a b a b a\n")
+  with pytest.raises(InputError, match=r"--file=.*prompts\.txt: prompt 2 has 9 tokens"):
+    generate.main(generate.Config(weights=str(folder), file=str(tmp_path / "prompts.txt")))
 
 
 def test_what_writes_is_the_run_its_seed_and_its_checkpoint(monkeypatch, tmp_path):
