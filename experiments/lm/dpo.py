@@ -56,12 +56,12 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
   test_pairs: int = field(512, "pairs to be tested on")
 
   batch_size: int = 256
-  steps: int = 1000
-  learning_rate: float = 1e-3
+  steps: int = 2000
+  learning_rate: float = 1e-2
   optimizer: OptimizerName = "adam"
   schedule: ScheduleName = "linear"
   clip_norm: float = 1.0
-  eval_every: int = 50
+  eval_every: int = 100
 
   def __post_init__(self):
     super().__post_init__()
