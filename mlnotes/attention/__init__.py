@@ -10,7 +10,12 @@ from mlnotes.attention.blockwise import (
   blockwise_attention as blockwise_attention,
   merge as merge,
 )
-from mlnotes.attention.cache import Cache as Cache, extend_cache as extend_cache, make_cache as make_cache
+from mlnotes.attention.cache import (
+  Cache as Cache,
+  extend_cache as extend_cache,
+  make_cache as make_cache,
+  read_cache as read_cache,
+)
 from mlnotes.attention.dot_product import (
   attend_densely as attend_densely,
   attend_where as attend_where,

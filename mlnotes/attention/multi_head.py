@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mlnotes.attention.cache import Cache, extend_cache
+from mlnotes.attention.cache import Cache, extend_cache, read_cache
 from mlnotes.attention.dot_product import compute_weights, dot_product_attention
 from mlnotes.attention.mask import EVERYTHING, Bias, Mask
 from mlnotes.attention.position import RotaryForm, apply_rotary
@@ -95,7 +95,7 @@ class MultiHeadAttention(nn.Module):
       query = query * jnp.asarray(self.scale * width**0.5, query.dtype)
     if cache is not None:
       cache = extend_cache(cache, key, value)
-      key, value = cache.key.astype(key.dtype), cache.value.astype(value.dtype)
+      key, value = read_cache(cache, key.dtype)
     more = (train,) if isinstance(self.kind, nn.Module) else ()
     attend = lambda *arrays: self.kind(*arrays, *more)
     out = attend(query, key, value, mask, bias)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mlnotes.attention.mask import Mask
@@ -109,6 +110,7 @@ def generate(
   sampling: Sampling = GREEDY,
   end: int = -1,
   pad: int = 0,
+  cache_dtype: DTypeLike | None = None,
 ) -> Generated:
   """`count` tokens behind each prompt, or those up to `end`. To be compiled: `jax.jit` over `variables` and arrays.
 
@@ -116,6 +118,7 @@ def generate(
     lengths: how many tokens of each prompt are real, 1 or more, from the first on; None: all.
     keys: one for each row; what is drawn for it goes by its key and the token's number alone. None: nothing is drawn.
     end: the token behind which a row is done; -1: none. The loop ends where all are.
+    cache_dtype: of the keys and values that are kept, int8 too; None: the model's.
 
   Raises ValueError for an empty prompt, a count below 1, keys that are missing or not used, for more tokens than the
   model has positions for, and as `adjust_logits` does.
@@ -162,7 +165,7 @@ def generate(
     return i + 1, *write(i, found, chances, going, seen, logits), cache
 
   seen = None if sampling.repetition_penalty is None else _occurring(prompts, padding, model.vocabulary)
-  logits, cache = read(prompts, model.make_cache(batch, size), 0)
+  logits, cache = read(prompts, model.make_cache(batch, size, cache_dtype), 0)
   empty = jnp.full((batch, count), pad, jnp.int32), jnp.zeros((batch, count), jnp.float32)
   first = write(0, *empty, jnp.ones((batch,), bool), seen, logits)
   carry = jax.lax.while_loop(lambda c: (c[0] < count) & jnp.any(c[3]), step, (jnp.int32(1), *first, cache))
