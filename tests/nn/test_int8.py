@@ -32,7 +32,8 @@ def test_products_are_summed_exactly():
   x, w = (draw.integers(-127, 128, size) for size in ((3, 513), (513, 4)))
   x[:, 0] = w[0] = 127  # scales of 1
   given = Quantized(jnp.asarray(w, jnp.int8), jnp.ones((1, 4)))
-  np.testing.assert_array_equal(int8_product(jnp.asarray(x, jnp.float32), given, outlier=0.0), (x @ w).astype(np.float32))
+  found = int8_product(jnp.asarray(x, jnp.float32), given, outlier=0.0)
+  np.testing.assert_array_equal(found, (x @ w).astype(np.float32))
 
 
 @pytest.mark.parametrize("shape", [(4, 64), (2, 3, 64), (64,)])
