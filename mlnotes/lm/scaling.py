@@ -15,7 +15,7 @@ from jaxtyping import Float
 # Huber's: residuals of log L beyond it count by their size alone. Hoffmann et al. 2022, sec. 3.3.
 DELTA = 1e-3
 # Where fits begin; the best one is kept. Of log A and log B, log E, alpha and beta, as there, in coarser steps.
-_STARTS = ((0.0, 8.0, 16.0), (0.0, 8.0, 16.0), (-1.0, 0.5), (0.25, 1.0), (0.25, 1.0))
+_STARTS = ((2.0, 10.0), (2.0, 10.0), (0.5,), (0.2, 0.6), (0.2, 0.6))
 
 Numbers = Float[np.ndarray, " R"]
 
@@ -48,10 +48,8 @@ def fit_scaling_law(
   from scipy.optimize import minimize
 
   n, d, loss = (np.asarray(x, np.float64) for x in (parameters, tokens, losses))
-  if not len(n) == len(d) == len(loss) or len(n) < 5:
-    raise ValueError(
-      f"found {len(n)} sizes, {len(d)} numbers of tokens, {len(loss)} losses: expected 5 or more of each"
-    )
+  if len(loss) < 5:
+    raise ValueError(f"found {len(loss)} losses, expected 5 or more: the law has five constants")
   if min(n.min(), d.min(), loss.min()) <= 0:
     raise ValueError("found a size, a number of tokens or a loss of 0 or less: expected all above 0")
   arguments = np.log(n), np.log(d), np.log(loss)
