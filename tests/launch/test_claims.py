@@ -193,7 +193,6 @@ UNCLAIMED = {
   "lm.rlhf": "not measured yet with seeds and spread",
   "lm.generate": "leaves no result card: text that another run's model writes",
   "lm.sentences": "not measured yet with seeds and spread",
-  "lm.tune": "not measured yet with seeds and spread",
 }
 
 
