@@ -93,7 +93,8 @@ def test_updates_evaluation_and_report(name, lines, tmp_path):
   assert len(of("read")) == len(of("said")) == len(of("stood")) == len(texts)
   if name not in ("corrupted", "fragment"):
     assert of("stood") == [text.replace("\n", "¶") for text in texts]
-  assert of("said") != of("stood") and of("said") != of("read")
+  # What a discriminator of one update says is that nothing was put in, as it may.
+  assert of("said") != of("stood") and (name == "replaced" or of("said") != of("read"))
 
 
 def test_masked_words_are_said_from_both_sides(lines):

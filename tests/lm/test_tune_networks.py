@@ -88,7 +88,7 @@ def test_a_run_in_parts_is_read_in_any_number_of_windows(text, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"experiment": "lm.pretrain", "config": config_dict(config)}))
   found = network_config(tune.Config(**SMALL, pretrained=str(tmp_path)))
   assert (found.batch_size, found.accumulate, found.head_chunks) == (2, 1, 1)  # no more logits than the run had
-  task = _tuning_network.make_task(found, _tuning_network.load_data(found))
+  task = _tuning_network.make_task(found, _tuning_network.load_text(found))
   windows = jax.ShapeDtypeStruct((5, 13), jnp.int32)
 
   def nats(tokens):
