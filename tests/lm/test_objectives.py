@@ -46,7 +46,7 @@ def nats_of(logits, targets, weights):
 
 
 def check_learning(config, step, feeds, state, names):
-  """A few updates later, at the state it gives, losses are lower, that of words below a guess by how often each is met."""
+  """A few updates later, at the state it gives, losses are lower, that of words below a guess by their frequencies."""
   draw, found = jax.jit(feeds.train.draw), []
   for i in range(config.steps):
     state, metrics = step(state, draw(feeds.train.arrays, root_key(0), i))
