@@ -113,7 +113,7 @@ def _report_texts(situation: Situation, params: Any, beta: float, title: str, di
   axes[0, 0].set(xlabel="reward", ylabel=f"of {len(prompts)} answers", title=title)
   axes[0, 0].legend(frameon=False)
   save_figure(figure, directory / "rewards.png")
-  return {"reference_reward": float(rewards[0].mean())}
+  return {"reference_reward": float(rewards[0].mean()), "policy_reward": float(rewards[1].mean())}
 
 
 def describe(config: Any, method: str) -> str:

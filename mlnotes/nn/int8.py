@@ -112,8 +112,3 @@ def int8_layers(layers: Mapping[str, Quantized], outlier: float = 6.0) -> Iterat
   missed = sorted(layers.keys() - met)
   if missed:
     raise ValueError(f"{missed[0]} is of no Dense layer that was called, expected one")
-
-
-def count_bytes(tree: Any) -> int:
-  """Of all arrays of a tree."""
-  return sum(x.nbytes for x in jax.tree.leaves(tree))

@@ -243,3 +243,21 @@ def test_the_kl_of_grpo_is_unbiased_and_its_gradient_that_of_the_advantage():
 
   expected = jax.grad(lambda table: jnp.sum(jnp.exp(answers_of(table)) * REWARD))(POLICY)
   np.testing.assert_allclose(jax.grad(surrogate)(POLICY), -expected, atol=1e-5)
+
+
+def test_the_gradient_of_grpos_kl_is_that_of_the_reference_from_the_policy():
+  """Estimated from the policy's own tokens, it is not the gradient of KL(pi || ref), whose value it has."""
+  draw = np.random.default_rng(3)
+  policy, reference = (jnp.asarray(draw.normal(size=5), jnp.float32) for _ in range(2))
+  drawn, log_reference = jax.nn.softmax(policy), jax.nn.log_softmax(reference)
+
+  def estimated(logits):
+    logs = jax.nn.log_softmax(logits)
+    loss = grpo_loss(logs[:, None], logs[:, None], log_reference[:, None], jnp.zeros(5), beta=1.0)
+    return jnp.sum(drawn * loss[:, 0])
+
+  forward = lambda logits: jnp.sum(jnp.exp(log_reference) * (log_reference - jax.nn.log_softmax(logits)))
+  backward = lambda logits: jnp.sum(jax.nn.softmax(logits) * (jax.nn.log_softmax(logits) - log_reference))
+  found = jax.grad(estimated)(policy)
+  np.testing.assert_allclose(found, jax.grad(forward)(policy), atol=1e-5)
+  assert np.max(np.abs(found - jax.grad(backward)(policy))) > 0.05

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mlnotes.attention import extend_cache, make_cache, read_cache
-from mlnotes.lm import generate, make_llama
-from mlnotes.nn.int8 import Quantized, count_bytes, dequantize, int8_layers, int8_product, quantize, quantize_layers
+from mlnotes.lm import count_bytes, generate, make_llama
+from mlnotes.nn.int8 import Quantized, dequantize, int8_layers, int8_product, quantize, quantize_layers
 
 
 def test_zero_stays_zero_and_the_largest_is_127():
