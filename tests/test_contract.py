@@ -77,6 +77,13 @@ SMALL = {
   "lm.dpo": dict(
     prompts=2, words=2, answer_tokens=2, width=8, depth=1, batch_size=8, test_pairs=8, eval_every=0, steps=20
   ),
+  "lm.reward": dict(
+    prompts=2, words=2, answer_tokens=2, width=8, depth=1, batch_size=8, test_pairs=8, eval_every=0, steps=20
+  ),
+  "lm.sft": dict(
+    scratch=True, method="lora", lora_rank=2, lora_dropout=0.1, dropout=0.1, batch_size=4, length=40, depth=1, width=8,
+    heads=2, steps=20, warmup_steps=2, eval_examples=8,
+  ),
   "lm.in_context": dict(
     features=2, points=4, curriculum=1, curriculum_every=5, depth=1, heads=2, width=8, batch_size=4, test_prompts=8,
     steps=20, warmup_steps=2, eval_every=0, log_every=10,

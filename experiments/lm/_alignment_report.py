@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lm._alignment import Situation, draw_answers, judge_tokens, list_log_probabilities
+from experiments.lm._alignment import Situation, batch_prompts
+from experiments.lm._answers import judge_tokens, list_log_probabilities
+from mlnotes.data import fixed_subset
 from mlnotes.engine.experiment import example_keys, root_key
 from mlnotes.engine.record import read_metrics
 from mlnotes.lm.tasks import measure_policy, reward_frontier
@@ -16,18 +18,20 @@ _EVAL_SEED = 0  # of the answers that are judged
 _SHOWN = 12  # texts of answers.txt
 
 
-def sample_figures(situation: Situation, params: Any, batch: Any) -> dict[str, jax.Array]:
+def sample_figures(situation: Situation, params: Any, judge: Any, batch: Any) -> dict[str, jax.Array]:
   """Of one answer to each prompt of a batch: reward, KL(pi || ref) summed over its tokens, length, whether it ends.
 
   The KL of each token is over all that could stand there.
   """
-  answered = draw_answers(situation, params, batch["tokens"], example_keys(root_key(_EVAL_SEED), batch["index"]))
-  given = (batch["tokens"], answered.tokens, answered.lengths)
-  (_, of_policy), (_, of_reference) = (judge_tokens(situation, each, *given) for each in (params, situation.reference))
+  prompts = batch_prompts(batch)
+  answered = situation.draw(params, prompts, example_keys(root_key(_EVAL_SEED), batch["index"]))
+  given = prompts, answered.tokens, answered.lengths
+  both = params, situation.reference
+  (_, of_policy), (_, of_reference) = (judge_tokens(situation.module, each, *given) for each in both)
   real = jnp.arange(answered.tokens.shape[1])[None] < answered.lengths[:, None]
   each = jnp.sum(jnp.exp(of_policy) * (of_policy - of_reference), -1)
   return {
-    "reward": situation.score(batch, answered.tokens, answered.lengths),
+    "reward": situation.judge.score(judge, *given),
     "kl": jnp.sum(jnp.where(real, each, 0), 1),
     "tokens": answered.lengths.astype(jnp.float32),
     "ended": answered.ended.astype(jnp.float32),
@@ -36,18 +40,22 @@ def sample_figures(situation: Situation, params: Any, batch: Any) -> dict[str, j
 
 def exact_figures(situation: Situation, params: Any, beta: Any) -> dict[str, jax.Array]:
   """Means over the prompts, by sums over all answers."""
-  policy, reference = (list_log_probabilities(situation, each) for each in (params, situation.reference))
+  policy, reference = (list_log_probabilities(situation.listed, each) for each in (params, situation.reference))
   found = measure_policy(policy, reference, situation.listed.reward, beta)
   return {name: jnp.mean(value) for name, value in found._asdict().items()}
 
 
-def report_alignment(situation: Situation, params: Any, beta: float, title: str, directory: Path) -> dict[str, float]:
-  return (_report_listed if situation.listed else _report_texts)(situation, params, beta, title, directory)
+def report_alignment(
+  situation: Situation, params: Any, judge: Any, beta: float, title: str, directory: Path
+) -> dict[str, float]:
+  if situation.listed:
+    return _report_listed(situation, params, beta, title, directory)
+  return _report_texts(situation, params, judge, title, directory)
 
 
 def _report_listed(situation: Situation, params: Any, beta: float, title: str, directory: Path) -> dict[str, float]:
   """Writes frontier.png. The optimum's figures, the reference's, and the share of the way between them."""
-  policy, reference = (list_log_probabilities(situation, each) for each in (params, situation.reference))
+  policy, reference = (list_log_probabilities(situation.listed, each) for each in (params, situation.reference))
   reward = situation.listed.reward
   mean = lambda x: float(jnp.mean(x))
   start = measure_policy(reference, reference, reward, beta)
@@ -86,21 +94,20 @@ def draw_frontier(kl, best, optimum, found, start, beta, title, directory: Path)
   save_figure(figure, directory / "frontier.png")
 
 
-def _report_texts(situation: Situation, params: Any, beta: float, title: str, directory: Path) -> dict[str, float]:
+def _report_texts(situation: Situation, params: Any, judge: Any, title: str, directory: Path) -> dict[str, float]:
   """Writes answers.txt and rewards.png: of some test prompts what the reference and the policy answer."""
   from mlnotes.engine.plot import new_figure, save_figure
 
-  prompts = jnp.asarray(situation.test.arrays["tokens"][:256])
-  batch = {"tokens": prompts, "index": jnp.arange(len(prompts))}
-  draw = jax.jit(
-    lambda params: draw_answers(situation, params, prompts, example_keys(root_key(_EVAL_SEED), batch["index"]))
-  )
-  judge = jax.jit(lambda answered: situation.score(batch, answered.tokens, answered.lengths))
+  chosen = fixed_subset(len(situation.test), 256)
+  prompts = batch_prompts({name: jnp.asarray(x[chosen]) for name, x in situation.test.arrays.items()})
+  keys = example_keys(root_key(_EVAL_SEED), jnp.arange(len(chosen)))
+  draw = jax.jit(lambda params: situation.draw(params, prompts, keys))
+  score = jax.jit(lambda judge, answered: situation.judge.score(judge, prompts, answered.tokens, answered.lengths))
   both = [draw(each) for each in (situation.reference, params)]
-  rewards = [np.array(judge(each)) for each in both]
+  rewards = [np.array(score(judge, each)) for each in both]
   lines = []
-  for i in range(min(_SHOWN, len(prompts))):
-    lines.append(f"prompt          {situation.decode(prompts[i])}")
+  for i in range(min(_SHOWN, len(chosen))):
+    lines.append(f"prompt          {situation.decode(prompts.tokens[i][: int(prompts.lengths[i])])}")
     for name, answered, reward in zip(("reference", "policy"), both, rewards):
       text = situation.decode(np.asarray(answered.tokens[i])[: int(answered.lengths[i])])
       lines.append(f"{name:9} {reward[i]:5.1f} ... {text}")
@@ -110,12 +117,12 @@ def _report_texts(situation: Situation, params: Any, beta: float, title: str, di
   bins = np.linspace(min(map(np.min, rewards)), max(map(np.max, rewards)) + 1e-6, 30)
   for name, reward, color in zip(("reference", "policy"), rewards, ("0.6", "C0")):
     axes[0, 0].hist(reward, bins, alpha=0.7, color=color, label=f"{name}: {reward.mean():.2f}")
-  axes[0, 0].set(xlabel="reward", ylabel=f"of {len(prompts)} answers", title=title)
+  axes[0, 0].set(xlabel="reward", ylabel=f"of {len(chosen)} answers", title=title)
   axes[0, 0].legend(frameon=False)
   save_figure(figure, directory / "rewards.png")
   return {"reference_reward": float(rewards[0].mean()), "policy_reward": float(rewards[1].mean())}
 
 
 def describe(config: Any, method: str) -> str:
-  what = f"{config.prompts} prompts, all answers listed" if not config.policy else Path(config.policy).name
+  what = f"{config.prompts} prompts, all answers listed" if config.lists_answers else Path(config.policy).name
   return f"{method}, {what}"

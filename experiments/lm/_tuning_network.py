@@ -20,6 +20,8 @@ from mlnotes.data import Corpus
 from mlnotes.data.flags import TextConfig
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import example_keys, root_key, stream_key
+from mlnotes.engine.loop import default_workdir
+from mlnotes.engine.stage import find_stage
 from mlnotes.engine.trained import load_config, restore_states
 from mlnotes.lm import estimate_fisher
 from mlnotes.optim import eval_params
@@ -74,6 +76,15 @@ def network_config(config: Any) -> pretrain.Config:
   at_once = max(1, found.batch_size // (found.accumulate * found.head_chunks))
   own |= {"batch_size": at_once, "accumulate": 1, "head_chunks": 1}
   return dataclasses.replace(found, data_dir=config.data_dir or found.data_dir, **own)
+
+
+def pretrain_first(name: str, config: Any) -> Any:
+  """The config of the experiment `name` with a network of lm.pretrain, trained by its flags into `pretrained`."""
+  workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
+  shared = {name: getattr(config, name) for name in ("seed", "devices", "threads", "tensorboard")}
+  given = {**first_settings(config), **shared, "steps": config.pretrain_steps, "precision": config.precision}
+  first = find_stage("pretrained", "", pretrain, workdir, eval_every=0, **given)
+  return dataclasses.replace(config, pretrained=str(first), workdir=str(workdir))
 
 
 @functools.lru_cache(maxsize=2)

@@ -3,7 +3,8 @@
   python -m experiments.lm.dpo                                             # all answers listed: the optimum is known
   python -m experiments.lm.dpo --beta=1
   python -m experiments.lm.dpo --policy=runs/lm --preferences=FILE.jsonl   # of fields prompt, chosen, rejected
-  python -m experiments.lm.dpo --policy=runs/reviews --reward=runs/judge --answer_tokens=24 --learning_rate=1e-4
+  python -m experiments.lm.dpo --labelled=FOLDER                           # the whole road: texts with pos.txt, neg.txt
+  python -m experiments.lm.dpo --policy=runs/reviews --reward=runs/judge
 
 In the first form any two answers are compared by their rewards in each row, as Bradley and Terry have it, new ones each
 time. With a reward the pairs are drawn once, from the reference. Writes frontier.png, where the policy is
@@ -13,7 +14,7 @@ beside the most reward there can be at its KL; of texts answers.txt and rewards.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -22,16 +23,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.lm._alignment import (
-  AlignmentConfig,
-  Situation,
-  draw_answers,
-  make_situation,
-  read_preferences,
-)
+from experiments.lm._alignment import AlignmentConfig, Situation, batch_prompts, make_situation, train_first
 from experiments.lm._alignment_report import describe, exact_figures, report_alignment
+from experiments.lm._policy import load_policy
+from experiments.lm._preferences import PAIR_SEEDS, Pairs, listed_feeds, read_preferences
 from experiments.lm._text import Model
-from mlnotes.data import Feeds, NamedArrays, make_drawn_eval, make_drawn_feed, make_split_feeds
+from mlnotes.data import Feeds, NamedArrays, make_split_feeds
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
@@ -40,9 +37,6 @@ from mlnotes.lm import answer_log_probability, answer_weights, dpo_loss
 from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 
-# Of the pairs that are drawn before training, and of those that are evaluated.
-_PAIR_SEEDS = {"train": 0, "test": 1}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(AlignmentConfig, OptimConfig, LoopConfig):
@@ -50,6 +44,9 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
 
   UNIT: ClassVar[str] = "pairs"
   fills_cores: ClassVar[bool] = False
+  OF_TEXTS: ClassVar[dict[str, Any]] = dict(
+    answer_tokens=24, beta=0.1, batch_size=32, steps=400, learning_rate=1e-4, eval_every=50
+  )
 
   preferences: str = field("", "of --policy: a file.jsonl of fields prompt, chosen, rejected, in the place of --reward")
   pairs: int = field(2000, "of --reward: pairs to learn from, drawn from the reference")
@@ -70,7 +67,7 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
 
   def idle_flags(self):
     idle = super().idle_flags()
-    if not self.reward:
+    if not (self.reward or self.labelled or self.learned_reward):
       idle["pairs"] = "they are those of --preferences" if self.preferences else "new ones are drawn for each update"
     if self.preferences:
       names = ("test_pairs", "prompt_tokens", "answer_tokens", "preferred", "penalize_unended", "unended_reward")
@@ -87,77 +84,44 @@ class State(NamedTuple):
   hparams: Mapping[str, Float[Array, ""]]
 
 
-# Pairs: {"chosen", "rejected": (B, T) a prompt and an answer, padded; "chosen_length", "rejected_length": of both
-# together; "prompt": tokens of the prompt}.
-Pairs = Mapping[str, Array]
-
-
 def make_feeds(config: Config) -> Feeds:
   situation = make_situation(config)
   if config.preferences:
-    return make_split_feeds(*read_preferences(config, situation), config)
-  if config.reward:
-    return make_split_feeds(*(_draw_pairs(config, situation, name) for name in ("train", "test")), config)
-  draw = lambda key, arrays: draw_listed_pair(situation, key)
-  evaluate = make_drawn_eval(draw, (), _PAIR_SEEDS["test"], config.test_pairs, config.batch_size)
-  return Feeds(make_drawn_feed(draw, (), config.batch_size), evaluate, split="test")
-
-
-def draw_listed_pair(situation: Situation, key: Key[Array, ""]) -> dict[str, Array]:
-  """A prompt and two of its answers, any two alike; the first is preferred with probability sigmoid(r - r').
-
-  Where all preferences are known, what DPO ends at does not hang on how often each pair is asked.
-  """
-  listed, prompts = situation.listed, jnp.asarray(situation.test.arrays["tokens"])
-  of_prompt, of_answers, of_choice = jax.random.split(key, 3)
-  n = jax.random.randint(of_prompt, (), 0, len(prompts))
-  pair = jax.random.choice(of_answers, len(listed.answers.tokens), (2,), replace=False)
-  first = jax.random.bernoulli(of_choice, jax.nn.sigmoid(listed.reward[n, pair[0]] - listed.reward[n, pair[1]]))
-  chosen, rejected = jnp.where(first, pair, pair[::-1])
-  tokens, lengths = (jnp.asarray(x) for x in listed.answers[:2])
-  row = lambda i: jnp.concatenate([prompts[n], tokens[i]])
-  size = prompts.shape[1]
-  return {
-    "chosen": row(chosen), "rejected": row(rejected), "chosen_length": size + lengths[chosen],
-    "rejected_length": size + lengths[rejected], "prompt": jnp.int32(size),
-  }  # fmt: skip
+    return make_split_feeds(*read_preferences(config.preferences, load_policy(config.policy)), config)
+  if situation.listed and not config.reward:
+    return listed_feeds(situation.listed, config.batch_size, config.test_pairs)
+  return make_split_feeds(*(_draw_pairs(config, situation, name) for name in ("train", "test")), config)
 
 
 def _draw_pairs(config: Config, situation: Situation, which: str) -> NamedArrays:
   """Two answers of the reference to each of some prompts, ordered by chance as their rewards have it."""
   split, count = getattr(situation, which), config.pairs if which == "train" else config.test_pairs
-  key = stream_key(root_key(_PAIR_SEEDS[which]), "pairs")
+  key = stream_key(root_key(PAIR_SEEDS[which]), "pairs")
   rows = np.arange(count) % len(split)
   at_once = 64
 
   @jax.jit
-  def draw(prompts, keys, key):
-    both = [
-      draw_answers(situation, situation.reference, prompts, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
-      for i in (0, 1)
-    ]
-    rewards = [situation.score({"tokens": prompts}, x.tokens, x.lengths) for x in both]
+  def draw(params, judge, prompts, keys, key):
+    both = [situation.draw(params, prompts, jax.vmap(jax.random.fold_in, (0, None))(keys, i)) for i in (0, 1)]
+    rewards = [situation.judge.score(judge, prompts, x.tokens, x.lengths) for x in both]
     first = jax.random.bernoulli(key, jax.nn.sigmoid(rewards[0] - rewards[1]))
     pick = lambda a, b: jnp.where(first.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-    of = lambda x: jnp.concatenate([prompts, x.tokens], 1)
-    chosen, rejected = pick(of(both[0]), of(both[1])), pick(of(both[1]), of(both[0]))
-    lengths = pick(both[0].lengths, both[1].lengths), pick(both[1].lengths, both[0].lengths)
-    return chosen, rejected, *lengths
+    rows = [prompts.join(x.tokens, situation.end) for x in both]
+    lengths = [prompts.lengths + x.lengths for x in both]
+    return pick(*rows), pick(*rows[::-1]), pick(*lengths), pick(*lengths[::-1]), prompts.lengths
 
   found = []
   for start in range(0, count, at_once):
     some = rows[np.minimum(np.arange(start, start + at_once), count - 1)]
     keys = jax.random.split(jax.random.fold_in(key, start), at_once)
-    found.append(jax.tree.map(np.array, draw(split.arrays["tokens"][some], keys, jax.random.fold_in(key, start + 1))))
-  chosen, rejected, *lengths = (np.concatenate(x)[:count] for x in zip(*found))
-  size = split.arrays["tokens"].shape[1]
-  differ = np.any(chosen != rejected, 1)
+    prompts = batch_prompts({name: jnp.asarray(x[some]) for name, x in split.arrays.items()})
+    given = situation.reference, situation.judge.params, prompts, keys, jax.random.fold_in(key, start + 1)
+    found.append(jax.tree.map(np.array, draw(*given)))
+  names = "chosen", "rejected", "chosen_length", "rejected_length", "prompt"
+  arrays = {name: np.concatenate(x)[:count] for name, x in zip(names, zip(*found))}
+  differ = np.any(arrays["chosen"] != arrays["rejected"], 1)
   if not differ.any():
     raise InputError(f"--policy={config.policy}: all pairs of its answers are equal: expected a policy that varies.")
-  arrays = {
-    "chosen": chosen, "rejected": rejected, "chosen_length": size + lengths[0], "rejected_length": size + lengths[1],
-    "prompt": np.full(count, size, np.int32),
-  }  # fmt: skip
   return NamedArrays({name: value[differ] for name, value in arrays.items()})
 
 
@@ -216,7 +180,8 @@ def make(config: Config) -> Experiment:
     if config.preferences:
       return {}
     beta = float(state.hparams["beta"])
-    return report_alignment(situation, learned(state), beta, describe(config, "DPO"), directory)
+    judge = situation.judge.params
+    return report_alignment(situation, learned(state), judge, beta, describe(config, "DPO"), directory)
 
   return Experiment(init, step, evaluate, report, model=lambda state: Model(module, learned(state)))
 
@@ -227,6 +192,7 @@ def hparam_names(config: Config) -> tuple[str, ...]:
 
 
 def main(config: Config) -> int:
+  config = train_first("lm.dpo", config)
   return train(make(config), make_feeds(config), config, best_metric="loss")
 
 

@@ -3,11 +3,14 @@
   python -m experiments.lm.rlhf                                            # all answers listed: the optimum is known
   python -m experiments.lm.rlhf --method=rloo --beta=1
   python -m experiments.lm.rlhf --method=grpo
-  python -m experiments.lm.rlhf --policy=runs/reviews --reward=runs/judge --answer_tokens=24 --learning_rate=1e-4
+  python -m experiments.lm.rlhf --learned_reward                           # from pairs, not the true one
+  python -m experiments.lm.rlhf --labelled=FOLDER                          # the whole road: texts with pos.txt, neg.txt
+  python -m experiments.lm.rlhf --policy=runs/reviews --reward=runs/judge
 
-The second form goes on from texts of a causal run of lm.pretrain; the reward is the log odds of a class of a run of
-lm.tune --task=file. Each update draws answers, then learns from them in minibatches. Writes frontier.png, where the
-policy is beside the most reward there can be at its KL; of texts answers.txt and rewards.png.
+Texts go on from a causal run of lm.pretrain, or answer the prompts of one of lm.sft; their reward is that of a run of
+lm.reward, or the log odds of a class of a run of lm.tune --task=file. Each update draws answers, then learns from them
+in minibatches. Writes frontier.png, where the policy is beside the most reward there can be at its KL; of texts
+answers.txt and rewards.png.
 """
 
 import dataclasses
@@ -21,23 +24,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.lm._alignment import (
-  AlignmentConfig,
-  Answered,
-  Situation,
-  draw_answers,
-  judge_tokens,
-  make_situation,
-  read_answers,
-)
+from experiments.lm._alignment import AlignmentConfig, Situation, batch_prompts, make_situation, train_first
 from experiments.lm._alignment_report import describe, exact_figures, report_alignment, sample_figures
+from experiments.lm._answers import Answered, Prompts, judge_tokens, read_answers
 from experiments.lm._text import Model
 from mlnotes.data import Feeds, make_split_feeds
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
-from mlnotes.lm import TokenHead, answer_advantages, answer_rewards, group_advantages, grpo_loss, whiten
+from mlnotes.lm import LanguageModel, TokenHead, answer_advantages, answer_rewards, group_advantages, grpo_loss, whiten
 from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 from mlnotes.rl.on_policy import minibatch_rows
@@ -51,6 +47,9 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
 
   UNIT: ClassVar[str] = "answers"
   fills_cores: ClassVar[bool] = False
+  OF_TEXTS: ClassVar[dict[str, Any]] = dict(
+    answer_tokens=24, beta=0.1, batch_size=16, answers=4, steps=200, learning_rate=1e-4, eval_every=20
+  )
 
   method: Literal["ppo", "rloo", "grpo"] = field(
     "ppo",
@@ -95,12 +94,16 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
 
 
 class State(NamedTuple):
-  """`params` are those of the policy and, of PPO, of the value function; `reference` those of what it is held to."""
+  """`params` are those of the policy and, of PPO, of the value function; `reference` those of what it is held to.
+
+  `judge` is what the score is given, () where it needs nothing.
+  """
 
   step: Int[Array, ""]
   key: Key[Array, ""]
   params: chex.ArrayTree
   reference: chex.ArrayTree
+  judge: chex.ArrayTree
   opt_state: optax.OptState
   hparams: Mapping[str, Float[Array, ""]]
 
@@ -108,7 +111,7 @@ class State(NamedTuple):
 class Rollout(NamedTuple):
   """Answers and what is learned from each of their tokens; `advantage` is 0 behind an answer."""
 
-  prompts: Int[Array, "R P"]
+  prompts: Prompts
   answers: Int[Array, "R L"]
   lengths: Int[Array, " R"]
   old: Float[Array, "R L"]
@@ -121,9 +124,9 @@ class Rollout(NamedTuple):
 HEAD = TokenHead(1)
 
 
-def read_values(situation: Situation, params: Any, prompts: Array, answers: Array) -> Float[Array, "R L"]:
+def read_values(module: LanguageModel, params: Any, prompts: Prompts, answers: Array) -> Float[Array, "R L"]:
   """In front of each token of an answer, by a network of its own."""
-  hidden = read_answers(situation, params["network"], prompts, answers)
+  hidden = read_answers(module, params["network"], prompts, answers)
   return HEAD.apply({"params": params["head"]}, hidden)[..., 0]
 
 
@@ -140,20 +143,21 @@ def make(config: Config) -> Experiment:
     reference = jax.tree.map(jnp.array, situation.reference)
     params = {"policy": jax.tree.map(jnp.array, reference)}
     if config.method == "ppo":
-      head = HEAD.init(stream_key(key, "value"), jnp.zeros((1, 1, module.transformer.width)))["params"]
-      params["value"] = {"network": jax.tree.map(jnp.array, reference), "head": head}
+      params["value"] = start_value(situation, stream_key(key, "value"))
     hparams = {name: jnp.float32(getattr(config, name)) for name in hparam_names(config)}
-    return State(jnp.zeros([], jnp.int32), key, params, reference, optimizer.init(params), hparams)
+    judge = jax.tree.map(jnp.array, situation.judge.params)
+    return State(jnp.zeros([], jnp.int32), key, params, reference, judge, optimizer.init(params), hparams)
 
   def collect(state: State, batch, key) -> tuple[Rollout, Answered, Float[Array, " R"]]:
-    prompts = jnp.repeat(batch["tokens"], config.answers, 0)
-    answered = draw_answers(situation, state.params["policy"], prompts, jax.random.split(key, len(prompts)))
+    prompts = batch_prompts(batch).repeat(config.answers)
+    keys = jax.random.split(key, len(prompts.tokens))
+    answered = situation.draw(state.params["policy"], prompts, keys)
     rows = prompts, answered.tokens, answered.lengths
-    old, reference = (judge_tokens(situation, each, *rows)[0] for each in (state.params["policy"], state.reference))
-    score = situation.score({"tokens": prompts}, answered.tokens, answered.lengths)
+    old, reference = (judge_tokens(module, each, *rows)[0] for each in (state.params["policy"], state.reference))
+    score = situation.judge.score(state.judge, *rows)
     value = jnp.zeros_like(old)
     if config.method == "ppo":
-      value = read_values(situation, state.params["value"], *rows[:2])
+      value = read_values(module, state.params["value"], *rows[:2])
     advantage = find_advantages(config, state.hparams["beta"], score, old, reference, value, answered)
     target = advantage + value
     real = real_places(answered.lengths, old.shape[1]).astype(jnp.float32)
@@ -162,7 +166,7 @@ def make(config: Config) -> Experiment:
     return Rollout(*rows, old, reference, advantage, value, target), answered, score
 
   def loss(params, rows: Rollout, hparams):
-    logs, every = judge_tokens(situation, params["policy"], rows.prompts, rows.answers, rows.lengths)
+    logs, every = judge_tokens(module, params["policy"], rows.prompts, rows.answers, rows.lengths)
     real = real_places(rows.lengths, logs.shape[1]).astype(jnp.float32)
     mean = lambda x: jnp.sum(x * real) / jnp.sum(real)
     metrics = {
@@ -178,7 +182,7 @@ def make(config: Config) -> Experiment:
       metrics["policy_loss"] = jnp.mean(jnp.sum(each * real, 1))
       return metrics["policy_loss"], metrics
     metrics["policy_loss"] = mean(each)
-    value = read_values(situation, params["value"], rows.prompts, rows.answers)
+    value = read_values(module, params["value"], rows.prompts, rows.answers)
     metrics["value_loss"] = mean(clipped_value_loss(value, rows.value, rows.target, hparams["clip"]))
     return metrics["policy_loss"] + hparams["value_weight"] * metrics["value_loss"], metrics
 
@@ -209,16 +213,26 @@ def make(config: Config) -> Experiment:
     if situation.listed:
       found, count = exact_figures(situation, policy(state), state.hparams["beta"]), jnp.sum(batch["mask"])
       return {name: Mean(value * count, count) for name, value in found.items()}
-    found = sample_figures(situation, policy(state), batch)
+    found = sample_figures(situation, policy(state), state.judge, batch)
     over = lambda x: Mean(jnp.sum(jnp.where(batch["mask"] > 0, x, 0)), jnp.sum(batch["mask"]))
     means = {name: over(value) for name, value in found.items()}
     return means | {"objective": over(found["reward"] - state.hparams["beta"] * found["kl"])}
 
   def report(state: State, directory: Path) -> dict[str, float]:
     beta = float(state.hparams["beta"])
-    return report_alignment(situation, policy(state), beta, describe(config, config.method), directory)
+    return report_alignment(situation, policy(state), state.judge, beta, describe(config, config.method), directory)
 
   return Experiment(init, step, evaluate, report, model=lambda state: Model(module, policy(state)))
+
+
+def start_value(situation: Situation, key: Key[Array, ""]) -> dict[str, Any]:
+  """A network of its own: the reward model's, where the policy's has learned the reward (Ouyang et al. 2022, app. C.4);
+  otherwise the reference's with a new head.
+  """
+  if situation.judge.value is not None:
+    return jax.tree.map(jnp.array, situation.judge.value)
+  head = HEAD.init(key, jnp.zeros((1, 1, situation.module.transformer.width)))["params"]
+  return {"network": jax.tree.map(jnp.array, situation.reference), "head": head}
 
 
 def find_advantages(
@@ -245,6 +259,7 @@ def hparam_names(config: Config) -> tuple[str, ...]:
 
 
 def main(config: Config) -> int:
+  config = train_first("lm.rlhf", config)
   return train(make(config), make_feeds(config), config, best_metric="objective", best_mode="max")
 
 

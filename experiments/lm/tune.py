@@ -15,7 +15,6 @@ and after: what was forgotten. `load_run` gives a function of texts.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -26,52 +25,43 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.lm import pretrain
-from experiments.lm._models import DecoderConfig
 from experiments.lm._objectives import OBJECTIVES
-from experiments.lm._tuning import METHODS, Parts, build_tuning, check_tuning
+from experiments.lm._tuning import Parts, build_tuning, check_tuning
+from experiments.lm._tuning_flags import TuningConfig
 from experiments.lm._tuning_model import Tuned
 from experiments.lm._tuning_network import (
-  NETWORK_FLAGS,
   Network,
-  first_settings,
   fresh_params,
   load_network,
   measure_importance,
+  pretrain_first,
   pretraining_loss,
 )
 from experiments.lm._tuning_tasks import KINDS, Question, make_question
 from experiments.lm._weights import objective_of
 from mlnotes.data import Feeds, make_split_feeds
-from mlnotes.data.flags import TextConfig, note
+from mlnotes.data.flags import note
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
-from mlnotes.engine.loop import LoopConfig, default_workdir, train
-from mlnotes.engine.stage import find_stage
+from mlnotes.engine.loop import train
 from mlnotes.lm import count_bytes, count_parameters, l2_sp
-from mlnotes.optim import ScheduleName, eval_params
-from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
+from mlnotes.optim import eval_params
+from mlnotes.optim.flags import make_optimizer
 
 _MOVES_NETWORK = ("full", "last", "bias", "adapters")
-_RATES = {"full": 1e-3, "last": 1e-3, "bias": 1e-2, "adapters": 3e-3, "lora": 5e-3, "features": 1e-2, "mix": 1e-2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
+class Config(TuningConfig):
   """Defaults: capitals from 200 passages on a small masked Llama, which is trained first."""
 
   UNIT: ClassVar[str] = "texts"
   fills_cores: ClassVar[bool] = False
 
-  pretrained: str = field("", "work directory of a run of lm.pretrain; empty: one is trained first, by the flags here")
-  model_seed: int = field(-1, "which seed of a run with several, for all seeds here; -1: its first")
-  checkpoint: Literal["last", "best"] = field("last", "which of the two kept checkpoints; best: the least loss")
-  scratch: bool = field(False, "the same network from fresh parameters: what pretraining gives is what this lacks")
   objective: Literal[tuple(OBJECTIVES)] = field(
     "masked", "of the network that is trained first, see lm.pretrain; the default with --weights is theirs"
   )
-  pretrain_steps: int = field(1000, "updates of the network that is trained first")
   task: Literal[tuple(KINDS)] = field(
     "case",
     "of a text, shift: were two neighbouring words exchanged; follows: does its second half follow the first; case: "
@@ -81,18 +71,6 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
   test_labelled: str = field("", "of --task=file: the texts to test on; empty: a tenth of each class")
   train_rows: int = field(200, "texts that a task makes to learn from, at most")
   test_rows: int = field(1000, "texts that a task makes to be tested on, at most")
-  method: Literal[tuple(METHODS)] = field(
-    "full",
-    "what trains beside the head, full: all; last: --last_layers; bias: biases (BitFit); adapters: these and norms; "
-    "lora: low-rank updates; features: nothing; mix: the weights of all layers' outputs (ELMo)",
-  )
-  last_layers: int = field(1, "of --method=last: how many")
-  adapter_width: int = field(16, "of --method=adapters: features between an adapter's two matrices")
-  lora_rank: int = field(4, "of --method=lora: r")
-  lora_alpha: float = field(8.0, "of --method=lora: an update weighs alpha / r")
-  lora_targets: str = field("query,value", "of --method=lora: layers, or a regular expression of parameters' paths")
-  lora_dropout: float = field(0.0, "of --method=lora: of what goes into the updates, in [0, 1)")
-  mix_norm: bool = field(True, "of --method=mix: normalise each layer's output first")
   penalty: Literal["none", "l2_sp", "fisher"] = field(
     "none", "on the distance from the pretrained parameters: plain, or by how much each mattered in pretraining"
   )
@@ -103,42 +81,19 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
     "auto", "tokens to one vector, where the text as a whole is asked of; auto: mean, last of a causal network"
   )
   head_layer: bool = field(False, "a layer with tanh in the head of a whole text, as BERT's")
-  dropout: float = field(
-    0.0, "of the embeddings and of what each layer adds where the network learns, and before the head, in [0, 1)",
-    refines=True,
-  )  # fmt: skip
 
-  length: int = 64
-  stride: int = 1
-  batch_size: int = 32
   steps: int = 100
   learning_rate: float = 1e-3
-  optimizer: OptimizerName = "adamw"
-  weight_decay: float = 0.01
-  schedule: ScheduleName = "warmup_cosine"
-  warmup_steps: int = 40
-  clip_norm: float = 1.0
   eval_every: int = 25
   checkpoint_every: int = 50
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("pretrain_steps", "last_layers", "adapter_width", "lora_rank", "fisher_windows"):
-      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-    for name in ("train_rows", "test_rows", "length"):
+    require(self.fisher_windows >= 1, "fisher_windows", self.fisher_windows, "1 or more")
+    for name in ("train_rows", "test_rows"):
       require(getattr(self, name) >= 2, name, getattr(self, name), "2 or more")
     for name in ("penalty_weight", "head_penalty"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-    require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a number above 0")
-    require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a number in [0, 1)")
-    try:
-      re.compile(self.lora_targets)
-    except re.error as error:
-      raise InputError(
-        f"--lora_targets={self.lora_targets} is no regular expression ({error}): expected one, or names of layers."
-      ) from error
-    if self.weights and self.scratch:
-      raise InputError("--scratch is of a network that has learned nothing: expected no --weights with it.")
     if self.task == "file" and not self.labelled:
       raise InputError("--task=file reads texts and labels: expected --labelled=FILE.tsv, FILE.jsonl or a folder.")
     if self.penalty != "none" and (self.method not in _MOVES_NETWORK or self.scratch):
@@ -149,14 +104,11 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
 
   @classmethod
   def tuned(cls, **given: Any) -> "Config":
-    """Each method its own rate; biases need a network that has some; others' weights read as they have learned to.
+    """Others' weights read as they have learned to.
 
     A penalty holds the weights to where they began, in the place of a decay to 0 (Li et al. 2018).
     """
-    method = given.get("method", "full")
-    defaults: dict[str, Any] = {"learning_rate": _RATES.get(method, 1e-3)}
-    if method == "bias" and not (given.get("pretrained") or given.get("weights")):
-      defaults["model"] = "gpt2"
+    defaults: dict[str, Any] = {}
     if given.get("penalty", "none") != "none":
       defaults["weight_decay"] = 0.0
     if given.get("weights"):
@@ -165,22 +117,6 @@ class Config(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
 
   def idle_flags(self):
     idle = super().idle_flags()
-    if self.pretrained:
-      idle |= dict.fromkeys((*NETWORK_FLAGS, "pretrain_steps"), f"--pretrained={self.pretrained} has its own")
-      idle.pop("data_dir", None)  # where the run's data are now
-    else:
-      idle |= dict.fromkeys(("model_seed", "checkpoint"), "--pretrained is empty")
-      if self.weights:
-        idle["pretrain_steps"] = f"--weights={self.weights} has been trained"
-    if self.scratch:
-      idle |= dict.fromkeys(("model_seed", "checkpoint", "pretrain_steps", "stride"), "--scratch has learned nothing")
-    of_method = {
-      "last": ("last_layers",), "adapters": ("adapter_width",), "mix": ("mix_norm",),
-      "lora": ("lora_rank", "lora_alpha", "lora_targets", "lora_dropout"),
-    }  # fmt: skip
-    for method, names in of_method.items():
-      if method != self.method:
-        idle |= dict.fromkeys(names, f"--method={self.method} has none")
     if self.penalty != "fisher":
       idle["fisher_windows"] = f"--penalty={self.penalty} estimates nothing"
     if self.penalty == "none":
@@ -327,11 +263,7 @@ def _importance(config: Config, network: Network, tuning: Any) -> Any:
 def main(config: Config) -> int:
   if not (config.pretrained or config.weights or config.scratch):
     make(dataclasses.replace(config, scratch=True, penalty="none"))  # what does not fit is said before anything trains
-    workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir("lm.tune", config)
-    shared = {name: getattr(config, name) for name in ("seed", "devices", "threads", "tensorboard")}
-    given = {**first_settings(config), **shared, "steps": config.pretrain_steps, "precision": config.precision}
-    first = find_stage("pretrained", "", pretrain, workdir, eval_every=0, **given)
-    config = dataclasses.replace(config, pretrained=str(first), workdir=str(workdir))
+    config = pretrain_first("lm.tune", config)
   score = KINDS[config.task].score
   return train(make(config), make_feeds(config), config, best_metric=score, best_mode="max")
 

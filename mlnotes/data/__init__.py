@@ -19,6 +19,7 @@ from mlnotes.data.feed import (
 )
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.graph import Graph, load_graph, make_graph, make_graph_feeds
+from mlnotes.data.instructions import Instructions, read_instructions
 from mlnotes.data.labelled import LabelledTexts, read_labelled
 from mlnotes.data.order import fixed_subset
 from mlnotes.data.pairs import Pairs, load_pairs, read_pairs
@@ -40,6 +41,7 @@ __all__ = [
   "Expected",
   "Feeds",
   "Graph",
+  "Instructions",
   "LabelledTexts",
   "NamedArrays",
   "Pairs",
@@ -73,6 +75,7 @@ __all__ = [
   "make_whole_eval",
   "make_whole_feed",
   "pad_sequences",
+  "read_instructions",
   "read_labelled",
   "read_pairs",
   "read_wav",

@@ -190,6 +190,8 @@ UNCLAIMED = {
   "diffusion.sample": "leaves no result card: pictures and an .npz of what another run has learned",
   "lm.dpo": "not measured yet with seeds and spread",
   "lm.in_context": "not measured yet with seeds and spread",
+  "lm.reward": "not measured yet with seeds and spread",
+  "lm.sft": "not measured yet with seeds and spread",
   "lm.rlhf": "not measured yet with seeds and spread",
   "lm.generate": "leaves no result card: text that another run's model writes",
   "lm.sentences": "not measured yet with seeds and spread",

@@ -1,6 +1,7 @@
 """Alignment where all answers are listed: what is drawn is what is counted, first steps, methods, flags."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,11 @@ import numpy as np
 import pytest
 
 from experiments.lm import dpo, rlhf
-from experiments.lm._alignment import (
-  draw_answers,
-  judge_tokens,
-  list_log_probabilities,
-  make_situation,
-  read_preferences,
-)
+from experiments.lm._alignment import make_situation
 from experiments.lm._alignment_report import exact_figures
+from experiments.lm._answers import Prompts, judge_tokens, list_log_probabilities
+from experiments.lm._policy import Policy
+from experiments.lm._preferences import draw_listed_pair, read_preferences
 from mlnotes.data import DataError
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
@@ -29,7 +27,7 @@ def situation():
 
 
 def test_the_reference_says_every_answer_with_probabilities_that_sum_to_one(situation):
-  logs = np.asarray(list_log_probabilities(situation, situation.reference))
+  logs = np.asarray(list_log_probabilities(situation.listed, situation.reference))
   assert logs.shape == (3, 1 + 2 + 4)
   np.testing.assert_allclose(np.exp(logs).sum(1), 1, rtol=1e-5)
   assert np.exp(logs).max() < 0.95 and logs.std() > 0.3  # neither sure nor even
@@ -38,19 +36,19 @@ def test_the_reference_says_every_answer_with_probabilities_that_sum_to_one(situ
 def test_what_is_drawn_is_what_is_listed(situation):
   """How often each answer is drawn, and the reward it is given, beside the list."""
   prompts, draws = jnp.asarray(situation.test.arrays["tokens"]), 3000
-  rows = jnp.repeat(prompts, draws, 0)
-  keys = jax.random.split(root_key(0), len(rows))
-  answered = jax.jit(lambda keys: draw_answers(situation, situation.reference, rows, keys))(keys)
-  logs, every = judge_tokens(situation, situation.reference, rows, answered.tokens, answered.lengths)
+  rows = Prompts(jnp.repeat(prompts, draws, 0), jnp.full(3 * draws, prompts.shape[1]))
+  keys = jax.random.split(root_key(0), 3 * draws)
+  answered = jax.jit(lambda keys: situation.draw(situation.reference, rows, keys))(keys)
+  logs, every = judge_tokens(situation.module, situation.reference, rows, answered.tokens, answered.lengths)
   np.testing.assert_allclose(logs, answered.log_probability, atol=1e-4)
   np.testing.assert_allclose(np.exp(np.asarray(every)).sum(-1), 1, rtol=1e-4)
   listed = {tuple(row): i for i, row in enumerate(situation.listed.answers.tokens.tolist())}
   found = np.array([listed[tuple(row)] for row in np.asarray(answered.tokens).tolist()]).reshape(3, draws)
-  p = np.exp(np.asarray(list_log_probabilities(situation, situation.reference)))
+  p = np.exp(np.asarray(list_log_probabilities(situation.listed, situation.reference)))
   for n in range(3):
     share = np.bincount(found[n], minlength=7) / draws
     assert np.all(np.abs(share - p[n]) < 4.5 * np.sqrt(p[n] * (1 - p[n]) / draws) + 1e-3)
-  score = situation.score({"tokens": rows}, answered.tokens, answered.lengths)
+  score = situation.judge.score((), rows, answered.tokens, answered.lengths)
   expected = np.asarray(situation.listed.reward)[np.repeat(np.arange(3), draws), found.reshape(-1)]
   np.testing.assert_allclose(score, expected, rtol=1e-6)
   np.testing.assert_array_equal(answered.ended, (np.asarray(answered.tokens) == situation.end).any(1))
@@ -134,7 +132,7 @@ def test_dpo_begins_at_log_two_and_nears_the_optimum(situation, tmp_path):
 
 
 def test_listed_pairs_are_preferred_as_bradley_and_terry_have_it(situation):
-  draw = jax.jit(jax.vmap(lambda key: dpo.draw_listed_pair(situation, key)))
+  draw = jax.jit(jax.vmap(lambda key: draw_listed_pair(situation.listed, key)))
   pairs = jax.tree.map(np.asarray, draw(jax.random.split(root_key(1), 4000)))
   assert not np.any((pairs["chosen"] == pairs["rejected"]).all(1))
   listed = {tuple(row): i for i, row in enumerate(situation.listed.answers.tokens.tolist())}
@@ -156,8 +154,9 @@ def test_listed_pairs_are_preferred_as_bradley_and_terry_have_it(situation):
   ("flags", "sentence"),
   [
     (dict(beta=0.0), "--beta=0"),
-    (dict(policy="runs/lm"), "--policy=runs/lm has nothing to be aligned to: expected --reward"),
-    (dict(reward="runs/judge"), "--reward=runs/judge is of texts: expected --policy"),
+    (dict(policy="runs/lm"), "--policy=runs/lm has nothing to be aligned to: expected --reward, --labelled too"),
+    (dict(learned_reward=True, policy="runs/lm"), "--policy=runs/lm has nothing"),
+    (dict(learned_reward=True, reward="runs/r"), "--learned_reward is of the listed task"),
     (dict(answers=1, method="rloo"), "--answers"),
     (dict(minibatches=3), "--minibatches"),
     (dict(words=9, answer_tokens=6), "--answer_tokens"),
@@ -173,12 +172,12 @@ def test_bad_flags_are_one_sentence(flags, sentence):
 def test_preferences_of_a_file(tmp_path, situation):
   """Each line <end>, a prompt, an answer and <end>; answers that are equal are refused."""
   encode = lambda text: [ord(letter) - 97 for letter in text]
-  given = situation._replace(encode=encode, module=situation.module.clone(length=8))
+  tokenizer = types.SimpleNamespace(encode=encode)
+  given = Policy(situation.module.clone(length=8), None, types.SimpleNamespace(tokenizer=tokenizer, end=2), "", None)
   path = tmp_path / "pairs.jsonl"
   rows = [{"prompt": "ab"[: 1 + i % 2], "chosen": "ab" * (i % 3), "rejected": "b"} for i in range(6)]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  config = dpo.Config(policy="runs/lm", preferences=str(path))
-  train, test = read_preferences(config, given)
+  train, test = read_preferences(str(path), given)
   assert len(train) + len(test) == 6
   both = {name: np.concatenate([train.arrays[name], test.arrays[name]]) for name in train.arrays}
   found = {tuple(row[:size].tolist()) for row, size in zip(both["chosen"], both["chosen_length"])}
@@ -193,4 +192,4 @@ def test_preferences_of_a_file(tmp_path, situation):
   ):
     path.write_text(json.dumps(content) + "\n")
     with pytest.raises(error, match=sentence):
-      read_preferences(config, given)
+      read_preferences(str(path), given)

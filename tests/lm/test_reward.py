@@ -1,0 +1,203 @@
+"""Reward models: the loss is of the right answers at the right places, rewards are known where answers are listed."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.lm import dpo, pretrain, reward, rlhf, sft, tune
+from experiments.lm._alignment import make_situation
+from experiments.lm._answers import Prompts, draw_answers, judge_tokens
+from experiments.lm._listed import list_answers
+from experiments.lm._preferences import pair_labelled
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import root_key
+from mlnotes.lm import make_gpt2
+
+SIZES = dict(prompts=3, words=2, answer_tokens=2, width=8, depth=1)
+
+
+def test_answers_stand_behind_prompts_of_their_own_lengths():
+  prompts = Prompts(jnp.array([[1, 2, 3], [4, 0, 0]]), jnp.array([3, 1]))
+  answers = jnp.array([[5, 6], [7, 8]])
+  np.testing.assert_array_equal(prompts.join(answers, 9), [[1, 2, 3, 5, 6], [4, 7, 8, 9, 9]])
+  model = make_gpt2(10, 8, 1, 2, 8)
+  params = model.init(root_key(0), answers)["params"]
+  lengths = jnp.array([2, 1])
+  logs, every = judge_tokens(model, params, prompts, answers, lengths)
+  for n, row in enumerate(([1, 2, 3, 5, 6], [4, 7, 8])):
+    first = int(prompts.lengths[n])
+    each = np.asarray(jax.nn.log_softmax(model.apply({"params": params}, jnp.array([row[:-1]]))[0]))
+    for t in range(int(lengths[n])):
+      np.testing.assert_allclose(logs[n, t], each[first - 1 + t, row[first + t]], rtol=1e-4)
+      np.testing.assert_allclose(every[n, t], each[first - 1 + t], rtol=1e-3, atol=1e-5)
+  assert logs[1, 1] == 0
+  drawn = draw_answers(model, params, prompts, jax.random.split(root_key(1), 2), 3, 9)
+  read, _ = judge_tokens(model, params, prompts, drawn.tokens, drawn.lengths)
+  np.testing.assert_allclose(read, drawn.log_probability, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def learned():
+  config = reward.Config(**SIZES, batch_size=64, steps=200, learning_rate=1e-2)
+  experiment, feeds = reward.make(config), reward.make_feeds(config)
+  batch = lambda i: feeds.train.draw(feeds.train.arrays, root_key(0), i)
+  state = jax.jit(experiment.init)(root_key(0), batch(0))
+  step, first = jax.jit(lambda state, i: experiment.step(state, batch(i))), None
+  for i in range(200):
+    state, metrics = step(state, i)
+    first = first or metrics
+  return types.SimpleNamespace(config=config, experiment=experiment, state=state, feeds=feeds, first=first)
+
+
+def test_rewards_are_learned_from_pairs(learned, tmp_path):
+  listed = list_answers(learned.config)
+  found = reward.exact_figures(listed, reward.list_rewards(listed, learned.state.params))
+  nothing = reward.exact_figures(listed, jnp.zeros_like(listed.reward))
+  assert abs(float(learned.first["loss"]) - np.log(2)) < 0.35
+  assert found["excess"] < 0.2 * nothing["excess"] and found["error"] < 0.6 * nothing["error"]
+  card = learned.experiment.report(learned.state, tmp_path)
+  assert card["correlation"] > 0.8 and 0.5 < card["best_accuracy"] < 1 and card["least_loss"] < np.log(2)
+  assert (tmp_path / "reward.png").stat().st_size > 5000
+
+
+def test_exact_figures_by_hand():
+  listed = list_answers(reward.Config(**SIZES))
+  found = reward.exact_figures(listed, listed.reward + jnp.arange(3.0)[:, None])
+  np.testing.assert_allclose(found["excess"], 0, atol=1e-6)  # what a prompt's rewards have in common tells nothing
+  np.testing.assert_allclose(found["error"], 0, atol=1e-5)
+  two = listed._replace(reward=jnp.array([[0.0, np.log(3)]]))
+  zero = reward.exact_figures(two, jnp.zeros((1, 2)))
+  entropy = 0.75 * np.log(4 / 3) + 0.25 * np.log(4)
+  np.testing.assert_allclose(zero["excess"], np.log(2) - entropy, rtol=1e-4)
+  np.testing.assert_allclose(zero["error"], np.log(3) / 2, rtol=1e-5)
+
+
+def test_a_reward_is_read_at_the_last_real_token(learned):
+  listed, params = list_answers(learned.config), learned.state.params
+  row = jnp.array([[0, 1, 0, 1]])
+  short = reward.read_reward(listed.module, params, row, jnp.array([3]))
+  other = reward.read_reward(listed.module, params, row.at[0, 3].set(2), jnp.array([3]))
+  whole = reward.read_reward(listed.module, params, row, jnp.array([4]))
+  assert short == other and short != whole
+
+
+def test_rewards_are_shifted_by_the_mean_of_what_it_learned_from(learned):
+  model = learned.experiment.model(learned.state)
+  batch = learned.feeds.train.draw(learned.feeds.train.arrays, root_key(0), 7)
+  both = [model(batch[name], batch[f"{name}_length"]) for name in ("chosen", "rejected")]
+  plain = reward.read_reward(model.module, model.params, batch["chosen"], batch["chosen_length"])
+  assert abs(float(jnp.mean(jnp.stack(both)))) < 0.25 * float(jnp.std(jnp.stack(both)))
+  np.testing.assert_allclose(both[0], plain - learned.state.mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("flags", "sentence"),
+  [
+    (dict(preferences="x.jsonl"), "--preferences=x.jsonl is of texts: expected --policy"),
+    (dict(policy="runs/lm"), "--policy=runs/lm: expected --preferences or --labelled"),
+    (dict(policy="runs/lm", preferences="x", labelled="y"), "--preferences=x and --labelled=y: expected one"),
+    (dict(pairs=0), "--pairs"),
+  ],
+)
+def test_bad_flags_are_one_sentence(flags, sentence):
+  with pytest.raises(InputError, match=sentence):
+    reward.Config(**flags)
+
+
+def test_a_learned_reward_is_what_a_policy_is_aligned_to(tmp_path):
+  """One command: the reward model first, then what it says, and PPO's values begin as it; another task is refused."""
+  small = dict(**SIZES, devices=1, steps=2, batch_size=4, answers=2, eval_every=0, log_every=2)
+  assert rlhf.main(rlhf.Config(**small, learned_reward=True, reward_steps=50, workdir=str(tmp_path))) == 0
+  card = json.loads((tmp_path / "result.json").read_text())["metrics"]
+  assert "optimum_reward" in card
+  config = rlhf.Config(**small, reward=str(tmp_path / "reward"))
+  situation, saved = make_situation(config), json.loads((tmp_path / "reward" / "config.json").read_text())["config"]
+  assert saved["words"] == 2 and saved["prompts"] == 3
+  judge, listed = situation.judge, situation.listed
+  prompts, answers, lengths = listed.every_row()
+  scores = judge.score(judge.params, Prompts(prompts, jnp.full(len(prompts), prompts.shape[1])), answers, lengths)
+  expected = reward.list_rewards(listed, judge.params.params) - judge.params.mean
+  np.testing.assert_allclose(scores.reshape(expected.shape), expected, atol=1e-4)
+  value = rlhf.start_value(situation, root_key(0))
+  rows = Prompts(prompts, jnp.full(len(prompts), prompts.shape[1]))
+  at_end = rlhf.read_values(listed.module, value, rows, jnp.concatenate([answers, answers[:, :1]], 1))
+  # A value in front of token t is what the reward model says of the text up to there.
+  plain = reward.read_reward(listed.module, judge.params.params, prompts, jnp.full(len(prompts), prompts.shape[1]))
+  np.testing.assert_allclose(at_end[:, 0], plain, atol=1e-4)
+  with pytest.raises(InputError, match="has learned with --words=2: expected 3"):
+    make_situation(rlhf.Config(**{**small, "words": 3}, reward=str(tmp_path / "reward")))
+
+
+LM = dict(
+  dataset="pydoc", batch_size=4, length=24, depth=1, width=8, heads=2, steps=2, warmup_steps=1, eval_every=0,
+  log_every=2, data_placement="device", devices=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+  """A run of lm.pretrain, one of lm.sft on it, and a folder of labelled texts."""
+  root = tmp_path_factory.mktemp("road")
+  assert pretrain.main(pretrain.Config(**LM, workdir=str(root / "lm"))) == 0
+  (root / "rows.jsonl").write_text(
+    "".join(json.dumps({"prompt": "ab" * i, "answer": "a b"}) + "\n" for i in range(1, 8))
+  )
+  given = {**LM, "pretrained": str(root / "lm"), "instructions": str(root / "rows.jsonl"), "workdir": str(root / "sft")}
+  assert sft.main(sft.Config(**given)) == 0
+  (root / "labelled").mkdir()
+  for name, word in (("neg", "bad"), ("pos", "fine")):
+    (root / "labelled" / f"{name}.txt").write_text("".join(f"a {word} one {i}\n" for i in range(20)))
+  return root
+
+
+def test_labelled_texts_become_pairs(road):
+  policy = reward.load_policy(str(road / "lm"))
+  train, test = pair_labelled(str(road / "labelled"), "", "", 30, 8, policy)
+  assert len(train) == 30 and len(test) == 8
+  for split in (train, test):
+    for name, word in (("chosen", "fine"), ("rejected", "bad")):
+      for row, size in zip(split.arrays[name], split.arrays[f"{name}_length"]):
+        text = policy.corpus.tokenizer.decode(row[1 : size - 1])
+        assert row[0] == policy.end and row[size - 1] == policy.end and text.startswith(f"a {word} one")
+  texts = lambda split: {tuple(row.tolist()) for row in split.arrays["chosen"]}
+  assert not texts(train) & texts(test)
+  other, _ = pair_labelled(str(road / "labelled"), "", "neg", 4, 2, policy)
+  assert "bad" in policy.corpus.tokenizer.decode(other.arrays["chosen"][0])
+
+
+@pytest.mark.parametrize("module", [rlhf, dpo])
+def test_the_whole_road_on_texts(road, tmp_path, module):
+  """A tuned policy with prompts of their own lengths, and a reward model of labelled texts, by one command each."""
+  given = dict(policy=str(road / "sft"), labelled=str(road / "labelled"), workdir=str(tmp_path / "reward"))
+  assert (
+    reward.main(reward.Config(**given, devices=1, batch_size=4, steps=2, eval_every=0, log_every=2, test_pairs=6)) == 0
+  )
+  more = dict(answers=2) if module is rlhf else dict(pairs=8, test_pairs=4)
+  config = module.Config(
+    policy=str(road / "sft"), reward=str(tmp_path / "reward"), answer_tokens=3, batch_size=2, steps=2, eval_every=0,
+    log_every=2, devices=1, workdir=str(tmp_path / "run"), **more,
+  )  # fmt: skip
+  assert module.main(config) == 0
+  assert "its reward" not in (tmp_path / "run" / "answers.txt").read_text()
+  situation = make_situation(config)
+  assert len(set(situation.train.arrays["length"].tolist())) > 2 and (tmp_path / "run" / "rewards.png").exists()
+  with pytest.raises(InputError, match="is of texts: expected one of listed answers"):
+    make_situation(module.Config(**SIZES, reward=str(tmp_path / "reward")))
+
+
+def test_a_judge_of_classes_does_not_read_end(road, tmp_path):
+  given = dict(pretrained=str(road / "lm"), task="file", labelled=str(road / "labelled"), workdir=str(tmp_path))
+  assert tune.main(tune.Config(**given, devices=1, batch_size=4, steps=2, eval_every=0, log_every=2)) == 0
+  config = rlhf.Config(policy=str(road / "lm"), reward=str(tmp_path), prompt_tokens=4, answer_tokens=3)
+  judge = make_situation(config).judge
+  prompts = Prompts(jnp.array([[0, 5, 6, 7]]).at[0, 0].set(reward.load_policy(str(road / "lm")).end), jnp.array([4]))
+  end = prompts.tokens[0, 0]
+  score = lambda answer, size: float(judge.score(judge.params, prompts, jnp.array([answer]), jnp.array([size]))[0])
+  assert score([8, int(end), 3], 2) == pytest.approx(score([8, 9, 3], 1), abs=1e-5)
+  assert score([8, int(end), 3], 2) != pytest.approx(score([8, 9, 3], 2), abs=1e-7)
+  punished = make_situation(rlhf.Config(**{**config.__dict__, "penalize_unended": True, "unended_reward": -7.0})).judge
+  assert punished.score(punished.params, prompts, jnp.array([[8, 9, 3]]), jnp.array([3]))[0] == -7
