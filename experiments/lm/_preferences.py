@@ -25,17 +25,18 @@ Pairs = Mapping[str, Array]
 PAIR_SEEDS = {"train": 0, "test": 1}
 
 
-def listed_feeds(listed: Listed, batch_size: int, tested: int) -> Feeds:
+def listed_feeds(listed: Listed, batch_size: int, tested: int, expected: bool = False) -> Feeds:
   """New pairs for each update."""
-  draw = lambda key, arrays: draw_listed_pair(listed, key)
+  draw = lambda key, arrays: draw_listed_pair(listed, key, expected)
   evaluate = make_drawn_eval(draw, (), PAIR_SEEDS["test"], tested, batch_size)
   return Feeds(make_drawn_feed(draw, (), batch_size), evaluate, split="test")
 
 
-def draw_listed_pair(listed: Listed, key: Key[Array, ""]) -> dict[str, Array]:
+def draw_listed_pair(listed: Listed, key: Key[Array, ""], expected: bool = False) -> dict[str, Array]:
   """A prompt and two of its answers, any two alike; the first is preferred with probability sigmoid(r - r').
 
-  Where all preferences are known, what DPO ends at does not hang on how often each pair is asked.
+  Where all preferences are known, what DPO ends at does not hang on how often each pair is asked. Where they are
+  `expected` "certainty" is the probability that what is called chosen is preferred, otherwise it is not there.
   """
   prompts = jnp.asarray(listed.prompts)
   of_prompt, of_answers, of_choice = jax.random.split(key, 3)
@@ -46,9 +47,10 @@ def draw_listed_pair(listed: Listed, key: Key[Array, ""]) -> dict[str, Array]:
   tokens, lengths = (jnp.asarray(x) for x in listed.answers[:2])
   row = lambda i: jnp.concatenate([prompts[n], tokens[i]])
   size = prompts.shape[1]
+  certainty = {"certainty": jax.nn.sigmoid(listed.reward[n, chosen] - listed.reward[n, rejected])} if expected else {}
   return {
     "chosen": row(chosen), "rejected": row(rejected), "chosen_length": size + lengths[chosen],
-    "rejected_length": size + lengths[rejected], "prompt": jnp.int32(size),
+    "rejected_length": size + lengths[rejected], "prompt": jnp.int32(size), **certainty,
   }  # fmt: skip
 
 

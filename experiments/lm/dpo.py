@@ -1,14 +1,14 @@
 """A language model aligned to preferences directly: no reward model, nothing is drawn while it learns.
 
   python -m experiments.lm.dpo                                             # all answers listed: the optimum is known
-  python -m experiments.lm.dpo --beta=1
+  python -m experiments.lm.dpo --beta=1 --noexpected_labels                # one preference of each pair is drawn
   python -m experiments.lm.dpo --policy=runs/lm --preferences=FILE.jsonl   # of fields prompt, chosen, rejected
   python -m experiments.lm.dpo --labelled=FOLDER                           # the whole road: texts with pos.txt, neg.txt
   python -m experiments.lm.dpo --policy=runs/reviews --reward=runs/judge
 
-In the first form any two answers are compared by their rewards in each row, as Bradley and Terry have it, new ones each
-time. With a reward the pairs are drawn once, from the reference. Writes frontier.png, where the policy is
-beside the most reward there can be at its KL; of texts answers.txt and rewards.png.
+In the first form any two answers are compared by their rewards, as Bradley and Terry have it, new ones each time. With
+a reward the pairs are drawn once, from the reference. Writes frontier.png, where the policy is beside the most reward
+there can be at its KL; of texts answers.txt and rewards.png.
 """
 
 import dataclasses
@@ -52,6 +52,11 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
   pairs: int = field(2000, "of --reward: pairs to learn from, drawn from the reference")
   test_pairs: int = field(512, "pairs to be tested on")
 
+  label_smoothing: float = field(0.0, "share of the pairs that are taken to be the wrong way round, in [0, 0.5)")
+  expected_labels: bool = field(
+    True, "of the listed task: a pair counts both ways, by how likely each is; otherwise one preference is drawn"
+  )
+
   batch_size: int = 256
   steps: int = 2000
   learning_rate: float = 1e-2
@@ -64,11 +69,25 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
     super().__post_init__()
     for name in ("batch_size", "pairs", "test_pairs"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a number in [0, 0.5)")
+    if self.expected_labels and self.asks_listed and self.label_smoothing:
+      raise InputError(
+        f"--label_smoothing={self.label_smoothing} is of labelled pairs: expected --noexpected_labels with it."
+      )
+
+  @property
+  def asks_listed(self) -> bool:
+    """New pairs of listed answers for each update."""
+    return self.lists_answers and not (self.reward or self.learned_reward)
 
   def idle_flags(self):
     idle = super().idle_flags()
-    if not (self.reward or self.labelled or self.learned_reward):
-      idle["pairs"] = "they are those of --preferences" if self.preferences else "new ones are drawn for each update"
+    if self.preferences:
+      idle["pairs"] = "they are those of --preferences"
+    elif self.asks_listed:
+      idle["pairs"] = "new ones are drawn for each update"
+    if not self.asks_listed:
+      idle["expected_labels"] = "pairs are labelled"
     if self.preferences:
       names = ("test_pairs", "prompt_tokens", "answer_tokens", "preferred", "penalize_unended", "unended_reward")
       idle |= dict.fromkeys(names, f"--preferences={self.preferences} has its own pairs")
@@ -88,8 +107,8 @@ def make_feeds(config: Config) -> Feeds:
   situation = make_situation(config)
   if config.preferences:
     return make_split_feeds(*read_preferences(config.preferences, load_policy(config.policy)), config)
-  if situation.listed and not config.reward:
-    return listed_feeds(situation.listed, config.batch_size, config.test_pairs)
+  if config.asks_listed:
+    return listed_feeds(situation.listed, config.batch_size, config.test_pairs, config.expected_labels)
   return make_split_feeds(*(_draw_pairs(config, situation, name) for name in ("train", "test")), config)
 
 
@@ -125,8 +144,8 @@ def _draw_pairs(config: Config, situation: Situation, which: str) -> NamedArrays
   return NamedArrays({name: value[differ] for name, value in arrays.items()})
 
 
-def make(config: Config) -> Experiment:
-  situation = make_situation(config)
+def make(config: Config, situation: Situation | None = None) -> Experiment:
+  situation = situation or make_situation(config)
   module, optimizer = situation.module, make_optimizer(config, config.steps)
 
   def init(key, batch) -> State:
@@ -144,10 +163,11 @@ def make(config: Config) -> Experiment:
   def judge(params, reference, batch: Pairs, beta) -> dict[str, Float[Array, " B"]]:
     sides = [answers(each, batch, name) for each in (params, reference) for name in ("chosen", "rejected")]
     found = dpo_loss(*sides, beta)
+    certain = batch.get("certainty", 1 - config.label_smoothing)
     right = found.chosen_reward > found.rejected_reward
     even = found.chosen_reward == found.rejected_reward
     return {
-      "loss": found.loss,
+      "loss": weigh_labels(found.chosen_reward - found.rejected_reward, certain),
       "accuracy": jnp.where(even, 0.5, right.astype(jnp.float32)),
       "chosen_reward": found.chosen_reward,
       "rejected_reward": found.rejected_reward,
@@ -184,6 +204,11 @@ def make(config: Config) -> Experiment:
     return report_alignment(situation, learned(state), judge, beta, describe(config, "DPO"), directory)
 
   return Experiment(init, step, evaluate, report, model=lambda state: Model(module, learned(state)))
+
+
+def weigh_labels(margin: Float[Array, " B"], certain: Float[Array, " B"] | float) -> Float[Array, " B"]:
+  """-log sigmoid(m) where the label is as it should be, -log sigmoid(-m) where it is not: Mitchell 2023 (cDPO)."""
+  return -certain * jax.nn.log_sigmoid(margin) - (1 - certain) * jax.nn.log_sigmoid(-margin)
 
 
 def hparam_names(config: Config) -> tuple[str, ...]:

@@ -135,8 +135,8 @@ def make_feeds(config: Config) -> Feeds:
   return make_split_feeds(situation.train, situation.test, config)
 
 
-def make(config: Config) -> Experiment:
-  situation = make_situation(config)
+def make(config: Config, situation: Situation | None = None) -> Experiment:
+  situation = situation or make_situation(config)
   module, optimizer = situation.module, make_optimizer(config, config.steps * config.epochs * config.minibatches)
 
   def init(key, batch) -> State:

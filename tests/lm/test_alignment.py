@@ -150,6 +150,40 @@ def test_listed_pairs_are_preferred_as_bradley_and_terry_have_it(situation):
   np.testing.assert_array_equal(pairs["chosen_length"] - size, lengths[chosen])
 
 
+def test_pairs_count_both_ways_by_how_likely_each_is(situation):
+  """At the optimum the gradient is nothing where preferences are expected, whatever pairs are drawn."""
+  pairs = jax.vmap(lambda key: draw_listed_pair(situation.listed, key, True))(jax.random.split(root_key(1), 64))
+  found = np.sort(np.asarray(pairs["certainty"]))
+  assert found[0] < 0.5 < found[-1]  # of the one that was drawn, the likelier or not
+  margin = np.log(found / (1 - found))  # r_w - r_l, which beta times the log ratios are there
+
+  def loss(scale, certainty):
+    of_chosen = scale * jnp.asarray(margin, jnp.float32)
+    each = dpo.weigh_labels(of_chosen, certainty)
+    return jnp.mean(each)
+
+  slope = jax.grad(loss)
+  assert abs(slope(1.0, jnp.asarray(found))) < 1e-5 < abs(slope(1.0, 1.0))
+  np.testing.assert_allclose(
+    loss(1.0, 0.9), np.mean(0.9 * np.log1p(np.exp(-margin)) + 0.1 * np.log1p(np.exp(margin))), rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_label_smoothing_reaches_the_loss(smoothing):
+  _, experiment, batch, state = start(dpo, batch_size=8, label_smoothing=smoothing, expected_labels=False)
+  rows = batch(0)
+  assert "certainty" not in rows
+  moved = jax.tree.map(lambda x: x * 1.3, state.params)
+  means = jax.jit(experiment.evaluate)(state._replace(params=moved), {**rows, "mask": jnp.ones(8)})
+  margin = means["chosen_reward"].total - means["rejected_reward"].total
+  plain = jax.jit(dpo.make(dpo.Config(**SIZES, expected_labels=False)).evaluate)(
+    state._replace(params=moved), {**rows, "mask": jnp.ones(8)}
+  )
+  # -log sigmoid(-m) = -log sigmoid(m) + m.
+  np.testing.assert_allclose(means["loss"].total, plain["loss"].total + smoothing * margin, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
   ("flags", "sentence"),
   [
