@@ -9,7 +9,8 @@ import numpy as np
 
 from experiments.lm._alignment import Situation, batch_prompts
 from experiments.lm._answers import judge_tokens, list_log_probabilities
-from mlnotes.data import fixed_subset
+from experiments.lm._preferences import find_class
+from mlnotes.data import fixed_subset, read_labelled
 from mlnotes.engine.experiment import example_keys, root_key
 from mlnotes.engine.record import read_metrics
 from mlnotes.lm.tasks import measure_policy, reward_frontier
@@ -46,11 +47,13 @@ def exact_figures(situation: Situation, params: Any, beta: Any) -> dict[str, jax
 
 
 def report_alignment(
-  situation: Situation, params: Any, judge: Any, beta: float, title: str, directory: Path
+  config: Any, situation: Situation, params: Any, judge: Any, beta: float, method: str, directory: Path
 ) -> dict[str, float]:
+  """Figures, and the picture of `method`."""
+  title = f"{method}, {describe(config)}"
   if situation.listed:
     return _report_listed(situation, params, beta, title, directory)
-  return _report_texts(situation, params, judge, title, directory)
+  return _report_texts(situation, params, judge, title, directory, config.labelled, config.preferred)
 
 
 def _report_listed(situation: Situation, params: Any, beta: float, title: str, directory: Path) -> dict[str, float]:
@@ -94,7 +97,9 @@ def draw_frontier(kl, best, optimum, found, start, beta, title, directory: Path)
   save_figure(figure, directory / "frontier.png")
 
 
-def _report_texts(situation: Situation, params: Any, judge: Any, title: str, directory: Path) -> dict[str, float]:
+def _report_texts(
+  situation: Situation, params: Any, judge: Any, title: str, directory: Path, labelled: str, preferred: str
+) -> dict[str, float]:
   """Writes answers.txt and rewards.png: of some test prompts what the reference and the policy answer."""
   from mlnotes.engine.plot import new_figure, save_figure
 
@@ -120,9 +125,30 @@ def _report_texts(situation: Situation, params: Any, judge: Any, title: str, dir
   axes[0, 0].set(xlabel="reward", ylabel=f"of {len(chosen)} answers", title=title)
   axes[0, 0].legend(frameon=False)
   save_figure(figure, directory / "rewards.png")
-  return {"reference_reward": float(rewards[0].mean()), "policy_reward": float(rewards[1].mean())}
+  found = {"reference_reward": float(rewards[0].mean()), "policy_reward": float(rewards[1].mean())}
+  if labelled:
+    said = [[situation.decode(row[:size]) for row, size in zip(*map(np.asarray, each[:2]))] for each in both]
+    found |= dict(zip(("reference_words", "policy_words"), count_words(labelled, preferred, *said)))
+  return found
 
 
-def describe(config: Any, method: str) -> str:
-  what = f"{config.prompts} prompts, all answers listed" if config.lists_answers else Path(config.policy).name
-  return f"{method}, {what}"
+def count_words(labelled: str, preferred: str, *texts: list[str]) -> list[float]:
+  """Of each list the share of texts that are of the class `preferred` to who has counted the words of labelled ones.
+
+  By logistic regression with scikit-learn's own settings, on the counts of words and of pairs of them. It has seen no
+  answer, so that nothing was tuned to please it.
+  """
+  from sklearn.feature_extraction.text import CountVectorizer
+  from sklearn.linear_model import LogisticRegression
+  from threadpoolctl import threadpool_limits
+
+  given = read_labelled(labelled, flag="labelled")
+  counts = CountVectorizer(ngram_range=(1, 2), min_df=2)
+  with threadpool_limits(1):
+    judge = LogisticRegression(max_iter=300).fit(counts.fit_transform(given.train), given.train_label)
+  wanted = given.classes.index(find_class(preferred, given.classes))
+  return [float(np.mean(judge.predict(counts.transform(each)) == wanted)) for each in texts]
+
+
+def describe(config: Any) -> str:
+  return f"{config.prompts} prompts, all answers listed" if config.lists_answers else Path(config.policy).name

@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.lm._alignment import AlignmentConfig, Situation, batch_prompts, make_situation, train_first
-from experiments.lm._alignment_report import describe, exact_figures, report_alignment
+from experiments.lm._alignment_report import exact_figures, report_alignment
 from experiments.lm._policy import load_policy
 from experiments.lm._preferences import PAIR_SEEDS, Pairs, listed_feeds, read_preferences
 from experiments.lm._text import Model
@@ -201,7 +201,7 @@ def make(config: Config, situation: Situation | None = None) -> Experiment:
       return {}
     beta = float(state.hparams["beta"])
     judge = situation.judge.params
-    return report_alignment(situation, learned(state), judge, beta, describe(config, "DPO"), directory)
+    return report_alignment(config, situation, learned(state), judge, beta, "DPO", directory)
 
   return Experiment(init, step, evaluate, report, model=lambda state: Model(module, learned(state)))
 

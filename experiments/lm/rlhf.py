@@ -25,7 +25,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.lm._alignment import AlignmentConfig, Situation, batch_prompts, make_situation, train_first
-from experiments.lm._alignment_report import describe, exact_figures, report_alignment, sample_figures
+from experiments.lm._alignment_report import exact_figures, report_alignment, sample_figures
 from experiments.lm._answers import Answered, Prompts, judge_tokens, read_answers
 from experiments.lm._text import Model
 from mlnotes.data import Feeds, make_split_feeds
@@ -220,7 +220,7 @@ def make(config: Config, situation: Situation | None = None) -> Experiment:
 
   def report(state: State, directory: Path) -> dict[str, float]:
     beta = float(state.hparams["beta"])
-    return report_alignment(situation, policy(state), state.judge, beta, describe(config, config.method), directory)
+    return report_alignment(config, situation, policy(state), state.judge, beta, config.method, directory)
 
   return Experiment(init, step, evaluate, report, model=lambda state: Model(module, policy(state)))
 

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.lm import dpo, pretrain, reward, rlhf, sft, tune
 from experiments.lm._alignment import make_situation
+from experiments.lm._alignment_report import count_words
 from experiments.lm._answers import Prompts, draw_answers, judge_tokens
 from experiments.lm._listed import list_answers
 from experiments.lm._preferences import pair_labelled
@@ -179,14 +180,22 @@ def test_the_whole_road_on_texts(road, tmp_path, module):
   more = dict(answers=2) if module is rlhf else dict(pairs=8, test_pairs=4)
   config = module.Config(
     policy=str(road / "sft"), reward=str(tmp_path / "reward"), answer_tokens=3, batch_size=2, steps=2, eval_every=0,
-    log_every=2, devices=1, workdir=str(tmp_path / "run"), **more,
+    log_every=2, devices=1, workdir=str(tmp_path / "run"), labelled=str(road / "labelled"), **more,
   )  # fmt: skip
   assert module.main(config) == 0
-  assert "its reward" not in (tmp_path / "run" / "answers.txt").read_text()
+  card = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+  assert 0 <= card["reference_words"]["mean"] <= 1 and "policy_words" in card
+  assert "reference" in (tmp_path / "run" / "answers.txt").read_text()
   situation = make_situation(config)
   assert len(set(situation.train.arrays["length"].tolist())) > 2 and (tmp_path / "run" / "rewards.png").exists()
   with pytest.raises(InputError, match="is of texts: expected one of listed answers"):
     make_situation(module.Config(**SIZES, reward=str(tmp_path / "reward")))
+
+
+def test_who_counts_words_tells_texts(road):
+  fine, bad = ["a fine one", "fine"], ["a bad one", "bad thing"]
+  assert count_words(str(road / "labelled"), "", fine, bad) == [1.0, 0.0]
+  assert count_words(str(road / "labelled"), "neg", fine, bad) == [0.0, 1.0]
 
 
 def test_a_judge_of_classes_does_not_read_end(road, tmp_path):
