@@ -132,8 +132,10 @@ from mlnotes.lm.speculative import (
   Checked as Checked,
   Speculated as Speculated,
   check_draft as check_draft,
+  expected_speedup as expected_speedup,
   expected_tokens as expected_tokens,
   next_distribution as next_distribution,
+  speculative_decode as speculative_decode,
   speculative_generate as speculative_generate,
 )
 from mlnotes.lm.trainable import (
