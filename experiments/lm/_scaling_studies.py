@@ -1,5 +1,6 @@
 """The studies of lm.scaling: what is trained, and what is made of its losses."""
 
+import bisect
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,7 +213,9 @@ def find_width(config: Any, corpus: Corpus, members: int) -> int:
   """The width of which so many networks have nearest to as many parameters as one of --width."""
   whole, step = count(module_of(config, corpus, config.width)), 2 * config.heads
   widths = range(step, config.width + 1, step)
-  return min(widths, key=lambda width: abs(members * count(module_of(config, corpus, width)) - whole))
+  together = lambda width: members * count(module_of(config, corpus, width))
+  above = bisect.bisect_left(widths, whole, key=together)
+  return min(widths[max(above - 1, 0) : above + 1], key=lambda width: abs(together(width) - whole))
 
 
 def train_ensembles(config: Any, corpus: Corpus) -> Ensembles:

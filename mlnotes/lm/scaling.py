@@ -17,6 +17,9 @@ DELTA = 1e-3
 # Where fits begin; the best one is kept. Of log A and log B, log E, alpha and beta, as there, in coarser steps.
 _STARTS = ((2.0, 10.0), (2.0, 10.0), (0.5,), (0.2, 0.6), (0.2, 0.6))
 
+# The objective is a sum of some DELTA^2: at L-BFGS's own tolerances, which are for numbers near 1, it ends far away.
+_EXACT = {"gtol": 1e-12, "ftol": 1e-15, "maxiter": 5000, "maxfun": 20000}
+
 Numbers = Float[np.ndarray, " R"]
 
 
@@ -54,7 +57,7 @@ def fit_scaling_law(
     raise ValueError("found a size, a number of tokens or a loss of 0 or less: expected all above 0")
   arguments = np.log(n), np.log(d), np.log(loss)
   starts = [np.array(x) for x in itertools.product(*_STARTS)] if starts is None else starts
-  found = [minimize(_objective, x, arguments, jac=True, method="L-BFGS-B") for x in starts]
+  found = [minimize(_objective, x, arguments, jac=True, method="L-BFGS-B", options=_EXACT) for x in starts]
   best = min(found, key=lambda x: x.fun)
   a, b, e, alpha, beta = best.x
   return ScalingLaw(*map(float, (np.exp(e), np.exp(a), np.exp(b), alpha, beta))), float(best.fun)
