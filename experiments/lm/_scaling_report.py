@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.lm._scaling_studies import FACTORS, Batches, Ensembles, Epochs, Fitted, Runs
-from mlnotes.lm.scaling import compute_optimal
+from mlnotes.lm import compute_optimal
 
 
 def _short(number: float) -> str:
@@ -19,15 +19,15 @@ def _short(number: float) -> str:
 
 def draw_law(runs: Runs, fitted: Fitted, path: Path) -> None:
   """Loss over tokens, a colour for each size; over arithmetic with the least that the law gives; the best size."""
-  import matplotlib
-
   from mlnotes.engine.plot import new_figure, save_figure
 
-  law = fitted.law
   figure, axes = new_figure(1, 3, width=15.0, height=4.4)
+  from matplotlib import colormaps  # behind new_figure, which imports it without a display
+
+  law = fitted.law
   by_tokens, by_flops, best = axes[0]
   sizes = sorted(set(runs.parameters))
-  colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(sizes)))
+  colors = colormaps["viridis"](np.linspace(0, 0.88, len(sizes)))
   tokens = np.geomspace(runs.tokens.min() / 1.3, runs.tokens.max() * 1.3, 60)
   for size, color in zip(sizes, colors):
     some = runs.parameters == size

@@ -12,8 +12,7 @@ from experiments.lm._small_runs import Job, build, count, train_jobs
 from mlnotes.data import Corpus
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.record import read_json
-from mlnotes.lm import LanguageModel
-from mlnotes.lm.scaling import ScalingLaw, bootstrap_scaling_law, compute_optimal, fit_scaling_law
+from mlnotes.lm import LanguageModel, ScalingLaw, bootstrap_scaling_law, compute_optimal, fit_scaling_law
 
 # Flags that say what a loss is of: runs that differ in one of them do not compare.
 _SAME = ("dataset", "test_dataset", "documents", "tokenizer", "vocab_size", "end_token", "length", "objective",

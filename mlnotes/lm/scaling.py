@@ -18,7 +18,9 @@ DELTA = 1e-3
 _STARTS = ((2.0, 10.0), (2.0, 10.0), (0.5,), (0.2, 0.6), (0.2, 0.6))
 
 # The objective is a sum of some DELTA^2: at L-BFGS's own tolerances, which are for numbers near 1, it ends far away.
+# From the best few of these ends it goes on.
 _EXACT = {"gtol": 1e-12, "ftol": 1e-15, "maxiter": 5000, "maxfun": 20000}
+_REFINED = 3
 
 Numbers = Float[np.ndarray, " R"]
 
@@ -57,8 +59,9 @@ def fit_scaling_law(
     raise ValueError("found a size, a number of tokens or a loss of 0 or less: expected all above 0")
   arguments = np.log(n), np.log(d), np.log(loss)
   starts = [np.array(x) for x in itertools.product(*_STARTS)] if starts is None else starts
-  found = [minimize(_objective, x, arguments, jac=True, method="L-BFGS-B", options=_EXACT) for x in starts]
-  best = min(found, key=lambda x: x.fun)
+  descend = lambda x, **options: minimize(_objective, x, arguments, jac=True, method="L-BFGS-B", options=options)
+  near = sorted((descend(x) for x in starts), key=lambda x: x.fun)[:_REFINED]
+  best = min((descend(x.x, **_EXACT) for x in near), key=lambda x: x.fun)
   a, b, e, alpha, beta = best.x
   return ScalingLaw(*map(float, (np.exp(e), np.exp(a), np.exp(b), alpha, beta))), float(best.fun)
 
