@@ -9,8 +9,8 @@ ALLOWED = 0.01  # nats that 8 bits may lose
 
 TITLES = {
   "weights_8": "weights in 8 bits",
-  "products": "and inputs,\noutliers apart",
-  "plain": "and inputs,\nall in 8 bits",
+  "products": "weights and inputs,\noutliers apart",
+  "plain": "weights and inputs,\nno outliers apart",
   "cache": "cache in 8 bits",
   "all": "weights, inputs,\nand cache",
 }
@@ -39,14 +39,14 @@ def draw(found: Mapping[str, Mapping[str, float]], bits: Sequence[int], outliers
 
   ordered = sorted(bits)
   rises = np.array([found[f"weights_{b}"]["rise"] for b in ordered])
-  floor = 1e-4
+  floor = 1e-5
   curve.plot(ordered, np.maximum(rises, floor), "o-", color="C0")
   for b, rise in zip(ordered, rises):
-    curve.annotate(f"{rise:+.4f}" if abs(rise) < 0.1 else f"{rise:+.2f}", (b, max(rise, floor)), xytext=(4, 5),
-                   textcoords="offset points", fontsize=8)  # fmt: skip
+    curve.annotate(f"{rise:+.4f}" if abs(rise) < 0.1 else f"{rise:+.2f}", (b, max(rise, floor)), xytext=(0, 7),
+                   textcoords="offset points", fontsize=8, ha="center")  # fmt: skip
   curve.axhline(ALLOWED, color="C3", linestyle="--", linewidth=1)
   curve.set(yscale="log", xlabel="bits of a weight", title="fewer bits, weights alone: rise of the loss")
-  curve.set(xlim=(min(ordered) - 0.4, max(ordered) + 1.0), ylim=(floor / 2, 3 * max(rises.max(), ALLOWED)))
+  curve.set(xlim=(min(ordered) - 0.4, max(ordered) + 0.5), ylim=(floor / 2, 3 * max(rises.max(), ALLOWED)))
   curve.set_xticks(ordered)
 
   weights = {"float32": found["float"]["weight_bytes"]}

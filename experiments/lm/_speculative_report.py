@@ -36,7 +36,7 @@ def draw(
 ) -> None:
   from mlnotes.engine.plot import new_figure, save_figure
 
-  figure, axes = new_figure(2, 2, width=10.0, height=6.6)
+  figure, axes = new_figure(2, 2, width=10.0, height=5.6)
   of = lambda name: [figures[f"drafted_{g}/{name}"] for g in drafted]
   tokens, speed = axes[0]
   fine = np.arange(1, max(drafted) + 1)
@@ -54,12 +54,16 @@ def draw(
   speed.plot(drafted, of("expected_speedup_of_calls"), color="C0", linestyle="--",
              label="also by what a call of g + 1 tokens costs")  # fmt: skip
   speed.plot(drafted, of("speedup"), "o", color="C3", label="measured")
-  speed.set(title=f"times as fast as the target alone; {best} drafted: {figures['best_speedup']:.2f}", ylim=(0, None))
+  speed.set(
+    title=f"times as fast as the target alone; {best} drafted: {figures['best_speedup']:.2f}",
+    ylim=(0, 1.1 * max(1.1, *of("speedup"), *of("expected_speedup"))),
+  )
   for axis in axes[0]:
     axis.set_xlabel("tokens drafted ahead of each call, g")
     axis.set_xticks(drafted)
     axis.legend(frameon=False, fontsize=8)
   grid = axes[1, 0].get_gridspec()
+  grid.set_height_ratios((3, 1))
   for axis in axes[1]:
     axis.remove()
   _draw_text(corpus, prompt, text, best, figure.add_subplot(grid[1, :]))
