@@ -19,7 +19,7 @@ _STARTS = ((2.0, 10.0), (2.0, 10.0), (0.5,), (0.2, 0.6), (0.2, 0.6))
 
 # The objective is a sum of some DELTA^2: at L-BFGS's own tolerances, which are for numbers near 1, it ends far away.
 # From the best few of these ends it goes on.
-_EXACT = {"gtol": 1e-12, "ftol": 1e-15, "maxiter": 5000, "maxfun": 20000}
+_EXACT = {"gtol": 1e-12, "ftol": 1e-15, "maxiter": 1000, "maxfun": 2000}
 _REFINED = 3
 
 Numbers = Float[np.ndarray, " R"]
@@ -87,7 +87,8 @@ def bootstrap_scaling_law(
 ) -> list[ScalingLaw]:
   """Laws of as many runs drawn with replacement, each begun at the law of all. Efron & Tibshirani 1993, ch. 6."""
   law, _ = fit_scaling_law(parameters, tokens, losses)
-  start = np.array([np.log(law.a), np.log(law.b), np.log(law.e), law.alpha, law.beta])
+  least = max(law.e, 0.1 * float(np.min(losses)))  # where E has come to 0 there is no slope that leads away
+  start = np.array([np.log(law.a), np.log(law.b), np.log(least), law.alpha, law.beta])
   rng, found = np.random.default_rng(seed), []
   for _ in range(draws):
     some = rng.integers(0, len(losses), len(losses))
