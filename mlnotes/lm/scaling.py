@@ -51,6 +51,7 @@ def fit_scaling_law(
   Raises ValueError for fewer than 5 runs, or numbers that are not above 0.
   """
   from scipy.optimize import minimize
+  from threadpoolctl import threadpool_limits
 
   n, d, loss = (np.asarray(x, np.float64) for x in (parameters, tokens, losses))
   if len(loss) < 5:
@@ -60,8 +61,9 @@ def fit_scaling_law(
   arguments = np.log(n), np.log(d), np.log(loss)
   starts = [np.array(x) for x in itertools.product(*_STARTS)] if starts is None else starts
   descend = lambda x, **options: minimize(_objective, x, arguments, jac=True, method="L-BFGS-B", options=options)
-  near = sorted((descend(x) for x in starts), key=lambda x: x.fun)[:_REFINED]
-  best = min((descend(x.x, **_EXACT) for x in near), key=lambda x: x.fun)
+  with threadpool_limits(1):  # for five numbers threads only wait for each other
+    near = sorted((descend(x) for x in starts), key=lambda x: x.fun)[:_REFINED]
+    best = min((descend(x.x, **_EXACT) for x in near), key=lambda x: x.fun)
   a, b, e, alpha, beta = best.x
   return ScalingLaw(*map(float, (np.exp(e), np.exp(a), np.exp(b), alpha, beta))), float(best.fun)
 
