@@ -119,6 +119,12 @@ from mlnotes.lm.replaced import (
   electra_objective as electra_objective,
   sample_replacements as sample_replacements,
 )
+from mlnotes.lm.scaling import (
+  ScalingLaw as ScalingLaw,
+  bootstrap_scaling_law as bootstrap_scaling_law,
+  compute_optimal as compute_optimal,
+  fit_scaling_law as fit_scaling_law,
+)
 from mlnotes.lm.span_corruption import (
   Corrupted as Corrupted,
   Fragment as Fragment,
@@ -132,8 +138,10 @@ from mlnotes.lm.speculative import (
   Checked as Checked,
   Speculated as Speculated,
   check_draft as check_draft,
+  expected_speedup as expected_speedup,
   expected_tokens as expected_tokens,
   next_distribution as next_distribution,
+  speculative_decode as speculative_decode,
   speculative_generate as speculative_generate,
 )
 from mlnotes.lm.trainable import (

@@ -17,6 +17,11 @@ DELTA = 1e-3
 # Where fits begin; the best one is kept. Of log A and log B, log E, alpha and beta, as there, in coarser steps.
 _STARTS = ((2.0, 10.0), (2.0, 10.0), (0.5,), (0.2, 0.6), (0.2, 0.6))
 
+# The objective is a sum of some DELTA^2: at L-BFGS's own tolerances, which are for numbers near 1, it ends far away.
+# From the best few of these ends it goes on.
+_EXACT = {"gtol": 1e-12, "ftol": 1e-15, "maxiter": 1000, "maxfun": 2000}
+_REFINED = 3
+
 Numbers = Float[np.ndarray, " R"]
 
 
@@ -46,6 +51,7 @@ def fit_scaling_law(
   Raises ValueError for fewer than 5 runs, or numbers that are not above 0.
   """
   from scipy.optimize import minimize
+  from threadpoolctl import threadpool_limits
 
   n, d, loss = (np.asarray(x, np.float64) for x in (parameters, tokens, losses))
   if len(loss) < 5:
@@ -54,8 +60,10 @@ def fit_scaling_law(
     raise ValueError("found a size, a number of tokens or a loss of 0 or less: expected all above 0")
   arguments = np.log(n), np.log(d), np.log(loss)
   starts = [np.array(x) for x in itertools.product(*_STARTS)] if starts is None else starts
-  found = [minimize(_objective, x, arguments, jac=True, method="L-BFGS-B") for x in starts]
-  best = min(found, key=lambda x: x.fun)
+  descend = lambda x, **options: minimize(_objective, x, arguments, jac=True, method="L-BFGS-B", options=options)
+  with threadpool_limits(1):  # for five numbers threads only wait for each other
+    near = sorted((descend(x) for x in starts), key=lambda x: x.fun)[:_REFINED]
+    best = min((descend(x.x, **_EXACT) for x in near), key=lambda x: x.fun)
   a, b, e, alpha, beta = best.x
   return ScalingLaw(*map(float, (np.exp(e), np.exp(a), np.exp(b), alpha, beta))), float(best.fun)
 
@@ -81,7 +89,8 @@ def bootstrap_scaling_law(
 ) -> list[ScalingLaw]:
   """Laws of as many runs drawn with replacement, each begun at the law of all. Efron & Tibshirani 1993, ch. 6."""
   law, _ = fit_scaling_law(parameters, tokens, losses)
-  start = np.array([np.log(law.a), np.log(law.b), np.log(law.e), law.alpha, law.beta])
+  least = max(law.e, 0.1 * float(np.min(losses)))  # where E has come to 0 there is no slope that leads away
+  start = np.array([np.log(law.a), np.log(law.b), np.log(least), law.alpha, law.beta])
   rng, found = np.random.default_rng(seed), []
   for _ in range(draws):
     some = rng.integers(0, len(losses), len(losses))

@@ -21,8 +21,6 @@ from jaxtyping import Array, Float, Int8
 
 from mlnotes.nn.dense import Dense
 
-LARGEST = 127
-
 
 class Quantized(NamedTuple):
   """x is about `values` times `scale`, which has the axes that it was quantized over at size 1."""
@@ -31,13 +29,18 @@ class Quantized(NamedTuple):
   scale: Float[Array, "..."]
 
 
-def quantize(x: Float[Array, "..."], axis: int | tuple[int, ...]) -> Quantized:
+def quantize(x: Float[Array, "..."], axis: int | tuple[int, ...], bits: int = 8) -> Quantized:
   """round(127 x / max |x|), the maximum over `axis`. Dettmers et al. 2022, sec. 2.1.
 
-  The error of each value is half a step at most, scale / 2; what is all 0 has the scale 1.
+  The error of each value is half a step at most, scale / 2; what is all 0 has the scale 1. Of fewer `bits` the largest
+  is 2^(bits - 1) - 1 in the place of 127; the array's numbers have 8 all the same. Raises ValueError for fewer than 2
+  bits or more than 8.
   """
+  if not 2 <= bits <= 8:
+    raise ValueError(f"bits is {bits}, expected 2 to 8")
+  most = 2 ** (bits - 1) - 1
   largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axis, keepdims=True)
-  scale = jnp.where(largest > 0, largest / LARGEST, 1)
+  scale = jnp.where(largest > 0, largest / most, 1)
   return Quantized(jnp.round(x.astype(jnp.float32) / scale).astype(jnp.int8), scale)
 
 
@@ -73,17 +76,17 @@ def int8_product(x: Float[Array, "*B K"], weight: Quantized, outlier: float = 6.
   return y.astype(x.dtype)
 
 
-def quantize_layers(params: Any, name: str = "kernel") -> tuple[dict[str, Quantized], Any]:
+def quantize_layers(params: Any, name: str = "kernel", bits: int = 8) -> tuple[dict[str, Quantized], Any]:
   """({path: its matrix, quantized over the inputs}, the parameters without them) of what is called `name`.
 
-  Raises ValueError where nothing with two axes is.
+  `bits` is that of `quantize`. Raises ValueError where nothing with two axes is.
   """
   flat = flatten_dict(params, sep="/")
   chosen = {path: x for path, x in flat.items() if path.rsplit("/", 1)[-1] == name and x.ndim == 2}
   if not chosen:
     raise ValueError(f"found no matrix called {name!r} among the parameters, expected some")
   rest = {path: x for path, x in flat.items() if path not in chosen}
-  return {path: quantize(x, 0) for path, x in chosen.items()}, unflatten_dict(rest, sep="/")
+  return {path: quantize(x, 0, bits) for path, x in chosen.items()}, unflatten_dict(rest, sep="/")
 
 
 @contextlib.contextmanager

@@ -193,6 +193,9 @@ UNCLAIMED = {
   "lm.reward": "not measured yet with seeds and spread",
   "lm.sft": "not measured yet with seeds and spread",
   "lm.rlhf": "not measured yet with seeds and spread",
+  "lm.quantize": "not measured yet with seeds and spread",
+  "lm.scaling": "not measured yet with seeds and spread",
+  "lm.speculative": "not measured yet with seeds and spread",
   "lm.generate": "leaves no result card: text that another run's model writes",
   "lm.sentences": "not measured yet with seeds and spread",
 }

@@ -21,6 +21,15 @@ def test_planted_constants_are_found():
   assert value < 1e-8
 
 
+def test_the_least_is_reached_whatever_the_noise():
+  """Where one or the other term is small a fit that stops early gives beta .45: over Hoffmann et al.'s own range."""
+  n, d = (x.ravel() for x in np.meshgrid(np.geomspace(7e7, 1.6e10, 6), np.geomspace(5e9, 5e11, 5)))
+  loss = PLANTED(n, d) * np.exp(0.001 * np.random.default_rng(0).normal(size=n.size))
+  law, value = fit_scaling_law(n, d, loss)
+  np.testing.assert_allclose((law.e, law.alpha, law.beta), (PLANTED.e, PLANTED.alpha, PLANTED.beta), rtol=2e-2)
+  assert value < 0.5 * np.sum(np.log(loss / PLANTED(n, d)) ** 2)
+
+
 def test_an_outlier_moves_little():
   n, d, loss = runs()
   loss[7] *= 1.5
