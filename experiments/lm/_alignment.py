@@ -46,9 +46,7 @@ class AlignmentConfig(ListedConfig):
     "", "texts and their labels, a folder with pos.txt, ...: what --policy and --reward lack is trained on them first"
   )
   pretrain_steps: int = field(2000, "of --labelled: updates of the policy that is trained first")
-  reward_steps: int = field(
-    1000, "of --labelled and --learned_reward: updates of the reward model that is trained first"
-  )
+  reward_steps: int = field(0, "updates of the reward model that is trained first; 0: lm.reward's default")
   preferred: str = field("", "of --labelled, and of a run of lm.tune: the class to be said; empty: the last one")
   beta: float = field(0.5, "what a nat of KL from the reference costs, in units of the reward, above 0")
   prompt_tokens: int = field(8, "of a policy of lm.pretrain: tokens of a document that each answer goes on from")
@@ -175,12 +173,14 @@ def train_first(name: str, config: Any) -> Any:
   shared = {item: getattr(config, item) for item in ("seed", "devices", "threads", "tensorboard")}
   if config.learned_reward:
     own = {item: getattr(config, item) for item in (*LISTED_FLAGS, "penalize_unended", "unended_reward")}
-    judge = find_stage("reward", "", reward, workdir, eval_every=0, steps=config.reward_steps, **shared, **own)
+    steps = {"steps": config.reward_steps} if config.reward_steps else {}
+    judge = find_stage("reward", "", reward, workdir, eval_every=0, **shared, **own, **steps)
     return dataclasses.replace(config, reward=str(judge), learned_reward=False, workdir=str(workdir))
   first = {**_READER, "dataset": config.labelled, "steps": config.pretrain_steps}
   policy = find_stage("policy", config.policy, pretrain, workdir, **shared, **first)
-  given = dict(policy=str(policy), labelled=config.labelled, preferred=config.preferred, steps=config.reward_steps)
+  given = dict(policy=str(policy), labelled=config.labelled, preferred=config.preferred)
   tuned = reward.Config.tuned(**given)
-  given |= {item: getattr(tuned, item) for item in ("learning_rate", "batch_size")}
-  judge = find_stage("reward", config.reward, reward, workdir, eval_every=0, **shared, **given)
+  given |= {item: getattr(tuned, item) for item in ("learning_rate", "batch_size", "steps", "eval_every")}
+  given |= {"steps": config.reward_steps} if config.reward_steps else {}
+  judge = find_stage("reward", config.reward, reward, workdir, **shared, **given)
   return dataclasses.replace(config, policy=str(policy), reward=str(judge), workdir=str(workdir))

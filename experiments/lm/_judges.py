@@ -61,7 +61,7 @@ def _reward_model(config: Any, trained: Any, policy: Policy | None, said: str, d
       found, wanted = getattr(trained, name), getattr(config, name)
       if found != wanted:
         raise InputError(f"{said} has learned with --{name}={found}: expected {wanted}, as here.")
-  state = _restore(directory, reward, trained, "last", said)
+  state = _restore(directory, reward, trained, "best", said)
   module = list_answers(trained).module if policy is None else reward.load_policy(trained.policy).module
   if policy and reward.load_policy(trained.policy).corpus.tokenizer != policy.corpus.tokenizer:
     raise InputError(f"{said} reads with another tokenizer than {policy.said}: expected the same.")
