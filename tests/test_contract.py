@@ -64,7 +64,7 @@ SMALL = {
     variables=3, batch_size=4, horizon=4, unroll=2, hidden=4, layers=1, eval_problems=4, steps=20
   ),
   "lm.agent": dict(
-    terms=2, depth=1, heads=2, width=8, batch_size=4, test_goals=6, steps=20, warmup_steps=2, eval_every=0, log_every=10,
+    terms=2, depth=1, heads=2, width=8, batch_size=4, test_goals=6, steps=20, warmup_steps=2, eval_every=0,
   ),
   "lm.languages": dict(
     words=6, length=6, depth=1, width=8, heads=2, batch_size=16, test_documents=24, steps=20, warmup_steps=2,

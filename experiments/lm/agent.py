@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -96,7 +97,12 @@ def make_feeds(config: Config) -> Feeds:
 
 
 def build_module(config: Config) -> LanguageModel:
-  return make_llama(len(TOOL_WORDS), trace_room(config.terms, config.agents), config.depth, config.heads, config.width)
+  """Its weights begin as wide as suits so few features: with a deviation of .02 names are not copied for long."""
+  room = trace_room(config.terms, config.agents)
+  module = make_llama(len(TOOL_WORDS), room, config.depth, config.heads, config.width)
+  scaled = partial(nn.initializers.variance_scaling, mode="fan_in", distribution="normal")
+  transformer = module.transformer.clone(kernel_init=scaled(1.0), out_init=scaled(0.5 / config.depth))
+  return module.clone(transformer=transformer, embed_init=nn.initializers.normal(config.width**-0.5))
 
 
 def traces(config: Config, worlds: World, goals: Goal) -> dict[str, Trace]:
