@@ -5,7 +5,8 @@ table says is nowhere but in the table, which is drawn anew for each goal, as is
 filed. A call is `call NAME ARGUMENTS do`; what stands behind it is the tool's, not the speaker's:
 
     price NAME, stock NAME    three digits, or none where nothing is filed under that name
-    plus DIGITS, times DIGITS of two numbers of three digits, of one of three and one digit: modulo 1000
+    plus DIGITS               the sum of two numbers of three digits, modulo 1000
+    times DIGITS              the product of one of three digits and one digit, modulo 1000
     read SLOT, write SLOT DIGITS    the memory, which outlives the goal: three digits or none; ok
     ask WORDS, reply WORDS    of two agents: the planner's words are the worker's task, whose reply is what it gets
 
@@ -272,7 +273,7 @@ class _Script:
       self.rows.append((ID[word] if isinstance(word, str) else word, there, own, worker))
 
   def compact(self, room: int) -> Trace:
-    """Those that stand. Raises ValueError, when it is traced, for nothing: `room` must hold them."""
+    """Those that stand, in a row of `room` tokens, which must hold them: what passes it is lost."""
     tokens, there, own, worker = (jnp.stack([jnp.asarray(x) for x in column]) for column in zip(*self.rows))
     place = jnp.where(there, jnp.cumsum(there) - 1, room)
     put = lambda x, empty: jnp.full((room,), empty, x.dtype).at[place].set(x, mode="drop")
