@@ -145,7 +145,9 @@ def report_agent(model: Model, draw: Callable[[Key[Array, ""]], dict[str, Any]],
   keys = jax.random.split(stream_key(root_key(_REPORT_SEED), "report"), _REPORTED)
   drawn = jax.jit(jax.vmap(draw))(keys)
   worlds, goals = drawn["world"], drawn["goal"]
-  written, answers = jax.jit(lambda: (jax.vmap(write_goal)(goals), jax.vmap(solve)(worlds, goals)))()
+  # Given, not closed over: XLA would fold what follows from constants while it compiles.
+  pose = jax.jit(lambda worlds, goals: (jax.vmap(write_goal)(goals), jax.vmap(solve)(worlds, goals)))
+  written, answers = pose(worlds, goals)
   acted = model.act(worlds, written.tokens, written.length)
   alone = model.act(worlds, written.tokens, written.length, "alone")
   right = {"with tools": np.asarray(is_right(acted, answers)), "alone": np.asarray(is_right(alone, answers))}

@@ -57,7 +57,7 @@ class Config(OptimConfig, LoopConfig):
   width: int = field(64, "features of a word")
   batch_size: int = 32
 
-  steps: int = 1000
+  steps: int = 2000
   learning_rate: float = 3e-3
   optimizer: OptimizerName = "adam"
   schedule: ScheduleName = "warmup_cosine"
