@@ -192,8 +192,9 @@ def measure_sessions(model: Model, worlds: World, goals: Goal) -> dict[str, floa
 
   first = model.act(empty, *write(earlier))
   kept = World(tables, first.state.world.memory)
-  right_memory = jnp.where(jnp.arange(len(SLOTS))[None] == slot[:, None], jax.vmap(solve)(empty, earlier)[:, None], -1)
-  answers = jax.vmap(solve)(World(tables, right_memory), later)
+  answer = jax.jit(jax.vmap(solve))
+  right_memory = jnp.where(jnp.arange(len(SLOTS))[None] == slot[:, None], answer(empty, earlier)[:, None], -1)
+  answers = answer(World(tables, right_memory), later)
   share = lambda memory: float(jnp.mean(is_right(model.act(World(tables, memory), *write(later)), answers)))
   return {"session": share(kept.memory), "session_emptied": share(empty.memory)}
 
