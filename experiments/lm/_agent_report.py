@@ -30,7 +30,7 @@ from mlnotes.lm.tasks.tools import (
   trace_room,
 )
 
-_REPORT_SEED, _REPORTED = 1, 1024
+_REPORT_SEED, _REPORTED = 1, 512
 _MOST_CALLS = 6  # of agent.png: from there on together
 _NOTHING = ID["none"]
 _COLORS = {"goal": "0.55", "plan": "C0", "call": "C1", "result": "C2", "answer": "C3"}
@@ -274,7 +274,7 @@ def draw_agent(model: Model, figures: Mapping[str, float], lines: Sequence[Line]
     x = 0.02 + 0.06 * (line.context > 0)
     for text, color in spans:
       trace.text(x, row, text, color=color, fontsize=8, family="monospace", va="center")
-      x += 0.0165 * (len(text) + 1)
+      x += 0.0126 * (len(text) + 1.5)
   save_figure(figure, path)
 
 
