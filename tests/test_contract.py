@@ -63,6 +63,9 @@ SMALL = {
   "meta.learned_optimizer": dict(
     variables=3, batch_size=4, horizon=4, unroll=2, hidden=4, layers=1, eval_problems=4, steps=20
   ),
+  "lm.agent": dict(
+    terms=2, depth=1, heads=2, width=8, batch_size=4, test_goals=6, steps=20, warmup_steps=2, eval_every=0,
+  ),
   "lm.languages": dict(
     words=6, length=6, depth=1, width=8, heads=2, batch_size=16, test_documents=24, steps=20, warmup_steps=2,
   ),
@@ -87,6 +90,10 @@ SMALL = {
   "lm.in_context": dict(
     features=2, points=4, curriculum=1, curriculum_every=5, depth=1, heads=2, width=8, batch_size=4, test_prompts=8,
     steps=20, warmup_steps=2, eval_every=0, log_every=10,
+  ),
+  "lm.retrieval": dict(
+    people=2, asked=3, test_people=2, depth=1, heads=2, width=8, k=2, batch_size=4, steps=20, encoder_steps=2,
+    warmup_steps=0, eval_every=0, log_every=10,
   ),
   "lm.sentences": dict(
     dataset="pydoc", objective="skip_thought", width=8, length=6, vocab_size=64, batch_size=4, passage=2, dropout=0.1,

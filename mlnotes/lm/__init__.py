@@ -5,6 +5,14 @@ from mlnotes.lm.adapters import (
   init_adapters as init_adapters,
   insert_adapters as insert_adapters,
 )
+from mlnotes.lm.agent import (
+  Acted as Acted,
+  Surroundings as Surroundings,
+  act as act,
+  call_gain as call_gain,
+  call_weights as call_weights,
+  context_mask as context_mask,
+)
 from mlnotes.lm.contrast import (
   QuickThought as QuickThought,
   quick_thought as quick_thought,
@@ -118,6 +126,18 @@ from mlnotes.lm.replaced import (
   electra_losses as electra_losses,
   electra_objective as electra_objective,
   sample_replacements as sample_replacements,
+)
+from mlnotes.lm.retrieval import (
+  Retrieved as Retrieved,
+  TextEncoder as TextEncoder,
+  bm25_scores as bm25_scores,
+  bm25_weights as bm25_weights,
+  contrast_documents as contrast_documents,
+  count_words as count_words,
+  marginalize_documents as marginalize_documents,
+  recall_at as recall_at,
+  reciprocal_rank as reciprocal_rank,
+  search as search,
 )
 from mlnotes.lm.scaling import (
   ScalingLaw as ScalingLaw,

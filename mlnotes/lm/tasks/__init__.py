@@ -9,6 +9,13 @@ from mlnotes.lm.tasks.answers import (
   optimal_policy as optimal_policy,
   reward_frontier as reward_frontier,
 )
+from mlnotes.lm.tasks.facts import (
+  Facts as Facts,
+  count_tokens as count_tokens,
+  draw_facts as draw_facts,
+  split_people as split_people,
+  swap_values as swap_values,
+)
 from mlnotes.lm.tasks.languages import (
   Alignment as Alignment,
   Documents as Documents,
@@ -40,4 +47,18 @@ from mlnotes.lm.tasks.regression import (
   expected_error as expected_error,
   leave_features_out as leave_features_out,
   ridge_predictions as ridge_predictions,
+)
+from mlnotes.lm.tasks.tools import (
+  Desk as Desk,
+  Goal as Goal,
+  Trace as Trace,
+  World as World,
+  answer_at_once as answer_at_once,
+  draw_goal as draw_goal,
+  draw_world as draw_world,
+  imitate as imitate,
+  make_desk as make_desk,
+  observe as observe,
+  solve as solve,
+  write_goal as write_goal,
 )
