@@ -102,8 +102,9 @@ def _list_answers(length: int, count: int, words: int, depth: int, width: int, u
   module = make_gpt2(words + 1, digits + length, depth, 4, width)
   key = root_key(_TABLE_SEED)
   params = module.init(stream_key(key, "reference"), jnp.zeros((1, 2), jnp.int32))["params"]
-  # Features behind the last norm have a length of sqrt(width): logits then have a deviation of 1 or so.
-  params["embed"]["embedding"] *= 1 / (0.02 * width**0.5)
+  # Features behind the last norm have a length of sqrt(width): logits then have a deviation of 1/2 or so, so that no
+  # answer is so rare that who learns from its own answers alone never meets it.
+  params["embed"]["embedding"] *= 0.5 / (0.02 * width**0.5)
   reward = jax.random.normal(stream_key(key, "reward"), (count, len(answers.tokens)))
   if unended is not False:
     reward = jnp.where(jnp.asarray(answers.ended)[None], reward, unended)
