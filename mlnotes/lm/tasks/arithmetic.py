@@ -7,10 +7,10 @@ they make. Behind # stands the answer, whatever is written before it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,8 @@ def encode_text(text: str) -> Int[Array, " T"]:
   return jnp.asarray([ALPHABET.index(character) for character in text], jnp.int32)
 
 
-def decode_tokens(tokens: Sequence[int]) -> str:
+def decode_tokens(tokens: Iterable[Any]) -> str:
+  """The characters, without those that fill up behind them."""
   return "".join(ALPHABET[int(token)] for token in tokens).rstrip()
 
 
