@@ -14,7 +14,7 @@ Steps as in a scratchpad, Nye et al. 2021; the majority is self-consistency, Wan
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import chex
 import jax
@@ -29,7 +29,7 @@ from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
-from mlnotes.lm import Generated, LanguageModel, Objective, Sampling, compute_gradients, generate, make_llama
+from mlnotes.lm import Generated, LanguageModel, Objective, Sampling, compute_gradients, generate, make_gpt2, make_llama
 from mlnotes.lm.objective import make_head, read_hidden, score_words
 from mlnotes.lm.tasks import Form, decode_tokens, draw_problem, majority_answer, read_answer, write_solution
 from mlnotes.lm.tasks.arithmetic import ALPHABET, END, PAD, Task, Thought
@@ -55,8 +55,9 @@ class Config(OptimConfig, LoopConfig):
   digits: int = field(4, "of the first number, zeros in front included")
   second_digits: int = field(2, "of the second number; its default for --task=addition is --digits")
   thought: Thought = field("steps", "what is written ahead of the answer; none: nothing")
+  model: Literal["gpt2", "llama"] = field("gpt2", "learned positions, layer norms and GELU; or rotary ones and SwiGLU")
   depth: int = field(2, "layers")
-  heads: int = field(4, "heads, which divide --width into even numbers")
+  heads: int = field(4, "heads, a divisor of --width, into even numbers for --model=llama")
   width: int = field(64, "features of a token")
   batch_size: int = field(64, "problems per update; the default for --thought=none has as many tokens as with steps")
   test_problems: int = field(512, "problems of the evaluation, none of which is ever trained on")
@@ -64,7 +65,7 @@ class Config(OptimConfig, LoopConfig):
   vote_problems: int = field(64, "test problems that solutions are drawn for", free="report")
   temperature: float = field(1.0, "that solutions are drawn at, > 0", free="report")
 
-  steps: int = 2000
+  steps: int = 1500
   learning_rate: float = 3e-3
   optimizer: OptimizerName = "adamw"
   weight_decay: float = 0.1
@@ -82,8 +83,9 @@ class Config(OptimConfig, LoopConfig):
     require(enough, "digits", self.digits, "2 or more beside --second_digits=1: problems that can be held out")
     for name in ("digits", "second_digits"):
       require(getattr(self, name) <= 64, name, getattr(self, name), "at most 64")
-    even = self.width % (2 * self.heads) == 0
-    require(even, "heads", self.heads, f"a divisor of --width={self.width} into even numbers")
+    into = " into even numbers" if self.model == "llama" else ""
+    even = self.width % self.heads == 0 and (not into or self.width // self.heads % 2 == 0)
+    require(even, "heads", self.heads, f"a divisor of --width={self.width}{into}")
     require(self.samples >= 0, "samples", self.samples, "0 or more")
     require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
     few = self.vote_problems <= self.test_problems
@@ -138,9 +140,9 @@ def make_objective(module: LanguageModel, prompt: int) -> Objective:
 
 
 def build_module(config: Config) -> LanguageModel:
-  size = make_form(config).size - 1
-  dtype = jnp.dtype(config.precision)
-  return make_llama(len(ALPHABET), size, config.depth, config.heads, config.width, dtype=dtype)
+  form = {"gpt2": make_gpt2, "llama": make_llama}[config.model]
+  sizes = (len(ALPHABET), make_form(config).size - 1, config.depth, config.heads, config.width)
+  return form(*sizes, dtype=jnp.dtype(config.precision))
 
 
 class State(NamedTuple):
