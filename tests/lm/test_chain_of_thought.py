@@ -233,10 +233,11 @@ def test_flags_reach_problems_and_network():
   assert text[3] == "*" and text.count("*") == 1 + 6 and text.count(">") == 2
   text = written(thought="none")
   assert text.partition("=")[2][0] == "#" and text.count("+") == 1
-  module = chain_of_thought.build_module(small(depth=3, heads=4, width=24))
+  module = chain_of_thought.build_module(small(model="llama", depth=3, heads=4, width=24))
   body = module.transformer
   assert (module.vocabulary, body.depth, body.heads, body.width) == (len(ALPHABET), 3, 4, 24)
-  assert body.rotary_base and body.activation == "swiglu"
+  assert body.rotary_base and body.activation == "swiglu" and module.position == "none"
+  assert chain_of_thought.build_module(small(model="gpt2")).position == "learned"
 
 
 def test_defaults_follow_the_task_and_the_tokens():
@@ -253,10 +254,11 @@ def test_defaults_follow_the_task_and_the_tokens():
   (dict(digits=1, second_digits=1), "--digits"),
   (dict(digits=65), "at most 64"),
   (dict(second_digits=0), "--second_digits"),
-  (dict(heads=8), "into even numbers"),
+  (dict(heads=3), "--heads"),
+  (dict(heads=8, model="llama"), "into even numbers"),
   (dict(temperature=0.0), "--temperature"),
   (dict(samples=-1), "--samples"),
-  (dict(vote_problems=25), "--vote_problems"),
+  (dict(vote_problems=0), "--vote_problems"),
   (dict(depth=0), "--depth"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(flags, words):
