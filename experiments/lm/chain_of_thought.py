@@ -257,7 +257,7 @@ def count_votes(config: Config, module: LanguageModel, params: Any, problems: An
   """
   if not config.samples:
     return {}
-  form, count, drawn = make_form(config), len(problems["answer"][: config.vote_problems]), config.samples
+  form, count, drawn = make_form(config), min(config.vote_problems, config.test_problems), config.samples
   keys = jax.random.split(stream_key(root_key(_VOTE_SEED), "solutions"), count * drawn)
   prompts = np.repeat(problems["tokens"][:count, : form.prompt_size], drawn, 0)
 
@@ -311,7 +311,8 @@ def draw_accuracy(config: Config, problems: Any, scores: Scores, votes: Any, pat
   by_tokens.plot([length], [right], "*", color="C3", markersize=15, label=label, zorder=3)
   if votes:
     tokens, heights = [x for _, x in votes.values()], [100 * x for x, _ in votes.values()]
-    label = f"majority of solutions drawn at {config.temperature:g}, {len(problems['answer'][: config.vote_problems])} problems"
+    count = min(config.vote_problems, config.test_problems)
+    label = f"majority of solutions drawn at {config.temperature:g}, {count} problems"
     by_tokens.plot(tokens, heights, "o-", color="C0", label=label)
     for n, x, y in zip(votes, tokens, heights):
       by_tokens.annotate(f"{n}", (x, y), (0, -14), textcoords="offset points", ha="center", fontsize=8)
