@@ -41,7 +41,7 @@ def start(config):
 
 @pytest.fixture(scope="module")
 def started():
-  return start(small(lookahead=2))
+  return start(small(lookahead=2, adam_eps=1e-3))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_what_is_tested_is_never_learned(started, tests):
 
 
 def test_an_update_is_along_the_gradient_of_what_stands_behind_the_prompt(started):
-  config, (experiment, _, state, batch) = small(lookahead=2), started
+  config, (experiment, _, state, batch) = small(lookahead=2, adam_eps=1e-3), started
   form, module = chain_of_thought.make_form(config), experiment.model(state).module
 
   def nats(params):
