@@ -117,7 +117,7 @@ def test_an_evaluation_scores_what_the_averaged_model_writes_by_itself(started, 
   @jax.jit
   def write(tokens):
     def one(i, tokens):
-      said = jnp.argmax(module.apply({"params": params}, tokens), -1)[:, i - 1]
+      said = jnp.argmax(module.apply({"params": params}, tokens[:, :-1]), -1)[:, i - 1]
       return tokens.at[:, i].set(said)
 
     return jax.lax.fori_loop(form.prompt_size, form.size, one, tokens)
@@ -151,8 +151,14 @@ def test_the_answer_alone_counts_and_steps_are_counted_beside_it(started, tests,
   scores = chain_of_thought.score_written(form, tests[0], write(*[None] * 4))
   np.testing.assert_array_equal(np.flatnonzero(~scores.digits[:, -1]), [0, 3, 5])
   assert np.all(scores.digits[:, :-1])
-  alone = chain_of_thought.make(small(thought="none"))
-  assert "right_traces" not in jax.eval_shape(alone.evaluate, state, tests[0])
+
+
+def test_without_steps_there_are_no_traces_to_be_right():
+  config = small(thought="none")
+  experiment, given = chain_of_thought.make(config), chain_of_thought.make_feeds(config).evaluate
+  batch = jax.eval_shape(lambda: given.draw(given.arrays, 0))
+  state = jax.eval_shape(experiment.init, root_key(0), batch)
+  assert set(jax.eval_shape(experiment.evaluate, state, batch)) == {"loss", "accuracy", "token_accuracy", "tokens"}
 
 
 def test_solutions_are_drawn_at_the_temperature(started, tests):
