@@ -151,9 +151,8 @@ class Network(nn.Module):
     attention = MultiHeadAttention(self.heads, kernel_init=init, dense=Dense, dtype=self.dtype, name="attention")
     last = x[:, -1:]
     last = last + attention(last, x)
-    last = last + FeedForward(self.hidden, "relu", kernel_init=init, dense=Dense, dtype=self.dtype, name="network")(
-      last
-    )
+    network = FeedForward(self.hidden, "relu", kernel_init=init, dense=Dense, dtype=self.dtype, name="network")
+    last = last + network(last)
     head = Dense(self.prime, False, kernel_init=nn.initializers.normal(self.prime**-0.5), name="head")
     return head(last[:, 0].astype(jnp.float32))
 
