@@ -312,13 +312,17 @@ def draw_accuracy(config: Config, problems: Any, scores: Scores, votes: Any, pat
   if votes:
     tokens, heights = [x for _, x in votes.values()], [100 * x for x, _ in votes.values()]
     count = min(config.vote_problems, config.test_problems)
-    label = f"majority of solutions drawn at {config.temperature:g}, {count} problems"
+    label = f"majority of so many drawn at temperature {config.temperature:g}, {count} problems"
     by_tokens.plot(tokens, heights, "o-", color="C0", label=label)
     for n, x, y in zip(votes, tokens, heights):
-      by_tokens.annotate(f"{n}", (x, y), (0, -14), textcoords="offset points", ha="center", fontsize=8)
+      by_tokens.annotate(f"{n}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    length = min(length, tokens[0])
+  ticks = [length * 2**i for i in range(0, 10, 2) if not votes or length * 2**i < 1.5 * tokens[-1]]
   by_tokens.set(xscale="log", xlabel="tokens written for one problem", ylabel="answers that are right (%)")
+  by_tokens.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+  by_tokens.set_xticks([], minor=True)
   by_tokens.set_title(f"{right:.1f} % right, {'with steps' if config.thought == 'steps' else 'the answer alone'}")
-  by_tokens.legend(frameon=False, fontsize=7.5, loc="lower right")
+  by_tokens.legend(frameon=False, fontsize=7.5, loc="center right")
 
   carries, count = np.unique(problems["carries"], return_counts=True)
   heights = [100 * np.mean(scores.right[problems["carries"] == n]) for n in carries]
