@@ -95,6 +95,11 @@ SMALL = {
     people=2, asked=3, test_people=2, depth=1, heads=2, width=8, k=2, batch_size=4, steps=20, encoder_steps=2,
     warmup_steps=0, eval_every=0, log_every=10,
   ),
+  "lm.chain_of_thought": dict(
+    task="addition", digits=2, second_digits=1, depth=1, heads=2, width=8, batch_size=4, test_problems=8,
+    vote_problems=4, samples=2, steps=20, warmup_steps=2, eval_every=0,
+  ),
+  "lm.grokking": dict(prime=7, width=8, heads=2, steps=20, warmup_steps=2, eval_every=0, log_every=10),
   "lm.sentences": dict(
     dataset="pydoc", objective="skip_thought", width=8, length=6, vocab_size=64, batch_size=4, passage=2, dropout=0.1,
     steps=20, eval_examples=8,

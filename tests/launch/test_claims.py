@@ -189,7 +189,9 @@ def test_the_projects_claims_are_those_of_its_experiments(tmp_path):
 UNCLAIMED = {
   "diffusion.sample": "leaves no result card: pictures and an .npz of what another run has learned",
   "lm.agent": "not measured yet with seeds and spread",
+  "lm.chain_of_thought": "not measured yet with seeds and spread",
   "lm.dpo": "not measured yet with seeds and spread",
+  "lm.grokking": "not measured yet with seeds and spread",
   "lm.in_context": "not measured yet with seeds and spread",
   "lm.reward": "not measured yet with seeds and spread",
   "lm.sft": "not measured yet with seeds and spread",

@@ -9,6 +9,19 @@ from mlnotes.lm.tasks.answers import (
   optimal_policy as optimal_policy,
   reward_frontier as reward_frontier,
 )
+from mlnotes.lm.tasks.arithmetic import (
+  Form as Form,
+  Problem as Problem,
+  Solution as Solution,
+  decode_tokens as decode_tokens,
+  draw_problem as draw_problem,
+  encode_text as encode_text,
+  final_answer as final_answer,
+  is_held_out as is_held_out,
+  majority_answer as majority_answer,
+  read_answer as read_answer,
+  write_solution as write_solution,
+)
 from mlnotes.lm.tasks.facts import (
   Facts as Facts,
   count_tokens as count_tokens,
@@ -26,6 +39,16 @@ from mlnotes.lm.tasks.languages import (
   make_grammar as make_grammar,
   measure_alignment as measure_alignment,
   share_words as share_words,
+)
+from mlnotes.lm.tasks.modular import (
+  Operation as Operation,
+  Table as Table,
+  frequency_energy as frequency_energy,
+  group_order as group_order,
+  key_frequencies as key_frequencies,
+  modular_table as modular_table,
+  split_pairs as split_pairs,
+  wave_logits as wave_logits,
 )
 from mlnotes.lm.tasks.probes import (
   Exchanged as Exchanged,
