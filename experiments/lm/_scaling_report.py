@@ -37,8 +37,12 @@ def draw_law(runs: Runs, fitted: Fitted, path: Path) -> None:
     by_tokens.fill_between(tokens, low, high, color=color, alpha=0.2, linewidth=0)
     by_flops.plot(runs.flops[some], runs.losses[some], "o", color=color)
     by_flops.plot(6 * size * tokens, law(np.full(60, size), tokens), color=color, linewidth=1.2)
-  formula = rf"$L = {law.e:.2f} + {law.a:.3g}/N^{{{law.alpha:.2f}}} + {law.b:.3g}/D^{{{law.beta:.2f}}}$"
+  formula = rf"$L = {law.e:.2f} + {_plain(law.a)}/N^{{{law.alpha:.2f}}} + {_plain(law.b)}/D^{{{law.beta:.2f}}}$"
   by_tokens.set(xscale="log", xlabel="tokens read, D", ylabel="nats per test token", title=formula)
+  tried = sorted(set(runs.tokens))
+  if len(tried) <= 8:  # otherwise the axis chooses
+    by_tokens.set_xticks(tried, [_short(x) for x in tried])
+    by_tokens.minorticks_off()
   by_tokens.legend(frameon=False, fontsize=8)
 
   flops = np.geomspace(runs.flops.min(), runs.flops.max(), 60)
@@ -67,6 +71,11 @@ def draw_law(runs: Runs, fitted: Fitted, path: Path) -> None:
   best.legend(frameon=False, fontsize=8)
   figure.suptitle(f"{len(runs.losses)} runs; bands: 80 % of {len(fitted.draws)} draws of them", fontsize=11)
   save_figure(figure, path)
+
+
+def _plain(x: float) -> str:
+  """Three digits that count, without an exponent."""
+  return f"{x:.3g}" if x < 1000 else f"{float(f'{x:.3g}'):,.0f}".replace(",", "{,}")
 
 
 def draw_batches(config: Any, found: Batches, path: Path) -> None:

@@ -43,7 +43,7 @@ class Config(TextConfig):
   runs: str = field("", "of --study=size: folder of finished causal runs of lm.pretrain; empty: some are trained here")
   workdir: str = field("", "directory of picture and figures; empty: runs/lm.scaling-<study>", free=True)
   widths: tuple[int, ...] = field((16, 32, 64, 96), "of --study=size: features of a token, a network for each")
-  budgets: tuple[int, ...] = field((65536, 131072, 262144, 524288), "of --study=size: tokens that a run reads")
+  budgets: tuple[int, ...] = field((180224, 360448, 720896, 1441792), "of --study=size: tokens that a run reads")
   width: int = field(64, "of the other studies: features of a token; of ensemble the largest network's")
   tokens: int = field(131072, "of the other studies: tokens that a run reads")
   batch_sizes: tuple[int, ...] = field((2, 4, 8, 16, 32, 64), "of --study=batch: windows of an update")
