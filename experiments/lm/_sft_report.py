@@ -53,7 +53,7 @@ def report_answers(
     "ended": ended["after"], "ended_before": ended["before"],
     "exact": float(np.mean([a == b for a, b in zip(answers["after"], true)])),
     "word_f1": shared(answers["after"]), "word_f1_before": shared(answers["before"]),
-    "word_f1_another": shared(true[1:] + true[:1]),
+    "word_f1_another": shared(true[len(true) // 2 :] + true[: len(true) // 2]),
   }  # fmt: skip
 
 
@@ -97,5 +97,5 @@ def _draw(places: dict[str, Any], path: Path) -> None:
     xlabel="token of the answer", ylabel="nats, mean over test prompts", title="how surprising the true answer is"
   )
   left.legend(frameon=False)
-  right.set(ylabel="nats", title="of <end>: does it stop where the answer does?")
+  right.set(ylabel="nats", title="of <end> where the answer ends")
   save_figure(figure, path)
