@@ -48,7 +48,7 @@ class AlignmentConfig(ListedConfig):
   pretrain_steps: int = field(2000, "of --labelled: updates of the policy that is trained first")
   reward_steps: int = field(0, "updates of the reward model that is trained first; 0: lm.reward's default")
   preferred: str = field("", "of --labelled, and of a run of lm.tune: the class to be said; empty: the last one")
-  beta: float = field(0.5, "what a nat of KL from the reference costs, in units of the reward, above 0")
+  beta: float = field(1.0, "what a nat of KL from the reference costs, in units of the reward, above 0")
   prompt_tokens: int = field(8, "of a policy of lm.pretrain: tokens of a document that each answer goes on from")
 
   def __post_init__(self):

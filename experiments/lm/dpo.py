@@ -1,7 +1,7 @@
 """A language model aligned to preferences directly: no reward model, nothing is drawn while it learns.
 
   python -m experiments.lm.dpo                                             # all answers listed: the optimum is known
-  python -m experiments.lm.dpo --beta=1 --noexpected_labels                # one preference of each pair is drawn
+  python -m experiments.lm.dpo --beta=0.5 --noexpected_labels                # one preference of each pair is drawn
   python -m experiments.lm.dpo --policy=runs/lm --preferences=FILE.jsonl   # of fields prompt, chosen, rejected
   python -m experiments.lm.dpo --labelled=FOLDER                           # the whole road: texts with pos.txt, neg.txt
   python -m experiments.lm.dpo --policy=runs/reviews --reward=runs/judge
@@ -45,7 +45,7 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
   UNIT: ClassVar[str] = "pairs"
   fills_cores: ClassVar[bool] = False
   OF_TEXTS: ClassVar[dict[str, Any]] = dict(
-    answer_tokens=24, beta=0.1, batch_size=32, steps=400, learning_rate=1e-4, eval_every=50
+    answer_tokens=24, beta=0.5, penalize_unended=True, batch_size=32, steps=400, learning_rate=1e-4, eval_every=50
   )
 
   preferences: str = field("", "of --policy: a file.jsonl of fields prompt, chosen, rejected, in the place of --reward")

@@ -1,7 +1,7 @@
 """A language model aligned to a reward by reinforcement learning, held to its reference by their KL divergence.
 
   python -m experiments.lm.rlhf                                            # all answers listed: the optimum is known
-  python -m experiments.lm.rlhf --method=rloo --beta=1
+  python -m experiments.lm.rlhf --method=rloo --beta=0.5
   python -m experiments.lm.rlhf --method=grpo
   python -m experiments.lm.rlhf --learned_reward                           # from pairs, not the true one
   python -m experiments.lm.rlhf --labelled=FOLDER                          # the whole road: texts with pos.txt, neg.txt
@@ -48,7 +48,14 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
   UNIT: ClassVar[str] = "answers"
   fills_cores: ClassVar[bool] = False
   OF_TEXTS: ClassVar[dict[str, Any]] = dict(
-    answer_tokens=24, beta=0.1, batch_size=16, answers=4, steps=200, learning_rate=1e-4, eval_every=20
+    answer_tokens=24,
+    beta=0.5,
+    penalize_unended=True,
+    batch_size=16,
+    answers=4,
+    steps=100,
+    learning_rate=1e-4,
+    eval_every=20,
   )
 
   method: Literal["ppo", "rloo", "grpo"] = field(

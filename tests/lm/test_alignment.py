@@ -18,7 +18,7 @@ from mlnotes.data import DataError
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
 
-SIZES = dict(prompts=3, words=2, answer_tokens=2, width=8, depth=1)
+SIZES = dict(beta=0.5, prompts=3, words=2, answer_tokens=2, width=8, depth=1)
 
 
 @pytest.fixture(scope="module")
