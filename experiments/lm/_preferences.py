@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from experiments.lm._listed import Listed
 from experiments.lm._policy import Policy
@@ -52,6 +52,11 @@ def draw_listed_pair(listed: Listed, key: Key[Array, ""], expected: bool = False
     "chosen": row(chosen), "rejected": row(rejected), "chosen_length": size + lengths[chosen],
     "rejected_length": size + lengths[rejected], "prompt": jnp.int32(size), **certainty,
   }  # fmt: skip
+
+
+def weigh_labels(margin: Float[Array, " B"], certain: Float[Array, " B"] | float) -> Float[Array, " B"]:
+  """-log sigmoid(m) where the label is as it should be, -log sigmoid(-m) where it is not: Mitchell 2023 (cDPO)."""
+  return -certain * jax.nn.log_sigmoid(margin) - (1 - certain) * jax.nn.log_sigmoid(-margin)
 
 
 def read_preferences(path: str, policy: Policy) -> tuple[NamedArrays, NamedArrays]:

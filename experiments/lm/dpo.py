@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.lm._alignment import AlignmentConfig, Situation, batch_prompts, make_situation, train_first
 from experiments.lm._alignment_report import exact_figures, report_alignment
 from experiments.lm._policy import load_policy
-from experiments.lm._preferences import PAIR_SEEDS, Pairs, listed_feeds, read_preferences
+from experiments.lm._preferences import PAIR_SEEDS, Pairs, listed_feeds, read_preferences, weigh_labels
 from experiments.lm._text import Model
 from mlnotes.data import Feeds, NamedArrays, make_split_feeds
 from mlnotes.engine.errors import InputError, require
@@ -204,11 +204,6 @@ def make(config: Config, situation: Situation | None = None) -> Experiment:
     return report_alignment(config, situation, learned(state), judge, beta, "DPO", directory)
 
   return Experiment(init, step, evaluate, report, model=lambda state: Model(module, learned(state)))
-
-
-def weigh_labels(margin: Float[Array, " B"], certain: Float[Array, " B"] | float) -> Float[Array, " B"]:
-  """-log sigmoid(m) where the label is as it should be, -log sigmoid(-m) where it is not: Mitchell 2023 (cDPO)."""
-  return -certain * jax.nn.log_sigmoid(margin) - (1 - certain) * jax.nn.log_sigmoid(-margin)
 
 
 def hparam_names(config: Config) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from experiments.lm._listed import Listed, ListedConfig, list_answers
 from experiments.lm._policy import Policy, load_policy
-from experiments.lm._preferences import Pairs, listed_feeds, pair_labelled, read_preferences
+from experiments.lm._preferences import Pairs, listed_feeds, pair_labelled, read_preferences, weigh_labels
 from mlnotes.data import Feeds, NamedArrays, make_split_feeds
 from mlnotes.data.flags import FeedConfig
 from mlnotes.engine.errors import InputError, require
@@ -55,10 +55,13 @@ class Config(ListedConfig, FeedConfig, OptimConfig, LoopConfig):
   preferred: str = field("", "of --labelled: the class that is preferred to the others; empty: the last one")
   pairs: int = field(20000, "of --labelled: pairs to learn from")
   test_pairs: int = field(512, "pairs to be tested on")
+  expected_labels: bool = field(
+    True, "of the listed task: a pair counts both ways, by how likely each is; otherwise one preference is drawn"
+  )
 
   batch_size: int = 128
-  steps: int = 1000
-  learning_rate: float = 3e-3
+  steps: int = 2000
+  learning_rate: float = 1e-3
   optimizer: OptimizerName = "adam"
   schedule: ScheduleName = "linear"
   clip_norm: float = 1.0
@@ -91,6 +94,8 @@ class Config(ListedConfig, FeedConfig, OptimConfig, LoopConfig):
       idle |= dict.fromkeys(("test_labelled", "preferred", "pairs"), "--labelled is empty")
     if self.preferences:
       idle["test_pairs"] = f"--preferences={self.preferences} has its own"
+    if not self.lists_answers:
+      idle["expected_labels"] = "pairs are labelled"
     if self.lists_answers:
       idle |= dict.fromkeys(("data_placement", "eval_examples"), "new pairs are drawn")
     return idle
@@ -141,7 +146,7 @@ def read_reward(module: LanguageModel, params: Any, tokens: Any, lengths: Any) -
 
 def make_feeds(config: Config) -> Feeds:
   if config.lists_answers:
-    return listed_feeds(list_answers(config), config.batch_size, config.test_pairs)
+    return listed_feeds(list_answers(config), config.batch_size, config.test_pairs, config.expected_labels)
   return make_split_feeds(*read_pairs(config), config)
 
 
@@ -172,10 +177,15 @@ def make(config: Config) -> Experiment:
     lengths = jnp.concatenate([batch["chosen_length"], batch["rejected_length"]])
     return tuple(jnp.split(read_reward(module, params, rows, lengths), 2))
 
+  def lose(chosen, rejected, batch: Pairs) -> Float[Array, " B"]:
+    if "certainty" in batch:
+      return weigh_labels(chosen - rejected, batch["certainty"])
+    return bradley_terry_loss(chosen, rejected)
+
   def step(state: State, batch: Pairs):
     def objective(params):
       rewards = judge(params, batch)
-      return jnp.mean(bradley_terry_loss(*rewards)), rewards
+      return jnp.mean(lose(*rewards, batch)), rewards
 
     (loss, (chosen, rejected)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -191,7 +201,7 @@ def make(config: Config) -> Experiment:
     chosen, rejected = judge(learned(state), batch)
     mask, count = batch["mask"], jnp.sum(batch["mask"])
     figures = {
-      "loss": bradley_terry_loss(chosen, rejected), "accuracy": prefers(chosen, rejected), "margin": chosen - rejected,
+      "loss": lose(chosen, rejected, batch), "accuracy": prefers(chosen, rejected), "margin": chosen - rejected,
     }  # fmt: skip
     means = {name: Mean(jnp.sum(jnp.where(mask > 0, x, 0)), count) for name, x in figures.items()}
     if listed:

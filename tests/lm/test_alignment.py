@@ -13,7 +13,7 @@ from experiments.lm._alignment import make_situation
 from experiments.lm._alignment_report import exact_figures
 from experiments.lm._answers import Prompts, judge_tokens, list_log_probabilities
 from experiments.lm._policy import Policy
-from experiments.lm._preferences import draw_listed_pair, read_preferences
+from experiments.lm._preferences import draw_listed_pair, read_preferences, weigh_labels
 from mlnotes.data import DataError
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
@@ -159,7 +159,7 @@ def test_pairs_count_both_ways_by_how_likely_each_is(situation):
 
   def loss(scale, certainty):
     of_chosen = scale * jnp.asarray(margin, jnp.float32)
-    each = dpo.weigh_labels(of_chosen, certainty)
+    each = weigh_labels(of_chosen, certainty)
     return jnp.mean(each)
 
   slope = jax.grad(loss)

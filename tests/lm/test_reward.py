@@ -1,5 +1,6 @@
 """Reward models: the loss is of the right answers at the right places, rewards are known where answers are listed."""
 
+import dataclasses
 import json
 import types
 
@@ -63,6 +64,19 @@ def test_rewards_are_learned_from_pairs(learned, tmp_path):
   card = learned.experiment.report(learned.state, tmp_path)
   assert card["correlation"] > 0.8 and 0.5 < card["best_accuracy"] < 1 and card["least_loss"] < np.log(2)
   assert (tmp_path / "reward.png").stat().st_size > 5000
+
+
+def test_drawn_labels_lose_what_bradley_and_terry_say(learned):
+  """The loss without the weights of both ways: of what was called chosen alone."""
+  config = dataclasses.replace(learned.config, expected_labels=False)
+  experiment, feed = reward.make(config), reward.make_feeds(config).train
+  batch = feed.draw(feed.arrays, root_key(0), 3)
+  found = jax.jit(experiment.evaluate)(learned.state, {**batch, "mask": jnp.ones(64)})
+  model = learned.experiment.model(learned.state)
+  margin = np.asarray(
+    model(batch["chosen"], batch["chosen_length"]) - model(batch["rejected"], batch["rejected_length"])
+  )
+  np.testing.assert_allclose(found["loss"].total, np.sum(np.log1p(np.exp(-margin))), rtol=1e-4)
 
 
 def test_exact_figures_by_hand():
