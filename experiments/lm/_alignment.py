@@ -15,7 +15,9 @@ from experiments.lm._answers import Answered, Prompts, draw_answers
 from experiments.lm._judges import Judge, load_judge
 from experiments.lm._listed import LISTED_FLAGS, Listed, ListedConfig, list_answers
 from experiments.lm._policy import find_prompts, load_policy
-from mlnotes.data import NamedArrays
+from experiments.lm._preferences import find_class
+from mlnotes.data import NamedArrays, read_labelled
+from mlnotes.data.flags import note
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import field
 from mlnotes.engine.loop import default_workdir
@@ -60,7 +62,7 @@ class AlignmentConfig(ListedConfig):
       if preferences and getattr(self, name):
         raise InputError(f"--preferences={preferences} and --{name}={getattr(self, name)}: expected one of the two.")
     if preferences and not self.policy:
-      raise InputError(f"--preferences={preferences} is of texts: expected --policy, a run of lm.pretrain, too.")
+      raise InputError(f"--preferences={preferences} is of texts: expected --policy, a run of lm.pretrain or lm.sft.")
     if self.policy and not (self.reward or self.labelled or preferences):
       other = " or --preferences" if hasattr(self, "preferences") else ""
       raise InputError(
@@ -129,6 +131,10 @@ def make_situation(config: Any) -> Situation:
   policy = load_policy(config.policy)
   if not config.reward:
     return Situation(policy.module, policy.params, None, None, None, 0, policy.end, policy.decode)
+  if policy.answered and config.prompt_tokens != AlignmentConfig.prompt_tokens:
+    note(
+      f"--prompt_tokens={config.prompt_tokens} has no effect: prompts are those that {policy.said} has learned from."
+    )
   judge = load_judge(config, policy)
   if config.penalize_unended:
     judge = _penalize(judge, policy.end, config.unended_reward)
@@ -165,6 +171,20 @@ def batch_prompts(batch: Any) -> Prompts:
   return Prompts(batch["tokens"], batch["length"])
 
 
+def check_labelled(config: Any) -> None:
+  """Before anything trains on --labelled. Raises DataError as its reader, InputError for what does not fit."""
+  find_class(config.preferred, read_labelled(config.labelled, "", "labelled").classes)
+  if not config.policy and config.labelled.endswith(".tsv"):
+    raise InputError(f"--labelled={config.labelled}: the policy reads it first, expected a folder, or --policy too.")
+  room = config.prompt_tokens + config.answer_tokens
+  if not config.policy and room > _READER["length"]:
+    raise InputError(
+      f"--prompt_tokens={config.prompt_tokens} and --answer_tokens={config.answer_tokens} pass the "
+      f"{_READER['length']} tokens of the policy that --labelled={config.labelled} trains first: expected as many at "
+      "most, together."
+    )
+
+
 def train_first(name: str, config: Any) -> Any:
   """The config of the experiment `name` with runs in the place of what --labelled or --learned_reward want first."""
   if not (config.labelled or config.learned_reward) or (config.policy and config.reward):
@@ -177,7 +197,9 @@ def train_first(name: str, config: Any) -> Any:
     judge = find_stage("reward", "", reward, workdir, eval_every=0, **shared, **own, **steps)
     return dataclasses.replace(config, reward=str(judge), learned_reward=False, workdir=str(workdir))
   first = {**_READER, "dataset": config.labelled, "steps": config.pretrain_steps}
+  check_labelled(config)
   policy = find_stage("policy", config.policy, pretrain, workdir, **shared, **first)
+  find_prompts(load_policy(str(policy)), config.prompt_tokens, config.answer_tokens)
   given = dict(policy=str(policy), labelled=config.labelled, preferred=config.preferred)
   tuned = reward.Config.tuned(**given)
   given |= {item: getattr(tuned, item) for item in ("learning_rate", "batch_size", "steps", "eval_every")}

@@ -11,6 +11,7 @@ from experiments.lm._alignment import Situation, batch_prompts
 from experiments.lm._answers import judge_tokens, list_log_probabilities
 from experiments.lm._preferences import find_class
 from mlnotes.data import fixed_subset, read_labelled
+from mlnotes.data.flags import note
 from mlnotes.engine.experiment import example_keys, root_key
 from mlnotes.engine.record import read_metrics
 from mlnotes.lm.tasks import measure_policy, reward_frontier
@@ -121,14 +122,17 @@ def _report_texts(
   figure, axes = new_figure(width=6.0, height=3.6)
   bins = np.linspace(min(map(np.min, rewards)), max(map(np.max, rewards)) + 1e-6, 30)
   for name, reward, color in zip(("reference", "policy"), rewards, ("0.6", "C0")):
-    axes[0, 0].hist(reward, bins, alpha=0.7, color=color, label=f"{name}: {reward.mean():.2f}")
+    axes[0, 0].hist(reward, bins, alpha=0.7, color=color, label=f"{name}, mean {reward.mean():.2f}")
   axes[0, 0].set(xlabel="reward", ylabel=f"of {len(chosen)} answers", title=title)
   axes[0, 0].legend(frameon=False)
   save_figure(figure, directory / "rewards.png")
   found = {"reference_reward": float(rewards[0].mean()), "policy_reward": float(rewards[1].mean())}
   if labelled:
     said = [[situation.decode(row[:size]) for row, size in zip(*map(np.asarray, each[:2]))] for each in both]
-    found |= dict(zip(("reference_words", "policy_words"), count_words(labelled, preferred, *said)))
+    told = count_words(labelled, preferred, *said)
+    if not told:
+      note(f"--labelled={labelled}: no word of it stands twice, so that none are counted for reference_words.")
+    found |= dict(zip(("reference_words", "policy_words"), told))
   return found
 
 
@@ -136,7 +140,7 @@ def count_words(labelled: str, preferred: str, *texts: list[str]) -> list[float]
   """Of each list the share of texts that are of the class `preferred` to who has counted the words of labelled ones.
 
   By logistic regression with scikit-learn's own settings, on the counts of words and of pairs of them. It has seen no
-  answer, so that nothing was tuned to please it.
+  answer, so that nothing was tuned to please it. [] where no word stands twice.
   """
   from sklearn.feature_extraction.text import CountVectorizer
   from sklearn.linear_model import LogisticRegression
@@ -144,11 +148,15 @@ def count_words(labelled: str, preferred: str, *texts: list[str]) -> list[float]
 
   given = read_labelled(labelled, flag="labelled")
   counts = CountVectorizer(ngram_range=(1, 2), min_df=2)
+  try:
+    table = counts.fit_transform(given.train)
+  except ValueError:  # which scikit-learn raises where nothing is left to count
+    return []
   with threadpool_limits(1):
-    judge = LogisticRegression(max_iter=300).fit(counts.fit_transform(given.train), given.train_label)
+    judge = LogisticRegression(max_iter=300).fit(table, given.train_label)
   wanted = given.classes.index(find_class(preferred, given.classes))
   return [float(np.mean(judge.predict(counts.transform(each)) == wanted)) for each in texts]
 
 
 def describe(config: Any) -> str:
-  return f"{config.prompts} prompts, all answers listed" if config.lists_answers else Path(config.policy).name
+  return f"{config.prompts} prompts, all answers listed" if config.lists_answers else f"from {Path(config.policy).name}"

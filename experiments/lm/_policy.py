@@ -24,6 +24,7 @@ class Policy(NamedTuple):
   Attributes:
     said: the flag and its value.
     answered: the rows that a run of lm.sft has learned from and is tested on; None of lm.pretrain.
+    separator: what a run of lm.sft has learned to answer behind.
   """
 
   module: LanguageModel
@@ -31,6 +32,7 @@ class Policy(NamedTuple):
   corpus: Corpus
   said: str
   answered: sft.Answered | None
+  separator: str = ""
 
   @property
   def end(self) -> int:
@@ -38,6 +40,11 @@ class Policy(NamedTuple):
 
   def decode(self, tokens: Any) -> str:
     return decode_text(self.corpus.tokenizer, tokens, self.end).strip("\n")
+
+  def encode_prompt(self, prompt: str) -> list[int]:
+    """<end> and the prompt, as lm.sft writes it: without space around it, and with the separator; "" is <end> alone."""
+    asked = sft.ask(prompt, self.separator) if self.answered else prompt
+    return [self.end, *self.corpus.tokenizer.encode(asked)]
 
 
 @functools.lru_cache(maxsize=2)
@@ -58,7 +65,7 @@ def load_policy(run: str, flag: str = "policy") -> Policy:
   states, _ = restore_states(directory, experiment, module.make_feeds(trained), trained, "last", trained.seed, said)
   found = experiment.model(states[trained.seed])
   params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), found.params)  # on whatever mesh it is used
-  return Policy(found.module, params, corpus, said, answered)
+  return Policy(found.module, params, corpus, said, answered, trained.separator if name == "lm.sft" else "")
 
 
 def find_prompts(policy: Policy, count: int, room: int) -> tuple[NamedArrays, NamedArrays]:

@@ -62,8 +62,9 @@ def weigh_labels(margin: Float[Array, " B"], certain: Float[Array, " B"] | float
 def read_preferences(path: str, policy: Policy) -> tuple[NamedArrays, NamedArrays]:
   """(training, test) pairs of --preferences: of each line <end> and a prompt, and the two answers and their <end>.
 
-  A fixed pseudo-random tenth of the prompts is for testing. Raises DataError for a file that is none, InputError for
-  two answers that are equal, and rows that pass the policy's window.
+  A prompt to a policy of lm.sft stands there as it has learned to answer: in front of its separator. A fixed
+  pseudo-random tenth of the prompts is for testing. Raises DataError for a file that is none, InputError for two
+  answers that are equal, fewer than two prompts, and rows that pass the policy's window.
   """
   flag, length = f"--preferences={path}", policy.module.length
   encode, end = policy.corpus.tokenizer.encode, policy.end
@@ -75,12 +76,20 @@ def read_preferences(path: str, policy: Policy) -> tuple[NamedArrays, NamedArray
       raise InputError(
         f"{flag}: line {number}: found two answers that are equal, expected a preferred and another one."
       )
-    start = [end, *encode(prompt)]
+    start = policy.encode_prompt(prompt)
     rows.append((start, *([*start, *encode(answer), end] for answer in answers)))
+    if rows[-1][1] == rows[-1][2]:
+      raise InputError(
+        f"{flag}: line {number}: found two answers that are the same tokens to {policy.said}, expected others: its "
+        "text did not have some of their words."
+      )
     if (size := max(map(len, rows[-1]))) > length + 1:
       raise InputError(f"{flag}: line {number}: found {size} tokens with the prompt, expected {length + 1} at most.")
   texts = [fields[0] for _, fields in found]
   distinct = list(dict.fromkeys(texts))
+  if len(distinct) < 2:
+    told = f"{len(found)} pairs, of {len(distinct)} prompt" if found else "no pair"
+    raise InputError(f"{flag}: found {told}, expected two prompts or more: those of one of them are for testing.")
   tested = {distinct[i] for i in hold_out(len(distinct), flag)[1]}
   return _pad(*([row for row, text in zip(rows, texts) if (text in tested) == of] for of in (False, True)), end)
 

@@ -32,6 +32,7 @@ from mlnotes.lm.tasks.facts import ANSWER_TOKENS, DOCUMENT_TOKENS, END, FACT_WOR
 _SHOWN = 24  # questions of answers.txt
 _AT_ONCE = 64  # questions
 _KS = (1, 2, 3, 5, 10, 20, 50)  # of retrieval.png
+_SUCH = "words of mlnotes.lm.tasks.facts.FACT_WORDS, as in 'the boat of sam hill is red stone'"
 _IDS = {word: i for i, word in enumerate(FACT_WORDS)}
 
 
@@ -237,7 +238,7 @@ def encode_texts(texts: Sequence[str], length: int, flag: str) -> Int[np.ndarray
     unknown = [word for word in words if word not in _IDS]
     if unknown:
       raise InputError(f"--{flag}: text {number} has the word {unknown[0]!r}, which the task lacks: "
-                       f"{nearest(unknown[0], FACT_WORDS[2:], 'expected words of FACT_WORDS.')}")  # fmt: skip
+                       f"{nearest(unknown[0], FACT_WORDS[2:], f'expected {_SUCH}.')}")  # fmt: skip
     if not 1 <= len(words) <= length:
       raise InputError(f"--{flag}: text {number} has {len(words)} words, expected 1 to {length}.")
     rows[number - 1, : len(words)] = [_IDS[word] for word in words]

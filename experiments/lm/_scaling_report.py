@@ -23,6 +23,7 @@ def draw_law(runs: Runs, fitted: Fitted, path: Path) -> None:
 
   figure, axes = new_figure(1, 3, width=15.0, height=4.4)
   from matplotlib import colormaps  # behind new_figure, which imports it without a display
+  from matplotlib.ticker import LogLocator, NullFormatter
 
   law = fitted.law
   by_tokens, by_flops, best = axes[0]
@@ -37,12 +38,11 @@ def draw_law(runs: Runs, fitted: Fitted, path: Path) -> None:
     by_tokens.fill_between(tokens, low, high, color=color, alpha=0.2, linewidth=0)
     by_flops.plot(runs.flops[some], runs.losses[some], "o", color=color)
     by_flops.plot(6 * size * tokens, law(np.full(60, size), tokens), color=color, linewidth=1.2)
-  formula = rf"$L = {law.e:.2f} + {_plain(law.a)}/N^{{{law.alpha:.2f}}} + {_plain(law.b)}/D^{{{law.beta:.2f}}}$"
+  formula = rf"$L = {law.e:.2f} + {_short(law.a)}/N^{{{law.alpha:.2f}}} + {_short(law.b)}/D^{{{law.beta:.2f}}}$"
   by_tokens.set(xscale="log", xlabel="tokens read, D", ylabel="nats per test token", title=formula)
-  tried = sorted(set(runs.tokens))
-  if len(tried) <= 8:  # otherwise the axis chooses
-    by_tokens.set_xticks(tried, [_short(x) for x in tried])
-    by_tokens.minorticks_off()
+  by_tokens.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  by_tokens.xaxis.set_major_formatter(lambda value, place: _short(value))
+  by_tokens.xaxis.set_minor_formatter(NullFormatter())
   by_tokens.legend(frameon=False, fontsize=8)
 
   flops = np.geomspace(runs.flops.min(), runs.flops.max(), 60)
@@ -71,11 +71,6 @@ def draw_law(runs: Runs, fitted: Fitted, path: Path) -> None:
   best.legend(frameon=False, fontsize=8)
   figure.suptitle(f"{len(runs.losses)} runs; bands: 80 % of {len(fitted.draws)} draws of them", fontsize=11)
   save_figure(figure, path)
-
-
-def _plain(x: float) -> str:
-  """Three digits that count, without an exponent."""
-  return f"{x:.3g}" if x < 1000 else f"{float(f'{x:.3g}'):,.0f}".replace(",", "{,}")
 
 
 def draw_batches(config: Any, found: Batches, path: Path) -> None:

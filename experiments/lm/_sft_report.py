@@ -97,5 +97,6 @@ def _draw(places: dict[str, Any], path: Path) -> None:
     xlabel="token of the answer", ylabel="nats, mean over test prompts", title="how surprising the true answer is"
   )
   left.legend(frameon=False)
-  right.set(ylabel="nats", title="of <end> where the answer ends")
+  right.margins(y=0.12)
+  right.set(ylabel="nats", title="how surprising its <end> is")
   save_figure(figure, path)

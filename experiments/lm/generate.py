@@ -3,8 +3,10 @@
   python -m experiments.lm.generate                                          # trains pretrain's defaults first
   python -m experiments.lm.generate --run=runs/lm --prompt="The " --texts=3
   python -m experiments.lm.generate --run=runs/lm --file=prompts.txt --temperature=0    # the likeliest, for each line
+  python -m experiments.lm.generate --run=runs/sft --prompt="textwrap.dedent(text)"    # lm.sft, lm.rlhf, lm.dpo answer
   python -m experiments.lm.generate --weights=FOLDER --prompt="The "         # a GPT-2 or Llama of Hugging Face's form
 
+A run of lm.sft, and a policy that goes on from one, has a separator behind the prompt and stops where it has answered.
 What a text is goes by --seed and its number among those asked for, not by what the others are.
 """
 
@@ -14,12 +16,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
 
-from experiments.lm import pretrain
+from experiments.lm import dpo, pretrain, rlhf, sft
+from experiments.lm._policy import load_policy
 from experiments.lm._text import Model, decode_text, write_tokens
 from experiments.lm._weights import require_folder, tokenizer_of
-from mlnotes.data import Tokenizer
+from mlnotes.data import Corpus, Tokenizer
 from mlnotes.data.flags import load_data
 from mlnotes.data.lines import decode_file
 from mlnotes.data.tokenizer import UNKNOWN, load_tokenizer
@@ -33,9 +37,9 @@ from mlnotes.lm import LanguageModel, Sampling, load_hugging_face
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
-  run: str = field("", "work directory of a run of lm.pretrain; empty: one is trained first")
+  run: str = field("", "work directory of a run of lm.pretrain, lm.sft, lm.rlhf or lm.dpo; empty: one is trained first")
   weights: str = field("", "folder of Hugging Face's form with a GPT-2 or Llama and its tokenizer.json, not --run")
-  checkpoint: Literal["last", "best"] = field("last", "which of the two kept checkpoints; best: the least loss")
+  checkpoint: Literal["last", "best"] = field("last", "which of the two kept checkpoints; best: of the best evaluation")
   model_seed: int = field(-1, "which seed of a run with several; -1: its first")
   prompt: str = field("", "what the text begins with; empty: the beginning of a document")
   file: str = field("", "file with a prompt on each line, in the place of --prompt")
@@ -93,30 +97,57 @@ def read_prompts(config: Config) -> list[str]:
 
 
 class Writer(NamedTuple):
-  """What writes, and its tokens: `start` begins a document and `end` is behind it, -1 where there is none."""
+  """What writes, and its tokens: `start` begins a document and `end` is behind it, -1 where there is none.
+
+  Attributes:
+    separator: what it answers behind; None: it goes on with a text.
+  """
 
   model: Model
   tokenizer: Tokenizer
   start: int
   end: int
   told: str
+  separator: str | None = None
+
+
+WRITERS: dict[str, ModuleType] = {"lm.pretrain": pretrain, "lm.sft": sft, "lm.rlhf": rlhf, "lm.dpo": dpo}
 
 
 def load_run(config: Config) -> Writer:
   """Of the run that the flags name, or of one that is trained first."""
   directory = find_stage("run", config.run, pretrain, Path("runs/lm.generate"))
-  _, trained = load_config(directory, {"lm.pretrain": pretrain.Config})
-  if trained.objective not in pretrain.WRITERS:
-    raise InputError(
-      f"--run={directory} learned by --objective={trained.objective}: expected {' or '.join(pretrain.WRITERS)}, which "
-      "foretell what follows."
-    )
-  trained = dataclasses.replace(trained, data_dir=config.data_dir or trained.data_dir, devices=1)
-  corpus = load_data(trained)
-  experiment = pretrain.make(trained)
+  name, trained = load_config(directory, {name: module.Config for name, module in WRITERS.items()})
+  here: dict[str, Any] = {"devices": 1, "fsdp": 1, "rows": ""}
+  if config.data_dir:
+    if not hasattr(trained, "data_dir"):
+      raise InputError(f"--data_dir={config.data_dir}: a run of {name} reads the text of its --policy, expected none.")
+    here["data_dir"] = config.data_dir
+  trained = dataclasses.replace(trained, **here)
+  corpus, separator = find_text(name, trained, directory)
+  experiment = WRITERS[name].make(trained)
   seed = trained.seed if config.model_seed < 0 else config.model_seed
-  states, step = restore_states(directory, experiment, pretrain.make_feeds(trained), trained, config.checkpoint, seed)
-  return Writer(experiment.model(states[seed]), corpus.tokenizer, corpus.end, corpus.end, f"step {step}")
+  feeds = WRITERS[name].make_feeds(trained)
+  states, step = restore_states(directory, experiment, feeds, trained, config.checkpoint, seed)
+  told = f"step {step}"
+  return Writer(experiment.model(states[seed]), corpus.tokenizer, corpus.end, corpus.end, told, separator)
+
+
+def find_text(name: str, trained: Any, directory: Path) -> tuple[Corpus, str | None]:
+  """(the text whose tokens the run writes, what it answers behind). Raises InputError for a run that writes no text."""
+  if name == "lm.pretrain":
+    if trained.objective not in pretrain.WRITERS:
+      raise InputError(
+        f"--run={directory} learned by --objective={trained.objective}: expected {' or '.join(pretrain.WRITERS)}, "
+        "which foretell what follows."
+      )
+    return load_data(trained), None
+  if name == "lm.sft":
+    return sft.build(trained)[0].corpus, trained.separator
+  if trained.lists_answers:
+    raise InputError(f"--run={directory} writes listed answers of a few words: expected a run with --policy, of texts.")
+  policy = load_policy(trained.policy)
+  return policy.corpus, policy.separator if policy.answered else None
 
 
 def load_weights(folder: str) -> Writer:
@@ -138,19 +169,25 @@ def load_weights(folder: str) -> Writer:
   return Writer(Model(module, params), tokenizer, token("bos_token_id"), token("eos_token_id"), folder)
 
 
-def encode_prompt(prompt: str, tokenizer: Tokenizer, start: int, length: int, said: str = "--prompt") -> list[int]:
+def ask(prompt: str, separator: str | None) -> str:
+  return prompt if separator is None else sft.ask(prompt, separator)
+
+
+def encode_prompt(
+  prompt: str, tokenizer: Tokenizer, start: int, length: int, said: str = "--prompt", separator: str | None = None
+) -> list[int]:
   """Behind the token that begins a document, where there is one (not -1) and the prompt leaves room for it.
 
   Raises InputError, which begins with `said`, for an empty prompt without that, one that fills a window, and tokens
-  that are unknown.
+  that are unknown; a separator may be one, which the run has learned so.
   """
-  ids = tokenizer.encode(prompt).tolist()
+  ids = tokenizer.encode(ask(prompt, separator)).tolist()
   if not ids and start < 0:
     raise InputError(f"{said} is empty and the run's text has no <end> to begin with: expected a prompt.")
   if len(ids) >= max(2, length):
     raise InputError(f"{said} has {len(ids)} tokens: expected fewer than the {length} of the run's windows.")
   unknown = tokenizer.special.get(UNKNOWN, -1)
-  if unknown in ids:
+  if unknown in tokenizer.encode(prompt):
     pieces = list(prompt) if tokenizer.kind == "characters" else prompt.split()
     odd = [piece for piece in pieces if unknown in tokenizer.encode(piece)]
     raise InputError(f"{said} has {', '.join(map(repr, sorted(set(odd))))}: expected what the run's text had.")
@@ -179,12 +216,14 @@ def main(config: Config) -> int:
   writer = load_weights(config.weights) if config.weights else load_run(config)
   given = writer.tokenizer, writer.start, writer.model.module.length
   said = [f"--file={config.file}: prompt {i + 1}" if config.file else "--prompt" for i in range(len(prompts))]
-  ids = [tokens for pair in zip(prompts, said) for tokens in [encode_prompt(pair[0], *given, pair[1])] * config.texts]
+  asked = [ask(prompt, writer.separator) for prompt in prompts]
+  each = [encode_prompt(prompt, *given, told, writer.separator) for prompt, told in zip(prompts, said)]
+  ids = [tokens for tokens in each for _ in range(config.texts)]
   began = time.perf_counter()
-  end = writer.end if config.stop else -1
+  end = writer.end if config.stop or writer.separator is not None else -1
   found = write_tokens(writer.model, ids, config.tokens, config.seed, make_sampling(config), end)
   seconds, count = time.perf_counter() - began, sum(map(len, found))
-  texts = [go_on(prompts[i // config.texts], row, writer) for i, row in enumerate(found)]
+  texts = [go_on(asked[i // config.texts], row, writer) for i, row in enumerate(found)]
   told = f"\n{'-' * 40}\n".join(texts)
   print(told)
   print(f"{count} tokens of {writer.told} in {seconds:.1f} s, compilation included", file=sys.stderr)

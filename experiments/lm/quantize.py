@@ -255,13 +255,19 @@ def check_run(config: Config, run_of: Decoder) -> None:
     raise InputError(f"{said} has experts, whose matrices stay as they are: expected a run without.")
   if run_of.config.precision != "float32":
     raise InputError(f"{said} computes in {run_of.config.precision}: expected --precision=float32 to compare with.")
-  most = run_of.module.length + 1 - config.prompt_tokens
+  check_room(config, run_of.module.length)
+
+
+def check_room(config: Config, window: int) -> None:
+  most = window + 1 - config.prompt_tokens
   require(config.tokens <= most, "tokens", config.tokens,
-          f"at most {most}: prompt and text stand in the run's windows of {run_of.module.length}")  # fmt: skip
+          f"at most {most}: prompt and text stand in the run's windows of {window}")  # fmt: skip
 
 
 def main(config: Config) -> int:
   workdir = Path(config.workdir or "runs/lm.quantize").expanduser()
+  if not config.pretrained:
+    check_room(config, pretrain.Config.length)
   directory = find_stage(
     "pretrained", config.pretrained, pretrain, workdir, steps=config.pretrain_steps, eval_every=0
   )  # fmt: skip

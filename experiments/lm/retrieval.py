@@ -9,7 +9,8 @@ documents stays as it is, and the reader and the encoder of questions learn from
 summed over the --k documents that are found (Lewis et al. 2020). Every update has stores of its own, with values drawn
 anew, so that no value can be learned by heart; the test store tells of people whom no training store has. Writes
 retrieval.png, how often the right document is found beside BM25 and how many answers are right, and answers.txt. A
-store by file is written in the task's own words: an unknown one is named.
+store by file is written in the task's own words, such as "the boat of sam hill is red stone" and "what is the vessel of
+samuel hill": an unknown one is named.
 """
 
 import dataclasses

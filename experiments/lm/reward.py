@@ -131,7 +131,8 @@ class RewardModel(NamedTuple):
     if self.policy is None:
       raise ValueError("a reward of listed answers, expected a run with --policy")
     encode, end = self.policy.corpus.tokenizer.encode, self.policy.end
-    rows = [[end, *encode(prompt), *encode(answer), end][: self.module.length] for prompt, answer in pairs]
+    asked = self.policy.encode_prompt
+    rows = [[*asked(prompt), *encode(answer), end][: self.module.length] for prompt, answer in pairs]
     tokens = np.full((len(rows), max(map(len, rows))), end, np.int32)
     for row, ids in zip(tokens, rows):
       row[: len(ids)] = ids

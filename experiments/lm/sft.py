@@ -9,7 +9,7 @@
 A row is <end>, a prompt, --separator, an answer and <end>; the loss is of the answer's tokens and its <end> alone,
 their mean over the whole batch. The built-in prompts are functions of Python's library, the answers what their
 docstrings begin with; modules that are tested were read by nobody. Writes answers.txt and sft.png: nats by the place in
-the answer, before and after. `lm.reward`, `lm.rlhf` and `lm.dpo` go on from such a run.
+the answer, before and after. `lm.generate` answers with such a run, `lm.reward`, `lm.rlhf` and `lm.dpo` go on from it.
 """
 
 import dataclasses
@@ -103,6 +103,11 @@ class Answered(NamedTuple):
   notes: tuple[str, ...]
 
 
+def ask(prompt: str, separator: str) -> str:
+  """A prompt as the rows have it; nothing where it is empty."""
+  return prompt.strip() + separator if prompt.strip() else ""
+
+
 @functools.lru_cache(maxsize=2)
 def build(config: Config) -> tuple[Network, Answered]:
   network = load_network(config)
@@ -121,7 +126,7 @@ def encode_instructions(config: Config, network: Network) -> Answered:
   tokenizer, end, length = network.corpus.tokenizer, network.corpus.end, network.config.length + 1
   unknown, splits, kept = 0, [], ()
   for rows in found:
-    ids = [(tokenizer.encode(prompt + config.separator), tokenizer.encode(answer)) for prompt, answer in rows]
+    ids = [(tokenizer.encode(ask(prompt, config.separator)), tokenizer.encode(answer)) for prompt, answer in rows]
     fits = [1 + len(prompt) + len(answer) + 1 <= length for prompt, answer in ids]
     if not any(fits):
       raise InputError(

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +29,7 @@ from experiments.lm import pretrain
 from experiments.lm._speculative_report import draw, write_texts
 from experiments.lm._text import Model, window_losses
 from experiments.lm._trained import Decoder, cut_prompts, load_decoder
+from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.engine.flags import BaseConfig, field, run
@@ -125,10 +126,24 @@ def check_pair(config: Config, target: Decoder, draft: Decoder) -> None:
     raise InputError(
       f"the draft has {draft.module.vocabulary} embeddings, the target {target.module.vocabulary}: expected as many."
     )
-  window = min(target.module.length, draft.module.length)
+  check_room(config, min(target.module.length, draft.module.length))
+
+
+def check_room(config: Config, window: int) -> None:
   most = window + 1 - config.prompt_tokens - max(config.drafted)
   require(config.tokens <= most, "tokens", config.tokens,
           f"at most {most}: prompt, text and what is drafted stand in the runs' windows of {window}")  # fmt: skip
+
+
+def check_stage(config: Config, name: str, runs: Mapping[str, Decoder]) -> None:
+  """Raises InputError, before it is trained, where what is trained for --`name` would not do beside the run given."""
+  check_room(config, _SHARED["length"])
+  for other, given in runs.items():
+    if getattr(config, other) and load_data(pretrain.Config(**STAGES[name])).tokenizer != given.corpus.tokenizer:
+      raise InputError(
+        f"--{name} is empty, and what would be trained for it reads other tokens than --{other}="
+        f"{getattr(config, other)}: expected a --{name} of the same tokenizer."
+      )
 
 
 def make_ways(config: Config, target: Decoder, draft: Decoder) -> tuple[Callable[..., Array], dict[int, Callable]]:
@@ -274,10 +289,11 @@ def main(config: Config) -> int:
   load = functools.partial(
     load_decoder, checkpoint=config.checkpoint, model_seed=config.model_seed, data_dir=config.data_dir
   )
-  runs = {
-    name: load(name, find_stage(name, getattr(config, name), pretrain, workdir, **settings))
-    for name, settings in STAGES.items()
-  }
+  runs: dict[str, Decoder] = {}
+  for name in sorted(STAGES, key=lambda name: not getattr(config, name)):  # what is given says what the other must be
+    if not getattr(config, name):
+      check_stage(config, name, runs)
+    runs[name] = load(name, find_stage(name, getattr(config, name), pretrain, workdir, **STAGES[name]))
   target, draft = runs["target"], runs["draft"]
   check_pair(config, target, draft)
   prompts = cut_prompts(target.corpus, config.prompts, config.prompt_tokens)

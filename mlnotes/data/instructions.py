@@ -45,6 +45,8 @@ def read_instructions(
   if test_path:
     return Instructions(rows, _read(test_path, f"--test_{flag}={test_path}", fields))
   prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
+  if len(prompts) < 2:
+    raise DataError(f"--{flag}={path}: found one prompt, expected two or more, or --test_{flag}: one is for testing.")
   tested = {prompts[i] for i in hold_out(len(prompts), f"--{flag}={path}")[1]}
   return Instructions(*(tuple(row for row in rows if (row[0] in tested) == test) for test in (False, True)))
 

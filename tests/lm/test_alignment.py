@@ -223,7 +223,45 @@ def test_preferences_of_a_file(tmp_path, situation):
     ({"prompt": "a", "chosen": "b", "rejected": "b"}, "line 1: found two answers that are equal", InputError),
     ({"prompt": "a" * 7, "chosen": "b", "rejected": "a"}, "line 1: found 10 tokens", InputError),
     ({"prompt": "a", "chosen": "b"}, "expected an object with a string in the field rejected", DataError),
+    ({"prompt": "a", "chosen": "b", "rejected": "a"}, "found 1 pairs, of 1 prompt, expected two prompts", InputError),
   ):
     path.write_text(json.dumps(content) + "\n")
     with pytest.raises(error, match=sentence):
       read_preferences(str(path), given)
+  path.write_text("")
+  with pytest.raises(InputError, match="found no pair, expected two prompts or more"):
+    read_preferences(str(path), given)
+  path.write_text(json.dumps({"prompt": "a", "chosen": "x", "rejected": "y"}) + "\n")
+  tokenizer.encode = lambda text: [3 if letter in "xy" else 1 for letter in text]
+  with pytest.raises(InputError, match="line 1: found two answers that are the same tokens to --policy=p"):
+    read_preferences(str(path), given._replace(said="--policy=p"))
+
+
+def test_a_policy_that_answers_is_asked_as_it_has_learned(tmp_path, situation):
+  """In front of its separator, whether or not the file has space there; nothing alone is not asked."""
+  encode = lambda text: list(map(ord, text))
+  corpus = types.SimpleNamespace(tokenizer=types.SimpleNamespace(encode=encode), end=2)
+  given = Policy(situation.module.clone(length=8), None, corpus, "", object(), "?\n")
+  path = tmp_path / "pairs.jsonl"
+  path.write_text("".join(json.dumps({"prompt": x, "chosen": "b", "rejected": "c"}) + "\n" for x in ("a", "d \n", "")))
+  found = [split.arrays for split in read_preferences(str(path), given)]
+  rows = {tuple(row[:size].tolist()) for split in found for row, size in zip(split["chosen"], split["prompt"])}
+  assert rows == {(2, *encode("a?\n")), (2, *encode("d?\n")), (2,)}
+  assert given._replace(answered=None).encode_prompt("a ") == [2, *encode("a ")]
+
+
+@pytest.mark.parametrize(
+  ("flags", "sentence"),
+  [
+    (dict(preferred="good"), "--preferred=good"),
+    (dict(prompt_tokens=40), "--prompt_tokens=40 and --answer_tokens=24 pass the 48 tokens of the policy"),
+    (dict(labelled="absent"), "--labelled=absent"),
+  ],
+)
+@pytest.mark.parametrize("module", [rlhf, dpo])
+def test_what_does_not_fit_is_said_before_a_policy_trains(module, flags, sentence, tmp_path, monkeypatch):
+  monkeypatch.setattr("experiments.lm._alignment.find_stage", lambda *_, **__: pytest.fail("trained"))
+  for name in ("neg", "pos"):
+    (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(3)))
+  with pytest.raises((InputError, DataError), match=sentence):
+    module.main(module.Config.tuned(**{"labelled": str(tmp_path), **flags}))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lm import pretrain, quantize
+from experiments.lm import _quantize_report, pretrain, quantize
 from experiments.lm._text import Model, window_losses
 from experiments.lm._trained import Decoder
 from mlnotes.data import Corpus, Windows
@@ -133,6 +133,20 @@ def test_texts_are_the_likeliest_tokens_of_each_form(found, run_of):
   assert found["weights_3"]["same_greedy"] == np.mean(plain == other) < 1
 
 
+def test_a_rise_that_is_none_stands_at_its_own_place(monkeypatch, found, tmp_path):
+  """Below 0 too, with the sign that its label says; all within the picture."""
+  figures = []
+  monkeypatch.setattr("mlnotes.engine.plot.save_figure", lambda figure, path: figures.append(figure))
+  rises = {"weights_8": -0.0012, "weights_3": -1e-6}
+  given = {name: {**values, "rise": rises.get(name, values["rise"])} for name, values in found.items()}
+  _quantize_report.draw(given, (8, 3), 6.0, tmp_path / "x.png")
+  curve = figures[0].axes[1]
+  low, high = curve.get_ylim()
+  (drawn,) = (line.get_ydata() for line in curve.lines if line.get_marker() == "o")
+  assert list(drawn) == [-1e-6, -0.0012] and low < min(drawn) < max(drawn) < high
+  assert [text.get_text() for text in curve.texts] == ["+0.0000", "-0.0012"]
+
+
 @pytest.mark.parametrize("change, flags, words", [
   (dict(experts=2), {}, "has experts"),
   (dict(precision="bfloat16"), {}, "computes in bfloat16"),
@@ -155,6 +169,12 @@ def test_runs_that_have_no_form_here(change, flags, words, run_of):
 def test_what_is_out_of_range_is_one_sentence(flags, words):
   with pytest.raises(InputError, match=words):
     configure(**flags)
+
+
+def test_texts_that_fit_no_window_are_refused_before_a_run_is_trained(monkeypatch):
+  monkeypatch.setattr(quantize, "find_stage", lambda *_, **__: pytest.fail("trained"))
+  with pytest.raises(InputError, match=r"--tokens=64 is out of range: .*at most 49.*windows of 64"):
+    quantize.main(quantize.Config(tokens=64))
 
 
 def test_a_run_is_trained_first_and_figures_are_left(monkeypatch, run_of, found, tmp_path):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lm import dpo, pretrain, reward, rlhf, sft, tune
+from experiments.lm import dpo, generate, pretrain, reward, rlhf, sft, tune
 from experiments.lm._alignment import make_situation
 from experiments.lm._alignment_report import count_words
 from experiments.lm._answers import Prompts, draw_answers, judge_tokens
@@ -206,10 +206,32 @@ def test_the_whole_road_on_texts(road, tmp_path, module):
     make_situation(module.Config(**SIZES, reward=str(tmp_path / "reward")))
 
 
-def test_who_counts_words_tells_texts(road):
+def test_a_run_that_answers_is_asked_as_it_has_learned_and_stops(road, monkeypatch, capsys):
+  """A policy that goes on from it likewise; what goes on from a text is given the prompt alone."""
+  asked = []
+  monkeypatch.setattr(generate, "write_tokens", lambda model, prompts, count, seed, sampling, end: (
+    asked.append((prompts, end)) or [[*found.tokenizer.encode("b a").tolist(), found.end]]
+  ))  # fmt: skip
+  found = generate.load_run(generate.Config(run=str(road / "sft")))
+  assert found.separator == "\n"
+  assert generate.main(generate.Config(run=str(road / "sft"), prompt="abab ")) == 0
+  ids = found.tokenizer.encode("abab\n").tolist()
+  assert asked == [([[found.end, *ids]], found.end)] and capsys.readouterr().out == "abab\nb a\n\n"
+  for name, behind in (("sft", "\n"), ("lm", None)):
+    policy = rlhf.Config(policy=str(road / name), reward="r")
+    corpus, separator = generate.find_text("lm.rlhf", policy, road)
+    assert separator == behind and corpus.tokenizer == found.tokenizer
+  with pytest.raises(InputError, match="writes listed answers of a few words: expected a run with --policy"):
+    generate.find_text("lm.dpo", dpo.Config(), road)
+
+
+def test_who_counts_words_tells_texts(road, tmp_path):
   fine, bad = ["a fine one", "fine"], ["a bad one", "bad thing"]
   assert count_words(str(road / "labelled"), "", fine, bad) == [1.0, 0.0]
   assert count_words(str(road / "labelled"), "neg", fine, bad) == [0.0, 1.0]
+  (tmp_path / "neg.txt").write_text("one\ntwo\nthree\n")
+  (tmp_path / "pos.txt").write_text("four\nfive\nsix\n")
+  assert count_words(str(tmp_path), "", fine) == []  # nothing that could be counted
 
 
 def test_a_judge_of_classes_does_not_read_end(road, tmp_path):

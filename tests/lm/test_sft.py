@@ -116,6 +116,7 @@ def test_a_bad_line_of_a_file_is_named(tmp_path):
     ('{"prompt": "a", "answer": " "}', "line 1: found an empty answer"),
     ('{"prompt": "a"}', "line 1: found the fields prompt"),
     ("\n", "found no prompt"),
+    ('{"prompt": "a", "answer": "b"}\n' * 2, "found one prompt, expected two or more, or --test_instructions"),
   ):
     path.write_text(content)
     with pytest.raises(DataError, match=sentence):

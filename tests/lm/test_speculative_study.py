@@ -205,6 +205,21 @@ def test_a_decoder_is_the_run_its_seed_and_its_checkpoint(monkeypatch, tmp_path)
       _trained.load_decoder("draft", tmp_path)
 
 
+def test_what_would_not_do_is_refused_before_it_is_trained(monkeypatch, pair):
+  """Beside a run of another tokenizer, and texts that fit no window."""
+
+  def find_stage(flag, given, module, workdir, **settings):
+    return given or pytest.fail("trained")
+
+  monkeypatch.setattr(speculative, "find_stage", find_stage)
+  monkeypatch.setattr(speculative, "load_decoder", lambda *_, **__: pair[0])
+  monkeypatch.setattr(speculative, "load_data", lambda config: corpus_of("abce"))
+  with pytest.raises(InputError, match=r"--draft is empty, .* other tokens than --target=mine: expected a --draft"):
+    speculative.main(configure(target="mine"))
+  with pytest.raises(InputError, match=r"--tokens=200 .*windows of 128"):
+    speculative.main(configure(tokens=200))
+
+
 def test_both_are_trained_first_and_figures_are_left(monkeypatch, pair, tmp_path):
   stages, loads = [], []
 
@@ -218,13 +233,14 @@ def test_both_are_trained_first_and_figures_are_left(monkeypatch, pair, tmp_path
 
   monkeypatch.setattr(speculative, "find_stage", find_stage)
   monkeypatch.setattr(speculative, "load_decoder", load)
+  monkeypatch.setattr(speculative, "load_data", lambda config: pair[0].corpus)
   monkeypatch.setattr(speculative, "time_call", lambda run_of, prompt, count, room: lambda: 1.0 + (run_of is pair[0]))
   flags = dict(draft="mine", checkpoint="best", model_seed=3, data_dir="d", workdir=str(tmp_path))
   assert speculative.main(configure(**flags)) == 0
   given = dict(checkpoint="best", model_seed=3, data_dir="d")
-  assert loads == [("target", tmp_path / "target", given), ("draft", tmp_path / "draft", given)]
-  assert [stage[:2] for stage in stages] == [("target", ""), ("draft", "mine")]
-  (_, _, large), (_, _, small) = stages
+  assert loads == [("draft", tmp_path / "draft", given), ("target", tmp_path / "target", given)]
+  assert [stage[:2] for stage in stages] == [("draft", "mine"), ("target", "")]
+  (_, _, small), (_, _, large) = stages
   assert large["width"] > small["width"] and large["depth"] > small["depth"] and large["length"] == small["length"]
   card = json.loads((tmp_path / "result.json").read_text())
   figures = {name: x["mean"] for name, x in card["metrics"].items()}
