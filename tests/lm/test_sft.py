@@ -110,6 +110,15 @@ def test_bad_input_is_one_sentence(flags, sentence):
     sft.build(sft.Config(**{**SMALL, **flags}))
 
 
+def test_a_batch_that_is_too_large_is_said_before_a_network_is_trained(instructions, monkeypatch, tmp_path):
+  monkeypatch.setattr(sft, "pretrain_first", lambda *given: pytest.fail("it was trained"))
+  config = sft.Config(
+    **{**SMALL, "instructions": instructions, "scratch": False, "batch_size": 9, "workdir": str(tmp_path)}
+  )
+  with pytest.raises(InputError, match="--batch_size=9 is out of range: expected 1 to 8 examples"):
+    sft.main(config)
+
+
 def test_a_bad_line_of_a_file_is_named(tmp_path):
   path = tmp_path / "rows.jsonl"
   for content, sentence in (
