@@ -12,14 +12,16 @@ from jaxtyping import Array, Float, Int
 
 from experiments.lm import pretrain, reward
 from experiments.lm._answers import Answered, Prompts, draw_answers
-from experiments.lm._judges import Judge, load_judge
+from experiments.lm._judges import JUDGES, Judge, load_judge
 from experiments.lm._listed import LISTED_FLAGS, Listed, ListedConfig, list_answers
 from experiments.lm._policy import find_prompts, load_policy
-from mlnotes.data import NamedArrays
+from experiments.lm._preferences import find_class
+from mlnotes.data import NamedArrays, read_labelled
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import field
 from mlnotes.engine.loop import default_workdir
 from mlnotes.engine.stage import find_stage
+from mlnotes.engine.trained import load_config
 from mlnotes.lm import LanguageModel
 
 # Rows of the listed task's training prompts at least: each stands there often, so that a batch may hold more.
@@ -165,8 +167,24 @@ def batch_prompts(batch: Any) -> Prompts:
   return Prompts(batch["tokens"], batch["length"])
 
 
+def check_labelled(config: Any) -> None:
+  """Raises InputError for a class that is not there, a reward that is none, and answers that pass the window."""
+  find_class(config.preferred, read_labelled(config.labelled, flag="labelled").classes)
+  if config.reward:
+    load_config(Path(config.reward).expanduser(), JUDGES, f"--reward={config.reward}")
+  if not config.policy:
+    room = _READER["length"] - config.prompt_tokens
+    said = f"{room} or fewer: with --prompt_tokens the {_READER['length']} of the network that is trained first"
+    require(config.answer_tokens <= room, "answer_tokens", config.answer_tokens, said)
+
+
 def train_first(name: str, config: Any) -> Any:
-  """The config of the experiment `name` with runs in the place of what --labelled or --learned_reward want first."""
+  """The config of the experiment `name` with runs in the place of what --labelled or --learned_reward want first.
+
+  What the flags have wrong is said before anything trains. Raises InputError, and as `find_stage`.
+  """
+  if config.labelled:
+    check_labelled(config)
   if not (config.labelled or config.learned_reward) or (config.policy and config.reward):
     return config
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
