@@ -200,11 +200,16 @@ def test_pairs_are_drawn_for_prompts_from_all_of_the_text():
   drawn = lambda params, prompts, keys: types.SimpleNamespace(
     tokens=jax.vmap(lambda key: jax.random.bits(key, (2,)).astype(jnp.int32))(keys), lengths=prompts.lengths + 1
   )
-  judge = types.SimpleNamespace(params=(), score=lambda judge, prompts, tokens, lengths: 0.0 * tokens[:, 0])
+  judge = types.SimpleNamespace(params=(), score=lambda judge, prompts, tokens, lengths: 1.0 * tokens[:, 0])
   tokens = np.arange(300)[:, None]
   split = NamedArrays({"tokens": tokens, "length": np.ones(300, np.int32)})
   given = types.SimpleNamespace(train=split, test=split, draw=drawn, judge=judge, reference=(), end=0)
-  found = lambda which, **flags: dpo._draw_pairs(dpo.Config(**flags), given, which).arrays["chosen"][:, 0]
+
+  def found(which, **flags):
+    pairs = dpo._draw_pairs(dpo.Config(**flags), given, which).arrays
+    assert np.all(pairs["chosen"][:, 1] > pairs["rejected"][:, 1])  # their rewards are far apart
+    return pairs["chosen"][:, 0]
+
   some = {which: found(which, pairs=60, test_pairs=60) for which in ("train", "test")}
   for rows in some.values():
     assert len(set(rows.tolist())) == 60 and 100 < rows.mean() < 200
@@ -287,5 +292,8 @@ def test_a_judge_of_classes_does_not_read_end(road, tmp_path):
   score = lambda answer, size: float(judge.score(judge.params, prompts, jnp.array([answer]), jnp.array([size]))[0])
   assert score([8, int(end), 3], 2) == pytest.approx(score([8, 9, 3], 1), abs=1e-5)
   assert score([8, int(end), 3], 2) != pytest.approx(score([8, 9, 3], 2), abs=1e-7)
+  neg = make_situation(rlhf.Config(**{**config.__dict__, "preferred": "neg"})).judge
+  given = neg.params, prompts, jnp.array([[8, 9, 3]]), jnp.array([3])
+  assert float(neg.score(*given)[0]) == pytest.approx(-score([8, 9, 3], 3), abs=1e-5)  # log odds of the other class
   punished = make_situation(rlhf.Config(**{**config.__dict__, "penalize_unended": True, "unended_reward": -7.0})).judge
   assert punished.score(punished.params, prompts, jnp.array([[8, 9, 3]]), jnp.array([3]))[0] == -7
