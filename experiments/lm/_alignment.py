@@ -56,7 +56,8 @@ class AlignmentConfig(ListedConfig):
   def __post_init__(self):
     super().__post_init__()
     require(self.beta > 0, "beta", self.beta, "a number above 0: at 0 nothing holds the policy to its reference")
-    require(self.prompt_tokens >= 1, "prompt_tokens", self.prompt_tokens, "1 or more")
+    for name, least in (("prompt_tokens", 1), ("pretrain_steps", 1), ("reward_steps", 0)):
+      require(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
     preferences = getattr(self, "preferences", "")
     for name in ("reward", "labelled"):
       if preferences and getattr(self, name):
