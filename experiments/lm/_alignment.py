@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from experiments.lm import pretrain, reward
 from experiments.lm._answers import Answered, Prompts, draw_answers
-from experiments.lm._judges import Judge, load_judge
+from experiments.lm._judges import JUDGES, Judge, load_judge
 from experiments.lm._listed import LISTED_FLAGS, Listed, ListedConfig, list_answers
 from experiments.lm._policy import find_prompts, load_policy
 from experiments.lm._preferences import find_class
@@ -22,6 +22,7 @@ from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import field
 from mlnotes.engine.loop import default_workdir
 from mlnotes.engine.stage import find_stage
+from mlnotes.engine.trained import load_config
 from mlnotes.lm import LanguageModel
 
 # Rows of the listed task's training prompts at least: each stands there often, so that a batch may hold more.
@@ -56,7 +57,8 @@ class AlignmentConfig(ListedConfig):
   def __post_init__(self):
     super().__post_init__()
     require(self.beta > 0, "beta", self.beta, "a number above 0: at 0 nothing holds the policy to its reference")
-    require(self.prompt_tokens >= 1, "prompt_tokens", self.prompt_tokens, "1 or more")
+    for name, least in (("prompt_tokens", 1), ("pretrain_steps", 1), ("reward_steps", 0)):
+      require(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
     preferences = getattr(self, "preferences", "")
     for name in ("reward", "labelled"):
       if preferences and getattr(self, name):
@@ -183,10 +185,17 @@ def check_labelled(config: Any) -> None:
       f"{_READER['length']} tokens of the policy that --labelled={config.labelled} trains first: expected as many at "
       "most, together."
     )
+  if config.reward:
+    load_config(Path(config.reward).expanduser(), JUDGES, f"--reward={config.reward}")
 
 
 def train_first(name: str, config: Any) -> Any:
-  """The config of the experiment `name` with runs in the place of what --labelled or --learned_reward want first."""
+  """The config of the experiment `name` with runs in the place of what --labelled or --learned_reward want first.
+
+  What the flags have wrong is said before anything trains. Raises InputError, and as `find_stage`.
+  """
+  if config.labelled:
+    check_labelled(config)
   if not (config.labelled or config.learned_reward) or (config.policy and config.reward):
     return config
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
@@ -197,7 +206,6 @@ def train_first(name: str, config: Any) -> Any:
     judge = find_stage("reward", "", reward, workdir, eval_every=0, **shared, **own, **steps)
     return dataclasses.replace(config, reward=str(judge), learned_reward=False, workdir=str(workdir))
   first = {**_READER, "dataset": config.labelled, "steps": config.pretrain_steps}
-  check_labelled(config)
   policy = find_stage("policy", config.policy, pretrain, workdir, **shared, **first)
   find_prompts(load_policy(str(policy)), config.prompt_tokens, config.answer_tokens)
   given = dict(policy=str(policy), labelled=config.labelled, preferred=config.preferred)

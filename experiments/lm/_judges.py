@@ -19,6 +19,9 @@ from mlnotes.engine.errors import InputError
 from mlnotes.engine.trained import load_config, restore_states
 from mlnotes.optim import eval_params
 
+# Runs that judge texts.
+JUDGES = {"lm.reward": reward.Config, "lm.tune": tune.Config}
+
 
 class Judge(NamedTuple):
   """What scores answers.
@@ -26,8 +29,8 @@ class Judge(NamedTuple):
   Attributes:
     params: what `score` is given, so that nothing that compiles holds it.
     score: (params, prompts, answers (B, L), their lengths (B,)) -> rewards (B,).
-    value: {"network", "head"} of the same module as the policy that a value function may begin with; None: there is
-      none.
+    value: {"network", "head"} of the same module as the policy that a value function may begin with, what it says
+      shifted as the rewards are; None: there is none.
   """
 
   params: Any
@@ -38,8 +41,7 @@ class Judge(NamedTuple):
 def load_judge(config: Any, policy: Policy | None) -> Judge:
   """Of a run of lm.reward, or of lm.tune --task=file on texts. Raises InputError where it and the policy do not fit."""
   said, directory = f"--reward={config.reward}", Path(config.reward).expanduser()
-  known = {"lm.reward": reward.Config} | ({"lm.tune": tune.Config} if policy else {})
-  name, trained = load_config(directory, known, said)
+  name, trained = load_config(directory, JUDGES if policy else {"lm.reward": reward.Config}, said)
   trained = dataclasses.replace(trained, devices=1)
   return (_reward_model if name == "lm.reward" else _class_odds)(config, trained, policy, said, directory)
 
@@ -72,8 +74,9 @@ def _reward_model(config: Any, trained: Any, policy: Policy | None, said: str, d
     size = jnp.minimum(prompts.lengths + lengths, rows.shape[1])
     return reward.read_reward(module, judge.params, rows, size) - judge.mean
 
-  params = {"network": state.params["network"], "head": state.params["head"]}
-  return Judge(state, score, params if same else None)
+  last = state.params["head"]["logits"]
+  head = {"logits": {**last, "bias": last["bias"] - state.mean}}
+  return Judge(state, score, {"network": state.params["network"], "head": head} if same else None)
 
 
 def _class_odds(config: Any, tuned: Any, policy: Policy, said: str, directory: Path) -> Judge:

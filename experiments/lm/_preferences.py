@@ -59,14 +59,15 @@ def weigh_labels(margin: Float[Array, " B"], certain: Float[Array, " B"] | float
   return -certain * jax.nn.log_sigmoid(margin) - (1 - certain) * jax.nn.log_sigmoid(-margin)
 
 
-def read_preferences(path: str, policy: Policy) -> tuple[NamedArrays, NamedArrays]:
+def read_preferences(path: str, policy: Policy, most: int = 0) -> tuple[NamedArrays, NamedArrays]:
   """(training, test) pairs of --preferences: of each line <end> and a prompt, and the two answers and their <end>.
 
   A prompt to a policy of lm.sft stands there as it has learned to answer: in front of its separator. A fixed
   pseudo-random tenth of the prompts is for testing. Raises DataError for a file that is none, InputError for two
-  answers that are equal, fewer than two prompts, and rows that pass the policy's window.
+  answers that are equal, fewer than two prompts, and rows of more than `most` tokens; 0: the policy's window
+  and one that is foretold.
   """
-  flag, length = f"--preferences={path}", policy.module.length
+  flag, most = f"--preferences={path}", most or policy.module.length + 1
   encode, end = policy.corpus.tokenizer.encode, policy.end
   names = ("prompt", "chosen", "rejected")
   found = list(json_fields(decode_file(path, flag), flag, names))
@@ -83,8 +84,8 @@ def read_preferences(path: str, policy: Policy) -> tuple[NamedArrays, NamedArray
         f"{flag}: line {number}: found two answers that are the same tokens to {policy.said}, expected others: its "
         "text did not have some of their words."
       )
-    if (size := max(map(len, rows[-1]))) > length + 1:
-      raise InputError(f"{flag}: line {number}: found {size} tokens with the prompt, expected {length + 1} at most.")
+    if (size := max(map(len, rows[-1]))) > most:
+      raise InputError(f"{flag}: line {number}: found {size} tokens with the prompt, expected {most} at most.")
   texts = [fields[0] for _, fields in found]
   distinct = list(dict.fromkeys(texts))
   if len(distinct) < 2:
@@ -97,17 +98,24 @@ def read_preferences(path: str, policy: Policy) -> tuple[NamedArrays, NamedArray
 def pair_labelled(path: str, test_path: str, preferred: str, pairs: int, tested: int, policy: Policy) -> Any:
   """(training, test) pairs of whole texts: one of the class `preferred`, or the last one, and one of another class.
 
-  Behind <end> alone, cut to the policy's window. Which texts meet is pseudo-random and the same in every run.
+  Behind <end> alone, cut to the policy's window. Which texts meet is pseudo-random and the same in every run. Raises
+  InputError where a split has no text of one side.
   """
   found = read_labelled(path, test_path, "labelled")
   wanted = found.classes.index(find_class(preferred, found.classes))
-  end, length = policy.end, policy.module.length + 1
+  end, length = policy.end, policy.module.length
   encode = lambda text: [end, *policy.corpus.tokenizer.encode(text)[: length - 2], end]
   splits = []
   given = (("train", found.train, found.train_label, pairs), ("test", found.test, found.test_label, tested))
   for name, texts, label, count in given:
     rng = np.random.default_rng(PAIR_SEEDS[name])
-    sides = [rng.choice(np.flatnonzero(side), count) for side in (label == wanted, label != wanted)]
+    both = [np.flatnonzero(side) for side in (label == wanted, label != wanted)]
+    if not all(map(len, both)):
+      flag = f"--test_labelled={test_path}" if test_path else f"--labelled={path}"
+      raise InputError(
+        f"{flag}: found no {name} text that is {'' if len(both[1]) else 'not '}preferred: expected both."
+      )
+    sides = [rng.choice(side, count) for side in both]
     splits.append([([end], encode(texts[a]), encode(texts[b])) for a, b in zip(*sides)])
   return _pad(*splits, end)
 

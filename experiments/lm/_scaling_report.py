@@ -83,7 +83,7 @@ def draw_batches(config: Any, found: Batches, path: Path) -> None:
   for i, factor in enumerate(FACTORS):
     axis.plot(found.sizes, means[:, i], "--", color=f"C{i}", linewidth=1, alpha=0.7, label=f"{factor:g} times the rate")
   best = found.losses[np.arange(len(found.sizes)), found.best]
-  axis.plot(found.sizes, best.mean(-1), "o-", color="black", label="the best of the three")
+  axis.plot(found.sizes, best.mean(-1), "o-", color="black", label="the best of the three, chosen on the test text")
   axis.fill_between(found.sizes, best.min(-1), best.max(-1), color="black", alpha=0.15, linewidth=0)
   axis.set_xscale("log", base=2)
   axis.set_xticks(found.sizes, [f"{size}\n{n:,}" for size, n in zip(found.sizes, found.updates)])

@@ -113,10 +113,13 @@ def make_feeds(config: Config) -> Feeds:
 
 
 def _draw_pairs(config: Config, situation: Situation, which: str) -> NamedArrays:
-  """Two answers of the reference to each of some prompts, ordered by chance as their rewards have it."""
+  """Two answers of the reference to each of some prompts, ordered by chance as their rewards have it.
+
+  Which prompts is pseudo-random: a file may be sorted by class.
+  """
   split, count = getattr(situation, which), config.pairs if which == "train" else config.test_pairs
   key = stream_key(root_key(PAIR_SEEDS[which]), "pairs")
-  rows = np.arange(count) % len(split)
+  rows = np.random.default_rng(PAIR_SEEDS[which]).permutation(len(split))[np.arange(count) % len(split)]
   at_once = 64
 
   @jax.jit

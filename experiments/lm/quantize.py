@@ -60,6 +60,8 @@ class Config(BaseConfig):
     said = ",".join(map(str, self.bits))
     fits = len(set(self.bits)) == len(self.bits) and all(2 <= bits <= 8 for bits in self.bits)
     require(fits and len(self.bits) > 0, "bits", said, "numbers from 2 to 8, each once")
+    if not self.pretrained:  # said before it is trained
+      check_room(self, pretrain.Config.length)
 
   def idle_flags(self):
     own = dict.fromkeys(("pretrain_steps",), f"--pretrained={self.pretrained} has been trained")
@@ -259,6 +261,7 @@ def check_run(config: Config, run_of: Decoder) -> None:
 
 
 def check_room(config: Config, window: int) -> None:
+  """Raises InputError where prompt and text pass a window of so many tokens."""
   most = window + 1 - config.prompt_tokens
   require(config.tokens <= most, "tokens", config.tokens,
           f"at most {most}: prompt and text stand in the run's windows of {window}")  # fmt: skip

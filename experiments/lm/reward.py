@@ -132,7 +132,8 @@ class RewardModel(NamedTuple):
       raise ValueError("a reward of listed answers, expected a run with --policy")
     encode, end = self.policy.corpus.tokenizer.encode, self.policy.end
     asked = self.policy.encode_prompt
-    rows = [[*asked(prompt), *encode(answer), end][: self.module.length] for prompt, answer in pairs]
+    most = self.module.length - 1  # <end> stands behind what is cut too, as where it has learned
+    rows = [[*[*asked(prompt), *encode(answer)][:most], end] for prompt, answer in pairs]
     tokens = np.full((len(rows), max(map(len, rows))), end, np.int32)
     for row, ids in zip(tokens, rows):
       row[: len(ids)] = ids
@@ -156,7 +157,7 @@ def read_pairs(config: Config) -> tuple[NamedArrays, NamedArrays]:
   """(training, test) pairs of texts."""
   policy = load_policy(config.policy)
   if config.preferences:
-    return read_preferences(config.preferences, policy)
+    return read_preferences(config.preferences, policy, policy.module.length)  # all of a row is read
   given = config.labelled, config.test_labelled, config.preferred, config.pairs, config.test_pairs
   return pair_labelled(*given, policy)
 

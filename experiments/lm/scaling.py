@@ -115,6 +115,11 @@ def check_text(config: Config, corpus: Corpus) -> None:
   least = min(config.budgets) if config.study == "size" else config.tokens
   tokens = largest * config.length
   require(least >= tokens, "budgets" if config.study == "size" else "tokens", least, f"an update's {tokens} or more")
+  if config.study == "epochs":
+    there = windows * config.length
+    require(config.tokens <= there, "tokens", config.tokens, f"at most the {there} of the training text, read once")
+    updates, passes = config.tokens // tokens, max(config.epochs)
+    require(passes <= updates, "epochs", passes, f"at most {updates}: a pass is an update or more")
   most = (max(config.budgets) if config.study == "size" else config.tokens) / (windows * config.length)
   if most > 1:
     print(f"note: the text has {windows * config.length:,} tokens, which are read up to {most:.1f} times", flush=True)

@@ -33,7 +33,7 @@ from mlnotes.data import Feeds, NamedArrays, make_split_feeds, pad_sequences, re
 from mlnotes.data.flags import note
 from mlnotes.data.instructions import BUILT_IN
 from mlnotes.data.tokenizer import UNKNOWN
-from mlnotes.engine.errors import InputError
+from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import train
@@ -152,6 +152,8 @@ def make_feeds(config: Config) -> Feeds:
 
 def make(config: Config) -> Experiment:
   network, rows = build(config)
+  many = len(rows.train)
+  require(1 <= config.batch_size <= many, "batch_size", config.batch_size, f"1 to {many} examples, the training split")
   tuning, optimizer = build_tuning(config, network.task), make_optimizer(config, config.steps)
   start = lambda key: fresh_params(network, key) if network.params is None else network.params
   check_tuning(config, tuning, jax.eval_shape(start, root_key(0)), "the network")

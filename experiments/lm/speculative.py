@@ -84,13 +84,15 @@ class Config(BaseConfig):
     said = ",".join(map(str, self.drafted))
     ascending = all(a < b for a, b in zip(self.drafted, self.drafted[1:]))
     require(ascending and min(self.drafted, default=0) >= 1, "drafted", said, "ascending numbers of 1 or more")
+    if not (self.target and self.draft):  # said before that one is trained
+      check_room(self, _SHARED["length"])
 
   def idle_flags(self):
     idle = super().idle_flags()
     if self.temperature == 0:
       idle |= dict.fromkeys(("top_k", "seed"), "--temperature=0 takes the likeliest token")
     if not self.target and not self.draft:
-      idle |= dict.fromkeys(("model_seed", "data_dir"), "both runs are trained here")
+      idle |= dict.fromkeys(("model_seed", "data_dir", "checkpoint"), "both runs are trained here")
     return idle
 
   def cpu_layout(self, cores: int) -> Layout:
@@ -130,6 +132,7 @@ def check_pair(config: Config, target: Decoder, draft: Decoder) -> None:
 
 
 def check_room(config: Config, window: int) -> None:
+  """Raises InputError where prompt, text and what is drafted pass a window of so many tokens."""
   most = window + 1 - config.prompt_tokens - max(config.drafted)
   require(config.tokens <= most, "tokens", config.tokens,
           f"at most {most}: prompt, text and what is drafted stand in the runs' windows of {window}")  # fmt: skip

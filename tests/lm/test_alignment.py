@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from experiments.lm import dpo, rlhf
-from experiments.lm._alignment import make_situation
+from experiments.lm._alignment import batch_prompts, make_situation
 from experiments.lm._alignment_report import exact_figures
 from experiments.lm._answers import Prompts, judge_tokens, list_log_probabilities
 from experiments.lm._policy import Policy
 from experiments.lm._preferences import draw_listed_pair, read_preferences, weigh_labels
 from mlnotes.data import DataError
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.experiment import root_key
+from mlnotes.engine.experiment import root_key, stream_key
 
 SIZES = dict(beta=0.5, prompts=3, words=2, answer_tokens=2, width=8, depth=1)
 
@@ -63,16 +63,36 @@ def start(module, **flags):
   return config, experiment, batch, state
 
 
+def value_loss_by_hand(config, situation, state, batch):
+  """Half the mean squared advantage of the tokens: as it is, not whitened."""
+
+  @jax.jit
+  def compute(state, batch):
+    prompts = batch_prompts(batch).repeat(config.answers)
+    keys = jax.random.split(stream_key(state.key, "answers", 0), len(prompts.tokens))
+    answered = situation.draw(situation.reference, prompts, keys)
+    score = situation.judge.score((), prompts, answered.tokens, answered.lengths)
+    value = rlhf.read_values(situation.module, state.params["value"], prompts, answered.tokens)
+    logs = answered.log_probability
+    found = rlhf.find_advantages(config, 0.5, score, logs, logs, value, answered)
+    return 0.5 * jnp.sum(found**2) / jnp.sum(answered.lengths)
+
+  return compute(state, batch)
+
+
 @pytest.mark.parametrize("method", ["ppo", "rloo", "grpo"])
 def test_a_first_update_begins_at_the_reference_and_updates_raise_the_reward(method, situation):
   flags = dict(method=method, batch_size=8, answers=4, epochs=1, minibatches=1, steps=40, schedule="constant")
-  _, experiment, batch, state = start(rlhf, **flags)
+  config, experiment, batch, state = start(rlhf, **flags)
   before = exact_figures(situation, state.params["policy"], 0.5)
   assert abs(before["kl"]) < 1e-6
   step = jax.jit(experiment.step)
+  expected = value_loss_by_hand(config, situation, state, batch(0)) if method == "ppo" else None
   state, first = step(state, batch(0))
   # One pass, one gradient step: the ratio is 1 there, and nothing is apart from the reference.
   assert first["clip_fraction"] == 0 and abs(first["kl"]) < 1e-5 and first["entropy"] > 0
+  if method == "ppo":
+    np.testing.assert_allclose(first["value_loss"], expected, rtol=1e-3)
   for i in range(1, 40):
     state, metrics = step(state, batch(i))
   after = exact_figures(situation, state.params["policy"], 0.5)
@@ -148,6 +168,8 @@ def test_listed_pairs_are_preferred_as_bradley_and_terry_have_it(situation):
   lengths = situation.listed.answers.lengths
   chosen = [listed[tuple(row[size:])] for row in pairs["chosen"].tolist()]
   np.testing.assert_array_equal(pairs["chosen_length"] - size, lengths[chosen])
+  rejected = [listed[tuple(row[size:])] for row in pairs["rejected"].tolist()]
+  np.testing.assert_array_equal(pairs["rejected_length"] - size, lengths[rejected])
 
 
 def test_pairs_count_both_ways_by_how_likely_each_is(situation):
@@ -196,6 +218,8 @@ def test_label_smoothing_reaches_the_loss(smoothing):
     (dict(words=9, answer_tokens=6), "--answer_tokens"),
     (dict(clip=0.0), "--clip"),
     (dict(width=6), "--width"),
+    (dict(labelled="x", reward_steps=-1), "--reward_steps=-1"),
+    (dict(labelled="x", pretrain_steps=0), "--pretrain_steps=0"),
   ],
 )
 def test_bad_flags_are_one_sentence(flags, sentence):

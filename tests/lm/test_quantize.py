@@ -165,6 +165,7 @@ def test_runs_that_have_no_form_here(change, flags, words, run_of):
   (dict(bits=(9,)), "--bits=9"),
   (dict(outliers=-1.0), "--outliers=-1"),
   (dict(pretrain_steps=0), "--pretrain_steps=0"),
+  (dict(tokens=63), "--tokens=63 is out of range: expected at most 62.*windows of 64"),
 ])  # fmt: skip
 def test_what_is_out_of_range_is_one_sentence(flags, words):
   with pytest.raises(InputError, match=words):

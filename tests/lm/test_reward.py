@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lm import dpo, generate, pretrain, reward, rlhf, sft, tune
+from experiments.lm import _alignment, dpo, generate, pretrain, reward, rlhf, sft, tune
 from experiments.lm._alignment import make_situation
 from experiments.lm._alignment_report import count_words
 from experiments.lm._answers import Prompts, draw_answers, judge_tokens
 from experiments.lm._listed import list_answers
+from experiments.lm._policy import Policy
 from experiments.lm._preferences import pair_labelled
+from mlnotes.data import NamedArrays
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
 from mlnotes.lm import make_gpt2
@@ -142,9 +144,91 @@ def test_a_learned_reward_is_what_a_policy_is_aligned_to(tmp_path):
   at_end = rlhf.read_values(listed.module, value, rows, jnp.concatenate([answers, answers[:, :1]], 1))
   # A value in front of token t is what the reward model says of the text up to there.
   plain = reward.read_reward(listed.module, judge.params.params, prompts, jnp.full(len(prompts), prompts.shape[1]))
-  np.testing.assert_allclose(at_end[:, 0], plain, atol=1e-4)
+  assert abs(float(judge.params.mean)) > 1e-3
+  np.testing.assert_allclose(at_end[:, 0], plain - judge.params.mean, atol=1e-4)
   with pytest.raises(InputError, match="has learned with --words=2: expected 3"):
     make_situation(rlhf.Config(**{**small, "words": 3}, reward=str(tmp_path / "reward")))
+
+
+def write_labelled(folder, **texts):
+  folder.mkdir()
+  for name, lines in texts.items():
+    (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+  return str(folder)
+
+
+def policy_of(length):
+  """Of letters: a is 1, <end> is 0."""
+  tokenizer = types.SimpleNamespace(encode=lambda text: [ord(letter) - 96 for letter in text])
+  return Policy(types.SimpleNamespace(length=length), None, types.SimpleNamespace(tokenizer=tokenizer, end=0), "", None)
+
+
+def test_rows_fit_the_window_of_who_reads_all_of_them(tmp_path, monkeypatch):
+  long = [letter * 9 for letter in "abcdefgh"]
+  path = write_labelled(tmp_path / "texts", neg=long, pos=[text + "z" for text in long])
+  for split in pair_labelled(path, "", "", 4, 4, policy_of(6)):
+    assert split.arrays["chosen"].shape[1] == 6
+    assert np.all(split.arrays["chosen"][:, [0, 5]] == 0) and np.all(split.arrays["chosen_length"] == 6)
+  file = tmp_path / "pairs.jsonl"
+  file.write_text('{"prompt": "a", "chosen": "bbbb", "rejected": "c"}\n')
+  monkeypatch.setattr(reward, "load_policy", lambda run: policy_of(6))
+  with pytest.raises(InputError, match="line 1: found 7 tokens with the prompt, expected 6 at most"):
+    reward.read_pairs(reward.Config(policy="x", preferences=str(file)))
+
+
+def test_what_is_cut_ends_where_it_is_asked_as_where_it_was_learned(monkeypatch):
+  shown = reward.RewardModel(policy_of(4).module, None, 0, policy_of(4))
+  monkeypatch.setattr(
+    reward.RewardModel, "__call__", lambda self, *given: np.concatenate([given[0], given[1][:, None]], 1)
+  )
+  np.testing.assert_array_equal(shown.texts([("a", "bcd"), ("", "b")]), [[0, 1, 2, 0, 4], [0, 2, 0, 0, 3]])
+
+
+def test_a_test_file_of_one_class_is_refused(tmp_path):
+  path = write_labelled(tmp_path / "texts", neg=["a", "b"], pos=["c", "d"])
+  one = tmp_path / "one.tsv"
+  one.write_text("e\tpos\nf\tpos\n")
+  with pytest.raises(InputError, match=r"--test_labelled=.*found no test text that is not preferred"):
+    pair_labelled(path, str(one), "pos", 4, 4, policy_of(6))
+  with pytest.raises(InputError, match="found no test text that is preferred"):
+    pair_labelled(path, str(one), "neg", 4, 4, policy_of(6))
+
+
+@pytest.mark.parametrize("module", [rlhf, dpo])
+def test_what_is_wrong_is_said_before_anything_trains(module, tmp_path, monkeypatch):
+  monkeypatch.setattr(_alignment, "find_stage", lambda *given, **more: pytest.fail("a stage was trained"))
+  labelled = write_labelled(tmp_path / "texts", neg=["a", "b"], pos=["c", "d"])
+  for flags, sentence in (
+    (dict(preferred="good"), "--preferred=good is out of range: expected one of neg, pos"),
+    (dict(policy="x", reward="y", preferred="good"), "--preferred=good"),
+    (dict(reward=str(tmp_path / "none")), "--reward=.*none has no readable config.json"),
+    (dict(prompt_tokens=20, answer_tokens=29), "--prompt_tokens=20 and --answer_tokens=29 pass the 48 tokens"),
+  ):
+    given = dict(labelled=labelled, workdir=str(tmp_path / "run"), answer_tokens=3) | flags
+    with pytest.raises(InputError, match=sentence):
+      module.main(module.Config(**given))
+
+
+def test_pairs_are_drawn_for_prompts_from_all_of_the_text():
+  """Of more prompts than pairs not the first ones; of fewer all of them as often."""
+  drawn = lambda params, prompts, keys: types.SimpleNamespace(
+    tokens=jax.vmap(lambda key: jax.random.bits(key, (2,)).astype(jnp.int32))(keys), lengths=prompts.lengths + 1
+  )
+  judge = types.SimpleNamespace(params=(), score=lambda judge, prompts, tokens, lengths: 1.0 * tokens[:, 0])
+  tokens = np.arange(300)[:, None]
+  split = NamedArrays({"tokens": tokens, "length": np.ones(300, np.int32)})
+  given = types.SimpleNamespace(train=split, test=split, draw=drawn, judge=judge, reference=(), end=0)
+
+  def found(which, **flags):
+    pairs = dpo._draw_pairs(dpo.Config(**flags), given, which).arrays
+    assert np.all(pairs["chosen"][:, 1] > pairs["rejected"][:, 1])  # their rewards are far apart
+    return pairs["chosen"][:, 0]
+
+  some = {which: found(which, pairs=60, test_pairs=60) for which in ("train", "test")}
+  for rows in some.values():
+    assert len(set(rows.tolist())) == 60 and 100 < rows.mean() < 200
+  assert set(some["train"].tolist()) != set(some["test"].tolist())
+  assert set(np.bincount(found("test", test_pairs=600)).tolist()) == {2}
 
 
 LM = dict(
@@ -244,5 +328,8 @@ def test_a_judge_of_classes_does_not_read_end(road, tmp_path):
   score = lambda answer, size: float(judge.score(judge.params, prompts, jnp.array([answer]), jnp.array([size]))[0])
   assert score([8, int(end), 3], 2) == pytest.approx(score([8, 9, 3], 1), abs=1e-5)
   assert score([8, int(end), 3], 2) != pytest.approx(score([8, 9, 3], 2), abs=1e-7)
+  neg = make_situation(rlhf.Config(**{**config.__dict__, "preferred": "neg"})).judge
+  given = neg.params, prompts, jnp.array([[8, 9, 3]]), jnp.array([3])
+  assert float(neg.score(*given)[0]) == pytest.approx(-score([8, 9, 3], 3), abs=1e-5)  # log odds of the other class
   punished = make_situation(rlhf.Config(**{**config.__dict__, "penalize_unended": True, "unended_reward": -7.0})).judge
   assert punished.score(punished.params, prompts, jnp.array([[8, 9, 3]]), jnp.array([3]))[0] == -7

@@ -263,6 +263,12 @@ def test_a_text_that_holds_no_batch_is_refused(capsys):
     scaling.check_text(configure(batch_size=51, budgets=(999, 9999, 99999)), CORPUS)
   with pytest.raises(InputError, match=r"--tokens=48 is out of range: .*an update's 96"):
     scaling.check_text(configure(study="batch", batch_sizes=(3, 24)), CORPUS)
+  of_epochs = dict(study="epochs", batch_size=2)
+  with pytest.raises(InputError, match=r"--tokens=208 is out of range: .*the 200 of the training text, read once"):
+    scaling.check_text(configure(**of_epochs, tokens=208, epochs=(1,)), CORPUS)
+  with pytest.raises(InputError, match=r"--epochs=26 is out of range: .*at most 25"):
+    scaling.check_text(configure(**of_epochs, tokens=200, epochs=(1, 26)), CORPUS)
+  scaling.check_text(configure(**of_epochs, tokens=200, epochs=(1, 25)), CORPUS)
   scaling.check_text(configure(budgets=(24, 48, 400)), CORPUS)
   assert "read up to 2.0 times" in capsys.readouterr().out
 

@@ -110,6 +110,22 @@ def test_bad_input_is_one_sentence(flags, sentence):
     sft.build(sft.Config(**{**SMALL, **flags}))
 
 
+def test_dropout_is_drawn_where_the_network_learns(instructions):
+  _, experiment, batch, state = start(instructions=instructions, dropout=0.5)
+  step = jax.jit(experiment.step)
+  losses = [step(state._replace(step=jnp.int32(i)), batch)[1]["loss"].total for i in (0, 1)]
+  assert losses[0] != losses[1]
+
+
+def test_a_batch_that_is_too_large_is_said_before_a_network_is_trained(instructions, monkeypatch, tmp_path):
+  monkeypatch.setattr(sft, "pretrain_first", lambda *given: pytest.fail("it was trained"))
+  config = sft.Config(
+    **{**SMALL, "instructions": instructions, "scratch": False, "batch_size": 9, "workdir": str(tmp_path)}
+  )
+  with pytest.raises(InputError, match="--batch_size=9 is out of range: expected 1 to 8 examples"):
+    sft.main(config)
+
+
 def test_a_bad_line_of_a_file_is_named(tmp_path):
   path = tmp_path / "rows.jsonl"
   for content, sentence in (

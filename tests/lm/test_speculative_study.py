@@ -165,6 +165,7 @@ def test_runs_that_do_not_go_together():
   (dict(rounds=0), "--rounds=0"),
   (dict(temperature=-1.0), "--temperature=-1"),
   (dict(top_k=-1), "--top_k=-1"),
+  (dict(target="x", tokens=125), "--tokens=125 is out of range: expected at most 124.*windows of 128"),
 ])  # fmt: skip
 def test_what_is_out_of_range_is_one_sentence(flags, words):
   with pytest.raises(InputError, match=words):
