@@ -78,7 +78,7 @@ def test_a_tuned_model_answers_and_stops(instructions, tmp_path):
   card = json.loads((tmp_path / "result.json").read_text())["metrics"]
   figure = lambda name: card[name]["mean"]
   assert figure("exact") > 0.7 and figure("ended") == 1 and figure("ended_before") < 0.5
-  assert figure("loss") < 0.5 < figure("loss_before") and figure("word_f1") > figure("word_f1_another")
+  assert figure("loss") < 0.5 < figure("loss_before") and figure("word_f1") > figure("word_f1_before")
   assert (tmp_path / "sft.png").stat().st_size > 5000 and "its answer" in (tmp_path / "answers.txt").read_text()
   found = mlnotes.load_run(tmp_path)
   assert found.model(jnp.zeros((1, 3), jnp.int32)).shape[:2] == (1, 3)
