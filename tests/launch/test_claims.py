@@ -188,7 +188,6 @@ def test_the_projects_claims_are_those_of_its_experiments(tmp_path):
 # This list only ever gets shorter: what enters the catalogue brings a claim.
 UNCLAIMED = {
   "diffusion.sample": "leaves no result card: pictures and an .npz of what another run has learned",
-  "lm.speculative": "not measured yet with seeds and spread",
   "lm.generate": "leaves no result card: text that another run's model writes",
   "lm.sentences": "not measured yet with seeds and spread",
 }
