@@ -15,6 +15,7 @@ from experiments.lm._answers import Prompts
 from experiments.lm._listed import LISTED_FLAGS, list_answers
 from experiments.lm._policy import Policy
 from experiments.lm._preferences import find_class
+from mlnotes.data.flags import note
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.trained import load_config, restore_states
 from mlnotes.optim import eval_params
@@ -42,7 +43,7 @@ def load_judge(config: Any, policy: Policy | None) -> Judge:
   """Of a run of lm.reward, or of lm.tune --task=file on texts. Raises InputError where it and the policy do not fit."""
   said, directory = f"--reward={config.reward}", Path(config.reward).expanduser()
   name, trained = load_config(directory, JUDGES if policy else {"lm.reward": reward.Config}, said)
-  trained = dataclasses.replace(trained, devices=1)
+  trained = dataclasses.replace(trained, devices=1, fsdp=1, rows="")
   return (_reward_model if name == "lm.reward" else _class_odds)(config, trained, policy, said, directory)
 
 
@@ -63,6 +64,8 @@ def _reward_model(config: Any, trained: Any, policy: Policy | None, said: str, d
       found, wanted = getattr(trained, name), getattr(config, name)
       if found != wanted:
         raise InputError(f"{said} has learned with --{name}={found}: expected {wanted}, as here.")
+  if config.preferred and not config.labelled:
+    note(f"--preferred={config.preferred} has no effect: {said} has learned what is preferred")
   state = _restore(directory, reward, trained, "best", said)
   module = list_answers(trained).module if policy is None else reward.load_policy(trained.policy).module
   if policy and reward.load_policy(trained.policy).corpus.tokenizer != policy.corpus.tokenizer:
@@ -83,7 +86,6 @@ def _class_odds(config: Any, tuned: Any, policy: Policy, said: str, directory: P
   """The log odds of a class."""
   if tuned.task != "file":
     raise InputError(f"{said} has learned --task={tuned.task}: expected one of --task=file, which judges whole texts.")
-  tuned = dataclasses.replace(tuned, fsdp=1, rows="")
   network, question = tune.build(tuned)
   if network.corpus.tokenizer != policy.corpus.tokenizer:
     raise InputError(f"{said} reads with another tokenizer than {policy.said}: expected the same.")

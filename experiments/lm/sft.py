@@ -140,6 +140,9 @@ def encode_instructions(config: Config, network: Network) -> Answered:
   left = sum(map(len, found)) - sum(map(len, splits))
   notes = [f"{left} of {sum(map(len, found))} have more than {length} tokens and are left out."] if left else []
   notes += [f"{unknown} of their tokens are <unknown>: the network's text did not have them."] if unknown else []
+  learned = {prompt for prompt, _ in found.train}
+  shared = sum(prompt in learned for prompt, _ in found.test)
+  notes += [f"{shared} of {len(found.test)} test prompts are learned from too."] if shared else []
   return Answered(*splits, tuple(kept), tuple(notes))
 
 

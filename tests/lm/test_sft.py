@@ -95,6 +95,12 @@ def test_lora_moves_nothing_but_what_it_adds(instructions):
   assert not np.allclose(model, experiment.model(later)(batch["tokens"]))
 
 
+def test_prompts_that_are_learned_and_tested_are_counted(instructions):
+  notes = lambda **flags: sft.build(sft.Config(**SMALL, instructions=instructions, **flags))[1].notes
+  assert "10 of 10 test prompts are learned from too." in notes(test_instructions=instructions)
+  assert not any("learned from too" in sentence for sentence in notes())
+
+
 @pytest.mark.parametrize(
   ("flags", "sentence"),
   [
