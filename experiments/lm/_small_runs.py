@@ -42,7 +42,7 @@ def build(vocabulary: int, length: int, width: int, depth: int, heads: int) -> L
 def count(module: LanguageModel) -> int:
   """Parameters, the embedding among them."""
   tokens = jnp.zeros((1, 2), jnp.int32)
-  return count_parameters(jax.eval_shape(lambda: module.init(jax.random.key(0), tokens)["params"]))
+  return count_parameters(jax.eval_shape(lambda: module.init(root_key(0), tokens)["params"]))
 
 
 def visit_order(windows: int, job: Job, batch_size: int) -> Int[np.ndarray, "S B"]:

@@ -155,7 +155,7 @@ def make(config: Config) -> Experiment:
     opt_state = encoder_optimizer.init(encoders(params)), answer_optimizer.init(answering(params))
     return State(jnp.zeros([], jnp.int32), key, params, opt_state)
 
-  def learn_encoders(state: State, batch):
+  def learn_encoders(state: State, asked, batch):
     def objective(some):
       losses, found = jax.vmap(lambda facts: contrast(networks, some, facts))(Facts(**batch))
       return jnp.mean(losses), jnp.mean(found)
@@ -166,14 +166,12 @@ def make(config: Config) -> Experiment:
     metrics = {"contrast_loss": counted(loss), "answer_loss": counted(loss, 0), "recall": found}
     return params, (new, state.opt_state[1]), {**metrics, "grad_norm": optax.global_norm(grads)}
 
-  def learn_answers(state: State, batch):
+  def learn_answers(state: State, asked, batch):
     fixed = state.params["document"]
-    key = stream_key(state.key, "asked", state.step)
-    keys = jax.random.split(key, config.batch_size)
 
     def objective(some):
-      one = lambda key, facts: answer_loss(config, networks, {**some, "document": fixed}, key, facts)
-      losses, found = jax.vmap(one)(keys, Facts(**batch))
+      one = lambda asked, facts: answer_loss(config, networks, {**some, "document": fixed}, asked, facts)
+      losses, found = jax.vmap(one)(asked, Facts(**batch))
       return jnp.mean(losses), jnp.mean(found)
 
     (loss, found), grads = jax.value_and_grad(objective, has_aux=True)(answering(state.params))
@@ -184,7 +182,11 @@ def make(config: Config) -> Experiment:
 
   def step(state: State, batch):
     early = state.step < config.encoder_steps
-    params, opt_state, metrics = jax.lax.cond(early, learn_encoders, learn_answers, state, batch)
+    # Drawn ahead of the choice: of seeds side by side both are computed, and no key may be used in one of them alone.
+    key = stream_key(state.key, "asked", state.step)
+    asked = draw_asked(key, config.asked, *batch["question"].shape[:2])
+    given = state._replace(key=()), asked, batch
+    params, opt_state, metrics = jax.lax.cond(early, learn_encoders, learn_answers, *given)
     return State(state.step + 1, state.key, params, opt_state), metrics
 
   def learned(state: State) -> dict[str, Any]:
@@ -245,11 +247,15 @@ def contrast(networks: Networks, params: Any, facts: Facts) -> tuple[Float[Array
   return contrast_documents(query, vectors, right), first.astype(jnp.float32)
 
 
+def draw_asked(key: Key[Array, ""], count: int, stores: int, facts: int) -> Int[Array, "B Q"]:
+  """The numbers of `count` questions to each store, none twice."""
+  return jax.lax.top_k(jax.random.uniform(key, (stores, facts)), count)[1]
+
+
 def answer_loss(
-  config: Config, networks: Networks, params: Any, key: Key[Array, ""], facts: Facts
+  config: Config, networks: Networks, params: Any, asked: Int[Array, " Q"], facts: Facts
 ) -> tuple[Float[Array, " Q"], Float[Array, " Q"]]:
-  """(nats of a token of the answer, whether the right document is among those found) of some questions to a store."""
-  asked = jax.lax.top_k(jax.random.uniform(key, (len(facts.question),)), config.asked)[1]
+  """(nats of a token of the answer, whether the right document is among those found) of the questions `asked`."""
   query = networks.embed_questions(params, facts.question[asked])
   index = networks.embed_documents(params, facts.document)
   number = search(jax.lax.stop_gradient(query), index, config.k).number

@@ -228,8 +228,9 @@ def test_an_answer_is_read_from_the_documents_that_are_found(small, by, k):
   *_, state, batch = small
   networks, params = retrieval.build_networks(config), state.params
   facts = Facts(**jax.tree.map(lambda x: x[0], batch))
-  losses, found = jax.jit(lambda key: retrieval.answer_loss(config, networks, params, key, facts))(root_key(5))
-  asked = np.argsort(-np.asarray(jax.random.uniform(root_key(5), (12,))))[:3]
+  asked = np.asarray(retrieval.draw_asked(root_key(5), 3, 1, 12)[0])
+  assert len(set(asked.tolist())) == 3
+  losses, found = jax.jit(lambda asked: retrieval.answer_loss(config, networks, params, asked, facts))(asked)
   query = networks.embed_questions(params, facts.question[asked])
   scores = np.asarray(query @ networks.embed_documents(params, facts.document).T, np.float64)
   read = jax.jit(lambda document, question, before: networks.read(params, document, question, before)[0])

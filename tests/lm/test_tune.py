@@ -507,7 +507,7 @@ def test_a_network_from_scratch_is_the_same_one_and_has_read_nothing(pretrained,
 def test_the_first_stage_is_a_pretraining_with_the_flags_given(monkeypatch, text):
   asked, trained = [], []
   find = lambda flag, given, module, workdir, **settings: asked.append((flag, module, settings)) or workdir / "first"
-  monkeypatch.setattr(tune, "find_stage", find)
+  monkeypatch.setattr(_tuning_network, "find_stage", find)
   monkeypatch.setattr(tune, "make", lambda config: None)
   monkeypatch.setattr(tune, "make_feeds", lambda config: None)
   monkeypatch.setattr(tune, "train", lambda experiment, feeds, config, **more: trained.append((config, more)) or 0)
@@ -533,7 +533,7 @@ def test_the_first_stage_is_a_pretraining_with_the_flags_given(monkeypatch, text
   (dict(penalty="fisher", method="last", last_layers=5), "--last_layers=5 does not fit"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_said_before_a_network_is_trained(flags, words, monkeypatch, text):
-  monkeypatch.setattr(tune, "find_stage", lambda *given, **settings: pytest.fail("trained"))
+  monkeypatch.setattr(_tuning_network, "find_stage", lambda *given, **settings: pytest.fail("trained"))
   with pytest.raises(InputError, match=words):
     tune.main(tune.Config(**{**SMALL, **NETWORK, "dataset": text, **flags}))
 
