@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from experiments.lm import reward, tune
@@ -17,7 +16,7 @@ from experiments.lm._policy import Policy
 from experiments.lm._preferences import find_class
 from mlnotes.data.flags import note
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.trained import load_config, restore_states
+from mlnotes.engine.trained import load_config, restore_states, unplace
 from mlnotes.optim import eval_params
 
 # Runs that judge texts.
@@ -52,7 +51,7 @@ def _restore(directory: Path, module: Any, config: Any, checkpoint: str, said: s
   given = module.make(config), module.make_feeds(config), config, checkpoint, config.seed, said
   state = restore_states(directory, *given)[0][config.seed]
   state = state._replace(params=eval_params(state.opt_state, state.params), key=(), opt_state=())
-  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), state)
+  return unplace(state)
 
 
 def _reward_model(config: Any, trained: Any, policy: Policy | None, said: str, directory: Path) -> Judge:

@@ -5,16 +5,15 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.lm import pretrain, sft
 from experiments.lm._text import decode_text
+from experiments.lm._trained import restore_model
 from mlnotes.data import Corpus, NamedArrays, pad_sequences
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.trained import load_config, restore_states
+from mlnotes.engine.trained import load_config
 from mlnotes.lm import LanguageModel
 
 
@@ -61,11 +60,8 @@ def load_policy(run: str, flag: str = "policy") -> Policy:
   corpus = network.corpus if network else load_data(trained)
   if corpus.end < 0:
     raise InputError(f"{said} has a text without <end>, so that no answer would end: expected a run with --end_token.")
-  experiment = module.make(trained)
-  states, _ = restore_states(directory, experiment, module.make_feeds(trained), trained, "last", trained.seed, said)
-  found = experiment.model(states[trained.seed])
-  params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), found.params)  # on whatever mesh it is used
-  return Policy(found.module, params, corpus, said, answered, trained.separator if name == "lm.sft" else "")
+  found = restore_model(module, trained, directory, said)
+  return Policy(found.module, found.params, corpus, said, answered, trained.separator if name == "lm.sft" else "")
 
 
 def find_prompts(policy: Policy, count: int, room: int) -> tuple[NamedArrays, NamedArrays]:

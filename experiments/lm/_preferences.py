@@ -4,6 +4,7 @@
  "prompt": tokens of the prompt}
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,14 +13,44 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from experiments.lm._listed import Listed
+from experiments.lm._listed import Listed, ListedConfig
 from experiments.lm._policy import Policy
 from mlnotes.data import Feeds, NamedArrays, make_drawn_eval, make_drawn_feed, pad_sequences, read_labelled
 from mlnotes.data.lines import decode_file, json_fields
 from mlnotes.data.order import hold_out
 from mlnotes.engine.errors import InputError, require
+from mlnotes.engine.flags import field
 
 Pairs = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsConfig(ListedConfig):
+  """The flags of pairs."""
+
+  preferences: str = field("", "of --policy: a file.jsonl of fields prompt, chosen, rejected")
+  test_pairs: int = field(512, "pairs to be tested on")
+  expected_labels: bool = field(
+    True, "of the listed task: a pair counts both ways, by how likely each is; otherwise one preference is drawn"
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.test_pairs >= 1, "test_pairs", self.test_pairs, "1 or more")
+
+  @property
+  def asks_listed(self) -> bool:
+    """New pairs of listed answers for each update."""
+    return self.lists_answers
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if not self.asks_listed:
+      idle["expected_labels"] = "pairs are labelled"
+    if self.preferences:
+      idle["test_pairs"] = f"--preferences={self.preferences} has its own pairs"
+    return idle
+
 
 # Of the pairs that are drawn before training, and of those that are evaluated.
 PAIR_SEEDS = {"train": 0, "test": 1}

@@ -1,11 +1,10 @@
-"""A trained decoder of lm.pretrain, as what is done with it needs it."""
+"""Trained decoders, as what is done with them needs them."""
 
 import dataclasses
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -13,7 +12,7 @@ from experiments.lm import pretrain
 from mlnotes.data import Corpus
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.trained import load_config, restore_states
+from mlnotes.engine.trained import load_config, restore_states, unplace
 from mlnotes.lm import LanguageModel
 
 
@@ -24,6 +23,25 @@ class Decoder(NamedTuple):
   params: Any
   corpus: Corpus
   config: pretrain.Config
+
+
+def restore_model(
+  module: ModuleType,
+  config: Any,
+  directory: Path,
+  said: str,
+  checkpoint: Literal["last", "best"] = "last",
+  model_seed: int = -1,
+) -> Any:
+  """What `Experiment.model` gives of a run of the experiment `module`, with its params on no device in particular.
+
+  Of its first seed where `model_seed` is negative. `config` is the run's, as it is read on one device.
+  """
+  seed = config.seed if model_seed < 0 else model_seed
+  experiment = module.make(config)
+  states, _ = restore_states(directory, experiment, module.make_feeds(config), config, checkpoint, seed, said)
+  model = experiment.model(states[seed])
+  return model._replace(params=unplace(model.params))
 
 
 def load_decoder(
@@ -46,11 +64,8 @@ def load_decoder(
   if trained.packed:
     raise InputError(f"{said} learned from --packed documents, which do not see each other: expected a run without.")
   trained = dataclasses.replace(trained, data_dir=data_dir or trained.data_dir, devices=1, fsdp=1, rows="")
-  experiment, seed = pretrain.make(trained), trained.seed if model_seed < 0 else model_seed
-  states, _ = restore_states(directory, experiment, pretrain.make_feeds(trained), trained, checkpoint, seed, said)
-  model = experiment.model(states[seed])
-  params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), model.params)
-  return Decoder(model.module, params, load_data(trained), trained)
+  model = restore_model(pretrain, trained, directory, said, checkpoint, model_seed)
+  return Decoder(model.module, model.params, load_data(trained), trained)
 
 
 def cut_prompts(corpus: Corpus, count: int, length: int) -> Int[np.ndarray, "B P"]:

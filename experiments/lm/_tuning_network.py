@@ -22,7 +22,7 @@ from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import example_keys, root_key, stream_key
 from mlnotes.engine.loop import default_workdir
 from mlnotes.engine.stage import find_stage
-from mlnotes.engine.trained import load_config, restore_states
+from mlnotes.engine.trained import load_config, restore_states, unplace
 from mlnotes.lm import estimate_fisher
 from mlnotes.optim import eval_params
 
@@ -104,9 +104,7 @@ def load_network(config: Any) -> Network:
   given = (Path(config.pretrained).expanduser(), pretrain.make(found), pretrain.make_feeds(found), found)
   states, _ = restore_states(*given, config.checkpoint, seed, said)
   state = states[seed]
-  # On no device in particular: whatever mesh the tuning has.
-  params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), eval_params(state.opt_state, state.params))
-  return Network(found, corpus, task, params)
+  return Network(found, corpus, task, unplace(eval_params(state.opt_state, state.params)))
 
 
 def fresh_params(network: Network, key: Any) -> Any:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.lm._alignment import AlignmentConfig, Situation, batch_prompts, make_situation, train_first
 from experiments.lm._alignment_report import exact_figures, report_alignment
 from experiments.lm._policy import load_policy
-from experiments.lm._preferences import PAIR_SEEDS, Pairs, listed_feeds, read_preferences, weigh_labels
+from experiments.lm._preferences import PAIR_SEEDS, Pairs, PairsConfig, listed_feeds, read_preferences, weigh_labels
 from experiments.lm._text import Model
 from mlnotes.data import Feeds, NamedArrays, make_split_feeds
 from mlnotes.engine.errors import InputError, require
@@ -39,7 +39,7 @@ from mlnotes.optim.flags import OptimConfig, OptimizerName, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(AlignmentConfig, OptimConfig, LoopConfig):
+class Config(AlignmentConfig, PairsConfig, OptimConfig, LoopConfig):
   """Defaults: four prompts whose answers are listed, a minute on two CPU cores."""
 
   UNIT: ClassVar[str] = "pairs"
@@ -48,14 +48,8 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
     answer_tokens=24, beta=0.5, penalize_unended=True, batch_size=32, steps=400, learning_rate=1e-4, eval_every=50
   )
 
-  preferences: str = field("", "of --policy: a file.jsonl of fields prompt, chosen, rejected, in the place of --reward")
   pairs: int = field(2000, "of --reward: pairs to learn from, drawn from the reference")
-  test_pairs: int = field(512, "pairs to be tested on")
-
   label_smoothing: float = field(0.0, "share of the pairs that are taken to be the wrong way round, in [0, 0.5)")
-  expected_labels: bool = field(
-    True, "of the listed task: a pair counts both ways, by how likely each is; otherwise one preference is drawn"
-  )
 
   batch_size: int = 256
   steps: int = 2000
@@ -67,7 +61,7 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("batch_size", "pairs", "test_pairs"):
+    for name in ("batch_size", "pairs"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "a number in [0, 0.5)")
     if self.expected_labels and self.asks_listed and self.label_smoothing:
@@ -77,7 +71,6 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
 
   @property
   def asks_listed(self) -> bool:
-    """New pairs of listed answers for each update."""
     return self.lists_answers and not (self.reward or self.learned_reward)
 
   def idle_flags(self):
@@ -86,10 +79,8 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
       idle["pairs"] = "they are those of --preferences"
     elif self.asks_listed:
       idle["pairs"] = "new ones are drawn for each update"
-    if not self.asks_listed:
-      idle["expected_labels"] = "pairs are labelled"
     if self.preferences:
-      names = ("test_pairs", "prompt_tokens", "answer_tokens", "preferred", "penalize_unended", "unended_reward")
+      names = ("prompt_tokens", "answer_tokens", "preferred", "penalize_unended", "unended_reward")
       idle |= dict.fromkeys(names, f"--preferences={self.preferences} has its own pairs")
     return idle
 

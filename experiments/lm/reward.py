@@ -22,9 +22,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.lm._listed import Listed, ListedConfig, list_answers
+from experiments.lm._listed import Listed, list_answers
 from experiments.lm._policy import Policy, load_policy
-from experiments.lm._preferences import Pairs, listed_feeds, pair_labelled, read_preferences, weigh_labels
+from experiments.lm._preferences import Pairs, PairsConfig, listed_feeds, pair_labelled, read_preferences, weigh_labels
 from mlnotes.data import Feeds, NamedArrays, make_split_feeds
 from mlnotes.data.flags import FeedConfig
 from mlnotes.engine.errors import InputError, require
@@ -40,7 +40,7 @@ _KEPT = 0.98  # of the running mean that rewards are shifted by, each update
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ListedConfig, FeedConfig, OptimConfig, LoopConfig):
+class Config(PairsConfig, FeedConfig, OptimConfig, LoopConfig):
   """Defaults: rewards of listed answers from pairs of them, a minute on two CPU cores."""
 
   UNIT: ClassVar[str] = "pairs"
@@ -49,15 +49,10 @@ class Config(ListedConfig, FeedConfig, OptimConfig, LoopConfig):
   policy: str = field(
     "", "work directory of a causal run of lm.pretrain, or of lm.sft, to begin with; empty: the listed task"
   )
-  preferences: str = field("", "of --policy: a file.jsonl of fields prompt, chosen, rejected")
   labelled: str = field("", "of --policy: texts and labels, a file.tsv, .jsonl or a folder with pos.txt, ...")
   test_labelled: str = field("", "of --labelled: the texts to test on; empty: a tenth of each class")
   preferred: str = field("", "of --labelled: the class that is preferred to the others; empty: the last one")
   pairs: int = field(20000, "of --labelled: pairs to learn from")
-  test_pairs: int = field(512, "pairs to be tested on")
-  expected_labels: bool = field(
-    True, "of the listed task: a pair counts both ways, by how likely each is; otherwise one preference is drawn"
-  )
 
   batch_size: int = 128
   steps: int = 2000
@@ -69,8 +64,7 @@ class Config(ListedConfig, FeedConfig, OptimConfig, LoopConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("pairs", "test_pairs"):
-      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.pairs >= 1, "pairs", self.pairs, "1 or more")
     given = [f"--{name}={getattr(self, name)}" for name in ("preferences", "labelled") if getattr(self, name)]
     if len(given) == 2:
       raise InputError(f"{given[0]} and {given[1]}: expected one of the two.")
@@ -92,10 +86,6 @@ class Config(ListedConfig, FeedConfig, OptimConfig, LoopConfig):
       idle |= dict.fromkeys(names, "pairs have answers of their own")
     if not self.labelled:
       idle |= dict.fromkeys(("test_labelled", "preferred", "pairs"), "--labelled is empty")
-    if self.preferences:
-      idle["test_pairs"] = f"--preferences={self.preferences} has its own"
-    if not self.lists_answers:
-      idle["expected_labels"] = "pairs are labelled"
     if self.lists_answers:
       idle |= dict.fromkeys(("data_placement", "eval_examples"), "new pairs are drawn")
     return idle

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from mlnotes.data import Feeds
 from mlnotes.engine.checkpoint import Checkpoints
 from mlnotes.engine.errors import InputError, require
@@ -55,6 +59,11 @@ def restore_states(
   state, step = _restore(directory, like, checkpoint, said or f"--run={directory}")
   chosen = seeds if model_seed < 0 else [model_seed]
   return {seed: seed_state(state, seed - config.seed, config.seeds) for seed in chosen}, step
+
+
+def unplace(tree: Any) -> Any:
+  """Arrays, none of them keys, that lie on no device in particular: whatever has them next may place them."""
+  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
 
 
 def _restore(directory: Path, like: Any, checkpoint: Literal["last", "best"], said: str) -> tuple[State, int]:
