@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.lm import _trained, pretrain, speculative
+from experiments.lm._text import Model
 from experiments.lm._trained import Decoder, cut_prompts
 from mlnotes.data import Corpus, Windows
 from mlnotes.data.tokenizer import train_tokenizer
@@ -185,7 +186,7 @@ def test_a_decoder_is_the_run_its_seed_and_its_checkpoint(monkeypatch, tmp_path)
   path.write_text("a few words " * 9)
   sizes = dict(dataset=str(path), seed=3, seeds=4, devices=2, depth=1, width=8, heads=2, length=6, batch_size=4)
   trained, asked = pretrain.Config(**sizes), []
-  model = SimpleNamespace(module="module", params={"w": np.arange(3)})
+  model = Model("module", {"w": np.arange(3)})
 
   def restore(directory, experiment, feeds, config, checkpoint, seed, said):
     asked.append((directory, checkpoint, seed, config.devices, said))
