@@ -45,7 +45,7 @@ class Config(TextConfig):
   widths: tuple[int, ...] = field((16, 32, 64, 96), "of --study=size: features of a token, a network for each")
   budgets: tuple[int, ...] = field((180224, 360448, 720896, 1441792), "of --study=size: tokens that a run reads")
   width: int = field(64, "of the other studies: features of a token; of ensemble the largest network's")
-  tokens: int = field(131072, "of the other studies: tokens that a run reads")
+  tokens: int = field(360448, "of the other studies: tokens that a run reads")
   batch_sizes: tuple[int, ...] = field((2, 4, 8, 16, 32, 64), "of --study=batch: windows of an update")
   epochs: tuple[int, ...] = field((1, 2, 4, 8, 16, 32), "of --study=epochs: passes over so many times less text")
   members: tuple[int, ...] = field((1, 2, 4, 8), "of --study=ensemble: networks of as many parameters together")
