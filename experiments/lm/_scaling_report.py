@@ -17,6 +17,11 @@ def _short(number: float) -> str:
   return f"{number:.3g}"
 
 
+def _plain(number: float) -> str:
+  """Three digits that count, for a formula, where a k would be read as a factor."""
+  return f"{number:.3g}" if number < 1000 else f"{float(f'{number:.3g}'):,.0f}".replace(",", "{,}")
+
+
 def draw_law(runs: Runs, fitted: Fitted, path: Path) -> None:
   """Loss over tokens, a colour for each size; over arithmetic with the least that the law gives; the best size."""
   from mlnotes.engine.plot import new_figure, save_figure
@@ -38,7 +43,7 @@ def draw_law(runs: Runs, fitted: Fitted, path: Path) -> None:
     by_tokens.fill_between(tokens, low, high, color=color, alpha=0.2, linewidth=0)
     by_flops.plot(runs.flops[some], runs.losses[some], "o", color=color)
     by_flops.plot(6 * size * tokens, law(np.full(60, size), tokens), color=color, linewidth=1.2)
-  formula = rf"$L = {law.e:.2f} + {_short(law.a)}/N^{{{law.alpha:.2f}}} + {_short(law.b)}/D^{{{law.beta:.2f}}}$"
+  formula = rf"$L = {law.e:.2f} + {_plain(law.a)}/N^{{{law.alpha:.2f}}} + {_plain(law.b)}/D^{{{law.beta:.2f}}}$"
   by_tokens.set(xscale="log", xlabel="tokens read, D", ylabel="nats per test token", title=formula)
   by_tokens.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
   by_tokens.xaxis.set_major_formatter(lambda value, place: _short(value))
