@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,8 +12,6 @@ from jaxtyping import Array, Float
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.conv_transpose import ConvTranspose
 from mlnotes.nn.dense import Dense
-
-NetworkKind = Literal["mlp", "conv"]
 
 
 class Encoder(nn.Module):
@@ -26,7 +24,7 @@ class Encoder(nn.Module):
   """
 
   features: int
-  kind: NetworkKind = "mlp"
+  kind: str = "mlp"
   hidden: Sequence[int] = (200, 200)
   channels: Sequence[int] = (32, 64)
   activation: Callable[[Array], Array] = nn.relu
@@ -56,7 +54,7 @@ class Decoder(nn.Module):
   """
 
   image_shape: tuple[int, int, int]
-  kind: NetworkKind = "mlp"
+  kind: str = "mlp"
   hidden: Sequence[int] = (200, 200)
   channels: Sequence[int] = (32, 64)
   activation: Callable[[Array], Array] = nn.relu
@@ -101,7 +99,7 @@ def _check_kind(kind: str) -> str:
 
 def to_unit(image: Any, levels: int) -> Float[Array, "..."]:
   """Grey levels 0 .. levels - 1 to [0, 1]."""
-  return image.astype(jnp.float32) / (levels - 1)
+  return jnp.asarray(image, jnp.float32) / (levels - 1)
 
 
 def from_unit(x: Float[Array, "..."], levels: int) -> Array:

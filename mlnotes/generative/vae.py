@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, Num
-from numpy.typing import ArrayLike
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -44,8 +44,9 @@ def gaussian_kl(q: GaussianPosterior) -> Float[Array, "*B D"]:
   return (q.mean**2 + jnp.expm1(q.log_var) - q.log_var) / 2
 
 
-def gaussian_log_prob(x: Float[Array, "*B"], mean: ArrayLike, log_var: ArrayLike) -> Float[Array, "*B"]:
-  """log N(x; mean, exp(log_var)), for each number."""
+def gaussian_log_prob(x: ArrayLike, mean: ArrayLike, log_var: ArrayLike) -> Float[Array, "..."]:
+  """log N(x; mean, exp(log_var)), for each number; the three are broadcast."""
+  x, mean, log_var = jnp.broadcast_arrays(x, mean, log_var)
   return -((x - mean) ** 2 * jnp.exp(-log_var) + log_var + LOG_2PI) / 2
 
 
@@ -121,12 +122,12 @@ def compute_iwae(
   k is. The decoder's gradient is the same in both.
   """
   noise = jax.random.normal(key, (samples, *q.mean.shape))
-  z = q.mean + jnp.exp(q.log_var / 2) * noise
+  z = q.mean[None] + jnp.exp(q.log_var / 2)[None] * noise
   kl = gaussian_kl(q)
 
   def weigh(z: Array, q: GaussianPosterior) -> tuple[Array, Array]:
     likelihood = jax.vmap(log_likelihood)(z)
-    prior = jnp.sum(gaussian_log_prob(z, 0.0, jnp.zeros(())), axis=-1)
+    prior = jnp.sum(gaussian_log_prob(z, 0.0, 0.0), axis=-1)
     posterior = jnp.sum(gaussian_log_prob(z, q.mean, q.log_var), axis=-1)
     return likelihood, likelihood + prior - posterior
 
@@ -186,7 +187,7 @@ def decompose_kl(z: Float[Array, "B D"], q: GaussianPosterior, num_examples: int
   log_qz = jax.nn.logsumexp(jnp.sum(log_q, axis=-1), axis=1) - constant
   log_qz_product = jnp.sum(jax.nn.logsumexp(log_q, axis=1) - constant, axis=-1)
   log_own = jnp.sum(gaussian_log_prob(z, q.mean, q.log_var), axis=-1)
-  log_prior = jnp.sum(gaussian_log_prob(z, 0.0, jnp.zeros(())), axis=-1)
+  log_prior = jnp.sum(gaussian_log_prob(z, 0.0, 0.0), axis=-1)
   parts = (log_own - log_qz, log_qz - log_qz_product, log_qz_product - log_prior)
   return KLParts(*(jnp.mean(part) for part in parts))
 
