@@ -47,6 +47,7 @@ from mlnotes.generative.vae import (
   gaussian_kl as gaussian_kl,
   gaussian_log_prob as gaussian_log_prob,
   log_mean_exp as log_mean_exp,
-  sample_posterior as sample_posterior,
+  reparameterize as reparameterize,
   split_posterior as split_posterior,
 )
+from mlnotes.generative.vae_model import LIKELIHOODS as LIKELIHOODS, VAE as VAE
