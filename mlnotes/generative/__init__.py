@@ -50,4 +50,4 @@ from mlnotes.generative.vae import (
   reparameterize as reparameterize,
   split_posterior as split_posterior,
 )
-from mlnotes.generative.vae_model import LIKELIHOODS as LIKELIHOODS, VAE as VAE
+from mlnotes.generative.vae_model import LIKELIHOODS as LIKELIHOODS, VAE as VAE, TrainedVAE as TrainedVAE

@@ -1,12 +1,13 @@
 """A variational auto-encoder as one Linen module: encoder, decoder, and the likelihood of pixels that joins them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from mlnotes.engine.errors import nearest
 from mlnotes.generative.networks import Decoder, Encoder
@@ -15,6 +16,7 @@ from mlnotes.generative.vae import (
   bernoulli_log_prob,
   continuous_bernoulli_log_prob,
   gaussian_log_prob,
+  reparameterize,
   split_posterior,
 )
 
@@ -53,8 +55,7 @@ class VAE(nn.Module):
 
   def __call__(self, x: Float[Array, "B H W C"], noise: Float[Array, "B D"]) -> Float[Array, " B"]:
     """log p(x|z) of z drawn from q(z|x): what initialises every parameter."""
-    q = self.encode(x)
-    return self.log_likelihood(x, q.mean + jnp.exp(q.log_var / 2) * noise)
+    return self.log_likelihood(x, reparameterize(self.encode(x), noise))
 
   def encode(self, x: Float[Array, "B H W C"]) -> GaussianPosterior:
     """q(z|x)."""
@@ -64,7 +65,7 @@ class VAE(nn.Module):
     """The mean image of each latent vector, on [0, 1] (of gaussian ones about so)."""
     raw = self.decoder(z).astype(jnp.float32)
     if self.likelihood == "continuous_bernoulli":
-      return _continuous_bernoulli_mean(raw)
+      return continuous_bernoulli_mean(raw)
     return raw if self.likelihood == "gaussian" else jax.nn.sigmoid(raw)
 
   def log_likelihood(self, x: Float[Array, "B H W C"], z: Float[Array, "B D"]) -> Float[Array, " B"]:
@@ -80,7 +81,30 @@ class VAE(nn.Module):
     return jnp.sum(each, axis=(1, 2, 3))
 
 
-def _continuous_bernoulli_mean(logits: Float[Array, "..."]) -> Float[Array, "..."]:
+class TrainedVAE(NamedTuple):
+  """A `VAE` with its parameters, as functions of its inputs."""
+
+  module: VAE
+  params: chex.ArrayTree
+
+  def encode(self, x: Float[Array, "B H W C"]) -> GaussianPosterior:
+    """q(z|x)."""
+    return self.module.apply({"params": self.params}, x, method="encode")
+
+  def decode(self, z: Float[Array, "B D"]) -> Float[Array, "B H W C"]:
+    """Mean images on [0, 1]."""
+    return self.module.apply({"params": self.params}, z, method="decode")
+
+  def log_likelihood(self, x: Float[Array, "B H W C"], z: Float[Array, "B D"]) -> Float[Array, " B"]:
+    """log p(x|z), in nats."""
+    return self.module.apply({"params": self.params}, x, z, method="log_likelihood")
+
+  def sample(self, key: Key[Array, ""], count: int) -> Float[Array, "B H W C"]:
+    """Mean images of latents drawn from the prior."""
+    return self.decode(jax.random.normal(key, (count, self.module.latents)))
+
+
+def continuous_bernoulli_mean(logits: Float[Array, "..."]) -> Float[Array, "..."]:
   """l / (2 l - 1) + 1 / (2 artanh(1 - 2 l)), 1/2 at l = 1/2: 1 / (1 - exp(-logits)) - 1 / logits (eq. 9 there)."""
   near = jnp.abs(logits) < 1e-1
   safe = jnp.where(near, 1.0, logits)
