@@ -34,6 +34,7 @@ from mlnotes.generative.metrics import (
   nearest_training_distance as nearest_training_distance,
   precision_recall as precision_recall,
 )
+from mlnotes.generative.networks import Decoder as Decoder, Encoder as Encoder
 from mlnotes.generative.sparse_coding import (
   Moments as Moments,
   Whitening as Whitening,

@@ -385,8 +385,8 @@ def report(data, monkeypatch, tmp_path):
     monkeypatch.setattr(mlnotes.generative, "load_or_train_judge", judge)
     monkeypatch.setattr(experiments.diffusion._report.Studio, "sample", sample)
     monkeypatch.setattr(experiments.diffusion._report.Studio, "bits_per_dim", lambda self, key, split: split["label"])
-    for name in ("quality", "samples", "trajectory", "real_and_generated"):
-      monkeypatch.setattr(experiments.diffusion._report, f"_draw_{name}", lambda *_: None)
+    for name in ("_draw_quality", "_draw_samples", "_draw_trajectory", "draw_real_and_generated"):
+      monkeypatch.setattr(experiments.diffusion._report, name, lambda *_: None)
     model = ddpm.make_model(config, data)
     return experiments.diffusion._report.write_report(model, {}, jax.random.key(1), data, config, tmp_path)
 

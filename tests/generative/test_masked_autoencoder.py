@@ -1,5 +1,7 @@
 """What the masked auto-encoder sees, guesses and is judged by."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,17 +122,30 @@ def test_targets_are_those_of_transformers():
     decoder_intermediate_size=16, mask_ratio=0.5, norm_pix_loss=True,
   )  # fmt: skip
   theirs = transformers.ViTMAEForPreTraining(config)
+  table = theirs.vit.embeddings.position_embeddings.detach().numpy()[0, 1:]
   images = IMAGES[:, :, :8]
   predicted = np.random.default_rng(2).normal(size=(3, 4, 32)).astype(np.float32)
   masking = mae.draw_masking(example_keys(root_key(0), jnp.arange(3)), 4, 0.5)
   mask = np.zeros((3, 4), np.float32)
   np.put_along_axis(mask, np.asarray(masking.hidden), 1, axis=1)
-  loss = theirs.forward_loss(torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(predicted), torch.tensor(mask))
+
+  class Fixed(torch.nn.Module):
+    """Gives what it was told in the place of an encoder or a decoder, so that the loss alone is compared."""
+
+    def __init__(self, **given):
+      super().__init__()
+      self.given = types.SimpleNamespace(hidden_states=None, attentions=None, **given)
+
+    def forward(self, *_, **__):
+      return self.given
+
+  theirs.vit = Fixed(last_hidden_state=None, ids_restore=None, mask=torch.tensor(mask))
+  theirs.decoder = Fixed(logits=torch.tensor(predicted))
+  loss = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).loss
   ours = mae.masked_patch_loss(
     jnp.asarray(predicted), mae.normalize_patches(mae.patchify(jnp.asarray(images), 4)), masking
   )
   np.testing.assert_allclose(jnp.mean(ours), loss.item(), rtol=1e-4)
   # The fixed positions, the column first there.
-  table = theirs.vit.embeddings.position_embeddings.detach().numpy()[0, 1:]
   found = np.asarray(mae.make_grid_positions(2, 2, 8))
   np.testing.assert_allclose(np.concatenate([found[:, 4:], found[:, :4]], 1), table, atol=1e-5)

@@ -35,7 +35,9 @@ def test_codes_are_scikit_learns(exact):
   found = np.asarray(encode(coding.encode_fista, 400))
   np.testing.assert_allclose(found, exact, atol=2e-3)
   np.testing.assert_array_equal(found != 0, exact != 0)
-  ours = [coding.compute_objective(x, ATOMS, a, PENALTY) for x, a in zip(jnp.asarray(X), jnp.asarray(found))]
+  ours = [
+    coding.compute_objective(x, jnp.asarray(ATOMS), a, PENALTY) for x, a in zip(jnp.asarray(X), jnp.asarray(found))
+  ]
   np.testing.assert_allclose(ours, objective(exact), rtol=1e-4)
 
 
@@ -128,7 +130,7 @@ def test_a_dictionary_learned_in_batches_is_as_good_as_scikit_learns():
     dictionary, moments = update(dictionary, moments, x[rng.integers(0, 2000, 100)])
 
   def judge(dictionary):
-    code = sparse_encode(x.astype(np.float64), dictionary, algorithm="lasso_cd", alpha=penalty)
+    code = sparse_encode(x.astype(np.float64), dictionary, algorithm="lasso_cd", alpha=penalty, max_iter=10_000)
     return (((x - code @ dictionary) ** 2).sum(1) / 2 + penalty * np.abs(code).sum(1)).mean()
 
   theirs = MiniBatchDictionaryLearning(
