@@ -130,7 +130,9 @@ def test_a_dictionary_learned_in_batches_is_as_good_as_scikit_learns():
     dictionary, moments = update(dictionary, moments, x[rng.integers(0, 2000, 100)])
 
   def judge(dictionary):
-    code = sparse_encode(x.astype(np.float64), dictionary, algorithm="lasso_cd", alpha=penalty, max_iter=10_000)
+    code = sparse_encode(
+      x.astype(np.float64), dictionary.astype(np.float64), algorithm="lasso_cd", alpha=penalty, max_iter=10_000
+    )
     return (((x - code @ dictionary) ** 2).sum(1) / 2 + penalty * np.abs(code).sum(1)).mean()
 
   theirs = MiniBatchDictionaryLearning(

@@ -135,9 +135,7 @@ def test_codes_begin_small_or_among_the_data(key):
   drawn = np.asarray(vectors.init_codes(jax.random.key(1), 40, 3, "data", jnp.asarray(Z)))
   np.testing.assert_array_equal(np.sort(drawn, 0), np.sort(Z.reshape(-1, 3), 0))
   assert vectors.init_codes(jax.random.key(2), 45, 3, "data", jnp.asarray(Z)).shape == (45, 3)
-  with pytest.raises(
-    ValueError, match=r"init='data' takes codes from z: found vectors of 3 features, expected .* of 2"
-  ):
+  with pytest.raises(ValueError, match="init='data' takes codes from z: found vectors of 3 features"):
     vectors.init_codes(jax.random.key(3), 4, 2, "data", jnp.asarray(Z))
 
 
