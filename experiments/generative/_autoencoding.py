@@ -86,7 +86,7 @@ def write_report(model: Any, state: Any, data: DataSet, config: Any, directory: 
   figures |= _probe(data, config, (train_code, train["label"]), (code, test["label"]))
   if config.kind in ("sparse", "k_sparse"):
     spread = code.max(0) - code.min(0)
-    figures |= {"dead_units": float(np.mean(spread < _MOVED)), "mean_activation": float(np.mean(code))}
+    figures["dead_units"] = float(np.mean(spread < _MOVED))
   report_step("pictures")
   rows = {"image": clean, "given": seen, "back": output}
   if config.kind not in ("denoising", "masked"):
