@@ -48,7 +48,7 @@ def write_report(
   codes, kl, label = encode_split(encode, data, data.test, config, _ENCODED)
   active = int(count_active(jnp.asarray(codes)))
   if active == 0:
-    warn(f"collapsed: none of {config.latents} latents tells of the image; --free_bits or a smaller --beta keeps some.")
+    warn(f"collapsed: none of {codes.shape[1]} latents tells of the image; --free_bits or a smaller --beta keeps some.")
   figures = {
     f"negative_log_likelihood_k{config.nll_samples}": estimate_nll(model, stream_key(key, "nll"), data, config),
     "active_latents": float(active),
@@ -58,13 +58,13 @@ def write_report(
     sigma = config.sigma or float(jnp.exp(model.params["log_sigma"]))
     figures["sigma"] = sigma
   decode = jax.jit(model.decode)
-  figures |= judge(decode, stream_key(key, "judged"), data, config)
+  figures |= judge(decode, stream_key(key, "judged"), codes.shape[1], data, config)
   if data.name == "sprites":
     figures |= score_disentangling(encode, data, config)
   report_step("pictures")
   order = np.argsort(-kl)
   _draw_reconstructions(encode, decode, data, config, directory / "reconstructions.png")
-  _draw_samples(decode, stream_key(key, "samples"), data, config, directory / "samples.png")
+  _draw_samples(decode, stream_key(key, "samples"), codes.shape[1], directory / "samples.png")
   _draw_traversal(decode, codes, kl, order, data, directory / "traversal.png")
   _draw_latent_map(decode, codes, label, order, data, directory / "latent_map.png")
   _draw_interpolation(encode, decode, data, config, directory / "interpolation.png")
@@ -93,7 +93,7 @@ def estimate_nll(model: TrainedVAE, key: Key[Array, ""], data: DataSet, config: 
 
   @jax.jit
   def log_weights(key, x):
-    noise = jax.random.normal(key, (_WEIGHTS, len(x), config.latents))
+    noise = jax.random.normal(key, (_WEIGHTS, len(x), model.module.num_latents))
     return compute_iwae(noise, model.encode(x), functools.partial(model.log_likelihood, x)).bound
 
   rounds = -(-config.nll_samples // _WEIGHTS)
@@ -139,11 +139,11 @@ def _natural_parameter(mean: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]
   return (low + high) / 2
 
 
-def judge(decode: Any, key: Key[Array, ""], data: DataSet, config: Any) -> dict[str, float]:
+def judge(decode: Any, key: Key[Array, ""], latents: int, data: DataSet, config: Any) -> dict[str, float]:
   """Figures of mean images of latents from the prior beside real images."""
   count = config.quality_samples or max(min(len(data.test), _JUDGED), MIN_SAMPLES)
   reference = make_reference(data, count)
-  z = jax.random.normal(key, (reference.num_samples, config.latents))
+  z = jax.random.normal(key, (reference.num_samples, latents))
   images = np.asarray(from_unit(_in_chunks(decode, z), data.levels))
   return judge_samples(reference, images)
 
@@ -205,8 +205,8 @@ def _draw_reconstructions(encode, decode, data: DataSet, config: Any, path: Path
   save_figure(figure, path)
 
 
-def _draw_samples(decode, key, data: DataSet, config: Any, path: Path) -> None:
-  images = np.asarray(decode(jax.random.normal(key, (100, config.latents))))
+def _draw_samples(decode, key, latents: int, path: Path) -> None:
+  images = np.asarray(decode(jax.random.normal(key, (100, latents))))
   figure, axes = new_figure(width=5.0, height=sheet_height(4.5, images, _COLUMNS) + 0.5)
   show_images(axes[0, 0], images, columns=_COLUMNS)
   axes[0, 0].set_title("mean images of latents drawn from the prior", fontsize=9)

@@ -52,7 +52,7 @@ _PIXELS = 0
 class Config(DataConfig, OptimConfig, LoopConfig):
   """Defaults: digits in black and white, about a minute on two CPU cores."""
 
-  latents: int = field(16, "latent variables of an image")
+  latents: int = field(16, "latent variables of an image; of --network=grid of each of its cells")
   likelihood: Literal["bernoulli", "continuous_bernoulli", "gaussian"] = field(
     "bernoulli", "of a pixel; bernoulli: of pixels drawn black or white with their grey value, the others: of grey ones"
   )
@@ -69,9 +69,11 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   )
   anneal_steps: int = field(0, "updates over which --beta grows from 0")
   free_bits: float = field(0.0, "nats of each latent's KL that cost nothing, mean over the batch")
-  network: Literal["mlp", "conv"] = field("mlp", "of encoder and decoder")
+  network: Literal["mlp", "conv", "grid"] = field(
+    "mlp", "of encoder and decoder; grid: latents stand in a grid, as latent diffusion has them"
+  )
   hidden: tuple[int, ...] = field((200, 200), "widths of the dense layers; conv has one, the last of them")
-  channels: tuple[int, ...] = field((32, 64), "of the convolutions of conv, each halving height and width")
+  channels: tuple[int, ...] = field((32, 64), "of the convolutions of conv and grid, each halving height and width")
   activation: Literal["tanh", "relu"] = field("tanh", "between layers")
   nll_samples: int = field(200, "importance samples of an image for its likelihood in the report", free="report")
   nll_examples: int = field(500, "test images whose likelihood the report estimates", free="report")
@@ -127,6 +129,8 @@ class Config(DataConfig, OptimConfig, LoopConfig):
       idle["bound"] = "with --importance_samples=1 both bounds are one but for the estimate of the KL"
     if self.network == "mlp":
       idle["channels"] = "--network=mlp has no convolutions"
+    if self.network == "grid":
+      idle |= dict.fromkeys(("hidden", "activation"), "--network=grid has convolutions and ReLU alone")
     if self.report_seeds == 0:
       why = "--report_seeds=0 measures nothing"
       idle |= dict.fromkeys(("nll_samples", "nll_examples", "quality_samples"), why)
@@ -188,7 +192,7 @@ def make(config: Config) -> Experiment:
 
   def init(key, batch) -> State:
     x = jnp.zeros((1, *data.image_shape))
-    params = module.init(stream_key(key, "init"), x, jnp.zeros((1, config.latents)))["params"]
+    params = module.init(stream_key(key, "init"), x, jnp.zeros((1, module.num_latents)))["params"]
     hparams = {name: jnp.float32(getattr(config, name)) for name in ("beta", "free_bits")}
     return State(jnp.zeros([], jnp.int32), key, params, optimizer.init(params), hparams)
 
@@ -215,7 +219,7 @@ def make(config: Config) -> Experiment:
       x = pixels_once(config, data.levels, batch["image"], batch["index"])
     else:
       x = to_pixels(config, data.levels, batch["image"], jax.random.split(stream("pixels"), len(batch["image"])))
-    noise = jax.random.normal(stream("noise"), (config.importance_samples, len(x), config.latents))
+    noise = jax.random.normal(stream("noise"), (config.importance_samples, len(x), module.num_latents))
 
     def loss_fn(params):
       objective, bound = compute_objective(params, state, x, noise)
@@ -236,7 +240,7 @@ def make(config: Config) -> Experiment:
     model = learned(state)
     x = pixels_once(config, data.levels, batch["image"], batch["index"])
     keys = example_keys(stream_key(state.key, "evaluate"), batch["index"])
-    noise = jax.vmap(lambda key: jax.random.normal(key, (config.latents,)))(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, (module.num_latents,)))(keys)
     bound = compute_elbo(noise[None], model.encode(x), partial(model.log_likelihood, x))
     values = {
       "negative_elbo": -bound.bound,
