@@ -75,7 +75,7 @@ def load_first_stage(config: Any, data: DataSet) -> tuple[FirstStage, Frozen]:
     module = vae.make_model(own, data)
     x = jnp.zeros((1, *data.image_shape))
     params = module.init(stream_key(root_key(0), "first_stage"), x, jnp.zeros((1, module.num_latents)))["params"]
-    return _measure(_of_vae(module), params, data)
+    return _measure(of_vae(module), params, data)
   directory, said = Path(config.first_stage).expanduser(), f"--first_stage={config.first_stage}"
   name, found = load_config(directory, RUNS, said)
   found = dataclasses.replace(found, devices=1, data_dir=config.data_dir or found.data_dir)
@@ -87,11 +87,11 @@ def load_first_stage(config: Any, data: DataSet) -> tuple[FirstStage, Frozen]:
     if found.likelihood == "bernoulli" and data.levels > 2:
       raise InputError(f"{said} knows black and white pixels alone: expected a run with --likelihood=gaussian.")
     trained = experiment.model(state)
-    stage, params = _of_vae(trained.module), unplace(trained.params)
+    stage, params = of_vae(trained.module), unplace(trained.params)
     shape = trained.module.image_shape
   else:
     model = vqvae.make_model(found, data)
-    stage, params = _of_vqvae(model, found), unplace({"networks": state.params, "codes": state.codebook.codes})
+    stage, params = of_vqvae(model, found), unplace({"networks": state.params, "codes": state.codebook.codes})
     shape = data.image_shape if found.dataset == config.dataset else ()
   if tuple(shape) != tuple(data.image_shape):
     raise InputError(
@@ -100,7 +100,8 @@ def load_first_stage(config: Any, data: DataSet) -> tuple[FirstStage, Frozen]:
   return _measure(stage, params, data)
 
 
-def _of_vae(module: Any) -> FirstStage:
+def of_vae(module: Any) -> FirstStage:
+  """Raises InputError for one whose latents are no grid."""
   if module.kind != "grid":
     raise InputError(f"--first_stage has --network={module.kind}: expected latents in a grid, --network=grid.")
 
@@ -111,7 +112,9 @@ def _of_vae(module: Any) -> FirstStage:
   return FirstStage(module.grid, encode, lambda params, z: TrainedVAE(module, params).decode(z.reshape(len(z), -1)))
 
 
-def _of_vqvae(model: Any, config: Any) -> FirstStage:
+def of_vqvae(model: Any, config: Any) -> FirstStage:
+  """Its parameters are {"networks": of encoder and decoder, "codes": (K, D)}."""
+
   def decode(params, z):
     return model.decode(params["networks"], quantize(z, params["codes"]).codes)
 

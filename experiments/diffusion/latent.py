@@ -1,4 +1,4 @@
-"""Latent diffusion: a diffusion model of the latents of a frozen auto-encoder, which is trained first. Data: digits, MNIST
+"""Latent diffusion: a diffusion model in the latents of a frozen auto-encoder, trained first. Data: digits, MNIST, ...
 
   python -m experiments.diffusion.latent                                        # digits, latents of 4 x 4
   python -m experiments.diffusion.latent --dataset=mnist --data_dir=DIR --first_channels=32,64 --steps=4000
