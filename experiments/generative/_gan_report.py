@@ -77,7 +77,7 @@ def report_images(
 
 
 def _class_shares(reference: Any, images: np.ndarray, num_classes: int) -> np.ndarray:
-  """Of each class among the generated images by the judge, relative to its share in the data, as shares of the whole."""
+  """Of each class among the generated images by the judge, where an even share is what the data have of it."""
   found = np.bincount(reference.judge.predict(images), minlength=num_classes) / len(images)
   expected = np.bincount(reference.train["label"], minlength=num_classes) / len(reference.train["label"])
   return np.where(expected > 0, found / np.maximum(expected, 1e-9), 1) / num_classes

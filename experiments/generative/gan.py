@@ -1,4 +1,4 @@
-"""Generative adversarial networks: two players, any of their losses and regularisers. Data: digits, MNIST, ring, grid ...
+"""Generative adversarial networks: two players, any of their losses and regularisers. Data: images, rings, grids.
 
   python -m experiments.generative.gan                                   # DCGAN on digits
   python -m experiments.generative.gan --dataset=ring --seeds=5          # eight modes in the plane
