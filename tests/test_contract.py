@@ -34,6 +34,10 @@ SMALL = {
   "diffusion.ddpm": dict(
     batch_size=16, timesteps=8, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), steps=20
   ),
+  "generative.gan": dict(
+    dataset="ring", width=4, latent=3, batch_size=8, critic_steps=2, loss="hinge", regularizer="spectral",
+    conditional="projection", discriminator_ema=0.9, steps=20, eval_examples=16,
+  ),
   **{
     f"contrastive.{name}": dict(
       batch_size=16, width=8, projection=8, steps=20, warmup_steps=2, knn_examples=64, eval_examples=32, **more

@@ -11,6 +11,7 @@ its channels-last format, on as many threads (NPROC of them, all without it).
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -100,7 +101,7 @@ def torch_networks(config: Config):
     layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
   generator = nn.Sequential(*layers, nn.ConvTranspose2d(wide[0], channels, 4, 2, 1), nn.Tanh())
   layers = [nn.Conv2d(channels, wide[0], 4, 2, 1), nn.LeakyReLU(0.2)]
-  for inputs, outputs in zip(wide, wide[1:]):
+  for inputs, outputs in itertools.pairwise(wide):
     layers += [nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2)]
   return generator, nn.Sequential(*layers, nn.Flatten(), nn.Linear(smallest[0] * smallest[1] * wide[-1], 1))
 
