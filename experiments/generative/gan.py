@@ -100,9 +100,9 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   norm: Literal["auto", "batch", "layer", "none"] = field(
     "auto", "in the discriminator; auto: batch in dcgan unless a regularizer other than clip forbids or replaces it"
   )
-  width: int = field(0, "channels of dcgan's first level, features of an mlp's layers; 0: 32 and 128")
-  latent: int = field(32, "numbers of noise per example")
-  deviation: float = field(0.0, "standard deviation of each mode of drawn points; 0: 0.05, of moons 0.1")
+  width: int = field(0, "channels of dcgan's first level, features of an mlp's layers; 0: 32 and 64")
+  latent: int = field(0, "numbers of noise per example; 0: 32, of points 8")
+  deviation: float = field(0.0, "standard deviation of each mode of drawn points; 0: 0.1, of the grid 0.05")
   quality_samples: int = field(
     0, "samples per figure of quality, 4 or more; 0: as many as test images, at most 1000; 2000 points", free="report"
   )
@@ -111,10 +111,9 @@ class Config(DataConfig, OptimConfig, LoopConfig):
     super().__post_init__()
     for name in ("penalty_weight", "clip_bound", "discriminator_rate"):
       require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-    for name in ("auxiliary_weight", "pull_away", "margin", "width", "deviation"):
+    for name in ("auxiliary_weight", "pull_away", "margin", "width", "latent", "deviation"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-    for name in ("critic_steps", "latent"):
-      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+    require(self.critic_steps >= 1, "critic_steps", self.critic_steps, "1 or more")
     for name in ("ema_decay", "discriminator_ema"):
       require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
     require(0.5 < self.balance <= 1, "balance", self.balance, "a number in (0.5, 1]")
@@ -146,6 +145,10 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   @property
   def units_per_update(self) -> int:
     return self.batch_size * self.critic_steps
+
+  @property
+  def noise(self) -> int:
+    return self.latent or (8 if self.points else 32)
 
   @property
   def networks(self) -> str:
@@ -252,7 +255,7 @@ def make_game(config: Config, world: World) -> Game:
     num_classes=world.num_classes, conditional=config.conditional, norm=config.discriminator_norm, dtype=dtype
   )
   if config.networks == "mlp":
-    width = config.width or 128
+    width = config.width or 64
     bounded = world.mixture is None
     generator = generative.MlpGenerator(world.shape, width, num_classes=labelled, bounded=bounded, dtype=dtype)
     discriminator = generative.MlpDiscriminator(width, **told)
@@ -272,7 +275,7 @@ def make_game(config: Config, world: World) -> Game:
     discriminator_optimizer=make_optimizer(config, config.steps, per_step=config.critic_steps),
     make_loss=make_loss,
     regularizer=config.regularizer,
-    latent=config.latent,
+    latent=config.noise,
     threshold=_THRESHOLDS.get(config.loss),
     conditional=config.conditional != "none",
     auxiliary=config.conditional == "auxiliary",
@@ -289,7 +292,7 @@ def make(config: Config) -> Experiment:
   def init(key, batch) -> State:
     real = world.examples(batch)[:2]
     label = batch["label"][:2] if game.conditional else None
-    noise = jnp.zeros((len(real), config.latent))
+    noise = jnp.zeros((len(real), config.noise))
     of = lambda name: stream_key(key, name)
     spectral = config.regularizer == "spectral"
     generator = init_player(game.generator, game.generator_optimizer, of("generator"), noise, label, False)
@@ -322,8 +325,8 @@ def make(config: Config) -> Experiment:
 
   def generate(state: State, batch):
     keys = example_keys(stream_key(state.key, "evaluate"), batch["index"])
-    noise = jax.vmap(lambda key: draw_noise(key, 1, config.latent)[0])(keys)
-    return TrainedGenerator(game.generator, state.generator.average, config.latent, game.conditional or None)(
+    noise = jax.vmap(lambda key: draw_noise(key, 1, config.noise)[0])(keys)
+    return TrainedGenerator(game.generator, state.generator.average, config.noise, game.conditional or None)(
       noise, batch["label"]
     )
 
@@ -353,7 +356,7 @@ def make(config: Config) -> Experiment:
 
   def trained(state: State) -> TrainedGenerator:
     num_classes = world.num_classes if game.conditional else None
-    return TrainedGenerator(game.generator, state.generator.average, config.latent, num_classes)
+    return TrainedGenerator(game.generator, state.generator.average, config.noise, num_classes)
 
   def report(state: State, directory: Path) -> dict[str, float]:
     from experiments.generative._gan_report import report_images, report_points

@@ -25,7 +25,7 @@ class PointMixture(NamedTuple):
     return int(self.mode.max()) + 1
 
 
-def make_ring(modes: int = 8, radius: float = 2.0, deviation: float = 0.05) -> PointMixture:
+def make_ring(modes: int = 8, radius: float = 2.0, deviation: float = 0.1) -> PointMixture:
   """Modes at equal angles on a circle. Eight of them are the usual test (Metz et al. 2017, who have .02)."""
   angles = 2 * math.pi * np.arange(modes) / modes
   return PointMixture(radius * np.stack([np.cos(angles), np.sin(angles)], axis=1), np.arange(modes), deviation)

@@ -19,7 +19,7 @@ from mlnotes.engine.experiment import example_keys, root_key, set_hparams, strea
 from mlnotes.generative.game import apply_player, draw_noise, update_discriminator, update_generator
 from mlnotes.generative.gan_regularizers import spectral_normalize
 
-SMALL = dict(dataset="ring", width=4, latent=3, batch_size=6, steps=20)
+SMALL = dict(dataset="ring", width=4, latent=3, batch_size=6, deviation=0.05, steps=20)
 
 
 def assert_equal(found, expected):
