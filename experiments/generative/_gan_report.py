@@ -35,13 +35,22 @@ def describe_collapse(share: Float[np.ndarray, " M"], what: str, high_quality: f
   return f"collapsed: {missing} of {len(share)} {what} are missing (each below {_MISSING_SHARE:.0%} of an even share)."
 
 
+@jax.jit
+def _sample(generator: Any, key: Key[Array, ""], label: Array) -> Array:
+  return generator.sample(key, _CHUNK, label)
+
+
+@jax.jit
+def _apply(generator: Any, z: Array, label: Array) -> Array:
+  return generator(z, label)
+
+
 def sample_all(generator: Any, key: Key[Array, ""], count: int, label: np.ndarray | None = None) -> np.ndarray:
   """`count` examples by one compiled program, chunk by chunk."""
-  sample = jax.jit(lambda key, label: generator.sample(key, _CHUNK, label))
   rows = []
   for start in range(0, count, _CHUNK):
     part = np.resize(np.zeros(1, np.int32) if label is None else label[start : start + _CHUNK], _CHUNK)
-    rows.append(np.asarray(sample(jax.random.fold_in(key, start), jnp.asarray(part, jnp.int32))))
+    rows.append(np.asarray(_sample(generator, jax.random.fold_in(key, start), jnp.asarray(part, jnp.int32))))
   return np.concatenate(rows)[:count]
 
 
@@ -225,7 +234,7 @@ def _between(key: Key[Array, ""], latent: int) -> Float[Array, "P S Z"]:
 def _draw_interpolation(generator: Any, key: Key[Array, ""], data: Any, path: Path) -> None:
   z = _between(stream_key(key, "interpolation"), generator.latent).reshape(-1, generator.latent)
   label = jnp.asarray(np.repeat(np.arange(_PATHS) % max(data.num_classes, 1), _STEPS), jnp.int32)
-  images = (np.asarray(jax.jit(generator.__call__)(z, label)) + 1) / 2
+  images = (np.asarray(_apply(generator, z, label)) + 1) / 2
   figure, axes = new_figure(width=5.0, height=sheet_height(4.5, images, _STEPS) + 0.6)
   show_images(axes[0, 0], images, columns=_STEPS)
   axes[0, 0].set_title("From one noise (left) to another")
@@ -252,7 +261,7 @@ def _draw_points(generator, score, key, mixture, real, fake, label, path: Path) 
   middle.scatter(*mixture.centres.T, s=6, color="white")
   z = _between(stream_key(key, "interpolation"), generator.latent)
   lines = jnp.asarray(np.repeat(np.arange(_PATHS) % mixture.num_modes, _STEPS), jnp.int32)
-  paths = np.asarray(generator(z.reshape(-1, generator.latent), lines)).reshape(_PATHS, _STEPS, 2)
+  paths = np.asarray(_apply(generator, z.reshape(-1, generator.latent), lines)).reshape(_PATHS, _STEPS, 2)
   right.scatter(*mixture.centres.T, s=8, color="0.6")
   for line in paths:
     right.plot(*line.T, ".-", markersize=4, linewidth=0.8)

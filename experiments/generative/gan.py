@@ -48,7 +48,7 @@ _TEST_POINTS, _TEST_SEED = 1024, 0
 _MARGIN, _MARGIN_NUMBERS = 10.0, 784
 _THRESHOLDS = {"minimax": 0.0, "non_saturating": 0.0, "hinge": 0.0, "least_squares": 0.5}
 _HPARAMS = (
-  "penalty_weight", "clip_bound", "auxiliary_weight", "pull_away", "ema_decay", "discriminator_ema",
+  "penalty_weight", "clip_bound", "spectral_bound", "auxiliary_weight", "pull_away", "ema_decay", "discriminator_ema",
   "discriminator_rate", "balance", "margin",
 )  # fmt: skip
 
@@ -81,6 +81,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   )
   penalty_weight: float = field(10.0, "weight of --regularizer=gradient_penalty and r1, > 0")
   clip_bound: float = field(0.01, "weights of --regularizer=clip stay within this, > 0")
+  spectral_bound: float = field(1.0, "spectral norm of each kernel of --regularizer=spectral, > 0; 1 is the paper's")
   conditional: generative.Conditional = field("none", "how the class label enters: see mlnotes.generative.gan_networks")
   auxiliary_weight: float = field(1.0, "weight of the class loss of --conditional=auxiliary, >= 0")
   margin: float = field(0.0, "energy that --loss=energy asks of generated examples; 0: 10 times the root of pixels/784")
@@ -109,7 +110,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("penalty_weight", "clip_bound", "discriminator_rate"):
+    for name in ("penalty_weight", "clip_bound", "spectral_bound", "discriminator_rate"):
       require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
     for name in ("auxiliary_weight", "pull_away", "margin", "width", "latent", "deviation"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -171,6 +172,8 @@ class Config(DataConfig, OptimConfig, LoopConfig):
       idle["penalty_weight"] = f"--regularizer={self.regularizer} is no penalty"
     if self.regularizer != "clip":
       idle["clip_bound"] = f"--regularizer={self.regularizer} clips nothing"
+    if self.regularizer != "spectral":
+      idle["spectral_bound"] = f"--regularizer={self.regularizer} normalises no kernel"
     if self.conditional != "auxiliary":
       idle["auxiliary_weight"] = f"--conditional={self.conditional} says no classes"
     if self.loss != "energy":
@@ -188,7 +191,11 @@ class State(NamedTuple):
   hparams: dict[str, Float[Array, ""]]
 
 
-class TrainedGenerator(NamedTuple):
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network", "latent", "num_classes"]
+)
+@dataclasses.dataclass(frozen=True)
+class TrainedGenerator:
   """The generator with its averaged parameters, as `mlnotes.load_run` gives it."""
 
   network: object
@@ -347,7 +354,7 @@ def make(config: Config) -> Experiment:
     for name in ("real", "fake"):
       x = own[name].reshape(-1, *world.shape)
       label = batch["label"] if game.conditional else None
-      verdict = judge(game, state.discriminator, state.discriminator.params, x, label, train=False)
+      verdict = judge(game, state.discriminator, state.discriminator.params, state.hparams, x, label, train=False)
       metrics[f"{name}_score"] = masked_mean(verdict.score, mask)
     if world.mixture:
       on_mode = generative.find_modes(own["fake"], world.mixture) >= 0
@@ -362,7 +369,9 @@ def make(config: Config) -> Experiment:
     from experiments.generative._gan_report import report_images, report_points
 
     score = jax.jit(
-      lambda x, label: judge(game, state.discriminator, state.discriminator.params, x, label, train=False).score
+      lambda x, label: (
+        judge(game, state.discriminator, state.discriminator.params, state.hparams, x, label, train=False).score
+      )
     )
     write = report_points if world.mixture else report_images
     return write(trained(state), score, stream_key(state.key, "report"), world, config, directory)

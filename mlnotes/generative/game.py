@@ -27,8 +27,8 @@ from mlnotes.nn.loss import cross_entropy
 from mlnotes.optim import update_ema
 
 Regularizer = Literal["none", "clip", "gradient_penalty", "r1", "spectral"]
-# penalty_weight, clip_bound, auxiliary_weight, pull_away, ema_decay, discriminator_ema, discriminator_rate, balance,
-# margin: numbers that may be traced.
+# penalty_weight, clip_bound, spectral_bound, auxiliary_weight, pull_away, ema_decay, discriminator_ema,
+# discriminator_rate, balance, margin: numbers that may be traced.
 Hparams = Mapping[str, Float[Array, ""]]
 
 
@@ -93,9 +93,11 @@ def apply_player(
   return out, updated.get("batch_stats", stats)
 
 
-def judge(game: Game, player: Player, params: chex.ArrayTree, x: Array, label: Labels, train: bool) -> Verdict:
+def judge(
+  game: Game, player: Player, params: chex.ArrayTree, hparams: Hparams, x: Array, label: Labels, train: bool
+) -> Verdict:
   """The discriminator's verdict with its power vectors as they are; nothing of it changes."""
-  params = spectral_normalize(params, player.power) if player.power else params
+  params = spectral_normalize(params, player.power, hparams["spectral_bound"]) if player.power else params
   return apply_player(game.discriminator, params, player.batch_stats, x, label, train)[0]
 
 
@@ -120,7 +122,7 @@ def update_discriminator(
   loss = game.make_loss(hparams)
 
   def mean_loss(params):
-    used = spectral_normalize(params, power) if power else params
+    used = spectral_normalize(params, power, hparams["spectral_bound"]) if power else params
     # Apart, or the norm of a batch would tell the two apart by itself.
     of_real, stats = apply_player(game.discriminator, used, player.batch_stats, real, label, train=True)
     of_fake, stats = apply_player(game.discriminator, used, stats, fake, label, train=True)
@@ -189,7 +191,7 @@ def update_generator(
 
   def mean_loss(params):
     fake, stats = apply_player(game.generator, params, player.batch_stats, noise, label, train=True)
-    verdict = judge(game, discriminator, opponent, fake, label, train=True)
+    verdict = judge(game, discriminator, opponent, hparams, fake, label, train=True)
     adversarial = total = jnp.mean(loss.generator(verdict.score))
     if game.auxiliary:
       total += hparams["auxiliary_weight"] * jnp.mean(cross_entropy(verdict.class_logits, label))

@@ -108,14 +108,18 @@ def spectral_norms(params: chex.ArrayTree, vectors: Mapping[str, PowerVectors]) 
   return {path: v @ (_matrix(kernels[path]) @ u) for path, (u, v) in held.items()}
 
 
-def spectral_normalize(params: chex.ArrayTree, vectors: Mapping[str, PowerVectors]) -> chex.ArrayTree:
-  """The parameters with each kernel divided by its `spectral_norms`; the others as they are. Miyato et al. 2018.
+def spectral_normalize(
+  params: chex.ArrayTree, vectors: Mapping[str, PowerVectors], bound: float | Float[Array, ""] = 1.0
+) -> chex.ArrayTree:
+  """The parameters with each kernel brought to the spectral norm `bound`; the others as they are. Miyato et al. 2018.
 
   It changes no vectors: in training call `update_power_vectors` once for each update of the discriminator, else never.
   """
   norms = spectral_norms(params, vectors)
   flat = flatten_dict(params, sep="/")
-  return unflatten_dict({path: leaf / norms[path] if path in norms else leaf for path, leaf in flat.items()}, sep="/")
+  return unflatten_dict(
+    {path: leaf * (bound / norms[path]) if path in norms else leaf for path, leaf in flat.items()}, sep="/"
+  )
 
 
 def _kernels(params: chex.ArrayTree) -> dict[str, Array]:

@@ -5,7 +5,6 @@ Players of a few weights on points of the ring; each test fails for one mistake 
 
 import dataclasses
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -302,15 +301,21 @@ def test_a_report_of_points_leaves_its_figures_and_pictures(tmp_path, capsys):
   mixture = of.world.mixture
   one = lambda count: jnp.tile(jnp.asarray(mixture.centres[:1], jnp.float32), (count, 1))
 
-  class Generator(SimpleNamespace):
-    num_classes, latent = None, 3
+  @jax.tree_util.register_static
+  @dataclasses.dataclass(frozen=True)
+  class Generator:
+    collapsed: bool
+    num_classes = None
+    latent = 3
 
     def __call__(self, z, label):
       return one(len(z))
 
-  draw = lambda key: generative.draw_point(key, mixture)[0]
-  perfect = Generator(sample=lambda key, count, label: jax.vmap(draw)(jax.random.split(key, count)))
-  collapsed = Generator(sample=lambda key, count, label: one(count))
+    def sample(self, key, count, label):
+      draw = lambda key: generative.draw_point(key, mixture)[0]
+      return one(count) if self.collapsed else jax.vmap(draw)(jax.random.split(key, count))
+
+  perfect, collapsed = Generator(False), Generator(True)
   line = '"train/told_apart": 0.7, "train/modes_in_batch": 4, "train/on_mode": 0.5'
   (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, {line}}}\n' for step in (1, 2)))
   found = {}
