@@ -354,7 +354,8 @@ def make(config: Config) -> Experiment:
     for name in ("real", "fake"):
       x = own[name].reshape(-1, *world.shape)
       label = batch["label"] if game.conditional else None
-      verdict = judge(game, state.discriminator, state.discriminator.params, state.hparams, x, label, train=False)
+      player = state.discriminator
+      verdict = judge(game, player, player.params, state.hparams, x, label, train=False)
       metrics[f"{name}_score"] = masked_mean(verdict.score, mask)
     if world.mixture:
       on_mode = generative.find_modes(own["fake"], world.mixture) >= 0
@@ -368,11 +369,9 @@ def make(config: Config) -> Experiment:
   def report(state: State, directory: Path) -> dict[str, float]:
     from experiments.generative._gan_report import report_images, report_points
 
-    score = jax.jit(
-      lambda x, label: (
-        judge(game, state.discriminator, state.discriminator.params, state.hparams, x, label, train=False).score
-      )
-    )
+    own = state.discriminator
+    judged = lambda x, label: judge(game, own, own.params, state.hparams, x, label, train=False)
+    score = jax.jit(lambda x, label: judged(x, label).score)
     write = report_points if world.mixture else report_images
     return write(trained(state), score, stream_key(state.key, "report"), world, config, directory)
 
