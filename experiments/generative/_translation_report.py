@@ -50,7 +50,7 @@ def write_report(translators: dict[str, Any], domains: Any, config: Any, directo
 
 def apply(translator: Any, x: np.ndarray) -> np.ndarray:
   """All of `x`, some at a time."""
-  run = jax.jit(translator)
+  run = jax.jit(lambda x: translator(x))
   size = min(_CHUNK, len(x))
   parts = [np.resize(np.arange(start, min(start + size, len(x))), size) for start in range(0, len(x), size)]
   return np.concatenate([np.asarray(run(jnp.asarray(x[part]))) for part in parts])[: len(x)]
