@@ -1,7 +1,7 @@
 """Image translation: from pairs (pix2pix), or without any (CycleGAN). Data: views of digits, MNIST against digits, ...
 
   python -m experiments.generative.translation                                       # negatives and digits, unpaired
-  python -m experiments.generative.translation --source=mnist --data_dir=DIR         # MNIST's hand to digits' hand
+  python -m experiments.generative.translation --source=mnist --source_margin=4 --data_dir=DIR   # two hands
   python -m experiments.generative.translation --task=paired --view=coarse
   python -m experiments.generative.translation --task=paired --adversarial_weight=0  # the L1 distance alone
 
@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.generative._judging import MIN_SAMPLES, check_images
 from mlnotes.data import DataSet, Feeds, fixed_subset, load, make_split_feeds
 from mlnotes.data.flags import DataConfig, load_data
+from mlnotes.data.image import resize_images
 from mlnotes.data.split import Rows
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
@@ -53,6 +54,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   source: str = field(
     "", "data set to translate from, like --dataset; empty: images of --dataset seen through --view (unpaired: others)"
   )
+  source_margin: int = field(0, "pixels cut off each side of --source's images before they are resized; MNIST has 4")
   view: Literal["auto", "negative", "turned", "upper", "coarse", "edges"] = field(
     "auto", "how the images to be translated are seen; auto: negative, of pairs upper"
   )
@@ -84,7 +86,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
     super().__post_init__()
     for name in ("width", "blocks"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-    for name in ("adversarial_weight", "l1_weight", "cycle_weight", "identity_weight", "pool_size"):
+    for name in ("adversarial_weight", "l1_weight", "cycle_weight", "identity_weight", "pool_size", "source_margin"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
     require(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
     require(
@@ -117,6 +119,8 @@ class Config(DataConfig, OptimConfig, LoopConfig):
       "paired": ("cycle_weight", "identity_weight", "pool_size", "blocks"),
     }
     idle |= dict.fromkeys(unused[self.task], f"--task={self.task} has none")
+    if not self.source:
+      idle["source_margin"] = "--source is empty"
     if self.adversarial_weight == 0:
       idle |= dict.fromkeys(("loss", "pool_size"), "--adversarial_weight=0 has no discriminator")
     if self.report_seeds == 0:
@@ -142,14 +146,21 @@ class Domains(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def _load_source(source: str, data_dir: str, size: int) -> DataSet:
-  return load(source, data_dir or None, image_size=size)
+def _load_source(source: str, data_dir: str) -> DataSet:
+  return load(source, data_dir or None)
+
+
+def _read_source(split: Any, margin: int, size: int) -> dict[str, np.ndarray]:
+  """Without `margin` pixels at each side, in `size` x `size` pixels."""
+  images = _read(split)
+  inner = slice(margin, split.image_shape[0] - margin), slice(margin, split.image_shape[1] - margin)
+  return {**images, "image": resize_images(images["image"][:, *inner], size)}
 
 
 def load_domains(config: Config) -> Domains:
   """Raises InputError for kinds with other classes or channels, and for sizes that do not halve."""
   target = load_data(config)
-  height, width, channels = target.image_shape
+  height, width, _ = target.image_shape
   require(
     height % 4 == 0 and width % 4 == 0, "image_size", (height, width), "a height and width that are multiples of 4"
   )
@@ -157,13 +168,17 @@ def load_domains(config: Config) -> Domains:
     splits = [_view_split(config, split, target.levels, i) for i, split in enumerate((target.train, target.test))]
     return Domains(*splits, target, target.levels, target.num_classes)
   require(height == width, "image_size", (height, width), "squares with --source")
-  source = _load_source(config.source, config.data_dir, height)
-  if source.num_classes != target.num_classes or source.image_shape != target.image_shape:
+  source = _load_source(config.source, config.data_dir)
+  found = (source.num_classes, source.image_shape[-1])
+  if found != (target.num_classes, target.image_shape[-1]):
     raise InputError(
-      f"--source={config.source} has {source.num_classes} classes and images {source.image_shape}, expected "
-      f"{target.num_classes} and {target.image_shape}, as --dataset={config.dataset} has."
+      f"--source={config.source} has {found[0]} classes and {found[1]} channels, expected {target.num_classes} and "
+      f"{target.image_shape[-1]}, as --dataset={config.dataset} has."
     )
-  splits = [_join(_read(a), _read(b)) for a, b in ((source.train, target.train), (source.test, target.test))]
+  margin, most = config.source_margin, (min(source.image_shape[:2]) - 1) // 2
+  require(margin <= most, "source_margin", margin, f"0 to {most}: images of {source.image_shape} are left")
+  pairs = ((source.train, target.train), (source.test, target.test))
+  splits = [_join(_read_source(a, margin, height), _read(b)) for a, b in pairs]
   return Domains(*splits, target, source.levels, target.num_classes)
 
 
