@@ -1,0 +1,170 @@
+"""The wiring of `generative.translation`: who is trained by what, and what is measured beside what."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.generative import _translation_report, translation
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.progress import take_warnings
+
+TINY = dict(width=4, blocks=1, batch_size=4, steps=4, pool_size=3, devices=1, quality_samples=20)
+
+
+def build(**flags):
+  config = translation.Config(**{**TINY, **flags})
+  experiment = translation.make(config)
+  rows = translation.load_domains(config).train.read(np.arange(4))
+  batch = jax.tree.map(jnp.asarray, {**rows, "index": np.arange(4), "mask": np.ones(4)})
+  return config, experiment, experiment.init(jax.random.key(0), batch), batch
+
+
+@pytest.fixture(scope="module")
+def unpaired():
+  config, experiment, state, batch = build()
+  return config, experiment._replace(step=jax.jit(experiment.step)), state, batch
+
+
+@pytest.fixture(scope="module")
+def paired():
+  config, experiment, state, batch = build(task="paired")
+  return config, experiment._replace(step=jax.jit(experiment.step)), state, batch
+
+
+def moved(before, after):
+  return any(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after)))
+
+
+def zero(state, *names):
+  """`state` with these weights of the loss at 0."""
+  return state._replace(
+    hparams={name: 0.0 * value if name in names else value for name, value in state.hparams.items()}
+  )
+
+
+def test_every_weight_of_the_loss_has_its_part(unpaired, paired):
+  """The loss is linear in each weight, and with all of them 0 the translators stay."""
+  for _, experiment, state, batch in (unpaired, paired):
+    names = tuple(state.hparams)
+    whole = experiment.step(state, batch)[1]["loss"]
+    without = [float(experiment.step(zero(state, name), batch)[1]["loss"]) for name in names]
+    np.testing.assert_allclose(whole, sum(float(whole) - rest for rest in without), rtol=1e-4)
+    assert all(rest < float(whole) for rest in without)
+    still, metrics = experiment.step(zero(state, *names), batch)
+    assert metrics["loss"] == 0 and not moved(state.translators, still.translators)
+    assert moved(state.discriminators, still.discriminators)  # these learn all the same
+
+
+def test_both_directions_and_both_discriminators_learn(unpaired):
+  _, experiment, state, batch = unpaired
+  after, _ = experiment.step(state, batch)
+  for name in ("forward", "backward"):
+    assert moved(state.translators[name], after.translators[name])
+  for name in ("target", "source"):
+    assert moved(state.discriminators[name], after.discriminators[name])
+
+
+def test_without_their_weight_the_discriminators_move_no_translator(unpaired):
+  _, experiment, state, batch = unpaired
+  first, _ = experiment.step(zero(state, "adversarial_weight"), batch)
+  other = state._replace(discriminators=jax.tree.map(lambda p: p + 0.3, state.discriminators))
+  second, _ = experiment.step(zero(other, "adversarial_weight"), batch)
+  jax.tree.map(np.testing.assert_array_equal, first.translators, second.translators)
+
+
+def test_the_pool_holds_translations_of_its_own_kind(unpaired):
+  _, experiment, state, batch = unpaired
+  after, _ = experiment.step(state, batch)
+  signed = lambda image: image.astype(jnp.float32) / 8 - 1
+  network = experiment.model(state).network
+  for name, direction, image in (("target", "forward", "source"), ("source", "backward", "target")):
+    made = network.apply({"params": state.translators[direction]}, signed(batch[image]))
+    pool = after.pools[name]
+    assert pool.filled == 3
+    near = lambda image, made=made: float(jnp.min(jnp.max(jnp.abs(made - image[None]), axis=(1, 2, 3))))
+    assert max(near(image) for image in pool.images) < 1e-4
+
+
+def test_errors_are_of_the_images_on_the_unit_scale(unpaired, paired):
+  """Against the translators, applied by hand."""
+  for (_, experiment, state, batch), name in ((unpaired, "cycle"), (paired, "l1")):
+    found = experiment.evaluate(state, batch)[name]
+    x, y = (np.asarray(batch[kind], np.float32) / 8 - 1 for kind in ("source", "target"))
+    network = experiment.model(state).network
+    apply = lambda direction, x, state=state, network=network: network.apply(
+      {"params": state.translators[direction]}, jnp.asarray(x)
+    )
+    made = apply("forward", x)
+    error = np.abs(apply("backward", made) - x) if name == "cycle" else np.abs(made - y)
+    np.testing.assert_allclose(found.total / found.count, error.mean() / 2, rtol=1e-4)
+
+
+def test_pairs_are_views_of_each_other_and_other_images_where_there_are_no_pairs():
+  view = lambda x: np.concatenate([x[:, :4], np.zeros_like(x[:, 4:])], axis=1)
+  pairs = translation.load_domains(translation.Config(**TINY, task="paired"))
+  for split in (pairs.train, pairs.test):
+    np.testing.assert_array_equal(split.arrays["source"], view(split.arrays["target"]))
+  loose = translation.load_domains(translation.Config(**TINY))
+  rows = lambda images: {row.tobytes() for row in images}
+  positive = rows(16 - loose.train.arrays["source"])
+  assert len(positive & rows(loose.train.arrays["target"])) < 0.02 * len(positive)
+  np.testing.assert_array_equal(loose.test.arrays["source"], 16 - loose.test.arrays["target"])
+
+
+def test_without_a_discriminator_none_is_trained():
+  _, experiment, state, batch = build(task="paired", adversarial_weight=0.0)
+  after, metrics = experiment.step(state, batch)
+  assert not moved(state.discriminators, after.discriminators) and "discriminator_loss" not in metrics
+  assert moved(state.translators, after.translators)
+
+
+def test_a_pair_is_judged_together():
+  """The discriminator of pairs sees input and output: its first kernel has the channels of both."""
+  _, _, state, _ = build(task="paired")
+  assert state.discriminators["target"]["Conv_0"]["kernel"].shape[2] == 2
+
+
+@pytest.mark.parametrize("task", ["unpaired", "paired"])
+def test_a_report_of_a_perfect_translator(task, tmp_path):
+  config = translation.Config(**TINY, task=task, view="negative")
+  domains = translation.load_domains(config)
+  take_warnings()
+  negative = lambda x: -x
+  figures = _translation_report.write_report({"forward": negative, "backward": negative}, domains, config, tmp_path)
+  assert figures["label_kept"] > 0.9 > 0.5 > figures["label_kept_untranslated"]
+  assert figures["judge_distance_20"] < 0.5 * figures["judge_distance_20_untranslated"]
+  assert (tmp_path / "translations.png").exists() and not take_warnings()
+  assert ("l1_untranslated" in figures) == (task == "paired")
+
+
+def test_a_translator_that_makes_one_image_of_all_has_collapsed(tmp_path):
+  config = translation.Config(**TINY)
+  take_warnings()
+  flat = lambda x: jnp.zeros_like(x)
+  _translation_report.write_report(
+    {"forward": flat, "backward": flat}, translation.load_domains(config), config, tmp_path
+  )
+  assert any(text.startswith("collapsed") for text in take_warnings())
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    (dict(task="paired", source="digits"), "--source=digits"),
+    (dict(source="digits", view="edges"), "--view=edges"),
+    (dict(dropout=1.0), "--dropout=1.0"),
+    (dict(cycle_weight=-1.0), "--cycle_weight=-1.0"),
+    (dict(image_size=10), "--image_size="),
+    (dict(source="digits", source_margin=4), "--source_margin=4"),
+    (dict(source="sprites"), "--source=sprites has 3 classes"),
+  ],
+)
+def test_bad_input_is_one_sentence(flags, said):
+  with pytest.raises(InputError, match=said):
+    translation.load_domains(translation.Config(**{**TINY, **flags}))
+
+
+def test_flags_without_effect_are_named():
+  assert {"l1_weight", "dropout", "source_margin"} <= translation.Config(**TINY).idle_flags().keys()
+  assert {"cycle_weight", "pool_size"} <= translation.Config(**TINY, task="paired").idle_flags().keys()
