@@ -1,4 +1,4 @@
-"""The agent: traces replayed against the tools, goals against arithmetic in Python, the loop against whole readings."""
+"""The agent: traces replayed against the tools, goals against arithmetic in Python, what is learned and reported."""
 
 import functools
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import pytest
 from experiments.lm import _agent_report as told, agent
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
-from mlnotes.lm import Acted, Surroundings, act, call_gain, call_weights, context_mask, make_llama
+from mlnotes.lm import Acted, context_mask
 from mlnotes.lm.tasks import Goal, draw_goal, draw_world, imitate, make_desk, observe, solve, write_goal
 from mlnotes.lm.tasks.tools import HELD_OUT, ID, LEARNED, SLOTS, THINGS, TOOL_WORDS, answer_tokens, trace_room
 
@@ -241,63 +241,6 @@ def test_two_agents_have_tools_of_their_own(desk):
   assert put == "task stock pear act" and again.context == 2 and again.places[1] == 4
 
 
-# -- the loop ----------------------------------------------------------------------------------------------------------
-
-CONTEXT = jnp.array([0, 0, 0, 1, 1, 1, 0, 0, 2, 2, 2, 0, 0, 0])
-PUT = jnp.array([1, 1, 0, 1, 1, 0, 1, 0, 1, 0, 0, 1, 0, 0]) > 0
-PLACE = jnp.array([0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7])
-
-
-class Scripted(NamedTuple):
-  time: jax.Array
-  tokens: jax.Array
-  last: jax.Array
-
-
-def test_acting_token_by_token_is_reading_the_whole():
-  """Each own word is the likeliest by one reading of the row, contexts apart; rows end by themselves."""
-  module = make_llama(12, 14, 2, 2, 8)
-  tokens = jax.random.randint(root_key(0), (3, 14), 1, 12)
-  variables = jax.jit(module.init)(root_key(1), tokens)
-  variables = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, variables)
-  surroundings = Surroundings(
-    next=lambda s: (s.tokens[s.time], PUT[s.time], CONTEXT[s.time], PLACE[s.time]),
-    observe=lambda s, token, put: s._replace(time=s.time + 1),
-    done=lambda s: s.time >= s.last,
-  )
-  state = Scripted(jnp.zeros(3, jnp.int32), tokens, jnp.array([14, 9, 11]))
-  found = jax.jit(lambda variables: act(module, variables, surroundings, state, 14))(variables)
-  np.testing.assert_array_equal(found.length, [14, 9, 11])
-  for i, length in enumerate((14, 9, 11)):
-    np.testing.assert_array_equal(found.own[i, :length], ~PUT[:length])
-    assert not found.own[i, length:].any() and not found.tokens[i, length:].any()
-    np.testing.assert_array_equal(
-      jnp.where(PUT[:length], found.tokens[i, :length], 0), jnp.where(PUT, tokens[i], 0)[:length]
-    )
-  mask = context_mask(jnp.broadcast_to(CONTEXT, (3, 14)), jnp.broadcast_to(PLACE, (3, 14)))
-  logits = jax.jit(lambda tokens: module.apply(variables, tokens, mask))(found.tokens)
-  expected = jnp.argmax(logits[:, :-1], -1)
-  own = np.asarray(found.own[:, 1:])
-  np.testing.assert_array_equal(np.asarray(found.tokens[:, 1:])[own], np.asarray(expected)[own])
-  alone = jax.jit(lambda tokens: module.apply(variables, tokens))(found.tokens)
-  assert np.any(np.asarray(jnp.argmax(alone[:, :-1], -1))[own] != np.asarray(expected)[own])
-
-
-# -- which calls help --------------------------------------------------------------------------------------------------
-
-
-def test_a_call_is_kept_for_what_its_result_saves():
-  """Weights 1, .8, .6, .4, .2 of a sum of 3 behind the call."""
-  weights = call_weights(jnp.arange(8) - 2)
-  np.testing.assert_allclose(weights, np.array([0, 0, 5, 4, 3, 2, 1, 0]) / 15, rtol=1e-6)
-  without, unanswered, answered = (jnp.full(8, x) for x in (-2.0, -1.5, -0.5))
-  np.testing.assert_allclose(call_gain(without, unanswered, answered, weights), 1.0, rtol=1e-6)
-  np.testing.assert_allclose(call_gain(unanswered, without, answered, weights), 1.0, rtol=1e-6)
-  assert call_gain(answered, unanswered, without, weights) < 0  # one that hurts
-  first = jnp.zeros(8).at[2].set(3.0)
-  np.testing.assert_allclose(call_gain(without, without, without + first, weights), 1.0, rtol=1e-6)
-
-
 # -- the experiment ----------------------------------------------------------------------------------------------------
 
 
@@ -413,8 +356,16 @@ class Perfect(NamedTuple):
 
 def test_a_report_tells_goals_apart_and_what_the_memory_is_good_for(tmp_path, monkeypatch):
   monkeypatch.setattr(told, "_REPORTED", 64)
-  config = agent.Config(**SMALL)
-  figures = told.report_agent(Perfect(), functools.partial(agent.draw_task, True, config), tmp_path)
+  config, memories = agent.Config(**SMALL), []
+
+  class Watched(Perfect):
+    def act(self, worlds, *given):
+      memories.append(np.asarray(worlds.memory))
+      return super().act(worlds, *given)
+
+  figures = told.report_agent(Watched(), functools.partial(agent.draw_task, True, config), tmp_path)
+  earlier, kept, emptied = memories[-3:]  # a session begins with nothing, and all that it has later is one sum
+  assert np.all(earlier == -1) and np.all(emptied == -1) and np.all(np.sum(kept >= 0, 1) == 1)
   assert all(figures[f"accuracy_{n}"] == 1 for n in range(1, 7)) and figures["session"] == 1
   assert "accuracy_7" not in figures and all(figures[f"alone_accuracy_{n}"] < 0.2 for n in range(1, 7))
   assert figures["session_emptied"] == 0

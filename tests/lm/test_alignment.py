@@ -26,25 +26,37 @@ def situation():
   return make_situation(rlhf.Config(**SIZES))
 
 
-def test_the_reference_says_every_answer_with_probabilities_that_sum_to_one(situation):
-  logs = np.asarray(list_log_probabilities(situation.listed, situation.reference))
+@pytest.fixture(scope="module")
+def figures(situation):
+  """Of parameters, at the beta of all tests here."""
+  return jax.jit(lambda params: exact_figures(situation, params, SIZES["beta"]))
+
+
+@pytest.fixture(scope="module")
+def listed_logs(situation):
+  return np.asarray(jax.jit(lambda params: list_log_probabilities(situation.listed, params))(situation.reference))
+
+
+def test_the_reference_says_every_answer_with_probabilities_that_sum_to_one(listed_logs):
+  logs = listed_logs
   assert logs.shape == (3, 1 + 2 + 4)
   np.testing.assert_allclose(np.exp(logs).sum(1), 1, rtol=1e-5)
   assert np.exp(logs).max() < 0.95 and logs.std() > 0.3  # neither sure nor even
 
 
-def test_what_is_drawn_is_what_is_listed(situation):
+def test_what_is_drawn_is_what_is_listed(situation, listed_logs):
   """How often each answer is drawn, and the reward it is given, beside the list."""
   prompts, draws = jnp.asarray(situation.test.arrays["tokens"]), 3000
   rows = Prompts(jnp.repeat(prompts, draws, 0), jnp.full(3 * draws, prompts.shape[1]))
   keys = jax.random.split(root_key(0), 3 * draws)
   answered = jax.jit(lambda keys: situation.draw(situation.reference, rows, keys))(keys)
-  logs, every = judge_tokens(situation.module, situation.reference, rows, answered.tokens, answered.lengths)
+  judge = jax.jit(lambda answered: judge_tokens(situation.module, situation.reference, rows, *answered[:2]))
+  logs, every = judge(answered)
   np.testing.assert_allclose(logs, answered.log_probability, atol=1e-4)
   np.testing.assert_allclose(np.exp(np.asarray(every)).sum(-1), 1, rtol=1e-4)
   listed = {tuple(row): i for i, row in enumerate(situation.listed.answers.tokens.tolist())}
   found = np.array([listed[tuple(row)] for row in np.asarray(answered.tokens).tolist()]).reshape(3, draws)
-  p = np.exp(np.asarray(list_log_probabilities(situation.listed, situation.reference)))
+  p = np.exp(listed_logs)
   for n in range(3):
     share = np.bincount(found[n], minlength=7) / draws
     assert np.all(np.abs(share - p[n]) < 4.5 * np.sqrt(p[n] * (1 - p[n]) / draws) + 1e-3)
@@ -58,7 +70,7 @@ def start(module, **flags):
   config = module.Config(**{**SIZES, "learning_rate": 1e-2, **flags})
   experiment = module.make(config)
   feed = module.make_feeds(config).train
-  batch = lambda step: feed.draw(feed.arrays, root_key(0), step)
+  batch = jax.jit(lambda step: feed.draw(feed.arrays, root_key(0), step))
   state = jax.jit(experiment.init)(root_key(0), batch(0))
   return config, experiment, batch, state
 
@@ -81,10 +93,10 @@ def value_loss_by_hand(config, situation, state, batch):
 
 
 @pytest.mark.parametrize("method", ["ppo", "rloo", "grpo"])
-def test_a_first_update_begins_at_the_reference_and_updates_raise_the_reward(method, situation):
+def test_a_first_update_begins_at_the_reference_and_updates_raise_the_reward(method, situation, figures):
   flags = dict(method=method, batch_size=8, answers=4, epochs=1, minibatches=1, steps=40, schedule="constant")
   config, experiment, batch, state = start(rlhf, **flags)
-  before = exact_figures(situation, state.params["policy"], 0.5)
+  before = figures(state.params["policy"])
   assert abs(before["kl"]) < 1e-6
   step = jax.jit(experiment.step)
   expected = value_loss_by_hand(config, situation, state, batch(0)) if method == "ppo" else None
@@ -95,7 +107,7 @@ def test_a_first_update_begins_at_the_reference_and_updates_raise_the_reward(met
     np.testing.assert_allclose(first["value_loss"], expected, rtol=1e-3)
   for i in range(1, 40):
     state, metrics = step(state, batch(i))
-  after = exact_figures(situation, state.params["policy"], 0.5)
+  after = figures(state.params["policy"])
   assert after["reward"] > before["reward"] + 0.15 and after["kl"] > 0.01
   if method != "grpo":  # its KL, in the loss, is another one
     assert after["kl_to_optimum"] < 0.7 * before["kl_to_optimum"]
@@ -136,16 +148,16 @@ def test_an_answer_that_does_not_end_scores_what_is_said():
   assert np.all(np.asarray(punished.reward)[:, ~ended] == -7)
 
 
-def test_dpo_begins_at_log_two_and_nears_the_optimum(situation, tmp_path):
+def test_dpo_begins_at_log_two_and_nears_the_optimum(figures, tmp_path):
   _, experiment, batch, state = start(dpo, batch_size=128, steps=150, schedule="constant")
   step = jax.jit(experiment.step)
-  before = exact_figures(situation, state.params, 0.5)
+  before = figures(state.params)
   state, first = step(state, batch(0))
   np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-5)
   assert first["accuracy"] == 0.5
   for i in range(1, 150):
     state, metrics = step(state, batch(i))
-  after = exact_figures(situation, state.params, 0.5)
+  after = figures(state.params)
   assert metrics["loss"] < 0.66 and after["kl_to_optimum"] < 0.5 * before["kl_to_optimum"]
   found = experiment.report(state, tmp_path)
   assert 0.5 < found["reached"] <= 1 and (tmp_path / "frontier.png").stat().st_size > 5000

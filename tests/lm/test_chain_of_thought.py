@@ -69,8 +69,9 @@ def right_traces(form, prompts, wrong=(), misspelt=()):
 def test_what_is_tested_is_never_learned(started, tests):
   config, (_, feeds, _, batch) = small(), started
   form = chain_of_thought.make_form(config)
-  held = lambda batch: np.asarray(jax.vmap(is_held_out)(problems_of(form, batch)))
-  later = feeds.train.draw(feeds.train.arrays, root_key(1), 9)
+  is_held = jax.jit(jax.vmap(is_held_out))
+  held = lambda batch: np.asarray(is_held(problems_of(form, batch)))
+  later = jax.jit(lambda: feeds.train.draw(feeds.train.arrays, root_key(1), 9))()
   assert not held(batch).any() and not held(later).any() and np.any(later["tokens"] != batch["tokens"])
   assert all(held(batch).all() for batch in tests)
   assert sum(float(batch["mask"].sum()) for batch in tests) == 24

@@ -74,7 +74,10 @@ def test_a_curriculum_grows():
   assert tuple(map(int, in_context.growth(in_context.Config(features=4, points=8), jnp.int32(0)))) == (4, 8)
 
 
-def test_an_update_counts_what_the_curriculum_has_and_a_report_measures(tmp_path):
+def test_an_update_counts_what_the_curriculum_has_and_a_report_measures(tmp_path, monkeypatch):
+  asked = []
+  best = lambda x, y, noise: asked.append(noise) or ridge_predictions(x, y, noise)
+  monkeypatch.setattr(in_context, "ridge_predictions", best)
   flags = dict(features=2, points=4, depth=1, heads=2, width=8, batch_size=8, curriculum=1, curriculum_every=5)
   config = in_context.Config(**flags, test_prompts=16)
   experiment, feeds = in_context.make(config), in_context.make_feeds(config)
@@ -82,12 +85,14 @@ def test_an_update_counts_what_the_curriculum_has_and_a_report_measures(tmp_path
   state = jax.jit(experiment.init)(root_key(0), batch)
   _, metrics = jax.jit(experiment.step)(state, batch)
   small = jax.vmap(lambda *prompt: leave_features_out(Prompt(*prompt), 1))(batch["x"], batch["y"], batch["w"])
-  error = np.square(np.asarray(experiment.model(state)(small.x, small.y)) - np.asarray(small.y))
+  said = jax.jit(lambda x, y: experiment.model(state)(x, y))(small.x, small.y)
+  error = np.square(np.asarray(said) - np.asarray(small.y))
   np.testing.assert_allclose(metrics["loss"], error[:, :2].mean(), rtol=1e-4)
   given = feeds.evaluate.draw(feeds.evaluate.arrays, 0)
   found = jax.jit(experiment.evaluate)(state, given)
   assert found["loss"].count == 8 * 4 and found["ridge"].total < found["loss"].total
   reported = experiment.report(state, tmp_path)
+  assert len(asked) == 3 and set(asked) == {config.noise} == {0.5}  # a deviation, as the learner wants it
   assert reported["worst_ratio"] > 1 and (tmp_path / "in_context.png").stat().st_size > 5000
 
 

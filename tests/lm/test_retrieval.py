@@ -203,38 +203,41 @@ def moved(before, after):
   }
 
 
-def test_encoders_learn_first_and_then_the_documents_stay(small):
+def test_encoders_learn_first_and_then_the_documents_stay(small, apart):
   config, _, _, step, state, batch = small
   last = state._replace(step=jnp.int32(config.encoder_steps - 1))
   early, metrics = step(last, batch)
   assert moved(last, early) == {"question": True, "document": True, "reader": False}
   assert metrics["contrast_loss"].count == 1 and metrics["answer_loss"].count == 0
-  networks = retrieval.build_networks(config)
-  store = Facts(**jax.tree.map(lambda x: x[0], batch))
+  networks, (store, score_all, _) = retrieval.build_networks(config), apart
   found, _ = jax.jit(lambda params: retrieval.contrast(networks, params, store))(state.params)
-  score = (
-    networks.embed_questions(state.params, store.question) @ networks.embed_documents(state.params, store.document).T
-  )
+  score = score_all(jnp.arange(len(store.question)))
   np.testing.assert_allclose(found, -np.diagonal(jax.nn.log_softmax(score)), rtol=1e-4, atol=1e-5)
   late, metrics = step(early, batch)
   assert moved(early, late) == {"question": True, "document": False, "reader": True}
   assert metrics["contrast_loss"].count == 0 and metrics["answer_loss"].count == 1
 
 
+@pytest.fixture(scope="module")
+def apart(small):
+  """(a store, (of questions asked) the scores of all documents, (of one of each) what the reader says), compiled."""
+  config, experiment, _, _, state, batch = small
+  networks, model = retrieval.build_networks(config), experiment.model(state)
+  facts = Facts(**jax.tree.map(lambda x: x[0], batch))
+  score = jax.jit(lambda asked: model.scores(facts.question[asked], facts.document))
+  read = jax.jit(lambda document, question, before: networks.read(state.params, document, question, before)[0])
+  return facts, score, read
+
+
 @pytest.mark.parametrize("by, k", [("sequence", 2), ("token", 2), ("sequence", 1)])
-def test_an_answer_is_read_from_the_documents_that_are_found(small, by, k):
+def test_an_answer_is_read_from_the_documents_that_are_found(small, apart, by, k):
   """Taken apart: scores by hand, the reader on one document at a time, the sum over documents in numpy."""
   config = retrieval.Config(**{**SMALL, "marginal": by, "k": k})
-  *_, state, batch = small
-  networks, params = retrieval.build_networks(config), state.params
-  facts = Facts(**jax.tree.map(lambda x: x[0], batch))
+  networks, params, (facts, score_all, read) = retrieval.build_networks(config), small[4].params, apart
   asked = np.asarray(retrieval.draw_asked(root_key(5), 3, 1, 12)[0])
   assert len(set(asked.tolist())) == 3
   losses, found = jax.jit(lambda asked: retrieval.answer_loss(config, networks, params, asked, facts))(asked)
-  query = networks.embed_questions(params, facts.question[asked])
-  scores = np.asarray(query @ networks.embed_documents(params, facts.document).T, np.float64)
-  read = jax.jit(lambda document, question, before: networks.read(params, document, question, before)[0])
-  for row, (number, score) in enumerate(zip(asked, scores)):
+  for row, (number, score) in enumerate(zip(asked, np.asarray(score_all(asked), np.float64))):
     best = np.argsort(-score)[:k]
     before = jnp.concatenate([jnp.array([1]), facts.answer[number][:2]])[None]
     logs = [read(facts.document[z][None], facts.question[number][None], before) for z in best]
@@ -278,10 +281,16 @@ def test_an_evaluation_searches_the_whole_store_and_nothing_that_fills_it_up(sma
   found = jax.jit(experiment.evaluate)(state, batch, reference)
   model, facts = experiment.model(state), retrieval.test_facts(config)
   np.testing.assert_array_equal(batch["question"][:12], facts.question)
-  scores = np.asarray(model.scores(facts.question, facts.document))
+  scores = np.asarray(jax.jit(model.scores)(facts.question, facts.document))
   best = np.argsort(-scores, 1)
   for k in (1, 2):
     assert found[f"recall_{k}"].total == sum(i in best[i, :k] for i in range(12)) and found["loss"].count == 12
+  chance = np.exp(np.take_along_axis(scores, best[:, :2], 1))
+  logs = jax.jit(answers.read_log_probability, static_argnums=0)(
+    model.networks, model.params, facts.document[best[:, :2]], facts.question, facts.answer
+  )
+  likelihood = np.sum(chance / chance.sum(1, keepdims=True) * np.exp(np.sum(logs, -1)), 1)
+  np.testing.assert_allclose(found["loss"].total, -np.log(likelihood).sum() / 3, rtol=1e-4)
   _, said = model.look_up(facts.question, facts.document)
   assert found["accuracy"].total == sum(np.array_equal(a, b) for a, b in zip(said, facts.answer))
 

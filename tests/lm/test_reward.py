@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mlnotes
 from experiments.lm import _alignment, dpo, generate, pretrain, reward, rlhf, sft, tune
 from experiments.lm._alignment import make_situation
 from experiments.lm._alignment_report import count_words
@@ -29,18 +30,19 @@ def test_answers_stand_behind_prompts_of_their_own_lengths():
   answers = jnp.array([[5, 6], [7, 8]])
   np.testing.assert_array_equal(prompts.join(answers, 9), [[1, 2, 3, 5, 6], [4, 7, 8, 9, 9]])
   model = make_gpt2(10, 8, 1, 2, 8)
-  params = model.init(root_key(0), answers)["params"]
+  params = jax.jit(model.init)(root_key(0), answers)["params"]
   lengths = jnp.array([2, 1])
-  logs, every = judge_tokens(model, params, prompts, answers, lengths)
+  judge = jax.jit(lambda answers, lengths: judge_tokens(model, params, prompts, answers, lengths))
+  logs, every = judge(answers, lengths)
   for n, row in enumerate(([1, 2, 3, 5, 6], [4, 7, 8])):
     first = int(prompts.lengths[n])
-    each = np.asarray(jax.nn.log_softmax(model.apply({"params": params}, jnp.array([row[:-1]]))[0]))
+    each = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)({"params": params}, jnp.array([row[:-1]]))[0]))
     for t in range(int(lengths[n])):
       np.testing.assert_allclose(logs[n, t], each[first - 1 + t, row[first + t]], rtol=1e-4)
       np.testing.assert_allclose(every[n, t], each[first - 1 + t], rtol=1e-3, atol=1e-5)
   assert logs[1, 1] == 0
-  drawn = draw_answers(model, params, prompts, jax.random.split(root_key(1), 2), 3, 9)
-  read, _ = judge_tokens(model, params, prompts, drawn.tokens, drawn.lengths)
+  drawn = jax.jit(lambda keys: draw_answers(model, params, prompts, keys, 3, 9))(jax.random.split(root_key(1), 2))
+  read, _ = judge(drawn.tokens, drawn.lengths)
   np.testing.assert_allclose(read, drawn.log_probability, atol=1e-4)
 
 
@@ -54,13 +56,17 @@ def learned():
   for i in range(200):
     state, metrics = step(state, i)
     first = first or metrics
-  return types.SimpleNamespace(config=config, experiment=experiment, state=state, feeds=feeds, first=first)
+  model = jax.jit(lambda tokens, lengths: experiment.model(state)(tokens, lengths))
+  return types.SimpleNamespace(
+    config=config, experiment=experiment, state=state, feeds=feeds, first=first, model=model, batch=jax.jit(batch)
+  )
 
 
 def test_rewards_are_learned_from_pairs(learned, tmp_path):
   listed = list_answers(learned.config)
-  found = reward.exact_figures(listed, reward.list_rewards(listed, learned.state.params))
-  nothing = reward.exact_figures(listed, jnp.zeros_like(listed.reward))
+  figures = jax.jit(lambda rewards: reward.exact_figures(listed, rewards))
+  found = figures(jax.jit(lambda params: reward.list_rewards(listed, params))(learned.state.params))
+  nothing = figures(jnp.zeros_like(listed.reward))
   assert abs(float(learned.first["loss"]) - np.log(2)) < 0.35
   assert found["excess"] < 0.2 * nothing["excess"] and found["error"] < 0.6 * nothing["error"]
   card = learned.experiment.report(learned.state, tmp_path)
@@ -72,9 +78,9 @@ def test_drawn_labels_lose_what_bradley_and_terry_say(learned):
   """The loss without the weights of both ways: of what was called chosen alone."""
   config = dataclasses.replace(learned.config, expected_labels=False)
   experiment, feed = reward.make(config), reward.make_feeds(config).train
-  batch = feed.draw(feed.arrays, root_key(0), 3)
+  batch = jax.jit(lambda: feed.draw(feed.arrays, root_key(0), 3))()
   found = jax.jit(experiment.evaluate)(learned.state, {**batch, "mask": jnp.ones(64)})
-  model = learned.experiment.model(learned.state)
+  model = learned.model
   margin = np.asarray(
     model(batch["chosen"], batch["chosen_length"]) - model(batch["rejected"], batch["rejected_length"])
   )
@@ -96,17 +102,18 @@ def test_exact_figures_by_hand():
 def test_a_reward_is_read_at_the_last_real_token(learned):
   listed, params = list_answers(learned.config), learned.state.params
   row = jnp.array([[0, 1, 0, 1]])
-  short = reward.read_reward(listed.module, params, row, jnp.array([3]))
-  other = reward.read_reward(listed.module, params, row.at[0, 3].set(2), jnp.array([3]))
-  whole = reward.read_reward(listed.module, params, row, jnp.array([4]))
+  read = jax.jit(lambda row, size: reward.read_reward(listed.module, params, row, size))
+  short, other = read(row, jnp.array([3])), read(row.at[0, 3].set(2), jnp.array([3]))
+  whole = read(row, jnp.array([4]))
   assert short == other and short != whole
 
 
 def test_rewards_are_shifted_by_the_mean_of_what_it_learned_from(learned):
   model = learned.experiment.model(learned.state)
-  batch = learned.feeds.train.draw(learned.feeds.train.arrays, root_key(0), 7)
-  both = [model(batch[name], batch[f"{name}_length"]) for name in ("chosen", "rejected")]
-  plain = reward.read_reward(model.module, model.params, batch["chosen"], batch["chosen_length"])
+  batch = learned.batch(7)
+  both = [learned.model(batch[name], batch[f"{name}_length"]) for name in ("chosen", "rejected")]
+  read = jax.jit(lambda *rows: reward.read_reward(model.module, model.params, *rows))
+  plain = read(batch["chosen"], batch["chosen_length"])
   assert abs(float(jnp.mean(jnp.stack(both)))) < 0.25 * float(jnp.std(jnp.stack(both)))
   np.testing.assert_allclose(both[0], plain - learned.state.mean, rtol=1e-5)
 
@@ -125,25 +132,27 @@ def test_bad_flags_are_one_sentence(flags, sentence):
     reward.Config(**flags)
 
 
-def test_a_learned_reward_is_what_a_policy_is_aligned_to(tmp_path):
+def test_a_learned_reward_is_what_a_policy_is_aligned_to(tmp_path, monkeypatch):
   """One command: the reward model first, then what it says, and PPO's values begin as it; another task is refused."""
-  small = dict(**SIZES, devices=1, steps=2, batch_size=4, answers=2, eval_every=0, log_every=2)
+  small, trained = dict(**SIZES, devices=1, steps=2, batch_size=4, answers=2, eval_every=0, log_every=2), []
+  monkeypatch.setattr(rlhf, "train", lambda experiment, feeds, config, **more: trained.append(config) or 0)
   assert rlhf.main(rlhf.Config(**small, learned_reward=True, reward_steps=50, workdir=str(tmp_path))) == 0
-  card = json.loads((tmp_path / "result.json").read_text())["metrics"]
-  assert "optimum_reward" in card
   config = rlhf.Config(**small, reward=str(tmp_path / "reward"))
+  assert trained == [dataclasses.replace(config, reward_steps=50, workdir=str(tmp_path))]
   situation, saved = make_situation(config), json.loads((tmp_path / "reward" / "config.json").read_text())["config"]
   assert saved["words"] == 2 and saved["prompts"] == 3
   judge, listed = situation.judge, situation.listed
   prompts, answers, lengths = listed.every_row()
-  scores = judge.score(judge.params, Prompts(prompts, jnp.full(len(prompts), prompts.shape[1])), answers, lengths)
-  expected = reward.list_rewards(listed, judge.params.params) - judge.params.mean
+  rows = Prompts(prompts, jnp.full(len(prompts), prompts.shape[1]))
+  scores = jax.jit(judge.score)(judge.params, rows, answers, lengths)
+  expected = jax.jit(lambda params: reward.list_rewards(listed, params))(judge.params.params) - judge.params.mean
   np.testing.assert_allclose(scores.reshape(expected.shape), expected, atol=1e-4)
   value = rlhf.start_value(situation, root_key(0))
-  rows = Prompts(prompts, jnp.full(len(prompts), prompts.shape[1]))
-  at_end = rlhf.read_values(listed.module, value, rows, jnp.concatenate([answers, answers[:, :1]], 1))
+  longer = jnp.concatenate([answers, answers[:, :1]], 1)
+  at_end = jax.jit(lambda value: rlhf.read_values(listed.module, value, rows, longer))(value)
   # A value in front of token t is what the reward model says of the text up to there.
-  plain = reward.read_reward(listed.module, judge.params.params, prompts, jnp.full(len(prompts), prompts.shape[1]))
+  read = jax.jit(lambda params: reward.read_reward(listed.module, params, prompts, rows.lengths))
+  plain = read(judge.params.params)
   assert abs(float(judge.params.mean)) > 1e-3
   np.testing.assert_allclose(at_end[:, 0], plain - judge.params.mean, atol=1e-4)
   with pytest.raises(InputError, match="has learned with --words=2: expected 3"):
@@ -253,6 +262,15 @@ def road(tmp_path_factory):
   return root
 
 
+@pytest.fixture(scope="module")
+def judge(road):
+  """A reward model of the labelled texts, that begins with the tuned policy."""
+  given = dict(policy=str(road / "sft"), labelled=str(road / "labelled"), workdir=str(road / "reward"))
+  sizes = dict(devices=1, batch_size=4, steps=2, eval_every=0, log_every=2, test_pairs=6)
+  assert reward.main(reward.Config(**given, **sizes)) == 0
+  return str(road / "reward")
+
+
 def test_labelled_texts_become_pairs(road):
   policy = reward.load_policy(str(road / "lm"))
   train, test = pair_labelled(str(road / "labelled"), "", "", 30, 8, policy)
@@ -269,15 +287,11 @@ def test_labelled_texts_become_pairs(road):
 
 
 @pytest.mark.parametrize("module", [rlhf, dpo])
-def test_the_whole_road_on_texts(road, tmp_path, module):
+def test_the_whole_road_on_texts(road, judge, tmp_path, module):
   """A tuned policy with prompts of their own lengths, and a reward model of labelled texts, by one command each."""
-  given = dict(policy=str(road / "sft"), labelled=str(road / "labelled"), workdir=str(tmp_path / "reward"))
-  assert (
-    reward.main(reward.Config(**given, devices=1, batch_size=4, steps=2, eval_every=0, log_every=2, test_pairs=6)) == 0
-  )
   more = dict(answers=2) if module is rlhf else dict(pairs=8, test_pairs=4)
   config = module.Config(
-    policy=str(road / "sft"), reward=str(tmp_path / "reward"), answer_tokens=3, batch_size=2, steps=2, eval_every=0,
+    policy=str(road / "sft"), reward=judge, answer_tokens=3, batch_size=2, steps=2, eval_every=0,
     log_every=2, devices=1, workdir=str(tmp_path / "run"), labelled=str(road / "labelled"), **more,
   )  # fmt: skip
   assert module.main(config) == 0
@@ -287,7 +301,7 @@ def test_the_whole_road_on_texts(road, tmp_path, module):
   situation = make_situation(config)
   assert len(set(situation.train.arrays["length"].tolist())) > 2 and (tmp_path / "run" / "rewards.png").exists()
   with pytest.raises(InputError, match="is of texts: expected one of listed answers"):
-    make_situation(module.Config(**SIZES, reward=str(tmp_path / "reward")))
+    make_situation(module.Config(**SIZES, reward=judge))
 
 
 def test_a_run_that_answers_is_asked_as_it_has_learned_and_stops(road, monkeypatch, capsys):
@@ -328,6 +342,9 @@ def test_a_judge_of_classes_does_not_read_end(road, tmp_path):
   score = lambda answer, size: float(judge.score(judge.params, prompts, jnp.array([answer]), jnp.array([size]))[0])
   assert score([8, int(end), 3], 2) == pytest.approx(score([8, 9, 3], 1), abs=1e-5)
   assert score([8, int(end), 3], 2) != pytest.approx(score([8, 9, 3], 2), abs=1e-7)
+  neg, pos = mlnotes.load_run(tmp_path).model.outputs(np.array([[5, 6, 7, 8, 9, 3]]), np.array([6]))[0]
+  odds = pos - neg
+  assert abs(odds) > 1e-3 and score([8, 9, 3], 3) == pytest.approx(odds, abs=1e-5)
   neg = make_situation(rlhf.Config(**{**config.__dict__, "preferred": "neg"})).judge
   given = neg.params, prompts, jnp.array([[8, 9, 3]]), jnp.array([3])
   assert float(neg.score(*given)[0]) == pytest.approx(-score([8, 9, 3], 3), abs=1e-5)  # log odds of the other class

@@ -53,7 +53,7 @@ def test_the_loss_is_of_the_answers_tokens_and_their_end_alone(instructions):
   _, experiment, batch, state = start(instructions=instructions)
   means = jax.jit(experiment.evaluate)(state, {**batch, "mask": jnp.ones(4)})
   model = experiment.model(state)
-  logs = np.asarray(jax.nn.log_softmax(model(batch["tokens"][:, :-1])))
+  logs = np.asarray(jax.jit(lambda tokens: jax.nn.log_softmax(model(tokens)))(batch["tokens"][:, :-1]))
   total, count = 0.0, 0
   for n in range(4):
     for t in range(int(batch["prompt"][n]), int(batch["length"][n])):
@@ -61,6 +61,10 @@ def test_the_loss_is_of_the_answers_tokens_and_their_end_alone(instructions):
       count += 1
   np.testing.assert_allclose(means["loss"].total, total, rtol=1e-4)
   assert means["loss"].count == count
+  first, end, mean = _sft_report.nats_by_place(model.module, model.params, batch)
+  of = lambda places: -np.mean([logs[n, t - 1, int(batch["tokens"][n, t])] for n, t in enumerate(map(int, places))])
+  np.testing.assert_allclose(mean, total / count, rtol=1e-4)
+  np.testing.assert_allclose((first[0], end), (of(batch["prompt"]), of(batch["length"] - 1)), rtol=1e-4)
   _, metrics = jax.jit(experiment.step)(state, batch)
   np.testing.assert_allclose(metrics["loss"].total / metrics["loss"].count, total / count, rtol=1e-4)
 
@@ -87,12 +91,12 @@ def test_a_tuned_model_answers_and_stops(instructions, tmp_path):
 def test_lora_moves_nothing_but_what_it_adds(instructions):
   _, experiment, batch, state = start(instructions=instructions, method="lora", lora_rank=2, schedule="constant")
   before = jax.tree.map(np.asarray, state.frozen)
-  model = experiment.model(state)(batch["tokens"])
+  say = jax.jit(lambda state: experiment.model(state)(batch["tokens"]))
   step, later = jax.jit(experiment.step), state
   for _ in range(3):
     later, _ = step(later, batch)
   jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, later.frozen))
-  assert not np.allclose(model, experiment.model(later)(batch["tokens"]))
+  assert not np.allclose(say(state), say(later))
 
 
 def test_prompts_that_are_learned_and_tested_are_counted(instructions):
