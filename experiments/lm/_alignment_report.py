@@ -130,15 +130,15 @@ def _report_texts(
 
 
 def report_preferences(
-  situation: Situation, judge: Any, params: Any, beta: float, pairs: Any, directory: Path
+  situation: Situation, params: Any, pairs: Any, judge: Any, given: Any, directory: Path
 ) -> dict[str, float]:
   """Writes rewards.png of the test pairs, and answers.txt of their prompts: what the reference and the policy answer.
 
-  `judge`: (params, beta, pairs) -> rewards of both answers. An answer may be as long as the longest of the pairs.
+  `judge`: (given, pairs) -> rewards of both answers. An answer may be as long as the longest of the pairs.
   """
   from experiments.lm._reward_report import report_pairs
 
-  found = report_pairs(lambda params, rows: judge(params, beta, rows), params, pairs, directory, "rewards.png")
+  found = report_pairs(judge, given, pairs, directory, "rewards.png")
   whole = {tuple(row[:size].tolist()) for row, size in zip(pairs["chosen"], pairs["prompt"])}
   padded = pad_sequences([np.array(row, np.int32) for row in sorted(whole)[:_SHOWN]])
   prompts = batch_prompts({name: jnp.asarray(x) for name, x in padded.items()})

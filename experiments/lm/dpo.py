@@ -155,9 +155,10 @@ def make(config: Config, situation: Situation | None = None) -> Experiment:
     weights = answer_weights(batch["prompt"], batch[f"{name}_length"], rows.shape[1] - 1)
     return answer_log_probability(logits, rows[:, 1:], weights)
 
-  def implicit_rewards(params, beta, batch: Pairs) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Of the chosen answers and of the rejected ones."""
-    found = judge(params, situation.reference, batch, beta)
+  def implicit_rewards(given, batch: Pairs) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Of the chosen answers and of the rejected ones; `given`: the policy, the reference and beta."""
+    params, reference, beta = given
+    found = judge(params, reference, batch, beta)
     return found["chosen_reward"], found["rejected_reward"]
 
   def judge(params, reference, batch: Pairs, beta) -> dict[str, Float[Array, " B"]]:
@@ -200,7 +201,8 @@ def make(config: Config, situation: Situation | None = None) -> Experiment:
     beta, params = float(state.hparams["beta"]), learned(state)
     if config.preferences:
       test = read_preferences(config.preferences, load_policy(config.policy))[1].arrays
-      return report_preferences(situation, jax.jit(implicit_rewards), params, beta, test, directory)
+      given = params, state.reference, state.hparams["beta"]
+      return report_preferences(situation, params, test, jax.jit(implicit_rewards), given, directory)
     return report_alignment(config, situation, params, situation.judge.params, beta, "DPO", directory)
 
   return Experiment(init, step, evaluate, report, model=lambda state: Model(module, learned(state)))
