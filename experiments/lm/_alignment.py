@@ -197,9 +197,12 @@ def check_labelled(config: Any) -> None:
 
 def _check_prompts(config: Any, policy: Policy) -> None:
   """Raises InputError where there are too few of them, or none that has room for an answer."""
-  train, _ = find_prompts(policy, config.prompt_tokens, config.answer_tokens)
+  _check_batch(config, find_prompts(policy, config.prompt_tokens, config.answer_tokens)[0], policy.said)
+
+
+def _check_batch(config: Any, train: NamedArrays, said: str) -> None:
   most = getattr(config, "pairs", len(train))
-  kind = "pairs that are drawn" if hasattr(config, "pairs") else f"prompts of {policy.said}"
+  kind = "pairs that are drawn" if hasattr(config, "pairs") else f"prompts of {said}"
   require(config.batch_size <= most, "batch_size", config.batch_size, f"{most} or fewer, the {kind}")
 
 
@@ -215,6 +218,7 @@ def train_first(name: str, config: Any) -> Any:
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
   shared = {item: getattr(config, item) for item in ("seed", "devices", "threads", "tensorboard")}
   if config.learned_reward:
+    _check_batch(config, make_situation(dataclasses.replace(config, learned_reward=False)).train, "the listed task")
     own = {item: getattr(config, item) for item in (*LISTED_FLAGS, "penalize_unended", "unended_reward")}
     steps = {"steps": config.reward_steps} if config.reward_steps else {}
     judge = find_stage("reward", "", reward, workdir, eval_every=0, **shared, **own, **steps)

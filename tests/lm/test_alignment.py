@@ -304,3 +304,6 @@ def test_a_batch_of_more_than_there_is_is_said_before_a_policy_trains(module, se
   given |= dict(pairs=200) if module is dpo else {}
   with pytest.raises(InputError, match=f"--batch_size=256 is out of range: expected {sentence}"):
     module.main(module.Config.tuned(**given))
+  most = 1026 if module is rlhf else 2000  # three prompts, each often
+  with pytest.raises(InputError, match=f"--batch_size=4000 is out of range: expected {most} or fewer"):
+    module.main(module.Config.tuned(**SIZES, learned_reward=True, batch_size=4000))
