@@ -7,6 +7,7 @@ import pytest
 
 from experiments import _names, catalogue
 from experiments.__main__ import main
+from mlnotes.engine.flags import config_fields
 
 
 def found(capsys, *arguments, chapter=""):
@@ -69,3 +70,9 @@ def test_every_experiment_is_a_row_of_its_chapters_page():
     for row in rows:
       if row[0] != "python":
         importlib.import_module(row[0])
+
+
+def test_every_flag_of_every_experiment_says_what_it_is():
+  for name, _ in catalogue():
+    for item, _, metadata in config_fields(importlib.import_module(f"experiments.{name}").Config):
+      assert metadata.get("help"), f"{name}: --{item.name}"

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ from experiments.lm import pretrain, reward
 from experiments.lm._answers import Answered, Prompts, draw_answers
 from experiments.lm._judges import JUDGES, Judge, load_judge
 from experiments.lm._listed import LISTED_FLAGS, Listed, ListedConfig, list_answers
-from experiments.lm._policy import find_prompts, load_policy
+from experiments.lm._policy import Policy, find_prompts, load_policy
 from experiments.lm._preferences import find_class
 from mlnotes.data import NamedArrays, read_labelled
-from mlnotes.data.flags import note
+from mlnotes.data.flags import load_data, note
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.flags import field
 from mlnotes.engine.loop import default_workdir
@@ -174,7 +175,7 @@ def batch_prompts(batch: Any) -> Prompts:
 
 
 def check_labelled(config: Any) -> None:
-  """Before anything trains on --labelled. Raises DataError as its reader, InputError for what does not fit."""
+  """Before anything trains on --labelled. Raises DataError as its readers, InputError for what does not fit."""
   find_class(config.preferred, read_labelled(config.labelled, "", "labelled").classes)
   if not config.policy and config.labelled.endswith(".tsv"):
     raise InputError(f"--labelled={config.labelled}: the policy reads it first, expected a folder, or --policy too.")
@@ -187,6 +188,22 @@ def check_labelled(config: Any) -> None:
     )
   if config.reward:
     load_config(Path(config.reward).expanduser(), JUDGES, f"--reward={config.reward}")
+  if config.policy:
+    return _check_prompts(config, load_policy(config.policy))
+  corpus = load_data(pretrain.Config(**{**_READER, "dataset": config.labelled}))
+  reader = SimpleNamespace(length=_READER["length"])
+  _check_prompts(config, Policy(reader, None, corpus, f"--labelled={config.labelled}", None))
+
+
+def _check_prompts(config: Any, policy: Policy) -> None:
+  """Raises InputError where there are too few of them, or none that has room for an answer."""
+  _check_batch(config, find_prompts(policy, config.prompt_tokens, config.answer_tokens)[0], policy.said)
+
+
+def _check_batch(config: Any, train: NamedArrays, said: str) -> None:
+  most = getattr(config, "pairs", len(train))
+  kind = "pairs that are drawn" if hasattr(config, "pairs") else f"prompts of {said}"
+  require(config.batch_size <= most, "batch_size", config.batch_size, f"{most} or fewer, the {kind}")
 
 
 def train_first(name: str, config: Any) -> Any:
@@ -201,13 +218,13 @@ def train_first(name: str, config: Any) -> Any:
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
   shared = {item: getattr(config, item) for item in ("seed", "devices", "threads", "tensorboard")}
   if config.learned_reward:
+    _check_batch(config, make_situation(dataclasses.replace(config, learned_reward=False)).train, "the listed task")
     own = {item: getattr(config, item) for item in (*LISTED_FLAGS, "penalize_unended", "unended_reward")}
     steps = {"steps": config.reward_steps} if config.reward_steps else {}
     judge = find_stage("reward", "", reward, workdir, eval_every=0, **shared, **own, **steps)
     return dataclasses.replace(config, reward=str(judge), learned_reward=False, workdir=str(workdir))
   first = {**_READER, "dataset": config.labelled, "steps": config.pretrain_steps}
   policy = find_stage("policy", config.policy, pretrain, workdir, **shared, **first)
-  find_prompts(load_policy(str(policy)), config.prompt_tokens, config.answer_tokens)
   given = dict(policy=str(policy), labelled=config.labelled, preferred=config.preferred)
   tuned = reward.Config.tuned(**given)
   given |= {item: getattr(tuned, item) for item in ("learning_rate", "batch_size", "steps", "eval_every")}

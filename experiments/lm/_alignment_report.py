@@ -10,7 +10,7 @@ import numpy as np
 from experiments.lm._alignment import Situation, batch_prompts
 from experiments.lm._answers import judge_tokens, list_log_probabilities
 from experiments.lm._preferences import find_class
-from mlnotes.data import fixed_subset, read_labelled
+from mlnotes.data import fixed_subset, pad_sequences, read_labelled
 from mlnotes.data.flags import note
 from mlnotes.engine.experiment import example_keys, root_key
 from mlnotes.engine.record import read_metrics
@@ -111,14 +111,7 @@ def _report_texts(
   score = jax.jit(lambda judge, answered: situation.judge.score(judge, prompts, answered.tokens, answered.lengths))
   both = [draw(each) for each in (situation.reference, params)]
   rewards = [np.array(score(judge, each)) for each in both]
-  lines = []
-  for i in range(min(_SHOWN, len(chosen))):
-    lines.append(f"prompt          {situation.decode(prompts.tokens[i][: int(prompts.lengths[i])])}")
-    for name, answered, reward in zip(("reference", "policy"), both, rewards):
-      text = situation.decode(np.asarray(answered.tokens[i])[: int(answered.lengths[i])])
-      lines.append(f"{name:9} {reward[i]:5.1f} ... {text}")
-    lines.append("")
-  (directory / "answers.txt").write_text("\n".join(lines), encoding="utf-8")
+  _write_answers(situation, prompts, both, rewards, directory)
   figure, axes = new_figure(width=6.0, height=3.6)
   bins = np.linspace(min(map(np.min, rewards)), max(map(np.max, rewards)) + 1e-6, 30)
   for name, reward, color in zip(("reference", "policy"), rewards, ("0.6", "C0")):
@@ -134,6 +127,41 @@ def _report_texts(
       note(f"--labelled={labelled}: no word of it stands twice, so that none are counted for reference_words.")
     found |= dict(zip(("reference_words", "policy_words"), told))
   return found
+
+
+def report_preferences(
+  situation: Situation, params: Any, pairs: Any, judge: Any, given: Any, directory: Path
+) -> dict[str, float]:
+  """Writes rewards.png of the test pairs, and answers.txt of their prompts: what the reference and the policy answer.
+
+  `judge`: (given, pairs) -> rewards of both answers. An answer may be as long as the longest of the pairs.
+  """
+  from experiments.lm._reward_report import report_pairs
+
+  found = report_pairs(judge, given, pairs, directory, "rewards.png")
+  whole = {tuple(row[:size].tolist()) for row, size in zip(pairs["chosen"], pairs["prompt"])}
+  padded = pad_sequences([np.array(row, np.int32) for row in sorted(whole)[:_SHOWN]])
+  prompts = batch_prompts({name: jnp.asarray(x) for name, x in padded.items()})
+  room = max(int(np.max(pairs[f"{name}_length"] - pairs["prompt"])) for name in ("chosen", "rejected"))
+  room = min(room, situation.module.length + 1 - padded["tokens"].shape[1])
+  keys = example_keys(root_key(_EVAL_SEED), jnp.arange(len(prompts.tokens)))
+  draw = jax.jit(lambda params: situation._replace(answer_tokens=room).draw(params, prompts, keys))
+  _write_answers(situation, prompts, [draw(each) for each in (situation.reference, params)], (), directory)
+  return found
+
+
+def _write_answers(situation: Situation, prompts: Any, both: Any, rewards: Any, directory: Path) -> None:
+  """answers.txt: to some prompts what the reference and the policy answer, and with `rewards` what it is worth."""
+  lines = []
+  for i in range(min(_SHOWN, len(prompts.tokens))):
+    lines.append(
+      f"prompt    {' ' * 6 if len(rewards) else ''}{situation.decode(prompts.tokens[i][: int(prompts.lengths[i])])}"
+    )
+    for j, (name, answered) in enumerate(zip(("reference", "policy"), both)):
+      text = situation.decode(np.asarray(answered.tokens[i])[: int(answered.lengths[i])])
+      lines.append(f"{name:9} {f'{rewards[j][i]:5.1f} ' if len(rewards) else ''}... {text}")
+    lines.append("")
+  (directory / "answers.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def count_words(labelled: str, preferred: str, *texts: list[str]) -> list[float]:

@@ -14,6 +14,7 @@ from experiments.lm._answers import Prompts
 from experiments.lm._listed import LISTED_FLAGS, list_answers
 from experiments.lm._policy import Policy
 from experiments.lm._preferences import find_class
+from experiments.lm._tuning_tasks import mark_rows
 from mlnotes.data.flags import note
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.trained import load_config, restore_states, unplace
@@ -90,13 +91,15 @@ def _class_odds(config: Any, tuned: Any, policy: Policy, said: str, directory: P
     raise InputError(f"{said} reads with another tokenizer than {policy.said}: expected the same.")
   classes = question.classes
   wanted = classes.index(find_class(config.preferred, classes))
-  experiment, length = tune.make(tuned), network.config.length
+  experiment, marks = tune.make(tuned), question.marks
+  room = network.config.length - sum(map(len, marks))
 
   def score(state, prompts, answers, lengths):
-    """<end> is no part of what is judged, neither in front nor behind."""
+    """<end> is no part of what is judged, neither in front nor behind; the marks of the judge's own texts are."""
     ended = jnp.take_along_axis(answers, lengths[:, None] - 1, 1)[:, 0] == policy.end
-    text = prompts.join(answers)[:, 1:][:, :length]
+    text = prompts.join(answers)[:, 1:][:, :room]
     size = jnp.minimum(prompts.lengths - 1 + lengths - ended, text.shape[1])
+    text, size = mark_rows(text, size, marks)
     logs = jax.nn.log_softmax(experiment.model(state).say(text, size).astype(jnp.float32), -1)
     other = jax.nn.logsumexp(jnp.where(jnp.arange(len(classes))[None] == wanted, -jnp.inf, logs), -1)
     return logs[:, wanted] - other

@@ -68,7 +68,9 @@ def draw(found: Mapping[str, Mapping[str, float]], bits: Sequence[int], outliers
     whole = sizes["float32"]
     for name, value in sizes.items():
       size.barh(row, value / whole, color="0.6" if name == "float32" else "C0")
-      size.text(value / whole, row, f" {value / 1e6:.2f} MB, {100 * value / whole:.0f} %", va="center", fontsize=8)
+      size.text(
+        max(1, value / whole), row, f" {value / 1e6:.2f} MB, {100 * value / whole:.0f} %", va="center", fontsize=8
+      )
       ticks.append((row, f"{what}, {name}"))
       row += 1
     row += 0.6

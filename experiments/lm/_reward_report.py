@@ -44,9 +44,9 @@ def report_listed(listed: Listed, rewards: Float[Array, "N A"], directory: Path)
 
 
 def report_pairs(
-  judge: Callable[..., Any], params: Any, arrays: Mapping[str, Array], directory: Path
+  judge: Callable[..., Any], params: Any, arrays: Mapping[str, Array], directory: Path, name: str = "reward.png"
 ) -> dict[str, float]:
-  """Writes reward.png of the test pairs. longer: the share of pairs whose preferred answer is the longer one."""
+  """Writes a picture of the test pairs. longer: the share of pairs whose preferred answer is the longer one."""
   from mlnotes.engine.plot import new_figure, save_figure
 
   count = len(arrays["chosen"])
@@ -58,19 +58,20 @@ def report_pairs(
   figure, axes = new_figure(1, 2, width=8.4, height=3.6)
   left, right = axes[0]
   bins = np.linspace(min(chosen.min(), rejected.min()), max(chosen.max(), rejected.max()) + 1e-6, 30)
-  for rewards, name, color in ((rejected, "not preferred", "0.6"), (chosen, "preferred", "C0")):
-    left.hist(rewards, bins, alpha=0.7, color=color, label=name)
+  for rewards, label, color in ((rejected, "not preferred", "0.6"), (chosen, "preferred", "C0")):
+    left.hist(rewards, bins, alpha=0.7, color=color, label=label)
   left.set(xlabel="reward", ylabel=f"of {count} test pairs", title="rewards of both answers")
   left.legend(frameon=False)
   margin = np.sort(chosen - rejected)
   edges = np.quantile(np.abs(margin), np.linspace(0, 1, 9))
   for low, high in pairwise(edges):
     some = (np.abs(margin) >= low) & (np.abs(margin) <= high)
-    right.plot(np.abs(margin[some]).mean(), (margin[some] > 0).mean(), "o", color="C0")
+    if some.any():  # none, where there are few pairs: an edge is as exact as its interpolation
+      right.plot(np.abs(margin[some]).mean(), (margin[some] > 0).mean(), "o", color="C0")
   x = np.linspace(0, edges[-1], 50)
   right.plot(x, 1 / (1 + np.exp(-x)), color="0.6", label="as sure as it is right")
   right.set(xlabel="difference of the rewards", ylabel="share that is told apart", title="how sure, and how right")
   right.legend(frameon=False, fontsize=8)
-  save_figure(figure, directory / "reward.png")
-  longer, shorter = (np.asarray(arrays[f"{name}_length"]) for name in ("chosen", "rejected"))
+  save_figure(figure, directory / name)
+  longer, shorter = (np.asarray(arrays[f"{side}_length"]) for side in ("chosen", "rejected"))
   return {"longer": float(np.mean(np.where(longer == shorter, 0.5, longer > shorter)))}

@@ -153,12 +153,12 @@ class Tuning(NamedTuple):
   """A method on the network of a task.
 
   Attributes:
-    mixer: of the layers' outputs where the method mixes them.
+    mixer: of the layers' outputs; None where the method mixes none.
   """
 
   method: Method
   task: Task
-  mixer: LayerMix
+  mixer: LayerMix | None
 
   def split(self, key: Key[Array, ""], params: Tree) -> Parts:
     """What trains, as the pretrained parameters have it, and the rest. Raises ValueError where nothing is found."""
@@ -195,7 +195,8 @@ class Tuning(NamedTuple):
 
 def build_tuning(config: Any, task: Task, method: str = "") -> Tuning:
   """By --method, or by another one with the same flags."""
-  return Tuning(METHODS[method or config.method](config, task.part), task, LayerMix(config.mix_norm))
+  found = METHODS[method or config.method](config, task.part)
+  return Tuning(found, task, LayerMix(config.mix_norm) if found.mixes else None)
 
 
 def check_tuning(config: Any, tuning: Tuning, params: Any, said: str) -> None:

@@ -36,12 +36,10 @@ class TuningConfig(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
     "lora: low-rank updates; features: nothing; mix: the weights of all layers' outputs (ELMo)",
   )
   last_layers: int = field(1, "of --method=last: how many")
-  adapter_width: int = field(16, "of --method=adapters: features between an adapter's two matrices")
   lora_rank: int = field(4, "of --method=lora: r")
   lora_alpha: float = field(8.0, "of --method=lora: an update weighs alpha / r")
   lora_targets: str = field("query,value", "of --method=lora: layers, or a regular expression of parameters' paths")
   lora_dropout: float = field(0.0, "of --method=lora: of what goes into the updates, in [0, 1)")
-  mix_norm: bool = field(True, "of --method=mix: normalise each layer's output first")
   dropout: float = field(
     0.0, "of the embeddings and of what each layer adds where the network learns, and before the head, in [0, 1)",
     refines=True,
@@ -58,7 +56,7 @@ class TuningConfig(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ("pretrain_steps", "last_layers", "adapter_width", "lora_rank"):
+    for name in ("pretrain_steps", "last_layers", "lora_rank"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.length >= 2, "length", self.length, "2 or more")
     require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a number above 0")
@@ -94,5 +92,5 @@ class TuningConfig(DecoderConfig, TextConfig, OptimConfig, LoopConfig):
       idle |= dict.fromkeys(("model_seed", "checkpoint", "pretrain_steps", "stride"), "--scratch has learned nothing")
     for method, names in _OF_METHOD.items():
       if method != self.method:
-        idle |= dict.fromkeys(names, f"--method={self.method} has none")
+        idle |= {name: f"--method={self.method} has none" for name in names if hasattr(self, name)}
     return idle

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from mlnotes.data import Corpus, NamedArrays, Windows, pad_sequences, read_labelled
 from mlnotes.data.text import END
@@ -135,6 +135,17 @@ def encode_texts(
   nothing = np.array([tokenizer.special.get(UNKNOWN, 0)], np.int32)
   rows, room = [ids if len(ids) else nothing for ids in map(tokenizer.encode, texts)], length - sum(map(len, marks))
   return pad_sequences([np.concatenate([marks[0], ids[:room], marks[1]]).astype(np.int32) for ids in rows], length)
+
+
+def mark_rows(tokens: Int[Array, "B T"], lengths: Int[Array, " B"], marks: Marks) -> tuple[Array, Array]:
+  """(rows, their lengths) with the marks around each text: `encode_texts`' rows, of tokens that are there already."""
+  front, behind = marks
+  row = jnp.array([*front, *(0,) * (tokens.shape[1] + len(behind))], tokens.dtype)
+  rows = jnp.tile(row, (len(tokens), 1)).at[:, len(front) : len(front) + tokens.shape[1]].set(tokens)
+  place = jnp.arange(len(row))[None] - len(front) - lengths[:, None]
+  for i, mark in enumerate(behind):
+    rows = jnp.where(place == i, mark, rows)
+  return rows, lengths + len(front) + len(behind)
 
 
 def find_marks(network: Any, tokenizer: Tokenizer, length: int) -> Marks:

@@ -55,7 +55,7 @@ class Config(OptimConfig, LoopConfig):
   depth: int = field(3, "layers")
   heads: int = field(4, "heads, a divisor of --width into even numbers")
   width: int = field(64, "features of a word")
-  batch_size: int = 32
+  batch_size: int = field(32, "goals of an update")
 
   steps: int = 2000
   learning_rate: float = 3e-3

@@ -8,7 +8,8 @@
 
 In the first form any two answers are compared by their rewards, as Bradley and Terry have it, new ones each time. With
 a reward the pairs are drawn once, from the reference. Writes frontier.png, where the policy is beside the most reward
-there can be at its KL; of texts answers.txt and rewards.png.
+there can be at its KL; of texts answers.txt and rewards.png, of --preferences the rewards of the test pairs' answers
+that the policy stands for, beta log pi / ref, and how sure of a pair it is beside how often it is right.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.lm._alignment import AlignmentConfig, Situation, batch_prompts, make_situation, train_first
-from experiments.lm._alignment_report import exact_figures, report_alignment
+from experiments.lm._alignment_report import exact_figures, report_alignment, report_preferences
 from experiments.lm._policy import load_policy
 from experiments.lm._preferences import PAIR_SEEDS, Pairs, PairsConfig, listed_feeds, read_preferences, weigh_labels
 from experiments.lm._text import Model
@@ -51,7 +52,7 @@ class Config(AlignmentConfig, PairsConfig, OptimConfig, LoopConfig):
   pairs: int = field(2000, "of --reward: pairs to learn from, drawn from the reference")
   label_smoothing: float = field(0.0, "share of the pairs that are taken to be the wrong way round, in [0, 0.5)")
 
-  batch_size: int = 256
+  batch_size: int = field(256, "pairs of an update")
   steps: int = 2000
   learning_rate: float = 1e-2
   optimizer: OptimizerName = "adam"
@@ -154,6 +155,12 @@ def make(config: Config, situation: Situation | None = None) -> Experiment:
     weights = answer_weights(batch["prompt"], batch[f"{name}_length"], rows.shape[1] - 1)
     return answer_log_probability(logits, rows[:, 1:], weights)
 
+  def implicit_rewards(given, batch: Pairs) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Of the chosen answers and of the rejected ones; `given`: the policy, the reference and beta."""
+    params, reference, beta = given
+    found = judge(params, reference, batch, beta)
+    return found["chosen_reward"], found["rejected_reward"]
+
   def judge(params, reference, batch: Pairs, beta) -> dict[str, Float[Array, " B"]]:
     sides = [answers(each, batch, name) for each in (params, reference) for name in ("chosen", "rejected")]
     found = dpo_loss(*sides, beta)
@@ -191,11 +198,12 @@ def make(config: Config, situation: Situation | None = None) -> Experiment:
     return means
 
   def report(state: State, directory: Path) -> dict[str, float]:
+    beta, params = float(state.hparams["beta"]), learned(state)
     if config.preferences:
-      return {}
-    beta = float(state.hparams["beta"])
-    judge = situation.judge.params
-    return report_alignment(config, situation, learned(state), judge, beta, "DPO", directory)
+      test = read_preferences(config.preferences, load_policy(config.policy))[1].arrays
+      given = params, state.reference, state.hparams["beta"]
+      return report_preferences(situation, params, test, jax.jit(implicit_rewards), given, directory)
+    return report_alignment(config, situation, params, situation.judge.params, beta, "DPO", directory)
 
   return Experiment(init, step, evaluate, report, model=lambda state: Model(module, learned(state)))
 

@@ -6,7 +6,8 @@
   python -m experiments.lm.generate --run=runs/sft --prompt="textwrap.dedent(text)"    # lm.sft, lm.rlhf, lm.dpo answer
   python -m experiments.lm.generate --weights=FOLDER --prompt="The "         # a GPT-2 or Llama of Hugging Face's form
 
-A run of lm.sft, and a policy that goes on from one, has a separator behind the prompt and stops where it has answered.
+A run of lm.sft, and a policy that goes on from one, has a separator behind the prompt. These, and any policy of lm.rlhf
+or lm.dpo, stop where they have answered.
 What a text is goes by --seed and its number among those asked for, not by what the others are.
 """
 
@@ -101,6 +102,7 @@ class Writer(NamedTuple):
 
   Attributes:
     separator: what it answers behind; None: it goes on with a text.
+    stops: it has learned what stands up to the first `end` alone, as an answer does.
   """
 
   model: Model
@@ -109,6 +111,7 @@ class Writer(NamedTuple):
   end: int
   told: str
   separator: str | None = None
+  stops: bool = False
 
 
 WRITERS: dict[str, ModuleType] = {"lm.pretrain": pretrain, "lm.sft": sft, "lm.rlhf": rlhf, "lm.dpo": dpo}
@@ -130,7 +133,8 @@ def load_run(config: Config) -> Writer:
   feeds = WRITERS[name].make_feeds(trained)
   states, step = restore_states(directory, experiment, feeds, trained, config.checkpoint, seed)
   told = f"step {step}"
-  return Writer(experiment.model(states[seed]), corpus.tokenizer, corpus.end, corpus.end, told, separator)
+  model, stops = experiment.model(states[seed]), name != "lm.pretrain"
+  return Writer(model, corpus.tokenizer, corpus.end, corpus.end, told, separator, stops)
 
 
 def find_text(name: str, trained: Any, directory: Path) -> tuple[Corpus, str | None]:
@@ -220,7 +224,7 @@ def main(config: Config) -> int:
   each = [encode_prompt(prompt, *given, told, writer.separator) for prompt, told in zip(prompts, said)]
   ids = [tokens for tokens in each for _ in range(config.texts)]
   began = time.perf_counter()
-  end = writer.end if config.stop or writer.separator is not None else -1
+  end = writer.end if config.stop or writer.stops else -1
   found = write_tokens(writer.model, ids, config.tokens, config.seed, make_sampling(config), end)
   seconds, count = time.perf_counter() - began, sum(map(len, found))
   texts = [go_on(asked[i // config.texts], row, writer) for i, row in enumerate(found)]

@@ -56,7 +56,7 @@ class Config(OptimConfig, LoopConfig):
   width: int = field(64, "features of a token")
   test_prompts: int = field(1024, "prompts of the evaluation")
 
-  batch_size: int = 64
+  batch_size: int = field(64, "prompts of an update")
   steps: int = 10000
   learning_rate: float = 1e-3
   optimizer: OptimizerName = "adam"

@@ -166,7 +166,17 @@ def make(config: Config) -> Experiment:
     metrics = {"contrast_loss": counted(loss), "answer_loss": counted(loss, 0), "recall": found}
     return params, (new, state.opt_state[1]), {**metrics, "grad_norm": optax.global_norm(grads)}
 
+  def begin_answers(state: State) -> State:
+    """At the first of its updates what learns from answers begins as the encoders end: averaged, where they are."""
+    begins = state.step == config.encoder_steps
+    params = state.params | eval_params(state.opt_state[0], encoders(state.params))
+    new = params, (state.opt_state[0], answer_optimizer.init(answering(params)))
+    choose = lambda a, b: jnp.where(begins, a, b)
+    params, opt_state = jax.tree.map(choose, new, (state.params, state.opt_state))
+    return state._replace(params=params, opt_state=opt_state)
+
   def learn_answers(state: State, asked, batch):
+    state = begin_answers(state)
     fixed = state.params["document"]
 
     def objective(some):

@@ -70,7 +70,7 @@ class Config(AlignmentConfig, OptimConfig, LoopConfig):
   gae_lambda: float = field(0.95, "of ppo: 1 trusts the rewards, 0 the values, in [0, 1]")
   value_weight: float = field(0.1, "of ppo: the value loss beside the policy's")
 
-  batch_size: int = 32
+  batch_size: int = field(32, "prompts of an update, each with --answers")
   steps: int = 600
   learning_rate: float = 1e-3
   optimizer: OptimizerName = "adam"

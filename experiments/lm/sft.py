@@ -58,7 +58,11 @@ class Config(TuningConfig):
   answer_field: str = field("answer", "of a file.jsonl")
   separator: str = field("\n", "what stands between a prompt and its answer")
   answer_only: bool = field(True, "the loss is of the answers; otherwise of the prompts too")
-  method: Literal["full", "last", "bias", "lora"] = "full"
+  method: Literal["full", "last", "bias", "lora"] = field(
+    "full",
+    "what trains of the network, full: all; last: --last_layers; bias: biases (BitFit); lora: low-rank updates",
+    refines=True,
+  )
 
   dataset: str = "docstrings"
   tokenizer: str = "bpe"

@@ -121,12 +121,12 @@ def check_pair(config: Config, target: Decoder, draft: Decoder) -> None:
   """Raises InputError where the two do not go together, or texts do not fit."""
   if target.corpus.tokenizer != draft.corpus.tokenizer:
     raise InputError(
-      f"the draft reads other tokens ({draft.corpus.vocab_size} of --dataset={draft.config.dataset}) than the target "
+      f"--draft reads other tokens ({draft.corpus.vocab_size} of --dataset={draft.config.dataset}) than --target "
       f"({target.corpus.vocab_size} of --dataset={target.config.dataset}): expected runs of one tokenizer."
     )
   if target.module.vocabulary != draft.module.vocabulary:
     raise InputError(
-      f"the draft has {draft.module.vocabulary} embeddings, the target {target.module.vocabulary}: expected as many."
+      f"--draft has {draft.module.vocabulary} embeddings, --target {target.module.vocabulary}: expected as many."
     )
   check_room(config, min(target.module.length, draft.module.length))
 

@@ -81,6 +81,8 @@ class Config(TuningConfig):
     "auto", "tokens to one vector, where the text as a whole is asked of; auto: mean, last of a causal network"
   )
   head_layer: bool = field(False, "a layer with tanh in the head of a whole text, as BERT's")
+  adapter_width: int = field(16, "of --method=adapters: features between an adapter's two matrices")
+  mix_norm: bool = field(True, "of --method=mix: normalise each layer's output first")
 
   steps: int = 100
   learning_rate: float = 1e-3
@@ -89,7 +91,8 @@ class Config(TuningConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    require(self.fisher_windows >= 1, "fisher_windows", self.fisher_windows, "1 or more")
+    for name in ("fisher_windows", "adapter_width"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("train_rows", "test_rows"):
       require(getattr(self, name) >= 2, name, getattr(self, name), "2 or more")
     for name in ("penalty_weight", "head_penalty"):

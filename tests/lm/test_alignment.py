@@ -301,3 +301,21 @@ def test_what_does_not_fit_is_said_before_a_policy_trains(module, flags, sentenc
     (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(3)))
   with pytest.raises((InputError, DataError), match=sentence):
     module.main(module.Config.tuned(**{"labelled": str(tmp_path), **flags}))
+
+
+@pytest.mark.parametrize(
+  ("module", "sentence"),
+  [(rlhf, "179 or fewer, the prompts of --labelled=.*texts"), (dpo, "200 or fewer, the pairs that are drawn")],
+)
+def test_a_batch_of_more_than_there_is_is_said_before_a_policy_trains(module, sentence, tmp_path, monkeypatch):
+  monkeypatch.setattr("experiments.lm._alignment.find_stage", lambda *_, **__: pytest.fail("trained"))
+  (tmp_path / "texts").mkdir()
+  for name in ("neg", "pos"):
+    (tmp_path / "texts" / f"{name}.txt").write_text("".join(f"{name} and {i} more\n" for i in range(100)))
+  given = dict(labelled=str(tmp_path / "texts"), prompt_tokens=2, answer_tokens=6, batch_size=256)
+  given |= dict(pairs=200) if module is dpo else {}
+  with pytest.raises(InputError, match=f"--batch_size=256 is out of range: expected {sentence}"):
+    module.main(module.Config.tuned(**given))
+  most = 1026 if module is rlhf else 2000  # three prompts, each often
+  with pytest.raises(InputError, match=f"--batch_size=4000 is out of range: expected {most} or fewer"):
+    module.main(module.Config.tuned(**SIZES, learned_reward=True, batch_size=4000))

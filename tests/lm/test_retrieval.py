@@ -229,6 +229,23 @@ def apart(small):
   return facts, score, read
 
 
+def test_what_learns_from_answers_begins_as_the_encoders_end():
+  """With Lookahead at its slow weights, which the index is made of then as in an evaluation."""
+  config = retrieval.Config(**{**SMALL, "lookahead": 3})
+  experiment, feeds = retrieval.make(config), retrieval.make_feeds(config)
+  batch = jax.jit(lambda: feeds.train.draw(feeds.train.arrays, root_key(0), 0))()
+  state, step = jax.jit(experiment.init)(root_key(0), batch), jax.jit(experiment.step)
+  for _ in range(config.encoder_steps):
+    state, _ = step(state, batch)
+  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (a, b)))
+  ended = experiment.model(state).params
+  later, _ = step(state, batch)
+  same(later.params["document"], ended["document"])
+  found = experiment.model(later).params  # one update later no slow weight has moved
+  same({name: found[name] for name in ended}, ended)
+  assert moved(state._replace(params=ended), later) == {"question": True, "document": False, "reader": True}
+
+
 @pytest.mark.parametrize("by, k", [("sequence", 2), ("token", 2), ("sequence", 1)])
 def test_an_answer_is_read_from_the_documents_that_are_found(small, apart, by, k):
   """Taken apart: scores by hand, the reader on one document at a time, the sum over documents in numpy."""

@@ -17,9 +17,11 @@ from experiments.lm._answers import Prompts, draw_answers, judge_tokens
 from experiments.lm._listed import list_answers
 from experiments.lm._policy import Policy
 from experiments.lm._preferences import pair_labelled
+from experiments.lm._tuning_tasks import encode_texts, mark_rows
 from mlnotes.data import NamedArrays
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
+from mlnotes.engine.trained import load_config
 from mlnotes.lm import make_gpt2
 
 SIZES = dict(prompts=3, words=2, answer_tokens=2, width=8, depth=1)
@@ -304,6 +306,22 @@ def test_the_whole_road_on_texts(road, judge, tmp_path, module):
     make_situation(module.Config(**SIZES, reward=judge))
 
 
+def test_pairs_of_a_file_leave_answers_and_a_picture(road, tmp_path):
+  """To a policy that answers and to one that goes on: what both say, and the rewards that the policy stands for."""
+  pairs = tmp_path / "pairs.jsonl"
+  rows = [{"prompt": "ab" * (1 + i % 3), "chosen": "a" * (1 + i), "rejected": "b"} for i in range(6)]
+  pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  for name in ("lm", "sft"):
+    given = dict(policy=str(road / name), preferences=str(pairs), workdir=str(tmp_path / name), devices=1)
+    assert dpo.main(dpo.Config(**given, batch_size=2, steps=2, eval_every=0, log_every=2)) == 0
+    said = (tmp_path / name / "answers.txt").read_text()
+    assert said.count("prompt") == 1 and said.count("reference") == 1 and said.count("policy") == 1  # one is tested
+    assert (tmp_path / name / "rewards.png").stat().st_size > 5000
+    writer = generate.load_run(generate.Config(run=str(tmp_path / name)))
+    assert writer.stops and writer.separator == {"lm": None, "sft": "\n"}[name]  # either ends as its answers did
+  assert not generate.load_run(generate.Config(run=str(road / "lm"))).stops
+
+
 def test_a_run_that_answers_is_asked_as_it_has_learned_and_stops(road, monkeypatch, capsys):
   """A policy that goes on from it likewise; what goes on from a text is given the prompt alone."""
   asked = []
@@ -332,7 +350,7 @@ def test_who_counts_words_tells_texts(road, tmp_path):
   assert count_words(str(tmp_path), "", fine) == []  # nothing that could be counted
 
 
-def test_a_judge_of_classes_does_not_read_end(road, tmp_path):
+def test_a_judge_of_classes_does_not_read_end(road, tmp_path, monkeypatch):
   given = dict(pretrained=str(road / "lm"), task="file", labelled=str(road / "labelled"), workdir=str(tmp_path))
   assert tune.main(tune.Config(**given, devices=1, batch_size=4, steps=2, eval_every=0, log_every=2)) == 0
   config = rlhf.Config(policy=str(road / "lm"), reward=str(tmp_path), prompt_tokens=4, answer_tokens=3)
@@ -350,3 +368,24 @@ def test_a_judge_of_classes_does_not_read_end(road, tmp_path):
   assert float(neg.score(*given)[0]) == pytest.approx(-score([8, 9, 3], 3), abs=1e-5)  # log odds of the other class
   punished = make_situation(rlhf.Config(**{**config.__dict__, "penalize_unended": True, "unended_reward": -7.0})).judge
   assert punished.score(punished.params, prompts, jnp.array([[8, 9, 3]]), jnp.array([3]))[0] == -7
+  # What it has learned with around its texts stands there too.
+  monkeypatch.setattr("experiments.lm._tuning_tasks.find_marks", lambda *_: ((3,), (4, 6)))
+  tune.build.cache_clear()
+  marked = make_situation(rlhf.Config(**{**config.__dict__, "beta": 0.7})).judge
+  tuned = dataclasses.replace(load_config(tmp_path, {"lm.tune": tune.Config}, "")[1], devices=1)
+  said = tune.make(tuned).model(marked.params).say(jnp.array([[3, 5, 6, 7, 8, 9, 4, 6, 0]]), jnp.array([8]))[0]
+  given = marked.params, prompts, jnp.array([[8, 9, int(end)]]), jnp.array([3])
+  assert float(marked.score(*given)[0]) == pytest.approx(float(said[1] - said[0]), abs=1e-5)
+  tune.build.cache_clear()
+
+
+def test_marks_around_rows_are_those_around_texts():
+  tokenizer = types.SimpleNamespace(encode=lambda text: np.array(list(map(int, text)), np.int32), special={})
+  texts = ["5678", "7", "59"]
+  rows = np.array([[5, 6, 7, 8], [7, 1, 1, 1], [5, 9, 1, 1]])
+  for marks in (((3,), (4, 2)), ((3, 2), ()), ((), ())):
+    expected = encode_texts(tokenizer, texts, 4 + sum(map(len, marks)), marks)
+    found, size = jax.jit(mark_rows, static_argnums=2)(jnp.array(rows), jnp.array([4, 1, 2]), marks)
+    np.testing.assert_array_equal(size, expected["length"])
+    real = np.arange(found.shape[1]) < np.asarray(size)[:, None]
+    np.testing.assert_array_equal(np.asarray(found)[real], expected["tokens"][real])

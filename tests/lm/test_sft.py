@@ -13,6 +13,7 @@ from mlnotes.data import DataError, read_instructions
 from mlnotes.data.docstrings import read_docstrings, read_summaries
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
+from mlnotes.engine.flags import config_fields
 
 SMALL = dict(
   scratch=True, dataset="pydoc", tokenizer="characters", batch_size=4, length=24, depth=1, width=8, heads=2, steps=4,
@@ -103,6 +104,14 @@ def test_prompts_that_are_learned_and_tested_are_counted(instructions):
   notes = lambda **flags: sft.build(sft.Config(**SMALL, instructions=instructions, **flags))[1].notes
   assert "10 of 10 test prompts are learned from too." in notes(test_instructions=instructions)
   assert not any("learned from too" in sentence for sentence in notes())
+
+
+def test_its_flags_are_of_the_methods_that_it_has():
+  """A run of lm.tune has others too."""
+  told = {item.name: metadata["help"] for item, _, metadata in config_fields(sft.Config)}
+  assert not told.keys() & {"adapter_width", "mix_norm"} and "lora_rank" in told
+  assert "adapters" not in told["method"] and "last: --last_layers" in told["method"]
+  assert not sft.Config().idle_flags().keys() - told.keys()
 
 
 @pytest.mark.parametrize(

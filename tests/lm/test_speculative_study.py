@@ -149,11 +149,11 @@ def test_runs_that_do_not_go_together():
   with pytest.raises(InputError, match=r"at most 8.*windows of 12"):
     speculative.check_pair(configure(tokens=9), decoder(0, 1, 99), decoder(0, 1))
   other = decoder(0, 1, corpus=corpus_of("abce"))
-  with pytest.raises(InputError, match=r"the draft reads other tokens .*one tokenizer"):
+  with pytest.raises(InputError, match=r"--draft reads other tokens .* than --target .*one tokenizer"):
     speculative.check_pair(configure(), decoder(0, 1), other)
   wider = decoder(0, 1)
   wider = wider._replace(module=wider.module.clone(vocabulary=9))
-  with pytest.raises(InputError, match="9 embeddings, the target 5"):
+  with pytest.raises(InputError, match="--draft has 9 embeddings, --target 5"):
     speculative.check_pair(configure(), decoder(0, 1), wider)
 
 

@@ -28,7 +28,8 @@ def test_flags_reach_what_they_name(text, monkeypatch):
   for flags in ({}, dict(objective="causal"), dict(pooling="max", head_layer=True, dropout=0.25)):
     tune.make(tune.Config(**{**SMALL, **given, **flags}))
   assert steps == [4, 4, 4]  # the schedule's
-  mixer = lambda norm: build_tuning(tune.Config(**SMALL, mix_norm=norm), types.SimpleNamespace(part="")).mixer
+  mixed = {**SMALL, "method": "mix"}
+  mixer = lambda norm: build_tuning(tune.Config(**mixed, mix_norm=norm), types.SimpleNamespace(part="")).mixer
   assert mixer(True).norm and not mixer(False).norm
   assert [args[:4] for args in pooled] == [(2, "mean", False, 0.0), (2, "last", False, 0.0), (2, "max", True, 0.25)]
   assert find_targets("query,out") == r"(^|/)(query|out)/kernel$" and find_targets("block0/.*/out") == "block0/.*/out"
