@@ -81,7 +81,8 @@ class Config(DataConfig, OptimConfig, LoopConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("hidden", "channels"):
       require(min(getattr(self, name), default=1) >= 1, name, getattr(self, name), "1 or more each")
-    require(self.network != "conv" or self.channels, "channels", self.channels, "one or more with --network=conv")
+    some = self.network != "conv" or len(self.channels) > 0
+    require(some, "channels", self.channels, "one or more with --network=conv")
     require(self.corruption_level >= 0, "corruption_level", self.corruption_level, "0 or more")
     if self.kind == "denoising" and self.corruption == "masking":
       require(self.corruption_level < 1, "corruption_level", self.corruption_level, "a share below 1")
