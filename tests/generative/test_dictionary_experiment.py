@@ -60,7 +60,7 @@ def test_figures_are_those_of_scikit_learns_codes():
 def test_flags_change_what_is_learned():
   base, none = learned()
   np.testing.assert_allclose(np.linalg.norm(base, axis=0), 1, rtol=1e-5)
-  for given in (dict(seed=1), dict(penalty=2.0), dict(method="ista"), dict(decay=0.5), dict(code_steps=3)):
+  for given in (dict(seed=1), dict(penalty=2.0), dict(method="ista"), dict(decay=0.5)):
     assert np.abs(learned(**given)[0] - base).max() > 1e-4, given
   # At a penalty that no code pays for every atom starts anew, at every look.
   _, resampled = learned(penalty=1e3, resample_every=20)
