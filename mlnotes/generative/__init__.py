@@ -1,4 +1,4 @@
-"""Generative models and how to judge what they make."""
+"""Generative models (notes: 生成模型) and how to judge what they make."""
 
 from mlnotes.generative.autoencoder import (
   add_gaussian_noise as add_gaussian_noise,
@@ -13,6 +13,60 @@ from mlnotes.generative.code_grid import (
   code_nats as code_nats,
   make_code_prior as make_code_prior,
   sample_codes as sample_codes,
+)
+from mlnotes.generative.disentangling import (
+  DCI as DCI,
+  MutualInformation as MutualInformation,
+  compute_dci as compute_dci,
+  compute_factor_score as compute_factor_score,
+  compute_mig as compute_mig,
+  compute_mutual_information as compute_mutual_information,
+)
+from mlnotes.generative.divergences import (
+  ParallelLines as ParallelLines,
+  jensen_shannon as jensen_shannon,
+  nearest_is_own as nearest_is_own,
+  parallel_lines as parallel_lines,
+  wasserstein_1d as wasserstein_1d,
+)
+from mlnotes.generative.game import (
+  Game as Game,
+  Player as Player,
+  Regularizer as Regularizer,
+)
+from mlnotes.generative.gan import (
+  LOSSES as LOSSES,
+  AdversarialLoss as AdversarialLoss,
+  cross_entropy_discriminator as cross_entropy_discriminator,
+  hinge_discriminator as hinge_discriminator,
+  make_energy_based as make_energy_based,
+  make_least_squares as make_least_squares,
+  minimax_generator as minimax_generator,
+  non_saturating_generator as non_saturating_generator,
+  pulling_away as pulling_away,
+  raise_score as raise_score,
+  wasserstein_discriminator as wasserstein_discriminator,
+)
+from mlnotes.generative.gan_networks import (
+  AutoencoderDiscriminator as AutoencoderDiscriminator,
+  Conditional as Conditional,
+  DcganDiscriminator as DcganDiscriminator,
+  DcganGenerator as DcganGenerator,
+  MlpDiscriminator as MlpDiscriminator,
+  MlpGenerator as MlpGenerator,
+  Verdict as Verdict,
+)
+from mlnotes.generative.gan_regularizers import (
+  PowerVectors as PowerVectors,
+  clip_weights as clip_weights,
+  gradient_norms as gradient_norms,
+  gradient_penalty as gradient_penalty,
+  init_power_vectors as init_power_vectors,
+  interpolate as interpolate,
+  r1_penalty as r1_penalty,
+  spectral_normalize as spectral_normalize,
+  spectral_norms as spectral_norms,
+  update_power_vectors as update_power_vectors,
 )
 from mlnotes.generative.judge import (
   Judge as Judge,
@@ -36,13 +90,35 @@ from mlnotes.generative.metrics import (
   class_agreement as class_agreement,
   compute_novelty as compute_novelty,
   compute_real_distance as compute_real_distance,
+  density_coverage as density_coverage,
   feature_frechet_distance as feature_frechet_distance,
   find_nearest as find_nearest,
   frechet_distance as frechet_distance,
+  inception_score as inception_score,
+  kernel_distance as kernel_distance,
   nearest_training_distance as nearest_training_distance,
   precision_recall as precision_recall,
 )
-from mlnotes.generative.networks import Decoder as Decoder, Encoder as Encoder
+from mlnotes.generative.modes import (
+  Birthday as Birthday,
+  ModeCounts as ModeCounts,
+  PointMixture as PointMixture,
+  birthday_test as birthday_test,
+  count_modes as count_modes,
+  draw_point as draw_point,
+  find_modes as find_modes,
+  make_grid as make_grid,
+  make_moons as make_moons,
+  make_ring as make_ring,
+  stack_modes as stack_modes,
+)
+from mlnotes.generative.networks import (
+  Decoder as Decoder,
+  Encoder as Encoder,
+  binarize as binarize,
+  from_unit as from_unit,
+  to_unit as to_unit,
+)
 from mlnotes.generative.sparse_coding import (
   Moments as Moments,
   Whitening as Whitening,
@@ -56,6 +132,28 @@ from mlnotes.generative.sparse_coding import (
   soft_threshold as soft_threshold,
   update_dictionary as update_dictionary,
   update_moments as update_moments,
+)
+from mlnotes.generative.vae import (
+  Bound as Bound,
+  GaussianPosterior as GaussianPosterior,
+  KLParts as KLParts,
+  bernoulli_log_prob as bernoulli_log_prob,
+  clip_free_bits as clip_free_bits,
+  compute_elbo as compute_elbo,
+  compute_iwae as compute_iwae,
+  continuous_bernoulli_log_prob as continuous_bernoulli_log_prob,
+  count_active as count_active,
+  decompose_kl as decompose_kl,
+  gaussian_kl as gaussian_kl,
+  gaussian_log_prob as gaussian_log_prob,
+  log_mean_exp as log_mean_exp,
+  reparameterize as reparameterize,
+  split_posterior as split_posterior,
+)
+from mlnotes.generative.vae_model import (
+  LIKELIHOODS as LIKELIHOODS,
+  VAE as VAE,
+  TrainedVAE as TrainedVAE,
 )
 from mlnotes.generative.vector_quantization import (
   Codebook as Codebook,

@@ -95,6 +95,12 @@ class Judge(NamedTuple):
     """The most likely class."""
     return np.argmax(self._apply(images)[1], axis=-1)
 
+  def probabilities(self, images: Num[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N K"]:
+    """Of each class, in float64."""
+    logits = self._apply(images)[1].astype(np.float64)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
   def _apply(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     outputs = []
     for start in range(0, len(images), _CHUNK):
