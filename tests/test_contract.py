@@ -38,6 +38,13 @@ SMALL = {
     batch_size=16, timesteps=8, channels=8, num_blocks=1, attention_resolutions=(), first_channels=(4,),
     latent_channels=2, steps=20,
   ),
+  "generative.autoencoder": dict(
+    kind="sparse", codes=6, batch_size=16, steps=20, warmup_steps=2, eval_examples=32
+  ),
+  "generative.vqvae": dict(
+    channels=(4,), blocks=1, num_codes=8, code_width=2, prior_depth=1, prior_width=8, prior_heads=2, batch_size=16,
+    steps=20, warmup_steps=2, eval_examples=32, perplexity_examples=64,
+  ),
   "generative.vae": dict(
     latents=2, hidden=(8,), bound="iwae", importance_samples=2, batch_size=16, steps=20, eval_every=0
   ),

@@ -91,7 +91,8 @@ def write_report(model: Any, state: Any, data: DataSet, config: Any, directory: 
   rows = {"image": clean, "given": seen, "back": output}
   if config.kind not in ("denoising", "masked"):
     del rows["given"]
-    rows[f"PCA, {config.codes}"] = _pca_images(data, config.codes, clean)
+    count = config.k if config.kind == "k_sparse" else config.codes
+    rows[f"PCA, {count}"] = _pca_images(data, count, clean)
   _draw_reconstructions(rows, test["label"], directory / "reconstructions.png")
   if model.decode is None:
     return figures

@@ -81,7 +81,8 @@ class Config(DataConfig, OptimConfig, LoopConfig):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("hidden", "channels"):
       require(min(getattr(self, name), default=1) >= 1, name, getattr(self, name), "1 or more each")
-    require(self.network != "conv" or self.channels, "channels", self.channels, "one or more with --network=conv")
+    some = self.network != "conv" or len(self.channels) > 0
+    require(some, "channels", self.channels, "one or more with --network=conv")
     require(self.corruption_level >= 0, "corruption_level", self.corruption_level, "0 or more")
     if self.kind == "denoising" and self.corruption == "masking":
       require(self.corruption_level < 1, "corruption_level", self.corruption_level, "a share below 1")
@@ -245,7 +246,7 @@ def make_masked_model(config: Config, image_shape: tuple[int, int, int]) -> Mode
     error = generative.masked_patch_loss(predicted, generative.normalize_patches(patches), masking)
     # As the paper's pictures: what is hidden is drawn with its own mean and deviation, what is seen as it is.
     mean, deviation = jnp.mean(patches, -1, keepdims=True), jnp.std(patches, -1, keepdims=True, ddof=1)
-    hidden = jnp.any(masking.hidden[..., None] == jnp.arange(network.num_patches), 1)[..., None]
+    hidden = jnp.any(jax.nn.one_hot(masking.hidden, network.num_patches, dtype=bool), 1)[..., None]
     image = lambda patches: generative.unpatchify(patches, image_shape)
     seen = image(jnp.where(hidden, 0.5, patches))
     return Outcome(seen, image(jnp.where(hidden, predicted * deviation + mean, patches)), error, predicted)

@@ -6,6 +6,14 @@ from mlnotes.generative.autoencoder import (
   keep_largest as keep_largest,
   mask_entries as mask_entries,
 )
+from mlnotes.generative.code_grid import (
+  CodePrior as CodePrior,
+  GridDecoder as GridDecoder,
+  GridEncoder as GridEncoder,
+  code_nats as code_nats,
+  make_code_prior as make_code_prior,
+  sample_codes as sample_codes,
+)
 from mlnotes.generative.disentangling import (
   DCI as DCI,
   MutualInformation as MutualInformation,

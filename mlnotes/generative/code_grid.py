@@ -116,7 +116,11 @@ def code_nats(
 
 
 def sample_codes(
-  prior: CodePrior, variables: Any, keys: Key[Array, " B"], label: Int[Array, " B"], temperature: float = 1.0
+  prior: CodePrior,
+  variables: Any,
+  keys: Key[Array, " B"],
+  label: Int[Array, " B"],
+  temperature: Float[Array, ""] | float = 1.0,
 ) -> Int[Array, "B N"]:
   """Codes of images of the classes `label`, drawn one after the other, each image by its own key. To be compiled."""
   prompts = prior.num_codes + label[:, None]

@@ -1,0 +1,78 @@
+"""The dictionary of photographs in small: what is learned from, how, and what stands beside it."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.decomposition import sparse_encode
+
+from experiments.generative import dictionary
+from mlnotes.engine.errors import InputError
+
+SMALL = dict(patch=4, patches=600, atoms=20, steps=40, batch_size=50, code_steps=20)
+
+
+def make_config(**given):
+  return dictionary.Config(**{**SMALL, **given})
+
+
+@functools.cache
+def patches(config):
+  return dictionary.load_patches(config)
+
+
+def learned(**given):
+  config = make_config(**given)
+  found, resampled = dictionary.learn(config, jnp.asarray(patches(make_config())[0]))
+  return np.asarray(found), np.asarray(resampled)
+
+
+def test_patches_are_white_and_the_held_out_ones_are_others():
+  train, test = patches(make_config())
+  assert train.shape == (600, 16) and test.shape == (1000, 16)
+  covariance = np.cov(train, rowvar=False)
+  values = np.linalg.eigvalsh(covariance)
+  assert values.max() <= 1 + 1e-4 and values.max() > 0.9
+  assert not (test[:, None] == train[None, :50]).all(-1).any()
+  np.testing.assert_allclose(train.mean(0), 0, atol=1e-5)
+
+
+def test_a_report_leaves_its_figures_and_pictures(tmp_path):
+  figures = dictionary.study(make_config(), tmp_path)
+  assert {path.stem for path in tmp_path.glob("*.png")} == {"atoms", "convergence"}
+  others = ("random_patches", "random_directions", "pixels", "zero_code")
+  assert all(figures["objective"] < figures[f"objective_{name}"] for name in others)
+  assert 0 < figures["active_share"] < 0.5 < figures["explained_variance"] < 1
+
+
+def test_figures_are_those_of_scikit_learns_codes():
+  test = patches(make_config())[1][:50].astype(np.float64)
+  atoms = np.asarray(dictionary.random_patches(make_config(), jnp.asarray(patches(make_config())[0])), np.float64)
+  code = sparse_encode(test, atoms.T, algorithm="lasso_cd", alpha=0.7, max_iter=10_000)
+  found = dictionary.judge(jnp.asarray(test, jnp.float32), jnp.asarray(atoms, jnp.float32), 0.7)
+  left = ((test - code @ atoms.T) ** 2).sum(1)
+  assert found["objective"] == pytest.approx((left / 2 + 0.7 * np.abs(code).sum(1)).mean(), rel=1e-3)
+  assert found["active_share"] == pytest.approx((code != 0).mean(), abs=0.01)
+  assert found["explained_variance"] == pytest.approx(1 - left.sum() / (test**2).sum(), abs=1e-3)
+
+
+def test_flags_change_what_is_learned():
+  base, none = learned()
+  np.testing.assert_allclose(np.linalg.norm(base, axis=0), 1, rtol=1e-5)
+  for given in (dict(seed=1), dict(penalty=2.0), dict(method="ista"), dict(decay=0.5)):
+    assert np.abs(learned(**given)[0] - base).max() > 1e-4, given
+  # At a penalty that no code pays for every atom starts anew, at every look.
+  _, resampled = learned(penalty=1e3, resample_every=20)
+  np.testing.assert_array_equal(np.flatnonzero(resampled), [19, 39])
+  assert resampled.max() == 20 and learned(penalty=1e3, resample_every=0)[1].sum() == none.sum() == 0
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [(dict(patch=1), "--patch=1"), (dict(penalty=0.0), "--penalty=0.0"), (dict(method="omp"), "--method=omp"),
+   (dict(decay=1.0), "--decay=1.0"), (dict(epsilon=0.0), "--epsilon=0.0")],
+)  # fmt: skip
+def test_bad_values_are_a_sentence(given, message):
+  with pytest.raises(InputError, match=message):
+    make_config(**given)
