@@ -1,0 +1,97 @@
+"""The study of representations: what is trained, what is not, and what the probes see."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.contrastive import simclr
+from experiments.generative import autoencoder, representations, vae
+from experiments.generative.representations import METHODS, Features, measure, stage_config
+from mlnotes.engine.errors import InputError
+
+TINY = dict(steps=2, codes=4, batch_size=8, probe_examples=200, label_share=0.1)
+
+
+def test_features_that_are_the_labels_are_told_apart_and_noise_is_not():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 4, 400), rng.integers(0, 4, 100)
+  told = measure(Features(*(np.eye(4, dtype=np.float32)[part] for part in labels)), labels, config(), 4)
+  assert set(told) == {"all_labels", "10_per_class", "knn"} and set(told.values()) == {1.0}
+  noise = measure(Features(*(rng.normal(size=(len(p), 4)).astype(np.float32) for p in labels)), labels, config(), 4)
+  assert max(noise.values()) < 0.45
+
+
+def config(**flags):
+  return representations.Config(**{**TINY, **flags})
+
+
+def test_every_method_is_trained_on_the_same_images_for_as_long():
+  asked = config(dataset="digits_halves", steps=7, codes=5)
+  for name, method in METHODS.items():
+    found = stage_config(method, asked, seed=3)
+    assert (found.dataset, found.steps, found.batch_size, found.seed) == ("digits_halves", 7, 8, 3), name
+    assert found.report_seeds == found.eval_every == 0
+  sizes = {
+    name: getattr(stage_config(method, asked, 0), method.size) for name, method in METHODS.items() if method.size
+  }
+  assert set(sizes.values()) == {5} and sizes.keys() == {"denoising", "sparse", "plain", "variational", "random"}
+  kinds = {name: getattr(stage_config(method, asked, 0), "kind", None) for name, method in METHODS.items()}
+  assert kinds["masked"] == "masked" and kinds["denoising"] == "denoising" and kinds["sparse"] == "sparse"
+  assert METHODS["simclr"].module is simclr and METHODS["variational"].module is vae
+  assert METHODS["random"] == METHODS["plain"] and METHODS["plain"].module is autoencoder
+
+
+def test_plain_features_are_pixels_and_scikit_learns_components():
+  rng = np.random.default_rng(1)
+  images = [rng.integers(0, 17, (count, 4, 4, 1)).astype(np.uint8) for count in (60, 20)]
+  pixels = representations.plain_features("pixels", config(), *images)
+  np.testing.assert_array_equal(pixels.test, images[1].reshape(20, -1))
+  pca = representations.plain_features("pca", config(codes=3), *images)
+  assert pca.train.shape == (60, 3) and np.all(np.abs(pca.train.mean(0)) < 1e-4)
+  assert np.all(np.diff(pca.train.var(0)) <= 0)
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("representations")
+  asked = config(methods=("plain", "random", "pixels", "pca"), workdir=str(directory))
+  assert representations.main(asked) == 0
+  return directory, asked
+
+
+def test_a_study_trains_what_learns_and_nothing_else(studied):
+  directory, _ = studied
+  assert (directory / "plain-0" / "result.json").exists() and not (directory / "random-0").exists()
+  figures = json.loads((directory / "result.json").read_text())["metrics"]
+  values = lambda name: figures[name]["mean"] if isinstance(figures[name], dict) else figures[name]
+  assert values("pixels/all_labels") > 0.7 > 0.3
+  assert {f"{name}/knn" for name in ("plain", "random", "pixels", "pca")} <= figures.keys()
+  assert (directory / "representations.png").exists() and "| pca |" in (directory / "table.md").read_text()
+
+
+def test_a_finished_training_is_taken_as_it_is_and_random_is_untrained(studied):
+  directory, asked = studied
+  before = (directory / "plain-0" / "result.json").read_bytes()
+  encode = representations.make_encoder("plain", asked, directory / "plain-0", 0)
+  assert (directory / "plain-0" / "result.json").read_bytes() == before
+  untrained = representations.make_encoder("random", asked, directory / "random-0", 0)
+  other = representations.make_encoder("random", asked, directory / "random-1", 1)
+  images = np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8, 1) % 17
+  codes = [np.asarray(network(images)) for network in (encode, untrained, other)]
+  assert all(code.shape == (2, 4) for code in codes)
+  assert np.any(codes[0] != codes[1]) and np.any(codes[1] != codes[2])
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    (dict(methods=("maske",)), "--methods=maske is no method"),
+    (dict(methods=()), "--methods="),
+    (dict(label_share=0.0), "--label_share=0.0"),
+    (dict(steps=0), "--steps=0"),
+  ],
+)
+def test_bad_input_is_one_sentence(flags, said):
+  with pytest.raises(InputError, match=said):
+    config(**flags)
