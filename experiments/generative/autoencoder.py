@@ -61,7 +61,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   corruption: Literal["gaussian", "masking"] = field("gaussian", "of the input of --kind=denoising")
   corruption_level: float = field(0.25, "deviation of the noise, of pixels on [0, 1], or share of pixels set to 0")
   target_activation: float = field(0.05, "rho of --kind=sparse: the mean that each unit should have, in (0, 1)")
-  sparsity_weight: float = field(0.3, "of that penalty beside half the squared error of an image, >= 0")
+  sparsity_weight: float = field(0.1, "of that penalty beside half the squared error of an image, >= 0")
   k: int = field(10, "units of --kind=k_sparse that stay, 1 to --codes")
 
   mask_share: float = field(0.75, "share of patches that --kind=masked hides, in (0, 1)")
@@ -99,9 +99,11 @@ class Config(DataConfig, OptimConfig, LoopConfig):
 
   @classmethod
   def tuned(cls, **given: Any) -> "Config":
-    """Sparse codes are long; the masked one is optimised as its paper has it."""
+    """Sparse codes are long; a linear one takes larger steps; the masked one is optimised as its paper has it."""
     kind = given.get("kind", "plain")
-    defaults: dict[str, Any] = {"codes": 128} if kind in SPARSE else {}
+    defaults: dict[str, Any] = {"codes": 64} if kind in SPARSE else {}
+    if given.get("activation") == "linear":
+      defaults |= dict(learning_rate=1e-2, steps=4000)
     if kind == "masked":
       defaults = dict(optimizer="adamw", beta2=0.95, weight_decay=0.05)
     return super().tuned(**{**defaults, **given})

@@ -71,7 +71,7 @@ def corrupt(config, state, batch, level, stream, step=0):
   return x, np.where(hidden, 0, x)
 
 
-def exact(config, params, x, seen, rho=0.05, weight=0.3):
+def exact(config, params, x, seen, rho=0.05, weight=0.1):
   """(loss, squared error of each image, code) of single layers, in float64."""
   sigmoid = lambda x: 1 / (1 + np.exp(-x))
   layer = lambda part, x: x @ params[part]["Dense_0"]["kernel"] + params[part]["Dense_0"]["bias"]
@@ -320,7 +320,8 @@ def test_flags_without_effect_are_told():
   assert idle(**MASKED) == others | {"codes", "network", "hidden", "channels", "activation"}
   tuned = autoencoder.Config.tuned(kind="masked")
   assert (tuned.optimizer, tuned.beta2, tuned.weight_decay) == ("adamw", 0.95, 0.05)
-  assert autoencoder.Config.tuned(kind="sparse").codes == 128 and autoencoder.Config.tuned().codes == 8
+  assert autoencoder.Config.tuned(activation="linear").learning_rate == 1e-2
+  assert autoencoder.Config.tuned(kind="sparse").codes == 64 and autoencoder.Config.tuned().codes == 8
 
 
 @pytest.mark.parametrize(
