@@ -38,7 +38,7 @@ class Run:
     self.game = gan.make_game(self.config, self.world)
     self.experiment = gan.make(self.config)
     self.feeds = gan.make_feeds(self.config)
-    self.batch = jax.jit(lambda: self.feeds.train.draw((), root_key(5), jnp.int32(0)))()
+    self.batch = jax.jit(lambda: self.feeds.train.draw(self.feeds.train.arrays, root_key(5), jnp.int32(0)))()
     self.state = jax.jit(self.experiment.init)(root_key(0), self.batch)
     self.step = jax.jit(self.experiment.step)
     self.discriminate = jax.jit(functools.partial(update_discriminator, self.game))
@@ -125,17 +125,19 @@ def test_no_gradient_of_the_discriminators_loss_reaches_the_generator():
 @pytest.mark.parametrize("loss", ["minimax", "non_saturating", "wasserstein", "hinge", "least_squares", "energy"])
 def test_each_player_pulls_the_scores_its_own_way(loss):
   """Signs: with a small step the discriminator parts the two scores, the generator brings its own towards real."""
-  of = run(loss=loss, learning_rate=1e-3, optimizer="sgd", momentum=0.0, conditional="none")
+  of = run(loss=loss, learning_rate=1e-3, optimizer="sgd", momentum=0.0)
   state, x, label = of.state, of.batch["x"], of.batch["label"]
   real_side = -1 if loss == "energy" else 1
-  key = jax.random.key(3)
-  args = (x, label, key, state.step, state.hparams)
-  player, before = of.discriminate(state.discriminator, state.generator, *args)
-  _, after = of.discriminate(player, state.generator, *args)
+  judge = lambda player: of.discriminate(
+    player, state.generator, x, label, jax.random.key(3), state.step, state.hparams
+  )
+  player, before = judge(state.discriminator)
+  _, after = judge(player)
   gap = lambda m: real_side * float(m["real_score"] - m["fake_score"])
   assert gap(after) > gap(before)
-  player, _, fake = of.generate(state.generator, state.discriminator, label, key, state.step, state.hparams)
-  _, _, moved = of.generate(player, state.discriminator, label, key, state.step, state.hparams)
+  move = lambda player: of.generate(player, state.discriminator, label, jax.random.key(3), state.step, state.hparams)
+  player, _, fake = move(state.generator)
+  moved = move(player)[2]
   score = lambda x: float(
     jnp.mean(apply_player(of.game.discriminator, state.discriminator.params, {}, x, None, False)[0].score)
   )
