@@ -34,6 +34,14 @@ SMALL = {
   "diffusion.ddpm": dict(
     batch_size=16, timesteps=8, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), steps=20
   ),
+  "diffusion.latent": dict(
+    batch_size=16, timesteps=8, channels=8, num_blocks=1, attention_resolutions=(), first_channels=(4,),
+    latent_channels=2, steps=20,
+  ),
+  "generative.vae": dict(
+    latents=2, hidden=(8,), bound="iwae", importance_samples=2, batch_size=16, steps=20, eval_every=0
+  ),
+  "generative.translation": dict(width=4, blocks=1, pool_size=6, batch_size=4, steps=20, eval_examples=16),
   "generative.gan": dict(
     dataset="ring", width=4, latent=3, batch_size=8, critic_steps=2, loss="hinge", regularizer="spectral",
     conditional="projection", discriminator_ema=0.9, steps=20, eval_examples=16,

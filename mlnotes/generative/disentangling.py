@@ -22,9 +22,9 @@ def compute_mutual_information(
 ) -> MutualInformation:
   """Of latents cut into `bins` of equal width between their least and their largest value, as in Locatello et al. 2019.
 
-  Raises ValueError for other numbers of codes than of factors and for codes that are not finite.
+  Raises ValueError for codes that are not finite.
   """
-  _check(codes, factors)
+  _check(codes)
   table = np.zeros((codes.shape[1], factors.shape[1]))
   for d, code in enumerate(codes.T):
     edges = np.histogram_bin_edges(code, bins)
@@ -59,11 +59,13 @@ def compute_factor_score(
 
   Each vote takes `size` examples with one factor in common and names the latent of the smallest variance, relative to
   the `deviation` of all data; a majority table from half of the votes is right on so much of the other half. Latents
-  with a deviation below .05 of the largest are dead and have no vote. Kim & Mnih 2018, section 4. 1 / num_factors by
-  chance.
+  with a deviation below .05 are dead, where the prior's is 1, and have no vote. Kim & Mnih 2018, section 4. By chance
+  1 / num_factors; 0 where all latents are dead.
   """
   rng = np.random.default_rng(seed)
-  alive = np.flatnonzero(deviation > 0.05 * np.max(deviation))
+  alive = np.flatnonzero(deviation > 0.05)
+  if not len(alive):
+    return 0.0
   cast = []
   for vote in range(votes):
     factor = vote % num_factors
@@ -92,18 +94,20 @@ class DCI(NamedTuple):
 def compute_dci(
   codes: Float[np.ndarray, "N D"], factors: Int[np.ndarray, "N K"], test_share: float = 0.25, seed: int = 0
 ) -> DCI:
-  """From random forests (scikit-learn's), one for each factor, whose importances are the table.
+  """From bagged trees (scikit-learn's), some for each factor, whose importances are the table.
 
-  Differences from the paper: forests that classify a factor's values, in place of those that regress.
+  Differences from the paper: trees that classify a factor's values, in place of those that regress.
   """
   from sklearn.ensemble import RandomForestClassifier
 
-  _check(codes, factors)
+  _check(codes)
   order = np.random.default_rng(seed).permutation(len(codes))
   test, train = np.split(order, [int(test_share * len(codes))])
   importance, right = [], []
   for factor in factors.T:
-    forest = RandomForestClassifier(50, max_depth=12, random_state=seed).fit(codes[train], factor[train])
+    forest = RandomForestClassifier(20, max_depth=12, max_features=None, random_state=seed).fit(
+      codes[train], factor[train]
+    )
     importance.append(forest.feature_importances_)
     right.append(np.mean(forest.predict(codes[test]) == factor[test]))
   table = np.array(importance).T + 1e-11  # (D, K)
@@ -129,8 +133,6 @@ def _mutual_information(a: Int[np.ndarray, " N"], b: Int[np.ndarray, " N"]) -> f
   return max(0.0, _entropy(a) + _entropy(b) - _entropy(both))
 
 
-def _check(codes: np.ndarray, factors: np.ndarray) -> None:
-  if len(codes) != len(factors):
-    raise ValueError(f"codes and factors must be of the same examples, found {len(codes)} and {len(factors)}.")
+def _check(codes: np.ndarray) -> None:
   if not np.all(np.isfinite(codes)):
     raise ValueError(f"codes must be finite, found {np.sum(~np.isfinite(codes))} numbers that are not.")

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Num
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -31,9 +31,9 @@ def split_posterior(features: Float[Array, "*B D2"]) -> GaussianPosterior:
   return GaussianPosterior(*jnp.split(features, 2, axis=-1))
 
 
-def sample_posterior(key: Key[Array, ""], q: GaussianPosterior) -> Float[Array, "*B D"]:
-  """mean + sigma * noise: gradients pass to both (Kingma & Welling 2014, section 2.4)."""
-  return q.mean + jnp.exp(q.log_var / 2) * jax.random.normal(key, q.mean.shape)
+def reparameterize(q: GaussianPosterior, noise: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+  """mean + sigma * noise, of standard normal noise: gradients pass to both (Kingma & Welling 2014, section 2.4)."""
+  return q.mean + jnp.exp(q.log_var / 2) * noise
 
 
 def gaussian_kl(q: GaussianPosterior) -> Float[Array, "*B D"]:
@@ -44,8 +44,9 @@ def gaussian_kl(q: GaussianPosterior) -> Float[Array, "*B D"]:
   return (q.mean**2 + jnp.expm1(q.log_var) - q.log_var) / 2
 
 
-def gaussian_log_prob(x: Float[Array, "*B"], mean: ArrayLike, log_var: ArrayLike) -> Float[Array, "*B"]:
-  """log N(x; mean, exp(log_var)), for each number."""
+def gaussian_log_prob(x: ArrayLike, mean: ArrayLike, log_var: ArrayLike) -> Float[Array, "..."]:
+  """log N(x; mean, exp(log_var)), for each number; the three are broadcast."""
+  x, mean, log_var = jnp.broadcast_arrays(x, mean, log_var)
   return -((x - mean) ** 2 * jnp.exp(-log_var) + log_var + LOG_2PI) / 2
 
 
@@ -95,38 +96,35 @@ class Bound(NamedTuple):
 LogLikelihood = Callable[[Float[Array, "B D"]], Float[Array, " B"]]
 
 
-def compute_elbo(key: Key[Array, ""], q: GaussianPosterior, log_likelihood: LogLikelihood, samples: int = 1) -> Bound:
+def compute_elbo(noise: Float[Array, "K B D"], q: GaussianPosterior, log_likelihood: LogLikelihood) -> Bound:
   """E_q log p(x|z) - KL(q(z|x) || p(z)) with the KL in closed form: Kingma & Welling 2014, eq. 10.
 
-  `samples` latents are drawn for each example.
+  `noise` is standard normal, for K latents of each example.
   """
   kl = gaussian_kl(q)
-  draw = lambda key: log_likelihood(sample_posterior(key, q))
-  likelihood = jnp.mean(jax.vmap(draw)(jax.random.split(key, samples)), axis=0)
+  likelihood = jnp.mean(jax.vmap(lambda noise: log_likelihood(reparameterize(q, noise)))(noise), axis=0)
   bound = likelihood - jnp.sum(kl, axis=-1)
   return Bound(bound, likelihood, kl, bound)
 
 
 def compute_iwae(
-  key: Key[Array, ""],
+  noise: Float[Array, "K B D"],
   q: GaussianPosterior,
   log_likelihood: LogLikelihood,
-  samples: int,
   doubly_reparameterized: bool = False,
 ) -> Bound:
-  """The importance-weighted bound with k = `samples`: log 1/k sum_k p(x, z_k) / q(z_k|x). Burda et al. 2016, eq. 8.
+  """The importance-weighted bound of K weights: log 1/K sum_k p(x, z_k) / q(z_k|x). Burda et al. 2016, eq. 8.
 
-  The gradient of its encoder has the less signal the larger k is (Rainforth et al. 2018). Doubly reparameterised, it
-  goes through the samples alone, with squared weights (Tucker et al. 2019, eq. 8): unbiased, and the better the larger
-  k is. The decoder's gradient is the same in both.
+  `noise` is standard normal. The gradient of its encoder has the less signal the larger K is (Rainforth et al. 2018).
+  Doubly reparameterised, it goes through the samples alone, with squared weights (Tucker et al. 2019, eq. 8): unbiased,
+  and the better the larger K is. The decoder's gradient is the same in both.
   """
-  noise = jax.random.normal(key, (samples, *q.mean.shape))
-  z = q.mean + jnp.exp(q.log_var / 2) * noise
+  z = jax.vmap(reparameterize, (None, 0))(q, noise)
   kl = gaussian_kl(q)
 
   def weigh(z: Array, q: GaussianPosterior) -> tuple[Array, Array]:
     likelihood = jax.vmap(log_likelihood)(z)
-    prior = jnp.sum(gaussian_log_prob(z, 0.0, jnp.zeros(())), axis=-1)
+    prior = jnp.sum(gaussian_log_prob(z, 0.0, 0.0), axis=-1)
     posterior = jnp.sum(gaussian_log_prob(z, q.mean, q.log_var), axis=-1)
     return likelihood, likelihood + prior - posterior
 
@@ -186,7 +184,7 @@ def decompose_kl(z: Float[Array, "B D"], q: GaussianPosterior, num_examples: int
   log_qz = jax.nn.logsumexp(jnp.sum(log_q, axis=-1), axis=1) - constant
   log_qz_product = jnp.sum(jax.nn.logsumexp(log_q, axis=1) - constant, axis=-1)
   log_own = jnp.sum(gaussian_log_prob(z, q.mean, q.log_var), axis=-1)
-  log_prior = jnp.sum(gaussian_log_prob(z, 0.0, jnp.zeros(())), axis=-1)
+  log_prior = jnp.sum(gaussian_log_prob(z, 0.0, 0.0), axis=-1)
   parts = (log_own - log_qz, log_qz - log_qz_product, log_qz_product - log_prior)
   return KLParts(*(jnp.mean(part) for part in parts))
 
