@@ -227,7 +227,7 @@ def _draw_samples(generator: Any, key: Key[Array, ""], data: Any, path: Path) ->
 def _between(key: Key[Array, ""], latent: int) -> Float[Array, "P S Z"]:
   """Noise along great circles between pairs of draws: a straight line would leave the shell where noise lies."""
   ends = jax.random.normal(key, (2, _PATHS, 1, latent))
-  angle = jnp.linspace(0, jnp.pi / 2, _STEPS)[:, None]
+  angle = jnp.linspace(0, jnp.pi / 2, _STEPS)[None, :, None]
   return jnp.cos(angle) * ends[0] + jnp.sin(angle) * ends[1]
 
 

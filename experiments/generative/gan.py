@@ -326,7 +326,7 @@ def make(config: Config) -> Experiment:
     metrics = {**jax.tree.map(jnp.mean, metrics), **more}
     if world.mixture:
       modes = generative.find_modes(fake, world.mixture)
-      caught = jnp.any(modes[:, None] == jnp.arange(world.num_classes), axis=0)
+      caught = jnp.any(modes[:, None] == jnp.arange(world.num_classes)[None], axis=0)
       metrics |= {"modes_in_batch": jnp.sum(caught.astype(jnp.float32)), "on_mode": jnp.mean(modes >= 0)}
     return state._replace(step=state.step + 1, generator=generator, discriminator=discriminator), metrics
 

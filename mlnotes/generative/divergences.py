@@ -75,7 +75,7 @@ def nearest_is_own(
   """
 
   def nearest(rows, counted):
-    squared = jnp.sum(jnp.square(rows), axis=1) - 2 * x @ rows.T
+    squared = jnp.sum(jnp.square(rows), axis=1)[None] - 2 * x @ rows.T
     return jnp.min(jnp.where(counted, squared, jnp.inf), axis=1)
 
   there = (mask > 0)[None]

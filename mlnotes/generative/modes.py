@@ -56,7 +56,7 @@ def draw_point(key: Key[Array, ""], mixture: PointMixture) -> tuple[Float[Array,
 
 def find_modes(points: Num[Array, "N 2"], mixture: PointMixture) -> Int[Array, " N"]:
   """The mode of the nearest centre of each point, -1 where that is farther than three deviations."""
-  squared = jnp.sum(jnp.square(points[:, None] - jnp.asarray(mixture.centres, points.dtype)), axis=-1)
+  squared = jnp.sum(jnp.square(points[:, None] - jnp.asarray(mixture.centres, points.dtype)[None]), axis=-1)
   mode = jnp.asarray(mixture.mode, jnp.int32)[jnp.argmin(squared, axis=1)]
   return jnp.where(jnp.min(squared, axis=1) <= (DEVIATIONS * mixture.deviation) ** 2, mode, -1)
 

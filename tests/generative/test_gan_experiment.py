@@ -18,7 +18,7 @@ from mlnotes.engine.experiment import example_keys, root_key, set_hparams, strea
 from mlnotes.generative.game import apply_player, draw_noise, update_discriminator, update_generator
 from mlnotes.generative.gan_regularizers import spectral_normalize
 
-SMALL = dict(dataset="ring", width=4, latent=3, batch_size=6, deviation=0.05, steps=20)
+SMALL = dict(dataset="ring", width=4, latent=3, batch_size=6, deviation=0.05, steps=20, eval_examples=18)
 
 
 def assert_equal(found, expected):
@@ -38,17 +38,19 @@ class Run:
     self.game = gan.make_game(self.config, self.world)
     self.experiment = gan.make(self.config)
     self.feeds = gan.make_feeds(self.config)
-    self.batch = jax.jit(lambda: self.feeds.train.draw((), root_key(5), jnp.int32(0)))()
+    self.batch = jax.jit(lambda: self.feeds.train.draw(self.feeds.train.arrays, root_key(5), jnp.int32(0)))()
     self.state = jax.jit(self.experiment.init)(root_key(0), self.batch)
     self.step = jax.jit(self.experiment.step)
+    self.embed, self.evaluate = jax.jit(self.experiment.embed), jax.jit(self.experiment.evaluate)
     self.discriminate = jax.jit(functools.partial(update_discriminator, self.game))
     self.generate = jax.jit(functools.partial(update_generator, self.game))
 
   def reference(self, state):
-    arrays = [
-      self.experiment.embed(state, self.feeds.evaluate.draw((), i)) for i in range(self.feeds.evaluate.num_batches)
-    ]
+    arrays = [self.embed(state, self.feeds.evaluate.draw((), i)) for i in range(self.feeds.evaluate.num_batches)]
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *arrays)
+
+
+apply = jax.jit(apply_player, static_argnums=(0, 5))
 
 
 @functools.cache
@@ -85,26 +87,23 @@ def test_a_step_is_updates_of_the_discriminator_on_parts_of_the_batch_then_one_o
   assert int(found.step) == 1 and differ(found.generator.params, state.generator.params)
 
 
-@pytest.mark.parametrize("network", ["dcgan"])
-def test_running_statistics_of_the_generator_are_its_own_updates_alone(network):
+def test_running_statistics_of_the_generator_are_its_own_updates_alone():
   """Of images: the discriminator's update generates in training mode and must forget the statistics."""
   of = run(dataset="digits", width=2, critic_steps=1)
   found, _ = of.step(of.state, of.batch)
   key = stream_key(of.state.key, "generator", of.state.step)
   noise = draw_noise(key, 6, 3)
-  _, stats = apply_player(
-    of.game.generator, of.state.generator.params, of.state.generator.batch_stats, noise, None, True
-  )
+  _, stats = apply(of.game.generator, of.state.generator.params, of.state.generator.batch_stats, noise, None, True)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
   jax.tree.map(close, found.generator.batch_stats, stats)
   # Real and generated examples stand apart: two updates of the discriminator's statistics, neither from both at once.
   real = of.world.examples(of.batch)
   key = jax.random.split(jax.random.split(stream_key(of.state.key, "discriminator", 0), 1)[0])[0]
   player = of.state.generator
-  fake, _ = apply_player(of.game.generator, player.params, player.batch_stats, draw_noise(key, 6, 3), None, True)
+  fake, _ = apply(of.game.generator, player.params, player.batch_stats, draw_noise(key, 6, 3), None, True)
   stats = of.state.discriminator.batch_stats
   for x in (real, fake):
-    _, stats = apply_player(of.game.discriminator, of.state.discriminator.params, stats, x, None, True)
+    _, stats = apply(of.game.discriminator, of.state.discriminator.params, stats, x, None, True)
   jax.tree.map(close, found.discriminator.batch_stats, stats)
 
 
@@ -125,19 +124,21 @@ def test_no_gradient_of_the_discriminators_loss_reaches_the_generator():
 @pytest.mark.parametrize("loss", ["minimax", "non_saturating", "wasserstein", "hinge", "least_squares", "energy"])
 def test_each_player_pulls_the_scores_its_own_way(loss):
   """Signs: with a small step the discriminator parts the two scores, the generator brings its own towards real."""
-  of = run(loss=loss, learning_rate=1e-3, optimizer="sgd", momentum=0.0, conditional="none")
+  of = run(loss=loss, learning_rate=1e-3, optimizer="sgd", momentum=0.0)
   state, x, label = of.state, of.batch["x"], of.batch["label"]
   real_side = -1 if loss == "energy" else 1
-  key = jax.random.key(3)
-  args = (x, label, key, state.step, state.hparams)
-  player, before = of.discriminate(state.discriminator, state.generator, *args)
-  _, after = of.discriminate(player, state.generator, *args)
+  judge = lambda player: of.discriminate(
+    player, state.generator, x, label, jax.random.key(3), state.step, state.hparams
+  )
+  player, before = judge(state.discriminator)
+  _, after = judge(player)
   gap = lambda m: real_side * float(m["real_score"] - m["fake_score"])
   assert gap(after) > gap(before)
-  player, _, fake = of.generate(state.generator, state.discriminator, label, key, state.step, state.hparams)
-  _, _, moved = of.generate(player, state.discriminator, label, key, state.step, state.hparams)
+  move = lambda player: of.generate(player, state.discriminator, label, jax.random.key(3), state.step, state.hparams)
+  player, _, fake = move(state.generator)
+  moved = move(player)[2]
   score = lambda x: float(
-    jnp.mean(apply_player(of.game.discriminator, state.discriminator.params, {}, x, None, False)[0].score)
+    jnp.mean(apply(of.game.discriminator, state.discriminator.params, {}, x, None, False)[0].score)
   )
   assert real_side * score(moved) > real_side * score(fake)
 
@@ -242,18 +243,18 @@ def test_what_is_evaluated_and_sampled_is_the_average():
   key = jax.random.key(0)
   assert_equal(of.experiment.model(zero).sample(key, 4), of.experiment.model(of.state).sample(jax.random.clone(key), 4))
   batch = of.feeds.evaluate.draw((), 0)
-  assert_equal(of.experiment.embed(zero, batch), of.experiment.embed(of.state, batch))
+  assert_equal(of.embed(zero, batch), of.embed(of.state, batch))
 
 
 def test_evaluation_draws_by_the_examples_numbers_and_is_a_half_for_what_is_real():
   of = run()
   batch = of.feeds.evaluate.draw((), 0)
-  embedded = of.experiment.embed(of.state, batch)
+  embedded = of.embed(of.state, batch)
   keys = example_keys(stream_key(of.state.key, "evaluate"), batch["index"])
   noise = jnp.stack([draw_noise(key, 1, 3)[0] for key in keys])
   np.testing.assert_allclose(embedded["fake"], of.experiment.model(of.state)(noise), rtol=1e-4, atol=1e-5)
   reference = of.reference(of.state)
-  found = of.experiment.evaluate(of.state, batch, reference)
+  found = of.evaluate(of.state, batch, reference)
   assert set(found) == {"nearest_neighbor_accuracy", "on_mode", "real_score", "fake_score"}
   index = jnp.arange(200)
   x, y = jax.random.normal(jax.random.key(1), (2, 200, 2))
