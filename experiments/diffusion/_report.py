@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from mlnotes.data import DataSet, Split, fixed_subset
+from experiments.generative._judging import MIN_SAMPLES, draw_real_and_generated, make_reference, read_part
+from mlnotes.data import DataSet
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import add_noise, to_levels
 from mlnotes.diffusion.sample import ddim_step, ddpm_step
 from mlnotes.diffusion.schedule import compute_log_snr, make_timesteps
-from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import example_keys, stream_key
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
 from mlnotes.engine.progress import report_step
@@ -28,17 +28,10 @@ _CHUNK = 512
 _AUTO_LIMIT = 1000
 # Fewer of them say nothing.
 _AUTO_LEAST = 100
-# Precision and recall look at the third neighbour of each sample.
-MIN_SAMPLES = 4
-# Fewest images, training and test together, that leave as many for the distance between two sets of real ones.
-_MIN_IMAGES = 2 * MIN_SAMPLES
 # An update passes its batch through the network forwards and backwards, which takes about three times as long as
 # sampling, forwards alone; the third is left to the judge.
 _PASSES_PER_UPDATE = 2
 _DDIM_STEPS = (5, 10, 20, 50)
-# Training images among which the nearest is searched, and that the judge learns from; test images beside them.
-_SEARCHED, _HELD_OUT = 60_000, 10_000
-_REAL_SPLITS = 10
 
 
 class Sampler(NamedTuple):
@@ -150,48 +143,6 @@ def to_unit(x: Shaped[Array, "..."] | Shaped[np.ndarray, "..."]) -> Float[np.nda
   return np.clip((np.asarray(x, np.float32) + 1) / 2, 0, 1)
 
 
-class Reference(NamedTuple):
-  """Real images, their judge and its features of them: what samples are measured against."""
-
-  judge: Any
-  judge_accuracy: float
-  train: Mapping[str, np.ndarray]
-  test: Mapping[str, np.ndarray]
-  features: np.ndarray
-  real_distance: float
-  num_samples: int
-
-  def real_features(self) -> np.ndarray:
-    """Of `num_samples` real images: held out ones, which the judge has not seen, and training images where they end."""
-    num_train = len(self.features) - len(self.test["label"])
-    index = num_train + fixed_subset(len(self.test["label"]), self.num_samples)
-    if missing := self.num_samples - len(index):
-      index = np.concatenate([index, fixed_subset(num_train, missing)])
-    return self.features[index]
-
-  def distance(self, features: np.ndarray) -> float:
-    """Frechet distance of samples to as many real images, a mean over random choices of these."""
-    from mlnotes.generative import feature_frechet_distance
-
-    rng = np.random.default_rng(0)
-    pick = lambda: rng.choice(len(self.features), self.num_samples, replace=False)
-    return float(np.mean([feature_frechet_distance(self.features[pick()], features) for _ in range(_REAL_SPLITS)]))
-
-
-def _read(split: Split, limit: int) -> Mapping[str, np.ndarray]:
-  return split.read(fixed_subset(len(split), limit))
-
-
-def check_report(data: DataSet) -> None:
-  """Raises InputError for a data set too small to measure samples against, before the run that is to be measured."""
-  found = len(data.train) + len(data.test)
-  if found < _MIN_IMAGES:
-    raise InputError(
-      f"--dataset: found {found} images in {data.name}, expected at least {_MIN_IMAGES} for the figures of the report, "
-      "or --report_seeds=0 for none."
-    )
-
-
 def choose_num_samples(data: DataSet, config: Any) -> int:
   """Samples per figure of quality: `config.quality_samples`, or as many as take about as long as the training.
 
@@ -216,30 +167,6 @@ def _samplers(config: Any) -> list[Sampler]:
   total = config.timesteps
   chosen = Sampler(config.sampler, min(config.sample_steps, total))
   return sorted({chosen, Sampler("ddpm", total), *(Sampler("ddim", n) for n in _DDIM_STEPS if n <= total)})
-
-
-def make_reference(data: DataSet, num_samples: int) -> Reference:
-  """Trains the judge of `data`, or finds it in the cache, and measures real images with it.
-
-  The features are of test images and as many training images as make ten times `num_samples`, at most all.
-  """
-  from mlnotes.generative import class_agreement, compute_real_distance, load_or_train_judge
-
-  train, test = _read(data.train, _SEARCHED), _read(data.test, _HELD_OUT)
-  report_step(f"a judge from {len(train['label'])} training images, unless it is in the cache")
-  judge = load_or_train_judge(train["image"], train["label"], data.num_classes, data.levels)
-  subset = _read(data.train, 10 * num_samples)
-  features = judge.features(np.concatenate([subset["image"], test["image"]]))
-  num_samples = min(num_samples, len(features) // 2)
-  return Reference(
-    judge=judge,
-    judge_accuracy=class_agreement(judge.predict(test["image"]), test["label"]),
-    train=train,
-    test=test,
-    features=features,
-    real_distance=compute_real_distance(features, num_samples, _REAL_SPLITS),
-    num_samples=num_samples,
-  )
 
 
 def write_report(
@@ -272,7 +199,7 @@ def write_report(
   figures = dict(next(row for row in rows if (row["sampler"], row["steps"]) == chosen))
   ancestral = next(row for row in rows if (row["sampler"], row["steps"]) == ("ddpm", total))
   precision, recall = precision_recall(reference.real_features(), reference.judge.features(images[chosen]))
-  bounded = _read(data.test, count_affordable(data, config))
+  bounded = read_part(data.test, count_affordable(data, config))
   searched = len(reference.train["label"])
   report_step(f"the nearest of {searched} training images (of {len(data.train)} in all) to each sample and test image")
   novelty = compute_novelty(images[chosen], reference.test["image"], reference.train["image"])
@@ -284,7 +211,7 @@ def write_report(
   _draw_quality(rows, directory / "quality.png")
   _draw_samples(studio, key, data, chosen, directory / "samples.png")
   _draw_trajectory(studio, key, data, chosen, directory / "trajectory.png")
-  _draw_real_and_generated(reference, images[chosen], model.num_levels, directory / "real_and_generated.png")
+  draw_real_and_generated(reference, images[chosen], model.num_levels, directory / "real_and_generated.png")
   figures = {name: value for name, value in figures.items() if name not in ("sampler", "steps")}
   if not model.num_classes:
     del figures["class_agreement"]
@@ -349,23 +276,6 @@ def _draw_trajectory(studio: Studio, key, data: DataSet, sampler: Sampler, path:
     axis.tick_params(length=0)
     axis.set_xlabel("time t")
     axis.set_title(title)
-  save_figure(figure, path)
-
-
-def _draw_real_and_generated(reference: Reference, images: np.ndarray, num_levels: int, path: Path) -> None:
-  from mlnotes.generative import find_nearest
-
-  rng = np.random.default_rng(0)
-  pick = lambda count: rng.choice(count, min(50, count), replace=False)
-  generated = images[pick(len(images))]
-  nearest = reference.train["image"][find_nearest(generated, reference.train["image"]).index]
-  real = reference.test["image"][pick(len(reference.test["image"]))]
-  height = max(sheet_height(3.9, sheet, 10) for sheet in (real, generated, nearest))
-  figure, axes = new_figure(1, 3, width=12.0, height=height + 0.4)
-  titles = ("real, held out", "generated", f"nearest of {len(reference.train['label'])} training images to each")
-  for axis, sheet, title in zip(axes[0], (real, generated, nearest), titles):
-    show_images(axis, sheet / (num_levels - 1), columns=10)
-    axis.set_title(title, fontsize=9)
   save_figure(figure, path)
 
 

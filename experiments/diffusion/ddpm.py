@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.diffusion._report import MIN_SAMPLES, check_report
+from experiments.generative._judging import MIN_SAMPLES, check_images
 from mlnotes import diffusion
 from mlnotes.data import DataSet, Feeds
 from mlnotes.data.flags import DataConfig, load_data, make_feeds as make_data_feeds
@@ -235,7 +235,7 @@ def make(config: Config) -> Experiment:
 
 def main(config: Config) -> int:
   if config.report_seeds:
-    check_report(load_data(config))
+    check_images(load_data(config))
   return train(make(config), make_feeds(config), config, best_metric="bits_per_dim_estimate")
 
 

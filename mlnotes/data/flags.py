@@ -44,8 +44,8 @@ class DataConfig(FeedConfig):
 
   dataset: str = field(
     "digits",
-    "digits (built in; digits_halves: tested on other writers), a file.npz with image and label, a folder of class "
-    "folders, or the name of a TFDS set",
+    "digits (built in; digits_halves: tested on other writers), sprites (built in, drawn), a file.npz with image and "
+    "label, a folder of class folders, or the name of a TFDS set",
   )
   data_dir: str = field(
     "", "directory of prepared TFDS data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets", free=True
@@ -64,7 +64,7 @@ class DataConfig(FeedConfig):
     idle, kind = super().idle_flags(), kind_of(self.dataset, self.data_dir)
     if kind != "tfds":
       idle["data_dir"] = f"--dataset={self.dataset} is no TFDS data set"
-    if kind in ("digits", "npz"):
+    if kind in ("digits", "sprites", "npz"):
       idle |= dict.fromkeys(("train_split", "test_split"), f"--dataset={self.dataset} has its own two splits")
     return idle
 

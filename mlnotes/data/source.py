@@ -1,4 +1,4 @@
-"""Where data sets come from: scikit-learn's digits, an .npz file, a folder of images, or a TFDS directory."""
+"""Where data sets come from: built-in digits and sprites, an .npz file, a folder of images, or a TFDS directory."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,7 @@ from mlnotes.data.folder_source import load_folder
 from mlnotes.data.image import resize_images
 from mlnotes.data.npz import read_npz
 from mlnotes.data.order import hold_out
+from mlnotes.data.sprites import load_sprites
 from mlnotes.data.tfds_source import load_tfds, tfds_directory
 
 
@@ -24,6 +25,7 @@ def load(
 
   "digits":     scikit-learn's 1797 handwritten digits, 8x8x1 with 17 grey levels; needs no file. "digits_halves" are
                 the same in the order of their writers: the first half to learn from, the second to test on.
+  "sprites":    24,576 binary pictures of a shape, 32x32x1, drawn from five causes: see `mlnotes.data.sprites`.
   "path.npz":   arrays `image` and `label`, and `image_test` and `label_test` (else a tenth is set aside).
   a folder:     images in sub-folders called after their classes, these in `train_split` and `test_split` or not (then
                 a tenth is set aside); write ./name where a TFDS data set has the name too.
@@ -38,14 +40,19 @@ def load(
     return load_folder(dataset, train_split, test_split, image_size)
   if kind == "tfds":
     return load_tfds(dataset, data_dir, train_split, test_split, image_size)
-  data = load_digits(halves=dataset == "digits_halves") if kind == "digits" else load_npz(dataset)
+  if kind == "digits":
+    data = load_digits(halves=dataset == "digits_halves")
+  else:
+    data = load_sprites() if kind == "sprites" else load_npz(dataset)
   return _resize(data, image_size) if image_size else data
 
 
-def kind_of(dataset: str, data_dir: str | None = None) -> Literal["digits", "npz", "folder", "tfds"]:
+def kind_of(dataset: str, data_dir: str | None = None) -> Literal["digits", "sprites", "npz", "folder", "tfds"]:
   """What `--dataset` names, without reading it."""
   if dataset in ("digits", "digits_halves"):
     return "digits"
+  if dataset == "sprites":
+    return "sprites"
   if dataset.endswith(".npz"):
     return "npz"
   if dataset.startswith((".", "/", "~")):

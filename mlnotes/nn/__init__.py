@@ -12,6 +12,7 @@ from mlnotes.nn.calibration import (
 )
 from mlnotes.nn.cbam import CBAM as CBAM
 from mlnotes.nn.conv import Conv as Conv, contains_slow_convolution as contains_slow_convolution, convolve as convolve
+from mlnotes.nn.conv_transpose import ConvTranspose as ConvTranspose, convolve_transpose as convolve_transpose
 from mlnotes.nn.convnet import ConvNet as ConvNet
 from mlnotes.nn.densenet import DenseNet as DenseNet, DenseNet40 as DenseNet40, DenseNetBC100 as DenseNetBC100
 from mlnotes.nn.dropout import (

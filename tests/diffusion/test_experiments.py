@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import experiments.diffusion._report
+import experiments.generative._judging
 import mlnotes.engine.plot
 import mlnotes.generative
 from experiments.diffusion import ddpm, sample as sample_experiment
@@ -385,8 +386,8 @@ def report(data, monkeypatch, tmp_path):
     monkeypatch.setattr(mlnotes.generative, "load_or_train_judge", judge)
     monkeypatch.setattr(experiments.diffusion._report.Studio, "sample", sample)
     monkeypatch.setattr(experiments.diffusion._report.Studio, "bits_per_dim", lambda self, key, split: split["label"])
-    for name in ("quality", "samples", "trajectory", "real_and_generated"):
-      monkeypatch.setattr(experiments.diffusion._report, f"_draw_{name}", lambda *_: None)
+    for name in ("_draw_quality", "_draw_samples", "_draw_trajectory", "draw_real_and_generated"):
+      monkeypatch.setattr(experiments.diffusion._report, name, lambda *_: None)
     model = ddpm.make_model(config, data)
     return experiments.diffusion._report.write_report(model, {}, jax.random.key(1), data, config, tmp_path)
 
@@ -447,9 +448,11 @@ def test_a_report_samples_and_draws_as_its_flags_say(data, monkeypatch, tmp_path
   reporting = experiments.diffusion._report
   monkeypatch.setattr(mlnotes.generative, "load_or_train_judge", lambda images, labels, *_: PixelJudge(images, labels))
   monkeypatch.setattr(reporting, "Studio", Copier)
-  for name in ("_draw_quality", "_draw_trajectory", "save_figure"):
+  for name in ("_draw_quality", "_draw_trajectory"):
     monkeypatch.setattr(reporting, name, lambda *_: None)
-  monkeypatch.setattr(reporting, "show_images", lambda axis, images, columns: drawn.append(np.asarray(images)))
+  for module in (reporting, experiments.generative._judging):
+    monkeypatch.setattr(module, "save_figure", lambda *_: None)
+    monkeypatch.setattr(module, "show_images", lambda axis, images, columns: drawn.append(np.asarray(images)))
   config = make_config(sampler="ddpm", sample_steps=2, guidance=3.0, label_dropout=0.1, quality_samples=16)
   model = ddpm.make_model(config, data)
   found = reporting.write_report(model, {}, jax.random.key(1), data, config, tmp_path)
