@@ -26,7 +26,7 @@ from mlnotes.generative.flow import (
 from mlnotes.nn.initializers import orthogonal
 
 # (z, log |det dz/dx|), the second per example.
-Forward: TypeAlias = tuple[Float[Array, "B *shape"], Float[Array, " B"]]
+Forward: TypeAlias = tuple[Float[Array, "B *out"], Float[Array, " B"]]
 ScaleName: TypeAlias = Literal["none", "tanh", "sigmoid"]
 # Added to a batch's standard deviations before they divide.
 _LEAST_DEVIATION = 1e-6
