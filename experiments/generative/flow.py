@@ -43,15 +43,14 @@ COUPLINGS = {"nice": (4, 8), "realnvp": (3, 8), "glow": (4, 8)}
 class Config(DataConfig, OptimConfig, LoopConfig):
   """Defaults: RealNVP of digits in a few minutes on two CPU cores."""
 
-  steps: int = 1500
+  steps: int = 600
   batch_size: int = 64
   learning_rate: float = 2e-3
   schedule: ScheduleName = "warmup_cosine"
   warmup_steps: int = 100
   clip_norm: float = 50.0
-  weight_decay: float = 0.0
-  eval_every: int = 500
-  checkpoint_every: int = 500
+  eval_every: int = 200
+  checkpoint_every: int = 200
 
   flow: Literal["nice", "realnvp", "glow"] = field("realnvp", "which bijections")
   points: Literal["none", "moons", "rings", "grid"] = field(

@@ -70,7 +70,9 @@ def _require_alpha(alpha: float) -> None:
     raise InputError(f"alpha is {alpha}, expected a number between 0 and 0.5.")
 
 
-def bits_per_dim(log_density: Float[Array, "*B"], num_levels: int, num_dims: int) -> Float[Array, "*B"]:
+def bits_per_dim(
+  log_density: Float[Array, "*B"] | Float[np.ndarray, "*B"], num_levels: int, num_dims: int
+) -> Float[Array, "*B"] | Float[np.ndarray, "*B"]:
   """Bits per dimension of levels whose dequantised points, on [0, 1]^D, have this log-density in nats.
 
     (-log p(x) / D + log(num_levels)) / log 2
