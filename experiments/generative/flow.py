@@ -35,6 +35,8 @@ from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 _TEST_SEED = 0
 _PLANE_TEST_POINTS = 2000
+# What suits a density of the plane where no other is asked for.
+_PLANE = dict(steps=4000, batch_size=256, width=64, depth=2, eval_every=1000, checkpoint_every=1000, log_every=100)
 # Of each flow: the couplings where no number is asked for, of images and of the plane.
 COUPLINGS = {"nice": (4, 8), "realnvp": (3, 8), "glow": (4, 8)}
 
@@ -75,6 +77,11 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   quality_samples: int = field(
     0, "samples that are judged, 4 or more; 0: as many as test images, at most 1000", free="report"
   )
+
+  @classmethod
+  def tuned(cls, **given):
+    """The plane has little to compute and much to bend."""
+    return cls(**{**(_PLANE if given.get("points", "none") != "none" else {}), **given})
 
   def __post_init__(self):
     super().__post_init__()
