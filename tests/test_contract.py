@@ -34,6 +34,13 @@ SMALL = {
   "diffusion.ddpm": dict(
     batch_size=16, timesteps=8, channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(), steps=20
   ),
+  "diffusion.latent": dict(
+    batch_size=16, timesteps=8, channels=8, num_blocks=1, attention_resolutions=(), first_channels=(4,),
+    latent_channels=2, steps=20,
+  ),
+  "generative.vae": dict(
+    latents=2, hidden=(8,), bound="iwae", importance_samples=2, batch_size=16, steps=20, eval_every=0
+  ),
   **{
     f"contrastive.{name}": dict(
       batch_size=16, width=8, projection=8, steps=20, warmup_steps=2, knn_examples=64, eval_examples=32, **more

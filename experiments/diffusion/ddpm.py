@@ -10,7 +10,7 @@ alternatives to the noise (Salimans & Ho 2022).
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -98,6 +98,10 @@ class Config(DataConfig, OptimConfig, LoopConfig):
       require(self.conditional or value == plain, name, value, f"{plain:g} with --noconditional, which has no labels")
     require_null_label("--label_dropout", self.guidance, self.label_dropout)
 
+  def count_rows(self) -> int:
+    """Of what the network sees."""
+    return load_data(self).image_shape[0]
+
   def idle_flags(self):
     idle = super().idle_flags()
     if self.loss_weight == "vlb":
@@ -108,7 +112,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
       why = "--report_seeds=0 draws no samples"
       idle |= dict.fromkeys(("sampler", "sample_steps", "guidance", "quality_samples"), why)
     try:
-      height = load_data(self).image_shape[0]
+      height = self.count_rows()
     except InputError:  # said where the data are needed
       return idle
     heights = [height // 2**level for level in range(len(self.multipliers))]
@@ -135,6 +139,7 @@ class State(NamedTuple):
   ema: chex.ArrayTree
   opt_state: optax.OptState
   hparams: dict[str, Float[Array, ""]]
+  frozen: Any = ()  # what is used and never updated: of latent diffusion its first stage
 
 
 def make_feeds(config: Config) -> Feeds:
@@ -180,6 +185,39 @@ def make_model(config: Config, data: DataSet) -> DiffusionModel:
   return model
 
 
+def init_state(config: Config, model: DiffusionModel, optimizer, key, frozen: Any = ()) -> State:
+  params = model.init(stream_key(key, "init"))
+  hparams = {name: jnp.float32(getattr(config, name)) for name in ("ema_decay", "label_dropout", "vlb_weight")}
+  # A copy: parameters and average are updated in place, each its own.
+  ema = jax.tree.map(jnp.copy, params)
+  return State(jnp.zeros([], jnp.int32), key, params, ema, optimizer.init(params), hparams, frozen)
+
+
+def update_state(config: Config, model: DiffusionModel, optimizer, loss, state: State, x0, label):
+  """One update on clean inputs `x0` (B, H, W, C) of the classes `label`: (state, metrics)."""
+  stream = lambda name: stream_key(state.key, name, state.step)
+  t = jax.random.randint(stream("time"), label.shape, 0, config.timesteps)
+  noise = jax.random.normal(stream("noise"), x0.shape)
+  label = model.drop_label(stream("label"), label, state.hparams["label_dropout"])
+
+  def mean_loss(params):
+    network = model.make_network(params, label, dropout_key=stream("dropout"))
+    return jnp.mean(loss(network, x0, noise, t, state.hparams["vlb_weight"]))
+
+  value, grads = jax.value_and_grad(mean_loss)(state.params)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = update_ema(state.ema, params, state.step, state.hparams["ema_decay"])
+  metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+  return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+
+
+def mirror_at_random(key, image):
+  """Images (B, H, W, C), half of them mirrored."""
+  mirrored = jax.random.bernoulli(key, shape=image.shape[:1])
+  return jnp.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
+
+
 def make(config: Config) -> Experiment:
   data = load_data(config)
   model = make_model(config, data)
@@ -187,32 +225,13 @@ def make(config: Config) -> Experiment:
   loss = model.make_loss(config.loss_weight)
 
   def init(key, batch) -> State:
-    params = model.init(stream_key(key, "init"))
-    hparams = {name: jnp.float32(getattr(config, name)) for name in ("ema_decay", "label_dropout", "vlb_weight")}
-    # A copy: parameters and average are updated in place, each its own.
-    ema = jax.tree.map(jnp.copy, params)
-    return State(jnp.zeros([], jnp.int32), key, params, ema, optimizer.init(params), hparams)
+    return init_state(config, model, optimizer, key)
 
   def step(state: State, batch):
-    stream = lambda name: stream_key(state.key, name, state.step)
-    x0, label = model.to_input(batch["image"]), batch["label"]
+    x0 = model.to_input(batch["image"])
     if config.flip:
-      mirrored = jax.random.bernoulli(stream("flip"), shape=label.shape)
-      x0 = jnp.where(mirrored[:, None, None, None], x0[:, :, ::-1], x0)
-    t = jax.random.randint(stream("time"), label.shape, 0, config.timesteps)
-    noise = jax.random.normal(stream("noise"), x0.shape)
-    label = model.drop_label(stream("label"), label, state.hparams["label_dropout"])
-
-    def mean_loss(params):
-      network = model.make_network(params, label, dropout_key=stream("dropout"))
-      return jnp.mean(loss(network, x0, noise, t, state.hparams["vlb_weight"]))
-
-    value, grads = jax.value_and_grad(mean_loss)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = update_ema(state.ema, params, state.step, state.hparams["ema_decay"])
-    metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
-    return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+      x0 = mirror_at_random(stream_key(state.key, "flip", state.step), x0)
+    return update_state(config, model, optimizer, loss, state, x0, batch["label"])
 
   def evaluate(state: State, batch) -> dict[str, Mean]:
     # One time per test image, the same in every evaluation.

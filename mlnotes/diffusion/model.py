@@ -41,7 +41,11 @@ _TIME_SCALE = 1000.0
 
 
 class DiffusionModel(NamedTuple):
-  """`network` is a `UNet` or any Linen module called alike; `num_classes` is None for an unconditional one."""
+  """`network` is a `UNet` or any Linen module called alike; `num_classes` is None for an unconditional one.
+
+  `clip` keeps the clean image that is expected where images can be: within [-1, 1]; None for what has no such bounds,
+  as latents. Bits per dimension are of images alone.
+  """
 
   network: Any
   schedule: Schedule
@@ -50,6 +54,7 @@ class DiffusionModel(NamedTuple):
   num_classes: int | None
   num_levels: int
   image_shape: tuple[int, int, int]
+  clip: Callable[[Array], Array] | None = clip_to_unit
 
   @property
   def num_dims(self) -> int:
@@ -94,8 +99,8 @@ class DiffusionModel(NamedTuple):
     return lambda x, t: apply(x, t, label)
 
   def make_denoiser(self, network: Network) -> Denoiser:
-    """The denoiser of `network`, its clean image kept within [-1, 1]."""
-    return make_denoiser(network, self.schedule, self.parameterization, clip_to_unit)
+    """The denoiser of `network`, its clean image kept within `clip`."""
+    return make_denoiser(network, self.schedule, self.parameterization, self.clip)
 
   def make_loss(self, weight: str) -> Loss:
     """The training loss: `simple`, `min_snr`, or `vlb`, the bound in bits per dimension from one of its terms.

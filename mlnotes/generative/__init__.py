@@ -1,5 +1,11 @@
 """Generative models (notes: 生成模型) and how to judge what they make."""
 
+from mlnotes.generative.autoencoder import (
+  add_gaussian_noise as add_gaussian_noise,
+  bernoulli_kl as bernoulli_kl,
+  keep_largest as keep_largest,
+  mask_entries as mask_entries,
+)
 from mlnotes.generative.disentangling import (
   DCI as DCI,
   MutualInformation as MutualInformation,
@@ -13,6 +19,16 @@ from mlnotes.generative.judge import (
   JudgeConfig as JudgeConfig,
   load_or_train_judge as load_or_train_judge,
   train_judge as train_judge,
+)
+from mlnotes.generative.masked_autoencoder import (
+  MaskedAutoencoder as MaskedAutoencoder,
+  Masking as Masking,
+  draw_masking as draw_masking,
+  make_grid_positions as make_grid_positions,
+  masked_patch_loss as masked_patch_loss,
+  normalize_patches as normalize_patches,
+  patchify as patchify,
+  unpatchify as unpatchify,
 )
 from mlnotes.generative.metrics import (
   Nearest as Nearest,
@@ -33,6 +49,20 @@ from mlnotes.generative.networks import (
   from_unit as from_unit,
   to_unit as to_unit,
 )
+from mlnotes.generative.sparse_coding import (
+  Moments as Moments,
+  Whitening as Whitening,
+  encode_fista as encode_fista,
+  encode_ista as encode_ista,
+  fit_whitening as fit_whitening,
+  init_moments as init_moments,
+  normalize_columns as normalize_columns,
+  resample_atoms as resample_atoms,
+  sample_patches as sample_patches,
+  soft_threshold as soft_threshold,
+  update_dictionary as update_dictionary,
+  update_moments as update_moments,
+)
 from mlnotes.generative.vae import (
   Bound as Bound,
   GaussianPosterior as GaussianPosterior,
@@ -50,4 +80,21 @@ from mlnotes.generative.vae import (
   reparameterize as reparameterize,
   split_posterior as split_posterior,
 )
-from mlnotes.generative.vae_model import LIKELIHOODS as LIKELIHOODS, VAE as VAE
+from mlnotes.generative.vae_model import (
+  LIKELIHOODS as LIKELIHOODS,
+  VAE as VAE,
+  TrainedVAE as TrainedVAE,
+)
+from mlnotes.generative.vector_quantization import (
+  Codebook as Codebook,
+  Quantized as Quantized,
+  compute_perplexity as compute_perplexity,
+  count_codes as count_codes,
+  find_nearest_code as find_nearest_code,
+  init_codes as init_codes,
+  make_codebook as make_codebook,
+  quantize as quantize,
+  restart_codes as restart_codes,
+  straight_through as straight_through,
+  update_codebook as update_codebook,
+)

@@ -7,7 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key, UInt8
 
 from mlnotes.nn.conv import Conv
 from mlnotes.nn.conv_transpose import ConvTranspose
@@ -97,16 +98,16 @@ def _check_kind(kind: str) -> str:
   return kind
 
 
-def to_unit(image: Any, levels: int) -> Float[Array, "..."]:
+def to_unit(image: ArrayLike, levels: int) -> Float[Array, "..."]:
   """Grey levels 0 .. levels - 1 to [0, 1]."""
   return jnp.asarray(image, jnp.float32) / (levels - 1)
 
 
-def from_unit(x: Float[Array, "..."], levels: int) -> Array:
+def from_unit(x: ArrayLike, levels: int) -> UInt8[Array, "..."]:
   """[0, 1] to the nearest grey level, as uint8; what lies outside is cut."""
-  return jnp.clip(jnp.round(x * (levels - 1)), 0, levels - 1).astype(jnp.uint8)
+  return jnp.clip(jnp.round(jnp.asarray(x) * (levels - 1)), 0, levels - 1).astype(jnp.uint8)
 
 
-def binarize(key: jax.Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def binarize(key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
   """Each pixel 1 with the probability that is its value in [0, 1], else 0 (Salakhutdinov & Murray 2008)."""
   return jax.random.bernoulli(key, x).astype(jnp.float32)
