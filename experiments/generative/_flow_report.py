@@ -1,5 +1,6 @@
 """What a trained flow is worth: bits beside those that need no network, inverse errors, and what it draws."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlnotes.generative.flow_networks import TrainedFlow
 from mlnotes.generative.plane import PlaneDensity
 
 # Images that go through the network at a time, and training images whose bits stand beside those of the test images.
-_CHUNK = 250
+_CHUNK = 128
 _TRAIN_IMAGES = 1000
 _MOST_SAMPLES = 1000
 # Numbers of training images that the normal and the histograms are fitted to, at most; and dimensions of a normal.
@@ -56,12 +57,11 @@ def compute_floors(data: DataSet) -> dict[str, float]:
 
 
 def _in_chunks(function: Any, *arrays: np.ndarray) -> Any:
-  """`function` over chunks of one size, the last filled up; results joined on the host."""
+  """`function` over chunks of one size, the last filled up: one compilation for all; results joined on the host."""
   total = len(arrays[0])
-  size = min(_CHUNK, total)
   results = []
-  for start in range(0, total, size):
-    index = np.minimum(np.arange(start, start + size), total - 1)
+  for start in range(0, total, _CHUNK):
+    index = np.minimum(np.arange(start, start + _CHUNK), total - 1)
     results.append(jax.tree.map(np.asarray, function(*(array[index] for array in arrays))))
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
 
@@ -72,9 +72,9 @@ def report_images(trained: TrainedFlow, key, data: DataSet, config: Any, directo
   `config` has `temperature`, `alpha`, `flow` and `quality_samples`.
   """
   model = trained.model
-  decode = jax.jit(trained.decode)
-  encode = jax.jit(lambda x: model.encode(trained.variables, x))
-  levels = lambda z: np.asarray(model.to_levels(jnp.asarray(_in_chunks(decode, np.asarray(z)))))
+  decode = functools.partial(_in_chunks, jax.jit(trained.decode))
+  encode = functools.partial(_in_chunks, jax.jit(lambda x: (*model.encode(trained.variables, x), trained(x))))
+  levels = lambda z: np.asarray(model.to_levels(jnp.asarray(decode(np.asarray(z)))))
 
   reference = make_reference(data, max(config.quality_samples or min(len(data.test), _MOST_SAMPLES), MIN_SAMPLES))
   report_step(f"{reference.num_samples} samples, and the inverse of test images")
@@ -83,21 +83,19 @@ def report_images(trained: TrainedFlow, key, data: DataSet, config: Any, directo
   test, some = reference.test["image"], read_part(data.train, _TRAIN_IMAGES)["image"]
   noise = lambda name, image: np.asarray(jax.random.uniform(stream_key(key, name), image.shape))
   points = np.asarray(dequantize(jnp.asarray(test), jnp.asarray(noise("test", test)), model.num_levels))
-  latents, _ = _in_chunks(encode, points)
-  error = np.abs(_in_chunks(decode, latents) - points)
-  # Computed as the training loss is, on images that were trained on.
-  density = jax.jit(trained)
+  latents, _, log_density = encode(points)
+  error = np.abs(decode(latents) - points)
   train_points = np.asarray(dequantize(jnp.asarray(some), jnp.asarray(noise("train", some)), model.num_levels))
-  bits = lambda x: float(np.mean(bits_per_dim(_in_chunks(density, x), model.num_levels, model.num_dims)))
+  bits = lambda log_density: float(np.mean(bits_per_dim(log_density, model.num_levels, model.num_dims)))
   figures = {
-    "bits_per_dim_train": bits(train_points),
+    "bits_per_dim_train": bits(encode(train_points)[2]),
     **compute_floors(data),
     "inverse_error_max": float(error.max()),
     "inverse_error_levels_changed": float(np.mean(_changed(error, points, model))),
     "latent_mean_square": float(np.mean(np.square(latents))),
     **judge_samples(reference, images),
   }
-  figures |= _say_if_above(bits(points), figures)
+  figures |= _say_if_above(bits(log_density), figures)
   report_step("pictures")
   cooled = levels(config.temperature * z[:100])
   _draw_samples(cooled, data, config, directory / "samples.png")
@@ -168,7 +166,7 @@ def _draw_interpolation(levels, latents: np.ndarray, test, data: DataSet, path: 
 
 def _draw_reconstruction(decode, latents: np.ndarray, points: np.ndarray, data: DataSet, path: Path) -> None:
   count = min(12, len(points))
-  back = np.asarray(decode(jnp.asarray(latents[:count])))
+  back = decode(latents[:count])
   error = np.abs(back - points[:count])
   worst = float(error.max())
   titles = ("dequantised test images x", "$f^{-1}(f(x))$", f"error, times {1 / max(worst, 1e-12):.2g}")

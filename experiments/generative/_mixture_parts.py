@@ -21,12 +21,13 @@ _CHUNK = 2000
 _MOST_EXAMPLES = 60_000
 # A fall of the objective that is no rounding, in nats of an example.
 _FALL = 1e-3
+_density = jax.jit(m.log_density)
 
 
 def _log_density(mixture: Any, x: np.ndarray) -> np.ndarray:
   """On the host, in chunks of one size."""
   size = min(_CHUNK, len(x))
-  found = [m.log_density(mixture, x[np.minimum(np.arange(i, i + size), len(x) - 1)]) for i in range(0, len(x), size)]
+  found = [_density(mixture, x[np.minimum(np.arange(i, i + size), len(x) - 1)]) for i in range(0, len(x), size)]
   return np.concatenate([np.asarray(part) for part in found])[: len(x)]
 
 
@@ -75,7 +76,7 @@ def measure_points(config: Any, seed: int, pictures: Path | None) -> dict[str, f
     "nll_by_bic": float(by_bic["nll"]),
     "components_by_held_out": by_held["components"],
     "nll_above_exact": float(by_held["nll"] + exact.mean()),
-    "largest_fall": largest_fall([np.asarray(fit.objective).T for fit in fits.values()]),
+    "largest_fall": largest_fall([np.asarray(fit.objective) for fit in fits.values()]),
   }
 
 
@@ -172,7 +173,11 @@ def measure_images(config: Any, seed: int, pictures: Path | None) -> dict[str, f
 
 def _to_logits(points: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
   points = points.astype(np.float32)
-  return jax.tree.map(np.asarray, logit(points, alpha)) if alpha else (points, np.zeros(len(points), np.float32))
+  return (
+    jax.tree.map(np.asarray, logit(jnp.asarray(points), alpha))
+    if alpha
+    else (points, np.zeros(len(points), np.float32))
+  )
 
 
 def binarize(image: np.ndarray, levels: int, seed: int) -> np.ndarray:

@@ -39,7 +39,7 @@ class Config(DataConfig):
   point_examples: int = field(1000, "of points: how many to fit, and as many held out")
   point_components: tuple[int, ...] = field((1, 2, 4, 8, 12, 16, 24), "of points: numbers of normals, ascending")
   covariance: Literal["full", "tied", "diagonal", "spherical"] = field("full", "of normals, in points and in images")
-  floor: float = field(1e-6, "least variance of a normal in any direction, above 0")
+  floor: float = field(1e-4, "least variance of a normal in any direction, above 0")
   restarts: int = field(5, "of points: starts of which the best is kept")
   steps: int = field(100, "steps of EM")
   image_components: tuple[int, ...] = field((1, 5, 10), "of images: numbers of normals, ascending")
