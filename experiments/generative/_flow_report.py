@@ -181,14 +181,11 @@ def _draw_reconstruction(decode, latents: np.ndarray, points: np.ndarray, data: 
 # -- the plane ---------------------------------------------------------------------------------------------------------
 
 
-def report_plane(trained: TrainedFlow, density: PlaneDensity, config: Any, directory: Path) -> dict[str, float]:
+def report_plane(trained: TrainedFlow, density: PlaneDensity, x: Any, directory: Path) -> dict[str, float]:
   """Writes density.png; returns figures: the entropy that is the floor, one normal's nats, the mass on a grid.
 
-  `config` has `points`.
+  `x` are the points that were evaluated.
   """
-  from experiments.generative.flow import evaluated_points
-
-  x = evaluated_points(config.points)
   nats = -np.asarray(jax.jit(trained)(x))
   exact = -np.asarray(jax.jit(density.log_density)(x))
   centred = np.asarray(x, np.float64)

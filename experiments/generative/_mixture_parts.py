@@ -21,7 +21,7 @@ _CHUNK = 2000
 _MOST_EXAMPLES = 60_000
 # A fall of the objective that is no rounding, in nats of an example.
 _FALL = 1e-3
-_density = jax.jit(m.log_density)
+_density = jax.jit(m.mixture_log_density)
 
 
 def _log_density(mixture: Any, x: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def _draw_ellipses(config: Any, x: np.ndarray, rows: list[dict], by_bic: dict, p
   """One number of components too small, the one that BIC chooses, the largest."""
   picked = sorted({rows[min(1, len(rows) - 1)]["components"], by_bic["components"], rows[-1]["components"]})
   chosen = [row for row in rows if row["components"] in picked]
-  figure, axes = new_figure(1, len(chosen), width=4.2 * len(chosen), height=4.2)
+  figure, axes = new_figure(1, len(chosen), width=4.2 * len(chosen), height=3.2)
   for axis, row in zip(axes[0], chosen):
     axis.scatter(x[:, 0], x[:, 1], s=2, c="0.6")
     mixture = jax.tree.map(np.asarray, row["best"])
@@ -132,7 +132,7 @@ def _draw_likelihood(objective: Any, count: int, path: Path) -> None:
   axes[0, 0].set_xscale("log")
   axes[0, 0].set_xlabel("step of EM")
   axes[0, 0].set_ylabel("log-likelihood, nats a point")
-  axes[0, 0].set_title(f"{count} normals: it never falls, and where it ends hangs on the start", fontsize=9)
+  axes[0, 0].set_title(f"{count} normals: no step of EM makes it fall", fontsize=9)
   axes[0, 0].legend(frameon=False, fontsize=8)
   save_figure(figure, path)
 

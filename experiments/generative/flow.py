@@ -28,7 +28,7 @@ from mlnotes.engine.experiment import Experiment, Mean, example_keys, masked_mea
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.generative.flow import dequantize
-from mlnotes.generative.flow_networks import ARCHITECTURES, FlowModel, Sizes, TrainedFlow
+from mlnotes.generative.flow_networks import ARCHITECTURES, FlowModel, FlowSizes, TrainedFlow
 from mlnotes.generative.plane import PLANES
 from mlnotes.optim import ScheduleName, update_ema
 from mlnotes.optim.flags import OptimConfig, make_optimizer
@@ -135,7 +135,7 @@ def make_model(config: Config, data: DataSet | None) -> FlowModel:
   """The density that the flags describe: of images like those of `data`, or of the plane where there are none."""
   shape = data.image_shape if data else (2,)
   couplings = config.couplings or COUPLINGS[config.flow][data is None]
-  sizes = Sizes(couplings, config.width, config.depth, config.levels, jnp.dtype(config.precision))
+  sizes = FlowSizes(couplings, config.width, config.depth, config.levels, jnp.dtype(config.precision))
   try:
     network = ARCHITECTURES[config.flow](shape, sizes, from_data=config.data_start)
   except InputError as error:
@@ -199,7 +199,7 @@ def make(config: Config) -> Experiment:
 
     trained = TrainedFlow(model, {"params": state.ema, **state.fixed})
     if data is None:
-      return report_plane(trained, PLANES[config.points](), config, directory)
+      return report_plane(trained, PLANES[config.points](), evaluated_points(config.points), directory)
     return report_images(trained, stream_key(state.key, "report"), data, config, directory)
 
   as_model = lambda state: TrainedFlow(model, {"params": state.ema, **state.fixed})

@@ -40,7 +40,7 @@ def dequantize(
   return (image.astype(noise.dtype) + noise) / num_levels
 
 
-def quantize(x: Float[Array, "B *shape"], num_levels: int) -> UInt8[Array, "B *shape"]:
+def to_grey_levels(x: Float[Array, "B *shape"], num_levels: int) -> UInt8[Array, "B *shape"]:
   """The level that each value of [0, 1) stands for; what lies outside goes to the nearest one."""
   return jnp.clip(jnp.floor(x * num_levels), 0, num_levels - 1).astype(jnp.uint8)
 

@@ -19,7 +19,7 @@ from mlnotes.generative.flow import (
   logistic_log_density,
   logit,
   normal_log_density,
-  quantize,
+  to_grey_levels,
 )
 from mlnotes.generative.flow_layers import (
   ActNorm,
@@ -80,7 +80,7 @@ class ConvConditioner(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class FlowSizes:
   """couplings: of each step of a level, or of all where there are no levels; width, depth: of each conditioner.
 
   levels: of the multi-scale architectures; 0: as many as halve the image evenly while it has 4 pixels a side or more.
@@ -106,7 +106,7 @@ def count_levels(shape: tuple[int, int, int], levels: int = 0) -> int:
   return levels or most
 
 
-def make_nice(shape: tuple[int, ...], sizes: Sizes, *, from_data: bool = True) -> Bijection:
+def make_nice(shape: tuple[int, ...], sizes: FlowSizes, *, from_data: bool = True) -> Bijection:
   """Additive couplings of every other dimension, then a diagonal scale: Dinh et al. 2015, sections 3.2, 3.3.
 
   `from_data`: as in `DiagonalScale`.
@@ -118,7 +118,7 @@ def make_nice(shape: tuple[int, ...], sizes: Sizes, *, from_data: bool = True) -
   return Chain((*flatten, *couplings, DiagonalScale(from_data)))
 
 
-def make_realnvp(shape: tuple[int, ...], sizes: Sizes, *, from_data: bool = True) -> Bijection:
+def make_realnvp(shape: tuple[int, ...], sizes: FlowSizes, *, from_data: bool = True) -> Bijection:
   """Affine couplings: of checkerboards, squeeze, of channels, half leaves, and again; of vectors every other dimension.
 
   Dinh et al. 2017, sections 3.4 to 3.6: `couplings` checkerboards (3 in the paper) and as many of channels a level,
@@ -146,7 +146,7 @@ def make_realnvp(shape: tuple[int, ...], sizes: Sizes, *, from_data: bool = True
   return MultiScale(tuple(levels), shape)
 
 
-def make_glow(shape: tuple[int, ...], sizes: Sizes, *, from_data: bool = True) -> Bijection:
+def make_glow(shape: tuple[int, ...], sizes: FlowSizes, *, from_data: bool = True) -> Bijection:
   """Steps of actnorm, an invertible 1 x 1 convolution and an affine coupling of channels, in levels that squeeze first.
 
   Kingma & Dhariwal 2018, section 3, figure 2. What leaves is normalised by what stays. `couplings` is K, the steps of a
@@ -241,7 +241,7 @@ class FlowModel:
     return self.decode(variables, temperature * self.sample_latents(key, count))
 
   def to_levels(self, x: Float[Array, "B *shape"]) -> UInt8[Array, "B *shape"]:
-    return quantize(x, self.num_levels)
+    return to_grey_levels(x, self.num_levels)
 
 
 class TrainedFlow:

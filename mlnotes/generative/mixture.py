@@ -89,7 +89,7 @@ def bernoulli_log_joint(mixture: BernoulliMixture, x: Float[Array, "N D"]) -> Fl
   return x @ mixture.logits.T + (log_off + mixture.log_weights)[None]
 
 
-def log_density(mixture: GaussianMixture | BernoulliMixture, x: Float[Array, "N D"]) -> Float[Array, " N"]:
+def mixture_log_density(mixture: GaussianMixture | BernoulliMixture, x: Float[Array, "N D"]) -> Float[Array, " N"]:
   """Nats of each example."""
   joint = gaussian_log_joint if isinstance(mixture, GaussianMixture) else bernoulli_log_joint
   return jax.nn.logsumexp(joint(mixture, x), axis=1)

@@ -19,7 +19,7 @@ from mlnotes.generative.flow_networks import (
   ConvConditioner,
   DenseConditioner,
   FlowModel,
-  Sizes,
+  FlowSizes,
   count_levels,
 )
 from mlnotes.generative.plane import PLANES
@@ -81,7 +81,7 @@ def test_log_determinant_is_that_of_the_jacobian_in_float64(name):
 
 @cache
 def image_model(name):
-  model = FlowModel(ARCHITECTURES[name](IMAGE, Sizes(2, 4, 0)), IMAGE, LEVELS, "normal", 0.05)
+  model = FlowModel(ARCHITECTURES[name](IMAGE, FlowSizes(2, 4, 0)), IMAGE, LEVELS, "normal", 0.05)
   x = jnp.asarray(np.random.default_rng(0).random((6, *IMAGE)), jnp.float32)
   return model, perturb(jax.jit(model.init)(jax.random.key(0), x), 0.1), x
 
@@ -116,7 +116,9 @@ def test_density_of_an_example_hangs_on_no_other_one(base):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_density_of_the_plane_integrates_to_1(name):
-  model = FlowModel(ARCHITECTURES[name]((2,), Sizes(2, 8, 1)), (2,), base="logistic" if name == "nice" else "normal")
+  model = FlowModel(
+    ARCHITECTURES[name]((2,), FlowSizes(2, 8, 1)), (2,), base="logistic" if name == "nice" else "normal"
+  )
   ticks = np.linspace(-16, 16, 641, dtype=np.float32)
   cells = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
 
@@ -136,7 +138,7 @@ def test_density_of_the_plane_integrates_to_1(name):
 @pytest.mark.parametrize("name", ["nice", "realnvp"])
 def test_untrained_identity_has_the_bits_computed_by_hand(name):
   """All pixels at level 8 of 17 with noise .5 are x = .5: (log 17 + log(2 pi) / 2 + .125) / log 2 bits."""
-  model = FlowModel(ARCHITECTURES[name](IMAGE, Sizes(1, 4, 0), from_data=False), IMAGE, LEVELS, "normal", 0.0)
+  model = FlowModel(ARCHITECTURES[name](IMAGE, FlowSizes(1, 4, 0), from_data=False), IMAGE, LEVELS, "normal", 0.0)
   image, noise = jnp.full((2, *IMAGE), 8, jnp.uint8), jnp.full((2, *IMAGE), 0.5)
   variables = jax.jit(model.init)(jax.random.key(0), flow.dequantize(image, noise, LEVELS))
   bits = jax.jit(model.bits_per_dim)(variables, image, noise)
@@ -158,7 +160,7 @@ def test_dequantisation_fills_the_unit_interval_without_gaps_or_overlap():
   assert low[0] == 0 and 0.999 < high[-1] < 1
   for u in (0.0, 0.5, 0.999):
     points = flow.dequantize(image, jnp.full((256, 1), u), 256)
-    np.testing.assert_array_equal(flow.quantize(points, 256), image)
+    np.testing.assert_array_equal(flow.to_grey_levels(points, 256), image)
 
 
 def test_logit_and_its_jacobian():

@@ -32,7 +32,7 @@ def test_em_is_scikit_learns_step_by_step(covariance):
       first = m.maximize_gaussian(x, resp, covariance, 0.0)
       improve = lambda mixture, _: m.improve_gaussian(mixture, x, covariance, 0.0)
       last, objective = jax.lax.scan(improve, first, length=STEPS)
-      return first, last, objective, m.log_density(last, x), last.covariances()
+      return first, last, objective, m.mixture_log_density(last, x), last.covariances()
 
     first, last, objective, density, covariances = jax.tree.map(np.asarray, fit(jnp.asarray(x), jnp.asarray(resp)))
   precisions = np.linalg.inv(np.asarray(jax.tree.map(np.asarray, first.factors @ np.swapaxes(first.factors, 1, 2))))
@@ -86,7 +86,7 @@ def test_log_density_is_scipys():
   parts = [
     w * scipy.stats.multivariate_normal(mu, f @ f.T).pdf(x) for w, mu, f in zip(weights, means, factors)
   ]  # fmt: skip
-  np.testing.assert_allclose(m.log_density(mixture, jnp.asarray(x, jnp.float32)), np.log(sum(parts)), rtol=1e-4)
+  np.testing.assert_allclose(m.mixture_log_density(mixture, jnp.asarray(x, jnp.float32)), np.log(sum(parts)), rtol=1e-4)
   resp = m.responsibilities(mixture, jnp.asarray(x, jnp.float32))
   np.testing.assert_allclose(resp, np.stack(parts, 1) / sum(parts)[:, None], rtol=2e-3)
 
@@ -120,7 +120,7 @@ def test_one_bernoulli_vector_is_the_frequency_of_each_pixel():
   frequency = (x.sum(0) + 0.5) / (50 + 1)
   np.testing.assert_allclose(jax.nn.sigmoid(fit.mixture.logits[0]), frequency, rtol=1e-4)
   expected = scipy.stats.bernoulli.logpmf(x.astype(int), frequency).sum(1)
-  np.testing.assert_allclose(m.log_density(fit.mixture, jnp.asarray(x)), expected, rtol=1e-4)
+  np.testing.assert_allclose(m.mixture_log_density(fit.mixture, jnp.asarray(x)), expected, rtol=1e-4)
 
 
 def test_bernoulli_objective_never_falls_and_is_brute_force():
