@@ -14,6 +14,10 @@ from mlnotes.generative.code_grid import (
   make_code_prior as make_code_prior,
   sample_codes as sample_codes,
 )
+from mlnotes.generative.density_floors import (
+  gaussian_bits as gaussian_bits,
+  histogram_bits as histogram_bits,
+)
 from mlnotes.generative.disentangling import (
   DCI as DCI,
   MutualInformation as MutualInformation,
@@ -28,6 +32,38 @@ from mlnotes.generative.divergences import (
   nearest_is_own as nearest_is_own,
   parallel_lines as parallel_lines,
   wasserstein_1d as wasserstein_1d,
+)
+from mlnotes.generative.flow import (
+  bits_per_dim as bits_per_dim,
+  checkerboard_mask as checkerboard_mask,
+  dequantize as dequantize,
+  factorize_lu as factorize_lu,
+  inverse_logit as inverse_logit,
+  logistic_log_density as logistic_log_density,
+  logit as logit,
+  normal_log_density as normal_log_density,
+  squeeze as squeeze,
+  to_grey_levels as to_grey_levels,
+  unsqueeze as unsqueeze,
+)
+from mlnotes.generative.flow_layers import (
+  ActNorm as ActNorm,
+  Bijection as Bijection,
+  Chain as Chain,
+  ChannelCoupling as ChannelCoupling,
+  DiagonalScale as DiagonalScale,
+  InvertibleLinear as InvertibleLinear,
+  MaskedCoupling as MaskedCoupling,
+  MultiScale as MultiScale,
+  Squeeze as Squeeze,
+)
+from mlnotes.generative.flow_networks import (
+  FlowModel as FlowModel,
+  FlowSizes as FlowSizes,
+  TrainedFlow as TrainedFlow,
+  make_glow as make_glow,
+  make_nice as make_nice,
+  make_realnvp as make_realnvp,
 )
 from mlnotes.generative.game import (
   Game as Game,
@@ -99,6 +135,17 @@ from mlnotes.generative.metrics import (
   nearest_training_distance as nearest_training_distance,
   precision_recall as precision_recall,
 )
+from mlnotes.generative.mixture import (
+  BernoulliMixture as BernoulliMixture,
+  GaussianMixture as GaussianMixture,
+  best_restart as best_restart,
+  fit_bernoulli_mixture as fit_bernoulli_mixture,
+  fit_gaussian_mixture as fit_gaussian_mixture,
+  mixture_log_density as mixture_log_density,
+  responsibilities as responsibilities,
+  sample_bernoulli_mixture as sample_bernoulli_mixture,
+  sample_gaussian_mixture as sample_gaussian_mixture,
+)
 from mlnotes.generative.modes import (
   Birthday as Birthday,
   ModeCounts as ModeCounts,
@@ -118,6 +165,10 @@ from mlnotes.generative.networks import (
   binarize as binarize,
   from_unit as from_unit,
   to_unit as to_unit,
+)
+from mlnotes.generative.plane import (
+  PLANES as PLANES,
+  PlaneDensity as PlaneDensity,
 )
 from mlnotes.generative.sparse_coding import (
   Moments as Moments,
