@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.generative import vae
 from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference
+from experiments.generative._pixels import pixels_once
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.data.sprites import FACTORS, load_sprite_factors
 from mlnotes.engine.experiment import stream_key
@@ -40,9 +40,8 @@ def write_report(
 ) -> dict[str, float]:
   """Writes the five pictures and returns the figures; says on standard error what it is doing.
 
-  Bounds and likelihoods are of test pixels that are drawn once (see `vae.pixels_once`), beside `independent_pixels`:
-  the same pixels under the training images' mean. Scores of disentangling are those of the sprites alone, whose causes
-  are known.
+  Bounds and likelihoods are of test pixels that are drawn once, beside `independent_pixels`: the same pixels under the
+  training images' mean. Scores of disentangling are those of the sprites alone, whose causes are known.
   """
   encode = jax.jit(model.encode)
   codes, kl, label = encode_split(encode, data, data.test, config, _ENCODED)
@@ -79,7 +78,7 @@ def encode_split(encode: Any, data: DataSet, split: Split, config: Any, limit: i
     part = np.resize(index[start : start + _CHUNK], _CHUNK)  # one shape, one compilation
     count = min(_CHUNK, len(index) - start)
     images = split.read(part)
-    q = encode(vae.pixels_once(config, data.levels, jnp.asarray(images["image"]), jnp.asarray(part)))
+    q = encode(pixels_once(config, data.levels, jnp.asarray(images["image"]), jnp.asarray(part)))
     means.append(np.asarray(q.mean)[:count])
     kls.append(np.asarray(gaussian_kl(q))[:count])
     labels.append(images["label"][:count])
@@ -100,7 +99,7 @@ def estimate_nll(model: TrainedVAE, key: Key[Array, ""], data: DataSet, config: 
   bounds = []
   for start in range(0, len(index), size):
     part = np.resize(index[start : start + size], size)
-    x = vae.pixels_once(config, data.levels, jnp.asarray(data.test.read(part)["image"]), jnp.asarray(part))
+    x = pixels_once(config, data.levels, jnp.asarray(data.test.read(part)["image"]), jnp.asarray(part))
     keys = jax.random.split(jax.random.fold_in(key, start), rounds)
     each = np.stack([np.asarray(log_weights(key, x)) for key in keys])  # every round is a mean of as many weights
     bounds.append((np.logaddexp.reduce(each, axis=0) - np.log(rounds))[: len(index) - start])
@@ -118,7 +117,7 @@ def compute_pixel_floor(data: DataSet, config: Any) -> float:
   train = data.train.read(fixed_subset(len(data.train), 60_000))["image"]
   mean = np.clip(train.reshape(len(train), -1).mean(0) / (data.levels - 1), 1e-4, 1 - 1e-4)
   index = fixed_subset(len(data.test), _ENCODED)
-  x = vae.pixels_once(config, data.levels, jnp.asarray(data.test.read(index)["image"]), jnp.asarray(index))
+  x = pixels_once(config, data.levels, jnp.asarray(data.test.read(index)["image"]), jnp.asarray(index))
   x = x.reshape(len(index), -1)
   if config.likelihood == "bernoulli":
     each = bernoulli_log_prob(x, jnp.broadcast_to(jnp.log(mean / (1 - mean)), x.shape))
@@ -190,7 +189,7 @@ def _first_of_each_class(data: DataSet, count: int) -> Int[np.ndarray, " N"]:
 
 
 def _test_pixels(data: DataSet, config: Any, index: np.ndarray) -> Array:
-  return vae.pixels_once(config, data.levels, jnp.asarray(data.test.read(index)["image"]), jnp.asarray(index))
+  return pixels_once(config, data.levels, jnp.asarray(data.test.read(index)["image"]), jnp.asarray(index))
 
 
 def _draw_reconstructions(encode, decode, data: DataSet, config: Any, path: Path) -> None:

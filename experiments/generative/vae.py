@@ -23,29 +23,26 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.generative._judging import MIN_SAMPLES, check_images
+from experiments.generative._pixels import pixels_once, to_pixels
 from mlnotes.data import DataSet, Feeds
 from mlnotes.data.flags import DataConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
-from mlnotes.engine.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
+from mlnotes.engine.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.generative import (
   VAE,
   TrainedVAE,
-  binarize,
   clip_free_bits,
   compute_elbo,
   compute_iwae,
   decompose_kl,
   reparameterize,
-  to_unit,
 )
 from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
-# Of pixels that are drawn once: the same for every run, so that bounds and floors are of the same images.
-_PIXELS = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,17 +166,6 @@ def make_model(config: Config, data: DataSet) -> VAE:
     activation=ACTIVATIONS[config.activation],
     dtype=jnp.dtype(config.precision),
   )
-
-
-def to_pixels(config: Config, levels: int, image: Array, key: Key[Array, " B"]) -> Float[Array, "B H W C"]:
-  """Images as the likelihood has them: of bernoulli drawn black or white, with a key for each."""
-  x = to_unit(image, levels)
-  return jax.vmap(binarize)(key, x) if config.likelihood == "bernoulli" and levels > 2 else x
-
-
-def pixels_once(config: Config, levels: int, image: Array, index: Array) -> Float[Array, "B H W C"]:
-  """`to_pixels` by the place of each image in its split alone: what is tested is the same in every run."""
-  return to_pixels(config, levels, image, example_keys(stream_key(root_key(_PIXELS), "pixels"), index))
 
 
 def make(config: Config) -> Experiment:

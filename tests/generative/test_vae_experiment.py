@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.generative import _vae_report, vae
+from experiments.generative._pixels import pixels_once
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.progress import take_warnings
@@ -49,7 +50,7 @@ def loss_of(flags, mean=0.5, **replaced):
 def test_the_loss_sums_over_pixels_and_latents_and_averages_over_images():
   loss, batch, metrics = loss_of(dict(binarize="fixed"))
   config = vae.Config(**TINY, binarize="fixed")
-  x = np.asarray(vae.pixels_once(config, 17, jnp.asarray(batch["image"]), batch["index"]))
+  x = np.asarray(pixels_once(config, 17, jnp.asarray(batch["image"]), batch["index"]))
   expected = 64 * math.log1p(math.exp(BIAS)) - BIAS * x.sum() / len(x) + KL
   np.testing.assert_allclose([loss, metrics["negative_elbo"]], expected, rtol=1e-5)
   np.testing.assert_allclose(metrics["kl"], KL, rtol=1e-5)
@@ -102,14 +103,14 @@ def test_test_pixels_are_the_same_for_every_seed_and_as_often_on_as_they_are_gre
   assert values[0] == values[1]
   config = vae.Config(**TINY)
   image = jnp.full((4000, 1, 1, 1), 4, jnp.uint8)
-  drawn = vae.pixels_once(config, 17, image, jnp.arange(4000))
+  drawn = pixels_once(config, 17, image, jnp.arange(4000))
   np.testing.assert_allclose(drawn.mean(), 0.25, atol=0.03)
 
 
 def test_grey_pixels_stay_grey_for_densities():
   for likelihood in ("gaussian", "continuous_bernoulli"):
     config = vae.Config(**TINY, likelihood=likelihood)
-    x = vae.pixels_once(config, 17, jnp.full((2, 1, 1, 1), 4, jnp.uint8), jnp.arange(2))
+    x = pixels_once(config, 17, jnp.full((2, 1, 1, 1), 4, jnp.uint8), jnp.arange(2))
     np.testing.assert_array_equal(x, 0.25)
 
 
@@ -180,7 +181,7 @@ def test_the_likelihood_of_a_model_that_knows_nothing_is_exact(reported):
   config = vae.Config(**TINY)
   data = load_data(config)
   index = np.asarray(_vae_report.fixed_subset(len(data.test), 40))
-  x = np.asarray(vae.pixels_once(config, 17, jnp.asarray(data.test.read(index)["image"]), jnp.asarray(index)))
+  x = np.asarray(pixels_once(config, 17, jnp.asarray(data.test.read(index)["image"]), jnp.asarray(index)))
   expected = 64 * math.log1p(math.exp(BIAS)) - BIAS * x.sum() / len(x)
   np.testing.assert_allclose(figures["negative_log_likelihood_k20"], expected, rtol=1e-4)
 
@@ -199,7 +200,7 @@ def test_the_floor_is_that_of_independent_pixels(reported):
   _, figures, _ = reported
   config = vae.Config(**TINY)
   data = load_data(config)
-  x = np.asarray(vae.pixels_once(config, 17, jnp.asarray(data.test.image), jnp.arange(len(data.test))))
+  x = np.asarray(pixels_once(config, 17, jnp.asarray(data.test.image), jnp.arange(len(data.test))))
   grey = data.train.image.reshape(len(data.train), -1) / 16
   model = BernoulliNB(alpha=1e-10, force_alpha=True).fit(np.eye(64), np.zeros(64))
   share = np.clip(grey.mean(0), 1e-4, 1 - 1e-4)
