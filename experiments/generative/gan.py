@@ -312,12 +312,16 @@ def make(config: Config) -> Experiment:
   def step(state: State, batch):
     real, label = world.examples(batch), batch["label"]
     parts = lambda x: x.reshape(config.critic_steps, -1, *x.shape[1:])
-    keys = jax.random.split(stream_key(state.key, "discriminator", state.step), config.critic_steps)
+    key = stream_key(state.key, "discriminator", state.step)
 
     def update(discriminator, inputs):
-      return update_discriminator(game, discriminator, state.generator, *inputs, state.step, state.hparams)
+      number, real, label = inputs
+      return update_discriminator(
+        game, discriminator, state.generator, real, label, jax.random.fold_in(key, number), state.step, state.hparams
+      )
 
-    discriminator, metrics = jax.lax.scan(update, state.discriminator, (parts(real), parts(label), keys))
+    rounds = (jnp.arange(config.critic_steps), parts(real), parts(label))
+    discriminator, metrics = jax.lax.scan(update, state.discriminator, rounds)
     key = stream_key(state.key, "generator", state.step)
     labels = parts(label)[-1]
     generator, more, fake = update_generator(
