@@ -175,9 +175,9 @@ def draw_dynamics(directory: Path, title: str, path: Path) -> None:
   panels = {
     "loss": ("discriminator_loss", "generator_loss"),
     "score": ("real_score", "fake_score"),
-    "told apart (1/2: a coin)": ("told_apart",),
+    "told apart\n(1/2: a coin)": ("told_apart",),
     "gradient's norm": ("discriminator_gradient", "generator_gradient"),
-    "nearest neighbour is of its own set (1/2: alike)": ("nearest_neighbor_accuracy",),
+    "nearest neighbour of its own kind\n(1/2: alike)": ("nearest_neighbor_accuracy",),
   }
   there = {what: names for what, names in panels.items() if any(_find(curves, name) is not None for name in names)}
   if not there:

@@ -101,8 +101,8 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   norm: Literal["auto", "batch", "layer", "none"] = field(
     "auto", "in the discriminator; auto: batch in dcgan unless a regularizer other than clip forbids or replaces it"
   )
-  width: int = field(0, "channels of dcgan's first level, features of an mlp's layers; 0: 32 and 64")
-  latent: int = field(0, "numbers of noise per example; 0: 32, of points 8")
+  width: int = field(0, "channels of dcgan's first level, features of an mlp's layers; 0: 32 and 128")
+  latent: int = field(0, "numbers of noise per example; 0: 32, of points 4")
   deviation: float = field(0.0, "standard deviation of each mode of drawn points; 0: 0.1, of the grid 0.05")
   quality_samples: int = field(
     0, "samples per figure of quality, 4 or more; 0: as many as test images, at most 1000; 2000 points", free="report"
@@ -149,7 +149,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
 
   @property
   def noise(self) -> int:
-    return self.latent or (8 if self.points else 32)
+    return self.latent or (4 if self.points else 32)
 
   @property
   def networks(self) -> str:
@@ -262,7 +262,7 @@ def make_game(config: Config, world: World) -> Game:
     num_classes=world.num_classes, conditional=config.conditional, norm=config.discriminator_norm, dtype=dtype
   )
   if config.networks == "mlp":
-    width = config.width or 64
+    width = config.width or 128
     bounded = world.mixture is None
     generator = generative.MlpGenerator(world.shape, width, num_classes=labelled, bounded=bounded, dtype=dtype)
     discriminator = generative.MlpDiscriminator(width, **told)
@@ -312,12 +312,16 @@ def make(config: Config) -> Experiment:
   def step(state: State, batch):
     real, label = world.examples(batch), batch["label"]
     parts = lambda x: x.reshape(config.critic_steps, -1, *x.shape[1:])
-    keys = jax.random.split(stream_key(state.key, "discriminator", state.step), config.critic_steps)
+    key = stream_key(state.key, "discriminator", state.step)
 
     def update(discriminator, inputs):
-      return update_discriminator(game, discriminator, state.generator, *inputs, state.step, state.hparams)
+      number, real, label = inputs
+      return update_discriminator(
+        game, discriminator, state.generator, real, label, jax.random.fold_in(key, number), state.step, state.hparams
+      )
 
-    discriminator, metrics = jax.lax.scan(update, state.discriminator, (parts(real), parts(label), keys))
+    rounds = (jnp.arange(config.critic_steps), parts(real), parts(label))
+    discriminator, metrics = jax.lax.scan(update, state.discriminator, rounds)
     key = stream_key(state.key, "generator", state.step)
     labels = parts(label)[-1]
     generator, more, fake = update_generator(

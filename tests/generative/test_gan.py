@@ -64,7 +64,7 @@ def test_losses_are_those_of_torch():
     "energy": (generative.make_energy_based(2.0), energy(real, 1) + energy(fake, -1), energy(fake, 1)),
   }
   for name, (loss, discriminator, generator) in expected.items():
-    np.testing.assert_allclose(loss.discriminator(REAL, FAKE), discriminator, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(loss.discriminator(REAL, FAKE), discriminator, rtol=1e-5, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(loss.generator(FAKE), generator, rtol=1e-5, atol=1e-12, err_msg=name)
 
 

@@ -70,7 +70,7 @@ def test_a_step_is_updates_of_the_discriminator_on_parts_of_the_batch_then_one_o
   state, batch = of.state, of.batch
   assert batch["x"].shape == (12, 2)
   found, _ = of.step(state, batch)
-  keys = jax.random.split(stream_key(state.key, "discriminator", state.step), 2)
+  keys = [jax.random.fold_in(stream_key(state.key, "discriminator", state.step), i) for i in range(2)]
   discriminator = state.discriminator
   for part, key in zip((slice(0, 6), slice(6, 12)), keys):
     discriminator, _ = of.discriminate(
@@ -98,7 +98,7 @@ def test_running_statistics_of_the_generator_are_its_own_updates_alone():
   jax.tree.map(close, found.generator.batch_stats, stats)
   # Real and generated examples stand apart: two updates of the discriminator's statistics, neither from both at once.
   real = of.world.examples(of.batch)
-  key = jax.random.split(jax.random.split(stream_key(of.state.key, "discriminator", 0), 1)[0])[0]
+  key = jax.random.split(jax.random.fold_in(stream_key(of.state.key, "discriminator", 0), 0))[0]
   player = of.state.generator
   fake, _ = apply(of.game.generator, player.params, player.batch_stats, draw_noise(key, 6, 3), None, True)
   stats = of.state.discriminator.batch_stats
