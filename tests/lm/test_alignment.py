@@ -114,6 +114,22 @@ def test_a_first_update_begins_at_the_reference_and_updates_raise_the_reward(met
   assert np.isfinite(metrics["policy_loss"])
 
 
+def test_values_are_held_to_those_of_the_rollout(monkeypatch):
+  """Clipped around what was said when the answers were drawn, towards the returns: neither is what is learned now."""
+  seen, loss = [], rlhf.clipped_value_loss
+
+  def watch(value, old, target, clip):
+    seen.append((value is old, value is target, old is target))
+    return loss(value, old, target, clip)
+
+  monkeypatch.setattr(rlhf, "clipped_value_loss", watch)
+  config = rlhf.Config(**SIZES, batch_size=4, answers=2, minibatches=2, steps=4)
+  experiment, feeds = rlhf.make(config), rlhf.make_feeds(config)
+  batch = jax.eval_shape(lambda: feeds.train.draw(feeds.train.arrays, root_key(0), 0))
+  jax.eval_shape(experiment.step, jax.eval_shape(experiment.init, root_key(0), batch), batch)
+  assert seen and not any(any(same) for same in seen)
+
+
 def test_what_the_kl_costs_is_read_from_the_state():
   """The larger beta is, the nearer to the reference."""
   flags = dict(method="rloo", batch_size=8, answers=4, epochs=1, minibatches=1, steps=30, schedule="constant")

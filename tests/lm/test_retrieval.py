@@ -74,6 +74,12 @@ def test_bm25_is_as_worked_by_hand():
 
 
 @pytest.mark.parity
+def test_bm25_has_its_usual_constants():
+  usual = bm25_weights(*padded(TEXTS), 12, k1=1.2, b=0.75)
+  np.testing.assert_array_equal(bm25_weights(*padded(TEXTS), 12), usual)
+  assert np.any(usual != bm25_weights(*padded(TEXTS), 12, k1=0.75, b=1.2))
+
+
 def test_bm25_is_that_of_rank_bm25():
   rank_bm25 = pytest.importorskip("rank_bm25")
   theirs = rank_bm25.BM25Okapi(TEXTS, k1=1.2, b=0.75, epsilon=0.0)
