@@ -19,6 +19,7 @@ from mlnotes.engine.loop import default_workdir
 from mlnotes.engine.stage import find_stage
 from mlnotes.engine.trained import load_config, restore_states, unplace
 from mlnotes.generative import TrainedVAE, quantize, reparameterize, to_unit
+from mlnotes.generative.networks import halvings
 
 RUNS = {"generative.vae": vae.Config, "generative.vqvae": vqvae.Config}
 # Training images by whose latents the scale is measured.
@@ -63,6 +64,15 @@ def stage_settings(config: Any) -> dict[str, Any]:
     "network": "grid", "likelihood": "gaussian", "sigma": 0.1, "latents": config.latent_channels,
     "channels": config.first_channels, "beta": config.kl_weight,
   }  # fmt: skip
+
+
+def count_grid_rows(config: Any, data: DataSet) -> int:
+  """Of the latents' grid, by settings alone."""
+  channels = config.first_channels
+  if config.first_stage:
+    directory = Path(config.first_stage).expanduser()
+    channels = load_config(directory, RUNS, f"--first_stage={config.first_stage}")[1].channels
+  return halvings(data.image_shape[:2], len(channels))[-1][0]
 
 
 def load_first_stage(config: Any, data: DataSet) -> tuple[FirstStage, Frozen]:

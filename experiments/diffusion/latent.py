@@ -21,6 +21,7 @@ from experiments.diffusion import ddpm
 from experiments.diffusion._first_stage import (
   FirstStage,
   Frozen,
+  count_grid_rows,
   encode_images,
   load_first_stage,
   train_first_stage,
@@ -69,7 +70,7 @@ class Config(ddpm.Config):
     require(self.first_noise > 0, "first_noise", self.first_noise, "above 0: latents have no grey levels")
 
   def count_rows(self) -> int:
-    return load_first_stage(self, load_data(self))[0].grid[0]
+    return count_grid_rows(self, load_data(self))
 
   def idle_flags(self):
     idle = super().idle_flags()

@@ -228,6 +228,7 @@ def test_codes_that_are_the_causes_of_sprites_are_disentangled(monkeypatch):
     (dict(bound="iwae", free_bits=0.1), "--free_bits=0.1"),
     (dict(penalty="total_correlation", free_bits=0.1), "--free_bits=0.1"),
     (dict(penalty="total_correlation", importance_samples=2), "--importance_samples=2"),
+    (dict(penalty="total_correlation", anneal_steps=2), "--anneal_steps=2"),
     (dict(penalty="total_correlation", batch_size=1), "--batch_size=1"),
     (dict(hidden=()), "--hidden="),
     (dict(quality_samples=3), "--quality_samples=3"),
