@@ -67,6 +67,9 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   identity_weight: float = field(5.0, "unpaired: weight of the change that a translator makes to what it is to make")
   pool_size: int = field(50, "unpaired: older translations that the discriminators are shown; 0: none")
   dropout: float = field(0.5, "paired: in the generator, in [0, 1)")
+  begin: Literal["auto", "identity", "scratch"] = field(
+    "auto", "unpaired: what translators do before they learn; auto: with --source nothing, with views anything"
+  )
   width: int = field(16, "channels of the first convolutions")
   blocks: int = field(3, "unpaired: residual blocks of a translator")
   quality_samples: int = field(
@@ -107,6 +110,10 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   @property
   def seen(self) -> str:
     return self.view if self.view != "auto" else "negative" if self.task == "unpaired" else "upper"
+
+  @property
+  def begins_as_identity(self) -> bool:
+    return self.begin == "identity" or (self.begin == "auto" and bool(self.source))
 
   @property
   def played(self) -> str:
@@ -252,7 +259,7 @@ def make(config: Config) -> Experiment:
   if paired:
     network = UNetTranslator(shape[-1], config.width, dropout=config.dropout, dtype=dtype)
   else:
-    network = ResidualTranslator(shape[-1], config.width, config.blocks, dtype)
+    network = ResidualTranslator(shape[-1], config.width, config.blocks, config.begins_as_identity, dtype)
   critic = PatchDiscriminator(config.width, dtype=dtype)
   optimizer, critic_optimizer = make_optimizer(config, config.steps), make_optimizer(config, config.steps)
   loss = LOSSES[config.played]

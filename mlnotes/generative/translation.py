@@ -12,30 +12,37 @@ from mlnotes.nn.conv import Conv
 from mlnotes.nn.conv_transpose import ConvTranspose
 from mlnotes.nn.norm import InstanceNorm
 
+# Images on [-1, 1] are this much smaller where their arctanh is taken.
+_WITHIN = 0.99
+
 
 class ResidualTranslator(nn.Module):
   """CycleGAN's generator for small images: one halving, `blocks` residual steps, one doubling; tanh.
 
   3 x 3 convolutions, instance norm and ReLU (Zhu et al. 2017, appendix 7.2, which has two halvings and six or nine
-  blocks for images of 128 or 256). Heights and widths are even.
+  blocks for images of 128 or 256). Heights and widths are even. `from_identity`: the network moves its input, in
+  arctanh of it, and begins with not moving it at all (not in the paper); input and output have the same channels then.
   """
 
   channels: int
   width: int = 32
   blocks: int = 3
+  from_identity: bool = False
   dtype: Any = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B H W O"]:
     conv = lambda features, **more: Conv(features, (3, 3), dtype=self.dtype, **more)
     norm = lambda x: InstanceNorm(dtype=self.dtype)(x)
+    start = jnp.arctanh(_WITHIN * x) if self.from_identity else 0.0
     x = nn.relu(norm(conv(self.width)(x)))
     x = nn.relu(norm(conv(2 * self.width, strides=2)(x)))
     for _ in range(self.blocks):
       y = nn.relu(norm(conv(2 * self.width)(x)))
       x = x + norm(conv(2 * self.width)(y))
     x = nn.relu(norm(ConvTranspose(self.width, (4, 4), strides=2, dtype=self.dtype)(x)))
-    return jnp.tanh(conv(self.channels)(x).astype(jnp.float32))
+    last = conv(self.channels, **({"kernel_init": nn.initializers.zeros} if self.from_identity else {}))
+    return jnp.tanh(start + last(x).astype(jnp.float32))
 
 
 class UNetTranslator(nn.Module):

@@ -76,6 +76,12 @@ def test_a_translator_keeps_the_size_and_sees_each_image_alone(network, key):
   np.testing.assert_allclose(network.apply(params, x[:1]), made[:1], atol=1e-5)
 
 
+def test_a_translator_may_begin_with_what_it_is_given(key):
+  x = jax.random.uniform(key, (1, 8, 8, 1), minval=-1)
+  made, _ = ResidualTranslator(1, 4, 1, from_identity=True).init_with_output(jax.random.key(1), x)
+  np.testing.assert_allclose(made, 0.99 * x, atol=1e-5)
+
+
 def test_dropout_is_the_noise_of_training_alone(key):
   network, x = UNetTranslator(1, 4), jnp.ones((1, 8, 8, 1)) * jnp.linspace(-1, 1, 8)[None, :, None, None]
   params = network.init(key, x)

@@ -112,6 +112,15 @@ def test_pairs_are_views_of_each_other_and_other_images_where_there_are_no_pairs
   np.testing.assert_array_equal(loose.test.arrays["source"], 16 - loose.test.arrays["target"])
 
 
+def test_translators_begin_as_the_flags_say():
+  begins = lambda **flags: translation.Config(**TINY, **flags).begins_as_identity
+  assert begins(source="digits") and not begins() and begins(begin="identity")
+  assert not begins(source="digits", begin="scratch")
+  _, experiment, state, batch = build(begin="identity")
+  x = batch["source"].astype(jnp.float32) / 8 - 1
+  np.testing.assert_allclose(experiment.model(state)(x), 0.99 * x, atol=1e-5)
+
+
 def test_without_a_discriminator_none_is_trained():
   _, experiment, state, batch = build(task="paired", adversarial_weight=0.0)
   after, metrics = experiment.step(state, batch)
