@@ -82,6 +82,10 @@ def read_runs(folder: str) -> Runs:
       config = card["config"]
       if card.get("experiment") != "lm.pretrain" or not card.get("finished"):
         continue
+      if "parameters" not in card["metrics"]:
+        raise InputError(
+          f"{said}: {path.parent} does not say its size: expected runs with a report (--report_seeds=1)."
+        )
       sizes = float(card["metrics"]["parameters"]["mean"])
       losses = [x for x in card["metrics"]["loss"]["seeds"] if x is not None]
       tokens = float(card["steps"] * config["batch_size"] * config["length"])

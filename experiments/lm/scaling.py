@@ -98,7 +98,15 @@ class Config(TextConfig):
     if self.study == "ensemble":
       idle["seeds"] = "--study=ensemble has a seed for each member"
     if self.study == "size" and self.runs:
-      own = (*TextConfig.__dataclass_fields__, "widths", "budgets", "depth", "heads", "learning_rate", "seeds")
+      own = (
+        *(item.name for item in dataclasses.fields(TextConfig)),
+        "widths",
+        "budgets",
+        "depth",
+        "heads",
+        "learning_rate",
+        "seeds",
+      )
       idle |= dict.fromkeys(own, f"--runs={self.runs} has its own")
     return idle | {"data_placement": "the text is held on the device"}
 

@@ -1,5 +1,6 @@
 """The study of scaling: runs against a loop, fits of planted laws, cards of a sweep, what else is compared."""
 
+import dataclasses
 import json
 
 import jax
@@ -255,7 +256,9 @@ def test_what_is_out_of_range_is_one_sentence(flags, words):
 def test_flags_of_other_studies_are_said_to_be_idle():
   assert {"width", "tokens", "members"} <= set(configure().idle_flags()) and "budgets" not in configure().idle_flags()
   assert {"widths", "budgets", "runs", "draws"} <= set(configure(study="batch").idle_flags())
-  assert {"dataset", "widths", "learning_rate"} <= set(configure(runs="x").idle_flags())
+  told = set(configure(runs="x").idle_flags())
+  assert {"dataset", "widths", "learning_rate"} <= told
+  assert told <= {item.name for item in dataclasses.fields(scaling.Config)}  # each is a flag
 
 
 def test_a_text_that_holds_no_batch_is_refused(capsys):
