@@ -82,15 +82,14 @@ def read_runs(folder: str) -> Runs:
       config = card["config"]
       if card.get("experiment") != "lm.pretrain" or not card.get("finished"):
         continue
-      if "parameters" not in card["metrics"]:
-        raise InputError(
-          f"{said}: {path.parent} does not say its size: expected runs with a report (--report_seeds=1)."
-        )
-      sizes = float(card["metrics"]["parameters"]["mean"])
+      if sized := "parameters" in card["metrics"]:
+        sizes = float(card["metrics"]["parameters"]["mean"])
       losses = [x for x in card["metrics"]["loss"]["seeds"] if x is not None]
       tokens = float(card["steps"] * config["batch_size"] * config["length"])
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
       raise InputError(f"{said}: {path} is no result card of lm.pretrain: {error}.") from error
+    if not sized:
+      raise InputError(f"{said}: {path.parent} does not say its size, expected a run with a report (--report_seeds=1).")
     if config.get("objective") != "causal":
       raise InputError(f"{said}: {path.parent} learned by --objective={config.get('objective')}, expected causal.")
     for name in _SAME:

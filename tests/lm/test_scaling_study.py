@@ -191,6 +191,11 @@ def test_runs_that_are_too_few_or_alike(tmp_path):
     card(tmp_path, str(steps), 8, steps)
   with pytest.raises(InputError, match="all runs have one size, 80"):
     studies.read_runs(str(tmp_path))
+  unsized = json.loads((tmp_path / "1" / "result.json").read_text())
+  del unsized["metrics"]["parameters"]
+  (tmp_path / "1" / "result.json").write_text(json.dumps(unsized))
+  with pytest.raises(InputError, match="does not say its size, expected a run with a report"):
+    studies.read_runs(str(tmp_path))
   (tmp_path / "1" / "result.json").write_text('{"experiment": "lm.pretrain", "finished": true}')
   with pytest.raises(InputError, match=r"is no result card of lm.pretrain"):
     studies.read_runs(str(tmp_path))
