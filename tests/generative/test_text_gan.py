@@ -169,7 +169,7 @@ def test_gumbel_noise_is_finite_at_the_ends_and_draws_from_the_softmax():
   ends = generative.gumbel_noise(jnp.array([0.0, 1e-45, 1 - 2.0**-24, 1.0]))
   assert bool(jnp.all(jnp.isfinite(ends))) and bool(jnp.all(jnp.diff(ends) >= 0))
   uniform = jax.random.uniform(jax.random.key(0), (20_000, 3))
-  chosen = jnp.argmax(jnp.log(jnp.array([0.2, 0.3, 0.5])) + generative.gumbel_noise(uniform), -1)
+  chosen = jnp.argmax(jnp.log(jnp.array([[0.2, 0.3, 0.5]])) + generative.gumbel_noise(uniform), -1)
   np.testing.assert_allclose(np.bincount(chosen, minlength=3) / 20_000, [0.2, 0.3, 0.5], atol=0.015)
   # Standard Gumbel: mean 0.5772, variance pi^2 / 6.
   noise = np.asarray(generative.gumbel_noise(uniform))
