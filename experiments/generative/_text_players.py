@@ -255,3 +255,18 @@ def teach_on_codes(
 def follow(roll_out: chex.ArrayTree, params: chex.ArrayTree, lag: Float[Array, ""]) -> chex.ArrayTree:
   """lag times the roll-out policy's parameters, and the rest of the generator's. Yu et al. 2017."""
   return update_average(roll_out, params, lag)
+
+
+def choose(condition: Any, one: Any, other: Any, operand: Any) -> tuple[Any, dict[str, Mean]]:
+  """`lax.cond` of two functions with metrics of their own; of what was not done there is a mean of nothing."""
+  names = {**jax.eval_shape(one, operand)[1], **jax.eval_shape(other, operand)[1]}
+  nothing = {name: Mean(jnp.zeros([]), jnp.zeros([])) for name in names}
+
+  def filled(function):
+    def call(operand):
+      result, metrics = function(operand)
+      return result, nothing | metrics
+
+    return call
+
+  return jax.lax.cond(condition, filled(one), filled(other), operand)

@@ -1,8 +1,10 @@
-"""What an experiment with sequences writes about: those of a random oracle, or windows of a text."""
+"""What is to be written, sequences of a random oracle or windows of a text, and the generator that writes them."""
 
+import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,47 @@ from mlnotes.engine.experiment import root_key, stream_key
 
 # Most sequences of each split that floors are made from.
 _MOST_TRAINING, _MOST_TEST = 10_000, 1000
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["model", "codes", "length", "latent"]
+)
+@dataclasses.dataclass(frozen=True)
+class TrainedWriter:
+  """The generator, as `mlnotes.load_run` gives it."""
+
+  model: generative.SequenceModel
+  codes: generative.CodeNetwork | None
+  params: chex.ArrayTree
+  length: int
+  latent: int
+
+  def write(
+    self, uniform: Float[Array, "B T"], z: Float[Array, "B Z"] | None = None, temperature: float = 1.0
+  ) -> Int[Array, "B T"]:
+    """Sequences by these numbers, uniform on [0, 1), and of arae this noise, standard normal."""
+    return generative.sample_sequences(generative.at_temperature(self._policy(z), temperature), uniform)
+
+  def sample(self, key: Key[Array, ""], count: int, temperature: float = 1.0) -> Int[Array, "B T"]:
+    of_tokens, of_codes = jax.random.split(key)
+    z = jax.random.normal(of_codes, (count, self.latent)) if self.codes else None
+    return self.write(jax.random.uniform(of_tokens, (count, self.length)), z, temperature)
+
+  def nats(
+    self, tokens: Int[Array, "B T"], z: Float[Array, "K Z"] | None = None, temperature: float = 1.0
+  ) -> Float[Array, " B"]:
+    """-log p per token; of arae -log of the mean of p over the codes of the noise, at least that on average."""
+    read = lambda z: jnp.sum(
+      generative.token_log_probability(generative.at_temperature(self._policy(z), temperature), tokens), 1
+    )
+    if self.codes is None:
+      return -read(None) / tokens.shape[1]
+    of_codes = jax.lax.map(lambda one: read(jnp.broadcast_to(one, (len(tokens), self.latent))), z, batch_size=16)
+    return -(jax.nn.logsumexp(of_codes, 0) - jnp.log(len(z))) / tokens.shape[1]
+
+  def _policy(self, z: Float[Array, "B Z"] | None) -> generative.Policy:
+    code = self.codes.apply({"params": self.params["codes"]}, z) if self.codes else None
+    return generative.make_policy(self.model, self.params["model"], code)
 
 
 class World(NamedTuple):

@@ -14,11 +14,9 @@ both. Of a text, bigrams stand in the oracle's place.
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -26,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.generative._text_players import (
   Learner,
   Players,
+  choose,
   draw_noise,
   follow,
   init_discriminator,
@@ -37,7 +36,7 @@ from experiments.generative._text_players import (
   teach_on_codes,
   teach_on_sequences,
 )
-from experiments.generative._text_world import World, draw_sequence, make_world, training_sequence
+from experiments.generative._text_world import TrainedWriter, World, draw_sequence, make_world, training_sequence
 from mlnotes import generative
 from mlnotes.data import Feeds, make_drawn_eval, make_drawn_feed
 from mlnotes.data.flags import TextConfig, load_data, make_feeds as make_data_feeds
@@ -215,47 +214,6 @@ class State(NamedTuple):
   hparams: dict[str, Float[Array, ""]]
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["model", "codes", "length", "latent"]
-)
-@dataclasses.dataclass(frozen=True)
-class TrainedWriter:
-  """The generator, as `mlnotes.load_run` gives it."""
-
-  model: generative.SequenceModel
-  codes: generative.CodeNetwork | None
-  params: chex.ArrayTree
-  length: int
-  latent: int
-
-  def write(
-    self, uniform: Float[Array, "B T"], z: Float[Array, "B Z"] | None = None, temperature: float = 1.0
-  ) -> Int[Array, "B T"]:
-    """Sequences by these numbers, uniform on [0, 1), and of arae this noise, standard normal."""
-    return generative.sample_sequences(generative.at_temperature(self._policy(z), temperature), uniform)
-
-  def sample(self, key: Key[Array, ""], count: int, temperature: float = 1.0) -> Int[Array, "B T"]:
-    of_tokens, of_codes = jax.random.split(key)
-    z = jax.random.normal(of_codes, (count, self.latent)) if self.codes else None
-    return self.write(jax.random.uniform(of_tokens, (count, self.length)), z, temperature)
-
-  def nats(
-    self, tokens: Int[Array, "B T"], z: Float[Array, "K Z"] | None = None, temperature: float = 1.0
-  ) -> Float[Array, " B"]:
-    """-log p per token; of arae -log of the mean of p over the codes of the noise, at least that on average."""
-    read = lambda z: jnp.sum(
-      generative.token_log_probability(generative.at_temperature(self._policy(z), temperature), tokens), 1
-    )
-    if self.codes is None:
-      return -read(None) / tokens.shape[1]
-    of_codes = jax.lax.map(lambda one: read(jnp.broadcast_to(one, (len(tokens), self.latent))), z, batch_size=16)
-    return -(jax.nn.logsumexp(of_codes, 0) - jnp.log(len(z))) / tokens.shape[1]
-
-  def _policy(self, z: Float[Array, "B Z"] | None) -> generative.Policy:
-    code = self.codes.apply({"params": self.params["codes"]}, z) if self.codes else None
-    return generative.make_policy(self.model, self.params["model"], code)
-
-
 def make_feeds(config: Config) -> Feeds:
   """Training sequences for all the discriminator's updates of a step; others to be evaluated on."""
   of_step = dataclasses.replace(config, batch_size=config.units_per_update)
@@ -337,7 +295,7 @@ def make(config: Config) -> Experiment:
       return teach_on_sequences(players, discriminator, state.generator, tokens, noise, temperature, hparams)
 
     taught = state.step >= begins - config.taught
-    discriminator, metrics = _either(taught, teach, lambda held: (held, {}), state.discriminator)
+    discriminator, metrics = choose(taught, teach, lambda held: (held, {}), state.discriminator)
 
     def play(generator):
       if config.method == "gumbel":
@@ -348,7 +306,7 @@ def make(config: Config) -> Experiment:
       playing = game.astype(jnp.float32)
       generator, more = learn_codes(players, state.generator, discriminator, own, noise, deviation, playing, hparams)
     else:
-      generator, more = _either(game, play, lambda held: learn_text(players, held, own), state.generator)
+      generator, more = choose(game, play, lambda held: learn_text(players, held, own), state.generator)
     roll_out = state.roll_out
     if completes:
       # Before the game it is the generator itself.
@@ -380,21 +338,6 @@ def make(config: Config) -> Experiment:
     return report_writer(trained(state), stream_key(state.key, "report"), world, config, directory)
 
   return Experiment(init, step, evaluate, report, model=trained)
-
-
-def _either(condition: Any, one: Any, other: Any, operand: Any) -> tuple[Any, dict[str, Mean]]:
-  """`lax.cond` of two functions with metrics of their own; of what was not done there is a mean of nothing."""
-  names = {**jax.eval_shape(one, operand)[1], **jax.eval_shape(other, operand)[1]}
-  nothing = {name: Mean(jnp.zeros([]), jnp.zeros([])) for name in names}
-
-  def filled(function):
-    def call(operand):
-      result, metrics = function(operand)
-      return result, nothing | metrics
-
-    return call
-
-  return jax.lax.cond(condition, filled(one), filled(other), operand)
 
 
 def main(config: Config) -> int:
