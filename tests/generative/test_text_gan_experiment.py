@@ -371,7 +371,7 @@ def test_a_report_leaves_its_figures_and_its_picture_and_says_what_has_collapsed
     (tmp_path / "learning.png").unlink()
   # Fitted to the data, bigrams foretell it better than single tokens and worse than what drew it.
   floors = [found[name] for name in ("oracle_nll_t1_real", "generator_nll_t1_bigram", "generator_nll_t1_unigram")]
-  assert floors == sorted(floors) and floors[0] < floors[2] - 0.05
-  assert found["oracle_nll_t1_unigram"] > found["oracle_nll_t1_real"] + 0.05
+  assert floors == sorted(floors) and floors[0] < floors[2] - 0.02
+  assert found["oracle_nll_t1_unigram"] > found["oracle_nll_t1_real"] + 0.01
   assert found["distinct_1000_t1"] == 0.001 < found["distinct_1000_real"]
   assert "data cost the generator 3.00" in _text_gan_report.describe_collapse(3.0, 2.0, 1, 1)
