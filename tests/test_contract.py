@@ -49,6 +49,10 @@ SMALL = {
     latents=2, hidden=(8,), bound="iwae", importance_samples=2, batch_size=16, steps=20, eval_every=0
   ),
   "generative.translation": dict(width=4, blocks=1, pool_size=6, batch_size=4, steps=20, eval_examples=16),
+  "generative.text_gan": dict(
+    length=3, vocabulary=5, width=3, filters=2, oracle_width=3, batch_size=8, roll_outs=2, steps=20, pretrain_steps=1,
+    discriminator_steps=1, eval_examples=16,
+  ),
   "generative.gan": dict(
     dataset="ring", width=4, latent=3, batch_size=8, critic_steps=2, loss="hinge", regularizer="spectral",
     conditional="projection", discriminator_ema=0.9, steps=20, eval_examples=16,

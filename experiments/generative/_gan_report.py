@@ -153,7 +153,7 @@ def report_points(
   return figures
 
 
-def _read_curves(directory: Path) -> dict[str, np.ndarray]:
+def read_curves(directory: Path) -> dict[str, np.ndarray]:
   """{metric: (steps, values)} of the run, or of the seed whose report this directory holds."""
   lines, seed = read_metrics(directory / "metrics.jsonl"), None
   if not lines and directory.name.startswith("seed_"):
@@ -171,7 +171,7 @@ def _read_curves(directory: Path) -> dict[str, np.ndarray]:
 
 def draw_dynamics(directory: Path, title: str, path: Path) -> None:
   """Both players over the training: losses, scores, how much is told apart, gradients."""
-  curves = _read_curves(directory)
+  curves = read_curves(directory)
   panels = {
     "loss": ("discriminator_loss", "generator_loss"),
     "score": ("real_score", "fake_score"),
@@ -269,7 +269,7 @@ def _draw_points(generator, score, key, mixture, real, fake, label, path: Path) 
 
 
 def _draw_modes(directory: Path, share: np.ndarray, real: np.ndarray, path: Path) -> None:
-  curves = _read_curves(directory)
+  curves = read_curves(directory)
   figure, axes = new_figure(1, 2, width=9.0, height=3.2)
   left, right = axes[0]
   if "train/modes_in_batch" in curves:

@@ -184,6 +184,33 @@ from mlnotes.generative.sparse_coding import (
   update_dictionary as update_dictionary,
   update_moments as update_moments,
 )
+from mlnotes.generative.text_gan import (
+  Policy as Policy,
+  at_temperature as at_temperature,
+  fit_tables as fit_tables,
+  gumbel_noise as gumbel_noise,
+  leave_one_out as leave_one_out,
+  make_table_policy as make_table_policy,
+  maligan_values as maligan_values,
+  pick_token as pick_token,
+  policy_gradient_loss as policy_gradient_loss,
+  relax_choice as relax_choice,
+  relax_sequences as relax_sequences,
+  roll_out as roll_out,
+  roll_out_values as roll_out_values,
+  sample_sequences as sample_sequences,
+  token_log_probability as token_log_probability,
+)
+from mlnotes.generative.text_networks import (
+  CodeNetwork as CodeNetwork,
+  SequenceDiscriminator as SequenceDiscriminator,
+  SequenceEncoder as SequenceEncoder,
+  SequenceModel as SequenceModel,
+  make_oracle as make_oracle,
+  make_policy as make_policy,
+  scale_gradient as scale_gradient,
+  to_sphere as to_sphere,
+)
 from mlnotes.generative.vae import (
   Bound as Bound,
   GaussianPosterior as GaussianPosterior,
