@@ -208,7 +208,6 @@ from mlnotes.generative.text_networks import (
   SequenceModel as SequenceModel,
   make_oracle as make_oracle,
   make_policy as make_policy,
-  scale_gradient as scale_gradient,
   to_sphere as to_sphere,
 )
 from mlnotes.generative.vae import (
@@ -226,6 +225,7 @@ from mlnotes.generative.vae import (
   gaussian_log_prob as gaussian_log_prob,
   log_mean_exp as log_mean_exp,
   reparameterize as reparameterize,
+  scale_gradient as scale_gradient,
   split_posterior as split_posterior,
 )
 from mlnotes.generative.vae_model import (

@@ -128,11 +128,6 @@ def to_sphere(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
   return x * jax.lax.rsqrt(jnp.maximum(squares, _TINY))
 
 
-def scale_gradient(x: Array, scale: Float[Array, ""] | float) -> Array:
-  """x, whose gradient is multiplied by `scale`."""
-  return jax.lax.stop_gradient(x) + scale * (x - jax.lax.stop_gradient(x))
-
-
 class SequenceEncoder(nn.Module):
   """The code of each sequence, on the unit sphere: an LSTM's last output. Zhao et al. 2018."""
 

@@ -141,8 +141,8 @@ def compute_iwae(
 
 
 @jax.custom_vjp
-def scale_gradient(x: Float[Array, "*B D"], scale: Float[Array, "*B 1"]) -> Float[Array, "*B D"]:
-  """x itself, whose gradient is multiplied by `scale`; `scale` gets none."""
+def scale_gradient(x: Float[Array, "..."], scale: ArrayLike) -> Float[Array, "..."]:
+  """x itself, whose gradient is multiplied by `scale`, one number or some for each of x; `scale` gets none."""
   return x
 
 
