@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from experiments.generative import vae, vqvae
 from mlnotes.data import DataSet, fixed_subset
+from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.engine.loop import default_workdir
@@ -100,9 +101,9 @@ def load_first_stage(config: Any, data: DataSet) -> tuple[FirstStage, Frozen]:
     stage, params = of_vae(trained.module), unplace(trained.params)
     shape = trained.module.image_shape
   else:
-    model = vqvae.make_model(found, data)
+    model, state = vqvae.make_model(found, data), vqvae.as_evaluated(state)
     stage, params = of_vqvae(model, found), unplace({"networks": state.params, "codes": state.codebook.codes})
-    shape = data.image_shape if found.dataset == config.dataset else ()
+    shape = load_data(found).image_shape if found.dataset == config.dataset else ()
   if tuple(shape) != tuple(data.image_shape):
     raise InputError(
       f"{said} is of images {tuple(shape) or found.dataset}, expected {data.image_shape}, as --dataset has."

@@ -29,7 +29,7 @@ from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.generative.masked_autoencoder import count_visible
 from mlnotes.generative.networks import Decoder, Encoder, to_unit
-from mlnotes.optim import ScheduleName
+from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 SPARSE = ("sparse", "k_sparse")
@@ -301,7 +301,11 @@ def make(config: Config) -> Experiment:
     metrics = {"loss": loss, name: jnp.mean(outcome.error), "grad_norm": optax.global_norm(grads)}
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+  def learned(state: State) -> State:
+    return state._replace(params=eval_params(state.opt_state, state.params))
+
   def evaluate(state: State, batch) -> dict[str, Mean]:
+    state = learned(state)
     # The same corruption of a test image in every evaluation.
     keys = example_keys(stream_key(state.key, "evaluate"), batch["index"])
     x, mask = to_unit(batch["image"], data.levels), batch["mask"]
@@ -324,9 +328,9 @@ def make(config: Config) -> Experiment:
   def report(state: State, directory: Path) -> dict[str, float]:
     from experiments.generative._autoencoding import write_report
 
-    return write_report(compiled, state, data, config, directory)
+    return write_report(compiled, learned(state), data, config, directory)
 
-  trained = lambda state: TrainedAutoencoder(model, state.params, data.levels)
+  trained = lambda state: TrainedAutoencoder(model, learned(state).params, data.levels)
   return Experiment(init, step, evaluate, report, model=trained)
 
 

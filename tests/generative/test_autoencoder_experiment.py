@@ -339,6 +339,16 @@ def test_the_best_checkpoint_has_the_least_error(data, monkeypatch, kind, metric
   assert called["best_metric"] == metric and called.get("best_mode", "min") == "min"
 
 
+def test_what_is_evaluated_are_the_slow_weights(data):
+  experiment = autoencoder.make(make_config(lookahead=5))
+  index = jnp.arange(8)
+  batch = {**jax.tree.map(jnp.asarray, data.train.read(np.arange(8))), "index": index, "mask": jnp.ones(8)}
+  before = experiment.init(jax.random.key(3), batch)
+  after = before._replace(params=jax.tree.map(lambda leaf: leaf + 1, before.params))
+  assert experiment.evaluate(after, batch)["mse"].total == experiment.evaluate(before, batch)["mse"].total
+  np.testing.assert_array_equal(*(experiment.model(state)(batch["image"]) for state in (before, after)))
+
+
 def test_a_trained_one_encodes_images_as_they_are_stored(data):
   experiment, *_ = compiled(make_config())
   _, state, *_ = first_update(make_config(), data)
