@@ -90,19 +90,20 @@ def estimate_nll(model: TrainedVAE, key: Key[Array, ""], data: DataSet, config: 
   index = fixed_subset(len(data.test), config.nll_examples)
   size = min(_CHUNK, len(index))
 
-  @jax.jit
-  def log_weights(key, x):
-    noise = jax.random.normal(key, (_WEIGHTS, len(x), model.module.num_latents))
+  @functools.partial(jax.jit, static_argnums=2)
+  def log_mean_weight(key, x, count):
+    noise = jax.random.normal(key, (count, len(x), model.module.num_latents))
     return compute_iwae(noise, model.encode(x), functools.partial(model.log_likelihood, x)).bound
 
-  rounds = -(-config.nll_samples // _WEIGHTS)
+  counts = [min(_WEIGHTS, config.nll_samples - done) for done in range(0, config.nll_samples, _WEIGHTS)]
   bounds = []
   for start in range(0, len(index), size):
     part = np.resize(index[start : start + size], size)
     x = pixels_once(config, data.levels, jnp.asarray(data.test.read(part)["image"]), jnp.asarray(part))
-    keys = jax.random.split(jax.random.fold_in(key, start), rounds)
-    each = np.stack([np.asarray(log_weights(key, x)) for key in keys])  # every round is a mean of as many weights
-    bounds.append((np.logaddexp.reduce(each, axis=0) - np.log(rounds))[: len(index) - start])
+    keys = jax.random.split(jax.random.fold_in(key, start), len(counts))
+    # Of each round the sum of its weights, as a logarithm.
+    each = np.stack([np.asarray(log_mean_weight(key, x, n)) + np.log(n) for key, n in zip(keys, counts)])
+    bounds.append((np.logaddexp.reduce(each, axis=0) - np.log(config.nll_samples))[: len(index) - start])
     report_step(f"likelihood of {len(index)} test images", start, len(index))
   return float(-np.mean(np.concatenate(bounds)))
 
