@@ -37,9 +37,9 @@ def compute_pca_mse(data: DataSet, components: int) -> tuple[float, float]:
 
   train, test = to_vectors(data.train, data.levels), to_vectors(data.test, data.levels)
   mean_mse = float(np.mean((test - train.mean(0)) ** 2))
-  if components >= min(train.shape):
+  if components >= train.shape[1]:
     return 0.0, mean_mse
-  pca = PCA(components, svd_solver="covariance_eigh").fit(train.astype(np.float64))
+  pca = PCA(min(components, len(train)), svd_solver="covariance_eigh").fit(train.astype(np.float64))
   return float(np.mean((pca.inverse_transform(pca.transform(test)) - test) ** 2)), mean_mse
 
 
@@ -61,10 +61,11 @@ def by_chunk(function: Any, images: np.ndarray, index: np.ndarray) -> list[np.nd
   return [np.concatenate(column)[: len(images)] for column in zip(*rows)]
 
 
-def write_report(model: Any, state: Any, data: DataSet, config: Any, directory: Path) -> dict[str, float]:
+def write_report(model: Any, state: Any, data: DataSet, config: Any, patch: int, directory: Path) -> dict[str, float]:
   """Draws reconstructions, units, a map or ways between images; returns the figures of the final parameters.
 
-  `model` is the experiment's, compiled. All errors are means over pixels on [0, 1] of test images.
+  `model` is the experiment's, compiled; `patch`, the side of what is masked. All errors are means over pixels on [0, 1]
+  of test images.
   """
   scale = data.levels - 1
   evaluation = stream_key(state.key, "evaluate")
@@ -82,7 +83,7 @@ def write_report(model: Any, state: Any, data: DataSet, config: Any, directory: 
   some = fixed_subset(len(data.train), min(config.probe_examples, len(data.train)))
   train = data.train.read(some)
   (code,), (train_code,) = by_chunk(encode, test["image"], index), by_chunk(encode, train["image"], some)
-  figures = _compare(config, data, seen, output, error, clean)
+  figures = _compare(config, data, patch, seen, output, error, clean)
   figures |= _probe(data, config, (train_code, train["label"]), (code, test["label"]))
   if config.kind in ("sparse", "k_sparse"):
     spread = code.max(0) - code.min(0)
@@ -104,10 +105,10 @@ def write_report(model: Any, state: Any, data: DataSet, config: Any, directory: 
   return figures
 
 
-def _compare(config, data, seen, output, error, clean) -> dict[str, float]:
+def _compare(config, data, patch, seen, output, error, clean) -> dict[str, float]:
   """The errors beside those of PCA, of the mean image and of a linear map; says so where nothing was learned."""
   if config.kind == "masked":
-    blank = _error_of_blank_patches(config, data)
+    blank = _error_of_blank_patches(data, patch)
     return _say_collapse({"masked_error_of_mean": blank}, float(error.mean()), blank, "the mean of each patch")
   mse = float(np.mean((output - clean) ** 2))
   count = config.k if config.kind == "k_sparse" else config.codes
@@ -128,11 +129,10 @@ def _say_collapse(figures: dict[str, float], mse: float, floor: float, name: str
   return {**figures, "collapsed": float(collapsed)}
 
 
-def _error_of_blank_patches(config, data: DataSet) -> float:
+def _error_of_blank_patches(data: DataSet, patch: int) -> float:
   """The error of who guesses each patch's mean: 1, less the share of patches of one grey."""
   from mlnotes.generative import normalize_patches, patchify
 
-  patch = config.patch or (2 if max(data.image_shape[:2]) <= 16 else 4)
   images = data.test.read(np.arange(len(data.test)))["image"]
   error = lambda images, index: (
     jnp.mean(normalize_patches(patchify(images.astype(jnp.float32) / (data.levels - 1), patch)) ** 2, (1, 2)),

@@ -81,6 +81,8 @@ class Config(DataConfig):
     for name in self.methods:
       if name not in (*METHODS, *PLAIN):
         raise InputError(f"--methods={name} is no method: {nearest(name, (*METHODS, *PLAIN))}")
+    once = len(set(self.methods)) == len(self.methods)
+    require(once, "methods", ",".join(self.methods), "each method once")
     for name in ("steps", "codes", "probe_examples", "seeds"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -88,8 +90,10 @@ class Config(DataConfig):
 
   def idle_flags(self):
     idle = super().idle_flags()
+    if not set(self.methods) & set(METHODS) - {"random"}:
+      idle |= dict.fromkeys(("steps", "batch_size"), "none of --methods is trained")
     if not set(self.methods) & set(METHODS):
-      idle |= dict.fromkeys(("steps", "batch_size", "seeds"), "none of --methods is trained")
+      idle["seeds"] = "none of --methods is drawn"
     return idle | {"eval_examples": "all test images are judged"}
 
 

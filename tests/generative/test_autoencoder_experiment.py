@@ -321,7 +321,8 @@ def test_flags_without_effect_are_told():
   idle = lambda **given: set(make_config(network="auto", **given).idle_flags()) - always
   assert idle() == of_masked | others | {"channels"}
   assert idle(kind="denoising") == of_masked | others - {"corruption", "corruption_level"} | {"channels"}
-  assert idle(kind="sparse") == of_masked | {"corruption", "corruption_level", "k", "channels", "hidden"}
+  assert idle(kind="sparse") == of_masked | {"corruption", "corruption_level", "k", "channels", "hidden", "activation"}
+  assert "activation" not in idle(activation="linear")
   assert idle(**MASKED) == others | {"codes", "network", "hidden", "channels", "activation"}
   tuned = autoencoder.Config.tuned(kind="masked")
   assert (tuned.optimizer, tuned.beta2, tuned.weight_decay) == ("adamw", 0.95, 0.05)

@@ -288,7 +288,13 @@ def test_bad_flags_are_refused_in_a_sentence(flags, sentence):
     gan.Config(**SMALL | flags)
 
 
+def test_critic_steps_that_the_data_cannot_feed_are_named():
+  with pytest.raises(InputError, match="--critic_steps=30 is out of range: expected at most 22"):
+    gan.make_feeds(gan.Config(batch_size=64, critic_steps=30))
+
+
 def test_flags_without_effect_say_so():
+  assert "quality_samples" in gan.Config(**SMALL | dict(report_seeds=0)).idle_flags()
   idle = gan.Config(**SMALL).idle_flags()
   assert {"penalty_weight", "clip_bound", "auxiliary_weight", "margin", "pull_away", "data_dir"} <= set(idle)
   assert "deviation" in gan.Config(loss="energy").idle_flags() and "deviation" not in idle

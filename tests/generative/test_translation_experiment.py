@@ -176,4 +176,4 @@ def test_bad_input_is_one_sentence(flags, said):
 
 def test_flags_without_effect_are_named():
   assert {"l1_weight", "dropout", "source_margin"} <= translation.Config(**TINY).idle_flags().keys()
-  assert {"cycle_weight", "pool_size"} <= translation.Config(**TINY, task="paired").idle_flags().keys()
+  assert {"cycle_weight", "pool_size", "begin"} <= translation.Config(**TINY, task="paired").idle_flags().keys()
