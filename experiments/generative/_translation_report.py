@@ -20,8 +20,8 @@ def write_report(translators: dict[str, Any], domains: Any, config: Any, directo
   """Writes translations.png; returns figures of translated test images.
 
   `label_kept`: share whose class is still told by the judge of the target, `label_kept_untranslated`: of the images as
-  they were, the floor; `judge_accuracy`, of real targets, is the ceiling. Of pairs also `l1_untranslated`, the error of
-  leaving the image as it is.
+  they were, the floor; `judge_accuracy`, of real targets, is the ceiling; `collapsed`: 1 where all become about one
+  image. Of pairs also `l1_untranslated`, the error of leaving the image as it is.
   """
   count = config.quality_samples or max(min(len(domains.test), _JUDGED), MIN_SAMPLES)
   reference = make_reference(domains.target, count)
@@ -41,7 +41,9 @@ def write_report(translators: dict[str, Any], domains: Any, config: Any, directo
     shown = {"seen": x, "made of it": made, "what it was": target}
   else:
     shown = {"source": x, "translated": made, "and back": apply(translators["backward"], made)}
-  if np.mean(np.std(made, axis=0)) < 0.1 * np.mean(np.std(target, axis=0)):
+  collapsed = np.mean(np.std(made, axis=0)) < 0.1 * np.mean(np.std(target, axis=0))
+  figures["collapsed"] = float(collapsed)
+  if collapsed:
     warn("collapsed: every image is translated into about the same one.")
   report_step("pictures")
   _draw(shown, rows["label"], directory / "translations.png")
