@@ -54,11 +54,6 @@ def sample_all(generator: Any, key: Key[Array, ""], count: int, label: np.ndarra
   return np.concatenate(rows)[:count]
 
 
-def to_levels(images: np.ndarray, levels: int) -> np.ndarray:
-  """[-1, 1] to the nearest grey level."""
-  return np.round((np.clip(images, -1, 1) + 1) / 2 * (levels - 1)).astype(np.uint8)
-
-
 def report_images(
   generator: Any, score: Callable, key: Key[Array, ""], world: Any, config: Any, directory: Path
 ) -> dict[str, float]:
@@ -70,7 +65,8 @@ def report_images(
   # Drawn at random, not in the exact proportions: two real samples differ in these too.
   label = np.random.default_rng(0).choice(reference.train["label"], count).astype(np.int32)
   report_step(f"{count} samples")
-  images = to_levels(sample_all(generator, stream_key(key, "quality"), count, label), data.levels)
+  signed = sample_all(generator, stream_key(key, "quality"), count, label)
+  images = np.asarray(generative.from_unit((signed + 1) / 2, data.levels))
   figures = judge_samples(reference, images, label if generator.num_classes else None)
   figures |= _further_figures(reference, images, data.num_classes)
   said = describe_collapse(_class_shares(reference, images, data.num_classes), "classes")

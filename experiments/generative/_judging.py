@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.engine.errors import InputError
@@ -113,6 +113,13 @@ def judge_samples(
   if label is not None:
     figures["class_agreement"] = class_agreement(reference.judge.predict(images), label)
   return figures
+
+
+def one_of_each(label: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " M"]:
+  """Positions of `count` examples, the classes in turn."""
+  order = np.concatenate([np.flatnonzero(label == c)[:count] for c in np.unique(label)])
+  turn = np.concatenate([np.arange(min(count, np.sum(label == c))) for c in np.unique(label)])
+  return order[np.argsort(turn, kind="stable")][:count]
 
 
 def draw_real_and_generated(reference: Reference, images: np.ndarray, num_levels: int, path: Path) -> None:

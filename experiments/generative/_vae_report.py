@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference
+from experiments.generative._chunks import in_chunks
+from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference, one_of_each
 from experiments.generative._pixels import pixels_once
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.data.sprites import FACTORS, load_sprite_factors
@@ -144,16 +145,8 @@ def judge(decode: Any, key: Key[Array, ""], latents: int, data: DataSet, config:
   count = config.quality_samples or max(min(len(data.test), _JUDGED), MIN_SAMPLES)
   reference = make_reference(data, count)
   z = jax.random.normal(key, (reference.num_samples, latents))
-  images = np.asarray(from_unit(_in_chunks(decode, z), data.levels))
+  images = np.asarray(from_unit(in_chunks(decode, z, size=_CHUNK), data.levels))
   return judge_samples(reference, images)
-
-
-def _in_chunks(function: Any, rows: Array) -> np.ndarray:
-  """`function` over rows in chunks of one size."""
-  count = len(rows)
-  size = min(_CHUNK, count)
-  parts = [np.resize(np.arange(start, min(start + size, count)), size) for start in range(0, count, size)]
-  return np.concatenate([np.asarray(function(rows[part])) for part in parts])[:count]
 
 
 def score_disentangling(encode: Any, data: DataSet, config: Any) -> dict[str, float]:
@@ -182,11 +175,7 @@ def score_disentangling(encode: Any, data: DataSet, config: Any) -> dict[str, fl
 def _first_of_each_class(data: DataSet, count: int) -> Int[np.ndarray, " N"]:
   """Test images, one of each class by turns."""
   index = fixed_subset(len(data.test), 1000)
-  label = data.test.read(index)["label"]
-  turn = np.zeros(len(index), int)
-  for k in np.unique(label):
-    turn[label == k] = np.arange(np.sum(label == k))
-  return index[np.lexsort((label, turn))[:count]]
+  return index[one_of_each(data.test.read(index)["label"], count)]
 
 
 def _test_pixels(data: DataSet, config: Any, index: np.ndarray) -> Array:
