@@ -22,6 +22,8 @@ _CHUNK = 250
 # than a tenth of its share in the data.
 _MISSING_SHARE = 0.1
 _SPLITS = 10
+# Density and coverage look at this neighbour of each sample; of fewer samples at the last there is.
+_NEIGHBOR = 5
 _PATHS, _STEPS = 8, 10
 
 
@@ -92,13 +94,13 @@ def _further_figures(reference: Any, images: np.ndarray, num_classes: int) -> di
   """By the judge: kernel distance, density, coverage, score, classes; each beside what real images get."""
   count, judge = reference.num_samples, reference.judge
   real, fake = reference.real_features(), judge.features(images)
-  density, coverage = generative.density_coverage(real, fake)
-  order = np.random.default_rng(1).permutation(len(reference.features))
-  halves = reference.features[order[:count]], reference.features[order[count : 2 * count]]
-  real_density, real_coverage = generative.density_coverage(*halves)
+  k = min(_NEIGHBOR, count - 1)
+  density, coverage = generative.density_coverage(real, fake, k)
+  halves = reference.two_real_sets()
+  real_density, real_coverage = generative.density_coverage(*halves, k)
   splits = min(_SPLITS, count // 2)
   real_images = np.concatenate([reference.test["image"], reference.train["image"]])[:count]
-  modes = generative.count_modes(judge.predict(images), num_classes)
+  modes, of_real = (generative.count_modes(judge.predict(x), num_classes) for x in (images, real_images))
   return {
     f"kernel_distance_{count}": generative.kernel_distance(real, fake),
     f"kernel_distance_{count}_real": generative.kernel_distance(*halves),
@@ -110,6 +112,7 @@ def _further_figures(reference: Any, images: np.ndarray, num_classes: int) -> di
     f"judge_score_{count}_real": generative.inception_score(judge.probabilities(real_images), splits)[0],
     "classes_caught": float(modes.caught),
     "class_divergence": modes.divergence,
+    "class_divergence_real": of_real.divergence,
   }
 
 
