@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from experiments.generative import vae, vqvae
+from experiments.generative._chunks import in_chunks
 from mlnotes.data import DataSet, fixed_subset
+from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.engine.loop import default_workdir
@@ -24,6 +26,8 @@ from mlnotes.generative.networks import halvings
 RUNS = {"generative.vae": vae.Config, "generative.vqvae": vqvae.Config}
 # Training images by whose latents the scale is measured.
 _MEASURED = 1000
+# Latents that are decoded at a time.
+_CHUNK = 500
 
 
 class Frozen(NamedTuple):
@@ -100,9 +104,9 @@ def load_first_stage(config: Any, data: DataSet) -> tuple[FirstStage, Frozen]:
     stage, params = of_vae(trained.module), unplace(trained.params)
     shape = trained.module.image_shape
   else:
-    model = vqvae.make_model(found, data)
+    model, state = vqvae.make_model(found, data), vqvae.as_evaluated(state)
     stage, params = of_vqvae(model, found), unplace({"networks": state.params, "codes": state.codebook.codes})
-    shape = data.image_shape if found.dataset == config.dataset else ()
+    shape = load_data(found).image_shape if found.dataset == config.dataset else ()
   if tuple(shape) != tuple(data.image_shape):
     raise InputError(
       f"{said} is of images {tuple(shape) or found.dataset}, expected {data.image_shape}, as --dataset has."
@@ -148,9 +152,6 @@ def encode_images(
 
 
 def decode_latents(stage: FirstStage, frozen: Frozen, z: Float[Array, "B h w D"]) -> Float[np.ndarray, "B H W C"]:
-  """Images on [0, 1] of latents of deviation 1, some hundred at a time."""
+  """Images on [0, 1] of latents of deviation 1."""
   decode = jax.jit(stage.decode)
-  size = min(len(z), 500)
-  parts = [np.resize(np.arange(start, min(start + size, len(z))), size) for start in range(0, len(z), size)]
-  images = [np.asarray(decode(frozen.params, jnp.asarray(z[part]) / frozen.scale)) for part in parts]
-  return np.clip(np.concatenate(images)[: len(z)], 0, 1)
+  return np.clip(in_chunks(lambda z: decode(frozen.params, z / frozen.scale), z, size=_CHUNK), 0, 1)

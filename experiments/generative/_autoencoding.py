@@ -7,8 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from experiments.generative._chunks import in_chunks
+from experiments.generative._judging import one_of_each
 from mlnotes.contrastive.probe import compute_probe_accuracy
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.engine.experiment import example_keys, stream_key
@@ -37,9 +39,9 @@ def compute_pca_mse(data: DataSet, components: int) -> tuple[float, float]:
 
   train, test = to_vectors(data.train, data.levels), to_vectors(data.test, data.levels)
   mean_mse = float(np.mean((test - train.mean(0)) ** 2))
-  if components >= min(train.shape):
+  if components >= train.shape[1]:
     return 0.0, mean_mse
-  pca = PCA(components, svd_solver="covariance_eigh").fit(train.astype(np.float64))
+  pca = PCA(min(components, len(train)), svd_solver="covariance_eigh").fit(train.astype(np.float64))
   return float(np.mean((pca.inverse_transform(pca.transform(test)) - test) ** 2)), mean_mse
 
 
@@ -52,19 +54,11 @@ def _pixel_probe(data: DataSet, examples: int, per_class: int) -> float:
   return float(compute_probe_accuracy(train, test, per_class).mean())
 
 
-def by_chunk(function: Any, images: np.ndarray, index: np.ndarray) -> list[np.ndarray]:
-  """`function(images, index)` over chunks of one size, the last filled up with copies; its arrays joined."""
-  rows = []
-  for start in range(0, len(images), _CHUNK):
-    where = np.minimum(np.arange(start, start + _CHUNK), len(images) - 1)
-    rows.append([np.asarray(x, np.float32) for x in function(jnp.asarray(images[where]), jnp.asarray(index[where]))])
-  return [np.concatenate(column)[: len(images)] for column in zip(*rows)]
-
-
-def write_report(model: Any, state: Any, data: DataSet, config: Any, directory: Path) -> dict[str, float]:
+def write_report(model: Any, state: Any, data: DataSet, config: Any, patch: int, directory: Path) -> dict[str, float]:
   """Draws reconstructions, units, a map or ways between images; returns the figures of the final parameters.
 
-  `model` is the experiment's, compiled. All errors are means over pixels on [0, 1] of test images.
+  `model` is the experiment's, compiled; `patch`, the side of what is masked. All errors are means over pixels on [0, 1]
+  of test images.
   """
   scale = data.levels - 1
   evaluation = stream_key(state.key, "evaluate")
@@ -74,15 +68,15 @@ def write_report(model: Any, state: Any, data: DataSet, config: Any, directory: 
     found = model.apply(state.params, example_keys(evaluation, index), x, state.hparams)
     return found.seen, found.output, found.error
 
-  encode = lambda images, index: (model.encode(state.params, images.astype(jnp.float32) / scale),)
+  encode = lambda images: model.encode(state.params, images.astype(jnp.float32) / scale)
   index = np.arange(len(data.test))
   test = data.test.read(index)
-  seen, output, error = by_chunk(reconstruct, test["image"], index)
+  seen, output, error = in_chunks(reconstruct, test["image"], index, size=_CHUNK)
   clean = test["image"].astype(np.float32) / scale
   some = fixed_subset(len(data.train), min(config.probe_examples, len(data.train)))
   train = data.train.read(some)
-  (code,), (train_code,) = by_chunk(encode, test["image"], index), by_chunk(encode, train["image"], some)
-  figures = _compare(config, data, seen, output, error, clean)
+  code, train_code = (in_chunks(encode, split["image"], size=_CHUNK) for split in (test, train))
+  figures = _compare(config, data, patch, seen, output, error, clean)
   figures |= _probe(data, config, (train_code, train["label"]), (code, test["label"]))
   if config.kind in ("sparse", "k_sparse"):
     spread = code.max(0) - code.min(0)
@@ -104,10 +98,10 @@ def write_report(model: Any, state: Any, data: DataSet, config: Any, directory: 
   return figures
 
 
-def _compare(config, data, seen, output, error, clean) -> dict[str, float]:
+def _compare(config, data, patch, seen, output, error, clean) -> dict[str, float]:
   """The errors beside those of PCA, of the mean image and of a linear map; says so where nothing was learned."""
   if config.kind == "masked":
-    blank = _error_of_blank_patches(config, data)
+    blank = _error_of_blank_patches(data, patch)
     return _say_collapse({"masked_error_of_mean": blank}, float(error.mean()), blank, "the mean of each patch")
   mse = float(np.mean((output - clean) ** 2))
   count = config.k if config.kind == "k_sparse" else config.codes
@@ -128,16 +122,14 @@ def _say_collapse(figures: dict[str, float], mse: float, floor: float, name: str
   return {**figures, "collapsed": float(collapsed)}
 
 
-def _error_of_blank_patches(config, data: DataSet) -> float:
+def _error_of_blank_patches(data: DataSet, patch: int) -> float:
   """The error of who guesses each patch's mean: 1, less the share of patches of one grey."""
   from mlnotes.generative import normalize_patches, patchify
 
-  patch = config.patch or (2 if max(data.image_shape[:2]) <= 16 else 4)
   images = data.test.read(np.arange(len(data.test)))["image"]
-  error = lambda images, index: (
-    jnp.mean(normalize_patches(patchify(images.astype(jnp.float32) / (data.levels - 1), patch)) ** 2, (1, 2)),
-  )
-  return float(by_chunk(error, images, np.arange(len(images)))[0].mean())
+  patches = lambda images: patchify(images.astype(jnp.float32) / (data.levels - 1), patch)
+  error = lambda images: jnp.mean(normalize_patches(patches(images)) ** 2, (1, 2))
+  return float(in_chunks(error, images, size=_CHUNK).mean())
 
 
 def _linear_denoiser_mse(config, data: DataSet, seen: np.ndarray, clean: np.ndarray) -> float:
@@ -180,13 +172,6 @@ def _fit_pca(data: DataSet, components: int) -> Any:
 def _pca_images(data: DataSet, components: int, clean: np.ndarray) -> np.ndarray:
   pca = _fit_pca(data, components)
   return pca.inverse_transform(pca.transform(clean.reshape(len(clean), -1))).reshape(clean.shape)
-
-
-def one_of_each(label: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " M"]:
-  """Positions of `count` examples, the classes in turn."""
-  order = np.concatenate([np.flatnonzero(label == c)[:count] for c in np.unique(label)])
-  turn = np.concatenate([np.arange(min(count, np.sum(label == c))) for c in np.unique(label)])
-  return order[np.argsort(turn, kind="stable")][:count]
 
 
 def _draw_reconstructions(rows: dict[str, np.ndarray], label: np.ndarray, path: Path, columns: int = 20) -> None:

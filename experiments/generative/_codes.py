@@ -4,16 +4,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Key, UInt8
 
-from experiments.generative._autoencoding import one_of_each
-from experiments.generative._judging import MIN_SAMPLES, draw_real_and_generated, judge_samples, make_reference
+from experiments.generative._chunks import in_chunks
+from experiments.generative._judging import (
+  MIN_SAMPLES,
+  draw_real_and_generated,
+  judge_samples,
+  make_reference,
+  one_of_each,
+)
 from mlnotes.data import DataSet, fixed_subset
 from mlnotes.engine.experiment import example_keys, stream_key
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
 from mlnotes.engine.progress import report_step
+from mlnotes.generative import from_unit
 
 _CHUNK = 250
 _MOST = 1000
@@ -21,21 +27,12 @@ _MOST = 1000
 COLLAPSED_SHARE = 0.05
 
 
-def _in_chunks(function: Any, *arrays: np.ndarray) -> np.ndarray:
-  """Over chunks of one size, the last filled up with copies."""
-  found = []
-  for start in range(0, len(arrays[0]), _CHUNK):
-    where = np.minimum(np.arange(start, start + _CHUNK), len(arrays[0]) - 1)
-    found.append(np.asarray(function(*(jnp.asarray(x[where]) for x in arrays))))
-  return np.concatenate(found)[: len(arrays[0])]
-
-
 def sample_images(
   trained: Any, key: Key, label: Int[np.ndarray, " N"], temperature: float
 ) -> Float[np.ndarray, "N H W C"]:
   """Images on [0, 1] of the classes `label`."""
   draw = lambda index, label: trained.decode(trained.sample(example_keys(key, index), label, temperature))
-  return _in_chunks(draw, np.arange(len(label)), label)
+  return in_chunks(draw, np.arange(len(label)), label, size=_CHUNK)
 
 
 def entropy_bits(counts: Float[np.ndarray, "... K"]) -> Float[np.ndarray, "..."]:
@@ -52,22 +49,22 @@ def write_report(
   Samples are judged as `judge_samples` does; beside them, in names that end so, test images through the auto-encoder
   (`_reconstructed`), the best that a prior can do, and codes drawn for each place by themselves (`_independent`).
   """
-  to_levels = lambda x: np.round(np.clip(x, 0, 1) * (data.levels - 1)).astype(np.uint8)
+  to_levels = lambda x: np.asarray(from_unit(x, data.levels))
   wanted = config.quality_samples or min(len(data.test), _MOST)
   reference = make_reference(data, max(wanted, MIN_SAMPLES))
   count = reference.num_samples
   some = fixed_subset(len(data.train), min(10 * _MOST, len(data.train)))
-  index = _in_chunks(trained, data.train.read(some)["image"])
+  index = in_chunks(trained, data.train.read(some)["image"], size=_CHUNK)
   label = np.random.default_rng(0).choice(reference.train["label"], count).astype(np.int32)
   report_step(f"{count} samples of {grid[0] * grid[1]} codes each")
   samples = to_levels(sample_images(trained, stream_key(state.key, "quality"), label, config.temperature))
   figures = judge_samples(reference, samples, label)
-  back = to_levels(_in_chunks(lambda x: trained.decode(trained(x)), reference.test["image"][:count]))
+  back = to_levels(in_chunks(lambda x: trained.decode(trained(x)), reference.test["image"][:count], size=_CHUNK))
   if len(back) == count:
     figures |= _named(judge_samples(reference, back, reference.test["label"][:count]), "reconstructed")
   rng = np.random.default_rng(1)
   drawn = np.stack([rng.choice(column, count) for column in index.T], 1)
-  independent = to_levels(_in_chunks(trained.decode, drawn))
+  independent = to_levels(in_chunks(trained.decode, drawn, size=_CHUNK))
   figures |= _named(judge_samples(reference, independent), "independent")
   counts = np.bincount(index.ravel(), minlength=config.num_codes)
   places = np.stack([np.bincount(column, minlength=config.num_codes) for column in index.T])
@@ -141,6 +138,6 @@ def _draw_codes(trained: Any, counts: np.ndarray, grid: tuple[int, int], config:
   shown = order[: min(100, len(order))]
   alone = np.tile(shown[:, None], (1, grid[0] * grid[1])).astype(np.int32)
   columns = 10
-  show_images(axes[0, 1], _in_chunks(trained.decode, alone), columns=columns)
+  show_images(axes[0, 1], in_chunks(trained.decode, alone, size=_CHUNK), columns=columns)
   axes[0, 1].set_title("images of one code alone, the most used first", fontsize=9)
   save_figure(figure, path)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.generative._chunks import in_chunks
 from experiments.generative._judging import (
   MIN_SAMPLES,
   draw_real_and_generated,
@@ -56,24 +57,15 @@ def compute_floors(data: DataSet) -> dict[str, float]:
   return figures
 
 
-def _in_chunks(function: Any, *arrays: np.ndarray) -> Any:
-  """`function` over chunks of one size, the last filled up: one compilation for all; results joined on the host."""
-  total = len(arrays[0])
-  results = []
-  for start in range(0, total, _CHUNK):
-    index = np.minimum(np.arange(start, start + _CHUNK), total - 1)
-    results.append(jax.tree.map(np.asarray, function(*(array[index] for array in arrays))))
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
-
-
 def report_images(trained: TrainedFlow, key, data: DataSet, config: Any, directory: Path) -> dict[str, float]:
   """Writes samples.png, temperature.png, interpolation.png, reconstruction.png; returns the figures.
 
   `config` has `temperature`, `alpha`, `flow` and `quality_samples`.
   """
   model = trained.model
-  decode = functools.partial(_in_chunks, jax.jit(trained.decode))
-  encode = functools.partial(_in_chunks, jax.jit(lambda x: (*model.encode(trained.variables, x), trained(x))))
+  decode = functools.partial(in_chunks, jax.jit(trained.decode), size=_CHUNK)
+  known = jax.jit(lambda x: (*model.encode(trained.variables, x), trained(x)))
+  encode = functools.partial(in_chunks, known, size=_CHUNK)
   levels = lambda z: np.asarray(model.to_levels(jnp.asarray(decode(np.asarray(z)))))
 
   reference = make_reference(data, max(config.quality_samples or min(len(data.test), _MOST_SAMPLES), MIN_SAMPLES))

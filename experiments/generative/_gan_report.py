@@ -22,6 +22,8 @@ _CHUNK = 250
 # than a tenth of its share in the data.
 _MISSING_SHARE = 0.1
 _SPLITS = 10
+# Density and coverage look at this neighbour of each sample; of fewer samples at the last there is.
+_NEIGHBOR = 5
 _PATHS, _STEPS = 8, 10
 
 
@@ -54,11 +56,6 @@ def sample_all(generator: Any, key: Key[Array, ""], count: int, label: np.ndarra
   return np.concatenate(rows)[:count]
 
 
-def to_levels(images: np.ndarray, levels: int) -> np.ndarray:
-  """[-1, 1] to the nearest grey level."""
-  return np.round((np.clip(images, -1, 1) + 1) / 2 * (levels - 1)).astype(np.uint8)
-
-
 def report_images(
   generator: Any, score: Callable, key: Key[Array, ""], world: Any, config: Any, directory: Path
 ) -> dict[str, float]:
@@ -70,7 +67,8 @@ def report_images(
   # Drawn at random, not in the exact proportions: two real samples differ in these too.
   label = np.random.default_rng(0).choice(reference.train["label"], count).astype(np.int32)
   report_step(f"{count} samples")
-  images = to_levels(sample_all(generator, stream_key(key, "quality"), count, label), data.levels)
+  signed = sample_all(generator, stream_key(key, "quality"), count, label)
+  images = np.asarray(generative.from_unit((signed + 1) / 2, data.levels))
   figures = judge_samples(reference, images, label if generator.num_classes else None)
   figures |= _further_figures(reference, images, data.num_classes)
   said = describe_collapse(_class_shares(reference, images, data.num_classes), "classes")
@@ -96,13 +94,13 @@ def _further_figures(reference: Any, images: np.ndarray, num_classes: int) -> di
   """By the judge: kernel distance, density, coverage, score, classes; each beside what real images get."""
   count, judge = reference.num_samples, reference.judge
   real, fake = reference.real_features(), judge.features(images)
-  density, coverage = generative.density_coverage(real, fake)
-  order = np.random.default_rng(1).permutation(len(reference.features))
-  halves = reference.features[order[:count]], reference.features[order[count : 2 * count]]
-  real_density, real_coverage = generative.density_coverage(*halves)
+  k = min(_NEIGHBOR, count - 1)
+  density, coverage = generative.density_coverage(real, fake, k)
+  halves = reference.two_real_sets()
+  real_density, real_coverage = generative.density_coverage(*halves, k)
   splits = min(_SPLITS, count // 2)
   real_images = np.concatenate([reference.test["image"], reference.train["image"]])[:count]
-  modes = generative.count_modes(judge.predict(images), num_classes)
+  modes, of_real = (generative.count_modes(judge.predict(x), num_classes) for x in (images, real_images))
   return {
     f"kernel_distance_{count}": generative.kernel_distance(real, fake),
     f"kernel_distance_{count}_real": generative.kernel_distance(*halves),
@@ -114,6 +112,7 @@ def _further_figures(reference: Any, images: np.ndarray, num_classes: int) -> di
     f"judge_score_{count}_real": generative.inception_score(judge.probabilities(real_images), splits)[0],
     "classes_caught": float(modes.caught),
     "class_divergence": modes.divergence,
+    "class_divergence_real": of_real.divergence,
   }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.engine.errors import InputError
@@ -45,6 +45,11 @@ class Reference(NamedTuple):
   features: np.ndarray
   real_distance: float
   num_samples: int
+
+  def two_real_sets(self) -> tuple[np.ndarray, np.ndarray]:
+    """Features of `num_samples` real images and of as many others: what a score of real images is taken of."""
+    order, count = np.random.default_rng(1).permutation(len(self.features)), self.num_samples
+    return self.features[order[:count]], self.features[order[count : 2 * count]]
 
   def real_features(self) -> np.ndarray:
     """Of `num_samples` real images: held out ones, which the judge has not seen, and training images where they end."""
@@ -94,7 +99,8 @@ def judge_samples(
 
   The names carry how many: a distance between a thousand and a thousand does not compare with one between ten thousand.
   `judge_distance_N` and its floor `judge_distance_N_real` are Frechet distances in the features of the data's own
-  judge, which are no FID. Raises ValueError for another number of images.
+  judge, which are no FID; `precision_N_real` and `recall_N_real` are of real images too. Raises ValueError for another
+  number of images.
   """
   from mlnotes.generative import class_agreement, precision_recall
 
@@ -103,16 +109,26 @@ def judge_samples(
     raise ValueError(f"found {len(images)} images to judge, expected {count}, as many as the real ones.")
   features = reference.judge.features(images)
   precision, recall = precision_recall(reference.real_features(), features)
+  real_precision, real_recall = precision_recall(*reference.two_real_sets())
   figures = {
     f"judge_distance_{count}": reference.distance(features),
     f"judge_distance_{count}_real": reference.real_distance,
     f"precision_{count}": precision,
+    f"precision_{count}_real": real_precision,
     f"recall_{count}": recall,
+    f"recall_{count}_real": real_recall,
     "judge_accuracy": reference.judge_accuracy,
   }
   if label is not None:
     figures["class_agreement"] = class_agreement(reference.judge.predict(images), label)
   return figures
+
+
+def one_of_each(label: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " M"]:
+  """Positions of `count` examples, the classes in turn."""
+  order = np.concatenate([np.flatnonzero(label == c)[:count] for c in np.unique(label)])
+  turn = np.concatenate([np.arange(min(count, np.sum(label == c))) for c in np.unique(label)])
+  return order[np.argsort(turn, kind="stable")][:count]
 
 
 def draw_real_and_generated(reference: Reference, images: np.ndarray, num_levels: int, path: Path) -> None:

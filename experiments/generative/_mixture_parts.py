@@ -1,5 +1,6 @@
 """The parts of the study of mixtures: what each fits, its figures, its pictures."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.generative._chunks import in_chunks
 from experiments.generative._judging import read_part
 from mlnotes.data.flags import load_data
 from mlnotes.engine.experiment import example_keys, root_key, stream_key
@@ -25,10 +27,7 @@ _density = jax.jit(m.mixture_log_density)
 
 
 def _log_density(mixture: Any, x: np.ndarray) -> np.ndarray:
-  """On the host, in chunks of one size."""
-  size = min(_CHUNK, len(x))
-  found = [_density(mixture, x[np.minimum(np.arange(i, i + size), len(x) - 1)]) for i in range(0, len(x), size)]
-  return np.concatenate([np.asarray(part) for part in found])[: len(x)]
+  return in_chunks(functools.partial(_density, mixture), x, size=_CHUNK)
 
 
 def largest_fall(objectives: list[np.ndarray]) -> float:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference
+from experiments.generative._chunks import in_chunks
+from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference, one_of_each
 from mlnotes.data import fixed_subset
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
 from mlnotes.engine.progress import report_step, warn
@@ -20,15 +20,16 @@ def write_report(translators: dict[str, Any], domains: Any, config: Any, directo
   """Writes translations.png; returns figures of translated test images.
 
   `label_kept`: share whose class is still told by the judge of the target, `label_kept_untranslated`: of the images as
-  they were, the floor; `judge_accuracy`, of real targets, is the ceiling. Of pairs also `l1_untranslated`, the error of
-  leaving the image as it is.
+  they were, the floor; `judge_accuracy`, of real targets, is the ceiling; `collapsed`: 1 where all become about one
+  image. Of pairs also `l1_untranslated`, the error of leaving the image as it is.
   """
   count = config.quality_samples or max(min(len(domains.test), _JUDGED), MIN_SAMPLES)
   reference = make_reference(domains.target, count)
   count = reference.num_samples
   rows = domains.test.read(np.resize(fixed_subset(len(domains.test), count), count))
   x = rows["source"].astype(np.float32) * (2 / (domains.source_levels - 1)) - 1
-  made = apply(translators["forward"], x)
+  apply = lambda name, x: in_chunks(jax.jit(lambda x: translators[name](x)), x, size=_CHUNK)
+  made = apply("forward", x)
   levels = domains.target.levels
   images, untouched = (np.asarray(from_unit((image + 1) / 2, levels)) for image in (made, x))
   figures = judge_samples(reference, images, rows["label"])
@@ -40,28 +41,19 @@ def write_report(translators: dict[str, Any], domains: Any, config: Any, directo
     figures["l1_untranslated"] = float(np.mean(np.abs(x - target)) / 2)
     shown = {"seen": x, "made of it": made, "what it was": target}
   else:
-    shown = {"source": x, "translated": made, "and back": apply(translators["backward"], made)}
-  if np.mean(np.std(made, axis=0)) < 0.1 * np.mean(np.std(target, axis=0)):
+    shown = {"source": x, "translated": made, "and back": apply("backward", made)}
+  collapsed = np.mean(np.std(made, axis=0)) < 0.1 * np.mean(np.std(target, axis=0))
+  figures["collapsed"] = float(collapsed)
+  if collapsed:
     warn("collapsed: every image is translated into about the same one.")
   report_step("pictures")
   _draw(shown, rows["label"], directory / "translations.png")
   return figures
 
 
-def apply(translator: Any, x: np.ndarray) -> np.ndarray:
-  """All of `x`, some at a time."""
-  run = jax.jit(lambda x: translator(x))
-  size = min(_CHUNK, len(x))
-  parts = [np.resize(np.arange(start, min(start + size, len(x))), size) for start in range(0, len(x), size)]
-  return np.concatenate([np.asarray(run(jnp.asarray(x[part]))) for part in parts])[: len(x)]
-
-
 def _draw(shown: dict[str, np.ndarray], label: np.ndarray, path: Path) -> None:
   """Two groups of rows, one for each of `shown`; a column for each class where there are enough."""
-  turn = np.zeros(len(label), int)
-  for k in np.unique(label):
-    turn[label == k] = np.arange(np.sum(label == k))
-  index = np.lexsort((label, turn))[: 2 * _COLUMNS]
+  index = one_of_each(label, 2 * _COLUMNS)
   groups = [index[i : i + _COLUMNS] for i in range(0, len(index), _COLUMNS)]
   groups = [group for group in groups if len(group) == len(groups[0])]
   images = np.concatenate([(value[group] + 1) / 2 for group in groups for value in shown.values()])

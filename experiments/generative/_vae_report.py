@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference
+from experiments.generative._chunks import in_chunks
+from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference, one_of_each
 from experiments.generative._pixels import pixels_once
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.data.sprites import FACTORS, load_sprite_factors
@@ -90,19 +91,20 @@ def estimate_nll(model: TrainedVAE, key: Key[Array, ""], data: DataSet, config: 
   index = fixed_subset(len(data.test), config.nll_examples)
   size = min(_CHUNK, len(index))
 
-  @jax.jit
-  def log_weights(key, x):
-    noise = jax.random.normal(key, (_WEIGHTS, len(x), model.module.num_latents))
+  @functools.partial(jax.jit, static_argnums=2)
+  def log_mean_weight(key, x, count):
+    noise = jax.random.normal(key, (count, len(x), model.module.num_latents))
     return compute_iwae(noise, model.encode(x), functools.partial(model.log_likelihood, x)).bound
 
-  rounds = -(-config.nll_samples // _WEIGHTS)
+  counts = [min(_WEIGHTS, config.nll_samples - done) for done in range(0, config.nll_samples, _WEIGHTS)]
   bounds = []
   for start in range(0, len(index), size):
     part = np.resize(index[start : start + size], size)
     x = pixels_once(config, data.levels, jnp.asarray(data.test.read(part)["image"]), jnp.asarray(part))
-    keys = jax.random.split(jax.random.fold_in(key, start), rounds)
-    each = np.stack([np.asarray(log_weights(key, x)) for key in keys])  # every round is a mean of as many weights
-    bounds.append((np.logaddexp.reduce(each, axis=0) - np.log(rounds))[: len(index) - start])
+    keys = jax.random.split(jax.random.fold_in(key, start), len(counts))
+    # Of each round the sum of its weights, as a logarithm.
+    each = np.stack([np.asarray(log_mean_weight(key, x, n)) + np.log(n) for key, n in zip(keys, counts)])
+    bounds.append((np.logaddexp.reduce(each, axis=0) - np.log(config.nll_samples))[: len(index) - start])
     report_step(f"likelihood of {len(index)} test images", start, len(index))
   return float(-np.mean(np.concatenate(bounds)))
 
@@ -143,16 +145,8 @@ def judge(decode: Any, key: Key[Array, ""], latents: int, data: DataSet, config:
   count = config.quality_samples or max(min(len(data.test), _JUDGED), MIN_SAMPLES)
   reference = make_reference(data, count)
   z = jax.random.normal(key, (reference.num_samples, latents))
-  images = np.asarray(from_unit(_in_chunks(decode, z), data.levels))
+  images = np.asarray(from_unit(in_chunks(decode, z, size=_CHUNK), data.levels))
   return judge_samples(reference, images)
-
-
-def _in_chunks(function: Any, rows: Array) -> np.ndarray:
-  """`function` over rows in chunks of one size."""
-  count = len(rows)
-  size = min(_CHUNK, count)
-  parts = [np.resize(np.arange(start, min(start + size, count)), size) for start in range(0, count, size)]
-  return np.concatenate([np.asarray(function(rows[part])) for part in parts])[:count]
 
 
 def score_disentangling(encode: Any, data: DataSet, config: Any) -> dict[str, float]:
@@ -181,11 +175,7 @@ def score_disentangling(encode: Any, data: DataSet, config: Any) -> dict[str, fl
 def _first_of_each_class(data: DataSet, count: int) -> Int[np.ndarray, " N"]:
   """Test images, one of each class by turns."""
   index = fixed_subset(len(data.test), 1000)
-  label = data.test.read(index)["label"]
-  turn = np.zeros(len(index), int)
-  for k in np.unique(label):
-    turn[label == k] = np.arange(np.sum(label == k))
-  return index[np.lexsort((label, turn))[:count]]
+  return index[one_of_each(data.test.read(index)["label"], count)]
 
 
 def _test_pixels(data: DataSet, config: Any, index: np.ndarray) -> Array:

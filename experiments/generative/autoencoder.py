@@ -29,7 +29,7 @@ from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.generative.masked_autoencoder import count_visible
 from mlnotes.generative.networks import Decoder, Encoder, to_unit
-from mlnotes.optim import ScheduleName
+from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 SPARSE = ("sparse", "k_sparse")
@@ -124,6 +124,8 @@ class Config(DataConfig, OptimConfig, LoopConfig):
     idle["precision"] = "these networks compute in float32"
     if choose_network(self) == "single":
       idle["hidden"] = "a single layer has no hidden ones"
+      if self.activation != "linear":
+        idle["activation"] = "a single layer has nothing between layers"
     if choose_network(self) != "conv":
       idle["channels"] = "there is no convolution"
     return idle
@@ -133,6 +135,11 @@ def choose_network(config: Config) -> str:
   """What --network names, or auto stands for."""
   single = config.kind in SPARSE or config.activation == "linear"
   return ("single" if single else "mlp") if config.network == "auto" else config.network
+
+
+def choose_patch(config: Config, image_shape: tuple[int, int, int]) -> int:
+  """What --patch names, or 0 stands for."""
+  return config.patch or (2 if max(image_shape[:2]) <= _LARGEST_SMALL_IMAGE else 4)
 
 
 class State(NamedTuple):
@@ -224,7 +231,7 @@ def make_code_model(config: Config, image_shape: tuple[int, int, int]) -> Model:
 
 def make_masked_model(config: Config, image_shape: tuple[int, int, int]) -> Model:
   """A masked auto-encoder; its error is that of hidden patches, each with mean 0 and variance 1 of its own."""
-  patch = config.patch or (2 if max(image_shape[:2]) <= _LARGEST_SMALL_IMAGE else 4)
+  patch = choose_patch(config, image_shape)
   if image_shape[0] % patch or image_shape[1] % patch:
     raise InputError(
       f"--patch={config.patch}: found images of {image_shape[0]} x {image_shape[1]}, expected what divides both, not "
@@ -301,7 +308,11 @@ def make(config: Config) -> Experiment:
     metrics = {"loss": loss, name: jnp.mean(outcome.error), "grad_norm": optax.global_norm(grads)}
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+  def learned(state: State) -> State:
+    return state._replace(params=eval_params(state.opt_state, state.params))
+
   def evaluate(state: State, batch) -> dict[str, Mean]:
+    state = learned(state)
     # The same corruption of a test image in every evaluation.
     keys = example_keys(stream_key(state.key, "evaluate"), batch["index"])
     x, mask = to_unit(batch["image"], data.levels), batch["mask"]
@@ -324,9 +335,10 @@ def make(config: Config) -> Experiment:
   def report(state: State, directory: Path) -> dict[str, float]:
     from experiments.generative._autoencoding import write_report
 
-    return write_report(compiled, state, data, config, directory)
+    patch = choose_patch(config, data.image_shape)
+    return write_report(compiled, learned(state), data, config, patch, directory)
 
-  trained = lambda state: TrainedAutoencoder(model, state.params, data.levels)
+  trained = lambda state: TrainedAutoencoder(model, learned(state).params, data.levels)
   return Experiment(init, step, evaluate, report, model=trained)
 
 

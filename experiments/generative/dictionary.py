@@ -48,7 +48,8 @@ class Config(BaseConfig):
   def __post_init__(self):
     super().__post_init__()
     require(2 <= self.patch <= 32, "patch", self.patch, "2 to 32")
-    for name in ("patches", "atoms", "steps", "batch_size", "code_steps"):
+    require(self.patches >= 2, "patches", self.patches, "2 or more, which vary")
+    for name in ("atoms", "steps", "batch_size", "code_steps"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("penalty", "epsilon"):
       require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.generative._judging import check_images
+from experiments.generative._judging import MIN_SAMPLES, check_images
 from mlnotes.data import DataSet, Feeds, make_drawn_eval, make_drawn_feed
 from mlnotes.data.flags import DataConfig, load_data, make_feeds as make_data_feeds
 from mlnotes.engine.errors import InputError, require
@@ -93,7 +93,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
     require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a number in [0, 1)")
     require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
     count = self.quality_samples
-    require(count == 0 or count >= 4, "quality_samples", count, "0, or 4 or more")
+    require(count == 0 or count >= MIN_SAMPLES, "quality_samples", count, f"0, or {MIN_SAMPLES} or more")
 
   def idle_flags(self):
     idle = super().idle_flags()

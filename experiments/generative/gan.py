@@ -61,8 +61,9 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   batch_size: int = field(64, "examples per update of the discriminator, over all devices", refines=True)
   dataset: str = field(
     "digits",
-    "digits (built in; digits_halves: tested on other writers), a file.npz with image and label, a folder of class "
-    "folders, the name of a TFDS set, or points in the plane that are drawn anew: ring, grid, moons",
+    "digits (built in; digits_halves: tested on other writers), sprites (built in, drawn), a file.npz with image and "
+    "label, a folder of class folders, the name of a TFDS set, or points in the plane that are drawn anew: ring, grid, "
+    "moons",
     refines=True,
   )
   eval_examples: int = 512
@@ -180,6 +181,8 @@ class Config(DataConfig, OptimConfig, LoopConfig):
       idle |= dict.fromkeys(("margin", "pull_away"), f"--loss={self.loss} is no energy")
     else:
       idle["norm"] = "--loss=energy has an auto-encoder without norms"
+    if self.report_seeds == 0:
+      idle["quality_samples"] = "--report_seeds=0 draws no samples"
     return idle
 
 
@@ -242,7 +245,12 @@ def make_feeds(config: Config) -> Feeds:
   """Training examples for all the discriminator's updates of a step; the test split twice: its parts, and the whole."""
   of_step = dataclasses.replace(config, batch_size=config.units_per_update)
   if not config.points:
-    feeds = make_data_feeds(load_data(config), of_step)
+    data = load_data(config)
+    if config.batch_size <= len(data.train):
+      most = len(data.train) // config.batch_size
+      said = f"at most {most}: each has --batch_size={config.batch_size} of {len(data.train)} examples to itself"
+      require(config.critic_steps <= most, "critic_steps", config.critic_steps, said)
+    feeds = make_data_feeds(data, of_step)
     return feeds._replace(reference=feeds.evaluate)
   mixture = make_mixture(config.dataset, config.deviation)
 

@@ -55,6 +55,7 @@ class Config(DataConfig):
     for name in self.parts:
       if name not in PARTS:
         raise InputError(f"--parts={name} is no part: {nearest(name, PARTS)}")
+    require(len(set(self.parts)) == len(self.parts), "parts", spelled("parts"), "each part once")
     for name in ("seeds", "restarts", "steps"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     for name in ("seed", "examples"):

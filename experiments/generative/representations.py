@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from experiments.contrastive import simclr
 from experiments.generative import autoencoder, vae
+from experiments.generative._chunks import in_chunks
 from mlnotes.contrastive.knn import choose_k, compute_knn_accuracy
 from mlnotes.contrastive.probe import compute_probe_accuracy
 from mlnotes.data import DataSet, Split, fixed_subset
@@ -81,6 +82,8 @@ class Config(DataConfig):
     for name in self.methods:
       if name not in (*METHODS, *PLAIN):
         raise InputError(f"--methods={name} is no method: {nearest(name, (*METHODS, *PLAIN))}")
+    once = len(set(self.methods)) == len(self.methods)
+    require(once, "methods", ",".join(self.methods), "each method once")
     for name in ("steps", "codes", "probe_examples", "seeds"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
     require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -88,8 +91,10 @@ class Config(DataConfig):
 
   def idle_flags(self):
     idle = super().idle_flags()
+    if not set(self.methods) & set(METHODS) - {"random"}:
+      idle |= dict.fromkeys(("steps", "batch_size"), "none of --methods is trained")
     if not set(self.methods) & set(METHODS):
-      idle |= dict.fromkeys(("steps", "batch_size", "seeds"), "none of --methods is trained")
+      idle["seeds"] = "none of --methods is drawn"
     return idle | {"eval_examples": "all test images are judged"}
 
 
@@ -121,13 +126,6 @@ def make_encoder(name: str, config: Config, directory: Path, seed: int) -> Calla
     state = restore_states(directory, experiment, feeds, settings, "last", seed)[0][seed]
   model, levels = experiment.model(state), load_data(config).levels
   return (lambda images: model.encode(to_unit(images, levels)).mean) if method.module is vae else model
-
-
-def encode_split(encode: Callable[[np.ndarray], Any], images: np.ndarray) -> Float[np.ndarray, "N D"]:
-  """Features of all images, some at a time."""
-  size = min(_CHUNK, len(images))
-  parts = [np.resize(np.arange(start, min(start + size, len(images))), size) for start in range(0, len(images), size)]
-  return np.concatenate([np.asarray(encode(images[part]), np.float32) for part in parts])[: len(images)]
 
 
 def plain_features(name: str, config: Config, train: np.ndarray, test: np.ndarray) -> Features:
@@ -170,7 +168,7 @@ def main(config: Config) -> int:
       for seed in seeds:
         if name in METHODS:
           encode = make_encoder(name, config, directory / f"{name}-{seed}", seed)
-          features = Features(*(encode_split(encode, split["image"]) for split in (train, test)))
+          features = Features(*(in_chunks(encode, split["image"], size=_CHUNK) for split in (train, test)))
         else:
           features = plain_features(name, config, train["image"], test["image"])
         report_step(f"probes of {name}")

@@ -123,7 +123,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
     idle = super().idle_flags()
     unused = {
       "unpaired": ("l1_weight", "dropout"),
-      "paired": ("cycle_weight", "identity_weight", "pool_size", "blocks"),
+      "paired": ("cycle_weight", "identity_weight", "pool_size", "begin", "blocks"),
     }
     idle |= dict.fromkeys(unused[self.task], f"--task={self.task} has none")
     if not self.source:

@@ -35,7 +35,7 @@ from mlnotes.generative.code_grid import (
   sample_codes,
 )
 from mlnotes.generative.networks import halvings, to_unit
-from mlnotes.optim import ScheduleName
+from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 # Training images whose variance scales the squared error.
@@ -94,7 +94,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   def idle_flags(self):
     idle = super().idle_flags()
     if self.codebook == "gradient":
-      idle["restart"] = "--codebook=gradient moves codes by their loss alone"
+      idle |= dict.fromkeys(("restart", "decay"), "--codebook=gradient moves codes by their loss alone")
     if self.report_seeds == 0:
       idle |= dict.fromkeys(("temperature", "quality_samples"), "--report_seeds=0 draws no samples")
     return idle
@@ -109,6 +109,13 @@ class State(NamedTuple):
   prior: chex.ArrayTree
   prior_opt_state: optax.OptState
   hparams: dict[str, Float[Array, ""]]
+
+
+def as_evaluated(state: State) -> State:
+  """`state` with the parameters that its optimizers return: of Lookahead the slow weights."""
+  params = eval_params(state.opt_state, state.params)
+  codebook = state.codebook._replace(codes=params.get("codes", state.codebook.codes))
+  return state._replace(params=params, codebook=codebook, prior=eval_params(state.prior_opt_state, state.prior))
 
 
 class Model(NamedTuple):
@@ -243,12 +250,13 @@ def make(config: Config) -> Experiment:
     return state._replace(step=state.step + 1, prior=prior, prior_opt_state=prior_opt_state, **new), metrics
 
   def embed(state: State, batch):
+    state = as_evaluated(state)
     z = model.encode(state.params, to_unit(batch["image"], data.levels))
     index = generative.find_nearest_code(z, state.codebook.codes)
     return {"index": index.reshape(len(z), -1), "mask": batch["mask"]}
 
   def evaluate(state: State, batch, reference) -> dict[str, Mean]:
-    index = embed(state, batch)["index"]
+    index, state = embed(state, batch)["index"], as_evaluated(state)
     x = to_unit(batch["image"], data.levels)
     error = jnp.mean((model.decode_index(state.params, state.codebook.codes, index) - x) ** 2, (1, 2, 3))
     nats = jnp.mean(code_nats(model.prior, {"params": state.prior}, index, batch["label"]), 1)
@@ -263,9 +271,10 @@ def make(config: Config) -> Experiment:
   def report(state: State, directory: Path) -> dict[str, float]:
     from experiments.generative._codes import write_report
 
-    return write_report(TrainedVQVAE(model, state, data.levels), state, data, config, model.grid, directory)
+    return write_report(trained(state), state, data, config, model.grid, directory)
 
-  return Experiment(init, step, evaluate, report, embed, lambda state: TrainedVQVAE(model, state, data.levels))
+  trained = lambda state: TrainedVQVAE(model, as_evaluated(state), data.levels)
+  return Experiment(init, step, evaluate, report, embed, trained)
 
 
 def main(config: Config) -> int:

@@ -49,7 +49,8 @@ class UNetTranslator(nn.Module):
   """pix2pix's generator for small images: halvings and doublings joined at each size, `dropout` its only noise; tanh.
 
   Isola et al. 2017, section 6.1. Its norm is batch norm with the statistics of the test batch, which at their batch of
-  one is the instance norm here.
+  one is the instance norm here. Differences from the paper: dropout in training alone, so that what is evaluated does
+  not hang on a draw.
   """
 
   channels: int
@@ -150,7 +151,7 @@ def view_upper(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
 
 
 def view_coarse(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-  """Means of 4 x 4 pixels, in the size of the image; of what is over at an odd edge, the mean of what is there."""
+  """Means of 4 x 4 pixels, in the size of the image; the last row or column stands for what is left over at an edge."""
   batch, height, width, channels = x.shape
   x = jnp.pad(x, ((0, 0), (0, -height % 4), (0, -width % 4), (0, 0)), mode="edge")
   cells = x.reshape(batch, x.shape[1] // 4, 4, x.shape[2] // 4, 4, channels).mean((2, 4))

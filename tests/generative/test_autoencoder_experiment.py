@@ -321,7 +321,8 @@ def test_flags_without_effect_are_told():
   idle = lambda **given: set(make_config(network="auto", **given).idle_flags()) - always
   assert idle() == of_masked | others | {"channels"}
   assert idle(kind="denoising") == of_masked | others - {"corruption", "corruption_level"} | {"channels"}
-  assert idle(kind="sparse") == of_masked | {"corruption", "corruption_level", "k", "channels", "hidden"}
+  assert idle(kind="sparse") == of_masked | {"corruption", "corruption_level", "k", "channels", "hidden", "activation"}
+  assert "activation" not in idle(activation="linear")
   assert idle(**MASKED) == others | {"codes", "network", "hidden", "channels", "activation"}
   tuned = autoencoder.Config.tuned(kind="masked")
   assert (tuned.optimizer, tuned.beta2, tuned.weight_decay) == ("adamw", 0.95, 0.05)
@@ -337,6 +338,16 @@ def test_the_best_checkpoint_has_the_least_error(data, monkeypatch, kind, metric
   monkeypatch.setattr(autoencoder, "train", lambda *args, **options: called.update(options) or 0)
   assert autoencoder.main(make_config(**(MASKED if kind == "masked" else dict(kind=kind)))) == 0
   assert called["best_metric"] == metric and called.get("best_mode", "min") == "min"
+
+
+def test_what_is_evaluated_are_the_slow_weights(data):
+  experiment = autoencoder.make(make_config(lookahead=5))
+  index = jnp.arange(8)
+  batch = {**jax.tree.map(jnp.asarray, data.train.read(np.arange(8))), "index": index, "mask": jnp.ones(8)}
+  before = experiment.init(jax.random.key(3), batch)
+  after = before._replace(params=jax.tree.map(lambda leaf: leaf + 1, before.params))
+  assert experiment.evaluate(after, batch)["mse"].total == experiment.evaluate(before, batch)["mse"].total
+  np.testing.assert_array_equal(*(experiment.model(state)(batch["image"]) for state in (before, after)))
 
 
 def test_a_trained_one_encodes_images_as_they_are_stored(data):

@@ -70,7 +70,8 @@ def test_flags_change_what_is_learned():
 
 @pytest.mark.parametrize(
   ("given", "message"),
-  [(dict(patch=1), "--patch=1"), (dict(penalty=0.0), "--penalty=0.0"), (dict(method="omp"), "--method=omp"),
+  [(dict(patch=1), "--patch=1"), (dict(patches=1), "--patches=1"),
+   (dict(penalty=0.0), "--penalty=0.0"), (dict(method="omp"), "--method=omp"),
    (dict(decay=1.0), "--decay=1.0"), (dict(epsilon=0.0), "--epsilon=0.0")],
 )  # fmt: skip
 def test_bad_values_are_a_sentence(given, message):

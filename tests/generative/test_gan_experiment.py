@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.generative import _gan_report, gan
+from experiments.generative import _gan_report, _judging, gan
 from mlnotes import generative
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import example_keys, root_key, set_hparams, stream_key
@@ -288,7 +288,13 @@ def test_bad_flags_are_refused_in_a_sentence(flags, sentence):
     gan.Config(**SMALL | flags)
 
 
+def test_critic_steps_that_the_data_cannot_feed_are_named():
+  with pytest.raises(InputError, match="--critic_steps=30 is out of range: expected at most 22"):
+    gan.make_feeds(gan.Config(batch_size=64, critic_steps=30))
+
+
 def test_flags_without_effect_say_so():
+  assert "quality_samples" in gan.Config(**SMALL | dict(report_seeds=0)).idle_flags()
   idle = gan.Config(**SMALL).idle_flags()
   assert {"penalty_weight", "clip_bound", "auxiliary_weight", "margin", "pull_away", "data_dir"} <= set(idle)
   assert "deviation" in gan.Config(loss="energy").idle_flags() and "deviation" not in idle
@@ -330,6 +336,28 @@ def test_a_report_of_points_leaves_its_figures_and_pictures(tmp_path, capsys):
   assert "collapsed: 7 of 8 modes are missing" in capsys.readouterr().err
   for name in ("points.png", "modes.png", "dynamics.png"):
     assert (tmp_path / name).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_figures_of_images_stand_beside_those_of_real_ones(count):
+  """As few samples as the flag allows, too; of real images they are about what stands beside them."""
+  rng = np.random.default_rng(0)
+  data = {"image": rng.normal(size=(2 * count, 3)), "label": np.arange(2 * count) % 2}
+
+  class Judge:
+    features = staticmethod(lambda images: images)
+    predict = staticmethod(lambda images: (images[:, 0] > 0).astype(int))
+    probabilities = staticmethod(lambda images: np.eye(2)[(images[:, 0] > 0).astype(int)])
+
+  half = {name: value[:count] for name, value in data.items()}
+  reference = _judging.Reference(Judge, 1.0, half, half, data["image"], 0.1, count)
+  samples = rng.normal(size=(count, 3))
+  found = _gan_report._further_figures(reference, samples, 2) | _judging.judge_samples(reference, samples)
+  assert all(np.isfinite(value) for value in found.values())
+  beside = [name for name in found if f"{name}_real" in found]
+  assert {f"{name}_{count}" for name in ("density", "coverage", "precision", "recall", "judge_score")} < set(beside)
+  if count == 40:
+    assert all(abs(found[name] - found[f"{name}_real"]) < 0.35 for name in beside if "distance" not in name)
 
 
 def test_collapse_is_said_of_missing_modes_and_of_points_off_them():

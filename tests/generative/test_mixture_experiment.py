@@ -152,6 +152,7 @@ def test_the_study_runs_each_part_for_each_seed(tmp_path):
   ("flags", "sentence"),
   [
     (dict(parts=("pionts",)), "--parts=pionts is no part: did you mean points?"),
+    (dict(parts=("binary", "binary")), "--parts=binary,binary .* each part once"),
     (dict(point_components=(4, 2)), "--point_components=4,2 is out of range"),
     (dict(floor=0.0), "--floor=0.0 is out of range"),
     (dict(alpha=0.6), "--alpha=0.6 is out of range"),

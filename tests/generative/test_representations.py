@@ -88,6 +88,7 @@ def test_a_finished_training_is_taken_as_it_is_and_random_is_untrained(studied):
   [
     (dict(methods=("maske",)), "--methods=maske is no method"),
     (dict(methods=()), "--methods="),
+    (dict(methods=("pca", "pca")), "--methods=pca,pca .* each method once"),
     (dict(label_share=0.0), "--label_share=0.0"),
     (dict(steps=0), "--steps=0"),
   ],

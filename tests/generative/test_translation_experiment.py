@@ -7,7 +7,9 @@ import pytest
 
 from experiments.generative import _translation_report, translation
 from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import stream_key
 from mlnotes.engine.progress import take_warnings
+from mlnotes.generative.translation import PatchDiscriminator
 
 TINY = dict(width=4, blocks=1, batch_size=4, steps=4, pool_size=3, devices=1, quality_samples=20)
 
@@ -54,6 +56,47 @@ def test_every_weight_of_the_loss_has_its_part(unpaired, paired):
     still, metrics = experiment.step(zero(state, *names), batch)
     assert metrics["loss"] == 0 and not moved(state.translators, still.translators)
     assert moved(state.discriminators, still.discriminators)  # these learn all the same
+
+
+def by_hand(experiment, state, batch):
+  """(x, y, translators as functions, a discriminator's scores), each network by itself."""
+  x, y = (batch[kind].astype(jnp.float32) / 8 - 1 for kind in ("source", "target"))
+  network, critic = experiment.model(state).network, PatchDiscriminator(TINY["width"])
+  keys = {"dropout": stream_key(state.key, "dropout", state.step)}
+  run = lambda name: lambda x: network.apply({"params": state.translators[name]}, x, train=True, rngs=keys)
+  score = lambda name, x: critic.apply({"params": state.discriminators[name]}, x)
+  return x, y, {name: run(name) for name in state.translators}, score
+
+
+def apart(a, b):
+  return float(jnp.mean(jnp.abs(a - b)))
+
+
+def test_cycle_and_identity_are_of_the_images_that_they_should_give_back(unpaired):
+  """Forward and back again, and each translator on what it is to make: on its source it would learn to do nothing."""
+  _, experiment, state, batch = unpaired
+  x, y, run, score = by_hand(experiment, state, batch)
+  forward, backward = run["forward"], run["backward"]
+  loss = lambda *names: float(experiment.step(zero(state, *names), batch)[1]["loss"])
+  expected = 10 * (apart(backward(forward(x)), x) + apart(forward(backward(y)), y))
+  assert loss("adversarial_weight", "identity_weight") == pytest.approx(expected, rel=1e-4)
+  expected = 5 * (apart(forward(y), y) + apart(backward(x), x))
+  assert loss("adversarial_weight", "cycle_weight") == pytest.approx(expected, rel=1e-4)
+  made = {"target": forward(x), "source": backward(y)}
+  fooled = sum(float(jnp.mean((score(name, image) - 1) ** 2)) / 2 for name, image in made.items())
+  assert loss("cycle_weight", "identity_weight") == pytest.approx(fooled, rel=1e-4)
+
+
+def test_a_pair_is_told_from_the_same_input_with_a_made_output(paired):
+  _, experiment, state, batch = paired
+  x, y, run, score = by_hand(experiment, state, batch)
+  fake = run["forward"](x)
+  of_real, of_fake = (score("target", jnp.concatenate([x, image], -1)) for image in (y, fake))
+  loss = lambda *names: float(experiment.step(zero(state, *names), batch)[1]["loss"])
+  assert loss("adversarial_weight") == pytest.approx(100 * apart(fake, y), rel=1e-4)
+  assert loss("l1_weight") == pytest.approx(float(jnp.mean(jax.nn.softplus(-of_fake))), rel=1e-4)
+  told = float(jnp.mean(jax.nn.softplus(-of_real)) + jnp.mean(jax.nn.softplus(of_fake)))
+  assert float(experiment.step(state, batch)[1]["discriminator_loss"]) == pytest.approx(told, rel=1e-4)
 
 
 def test_both_directions_and_both_discriminators_learn(unpaired):
@@ -176,4 +219,4 @@ def test_bad_input_is_one_sentence(flags, said):
 
 def test_flags_without_effect_are_named():
   assert {"l1_weight", "dropout", "source_margin"} <= translation.Config(**TINY).idle_flags().keys()
-  assert {"cycle_weight", "pool_size"} <= translation.Config(**TINY, task="paired").idle_flags().keys()
+  assert {"cycle_weight", "pool_size", "begin"} <= translation.Config(**TINY, task="paired").idle_flags().keys()

@@ -12,7 +12,7 @@ from experiments.generative._pixels import pixels_once
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.progress import take_warnings
-from mlnotes.generative import TrainedVAE
+from mlnotes.generative import Bound, TrainedVAE
 
 TINY = dict(latents=3, hidden=(5,), batch_size=6, steps=4, devices=1)
 BIAS = 0.7  # of every pixel's logit
@@ -184,6 +184,22 @@ def test_the_likelihood_of_a_model_that_knows_nothing_is_exact(reported):
   x = np.asarray(pixels_once(config, 17, jnp.asarray(data.test.read(index)["image"]), jnp.asarray(index)))
   expected = 64 * math.log1p(math.exp(BIAS)) - BIAS * x.sum() / len(x)
   np.testing.assert_allclose(figures["negative_log_likelihood_k20"], expected, rtol=1e-4)
+
+
+def test_a_likelihood_is_of_as_many_weights_as_asked_for(monkeypatch):
+  """Each round counts by its number of weights: here every weight of a round of n is n."""
+
+  class Model:
+    module = vae.make_model(vae.Config(**TINY), load_data(vae.Config(**TINY)))
+    encode = log_likelihood = staticmethod(lambda x: x)
+
+  def bound(noise, x, _):
+    return Bound(jnp.full(len(x), math.log(len(noise))), None, None, None)
+
+  monkeypatch.setattr(_vae_report, "compute_iwae", bound)
+  config = vae.Config(**TINY, nll_samples=70, nll_examples=5)
+  found = _vae_report.estimate_nll(Model, jax.random.key(0), load_data(config), config)
+  assert found == pytest.approx(-math.log((50**2 + 20**2) / 70), rel=1e-5)
 
 
 def test_a_collapsed_run_says_so(reported):

@@ -237,6 +237,16 @@ def test_codes_that_are_one_are_told(data, tmp_path, capsys, reported):
   assert figures["collapsed"] == 1 and "collapsed: codes have a perplexity of 1.0 of 6" in capsys.readouterr().err
 
 
+def test_what_is_evaluated_are_the_slow_weights(data):
+  batch = jax.tree.map(jnp.asarray, data.train.read(np.arange(8)))
+  before = compiled(make_config(codebook="gradient", lookahead=5))[1](jax.random.key(3), batch)
+  fast = lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree)
+  after = before._replace(params=fast(before.params), prior=fast(before.prior))
+  slow = vqvae.as_evaluated(after._replace(codebook=after.codebook._replace(codes=after.params["codes"])))
+  assert same(slow.params, before.params) and same(slow.prior, before.prior)
+  assert same(slow.codebook.codes, before.params["codes"])
+
+
 def test_the_best_checkpoint_has_the_least_error_and_few_images_are_refused(data, monkeypatch):
   called = {}
   monkeypatch.setattr(vqvae, "train", lambda *args, **options: called.update(options) or 0)
@@ -267,5 +277,5 @@ def test_bad_values_are_a_sentence(given, message):
 
 def test_flags_without_effect_are_told():
   idle = lambda **given: set(make_config(**given).idle_flags())
-  assert idle(codebook="gradient") - idle() == {"restart"}
+  assert idle(codebook="gradient") - idle() == {"restart", "decay"}
   assert idle(report_seeds=0) - idle() == {"temperature", "quality_samples"}
