@@ -39,9 +39,9 @@ def write_report(translators: dict[str, Any], domains: Any, config: Any, directo
   target = rows["target"].astype(np.float32) * (2 / (levels - 1)) - 1
   if config.task == "paired":
     figures["l1_untranslated"] = float(np.mean(np.abs(x - target)) / 2)
-    shown = {"seen": x, "made of it": made, "what it was": target}
+    shown = {"seen": x, "made": made, "real": target}
   else:
-    shown = {"source": x, "translated": made, "and back": apply("backward", made)}
+    shown = {"source": x, "translated": made, "back": apply("backward", made)}
   collapsed = np.mean(np.std(made, axis=0)) < 0.1 * np.mean(np.std(target, axis=0))
   figures["collapsed"] = float(collapsed)
   if collapsed:
