@@ -103,14 +103,9 @@ class Config(DataConfig, OptimConfig, LoopConfig):
         value = getattr(self, name)
         require(value == plain, name, value, f"{plain} with --bound=iwae, which has no KL of its own to weigh")
     if self.penalty == "total_correlation":
-      require(self.free_bits == 0, "free_bits", self.free_bits, "0 with --penalty=total_correlation")
-      require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more with --penalty=total_correlation")
-      require(
-        self.importance_samples == 1,
-        "importance_samples",
-        self.importance_samples,
-        "1 with --penalty=total_correlation",
-      )
+      for name, plain in (("free_bits", 0), ("anneal_steps", 0), ("importance_samples", 1)):
+        require(getattr(self, name) == plain, name, getattr(self, name), f"{plain} with --penalty={self.penalty}")
+      require(self.batch_size >= 2, "batch_size", self.batch_size, f"2 or more with --penalty={self.penalty}")
 
   def idle_flags(self):
     idle = super().idle_flags()

@@ -33,7 +33,7 @@ from experiments.lm._retrieval_report import (
 )
 from mlnotes.data import Feeds, NamedArrays, make_drawn_feed, make_eval_batches
 from mlnotes.engine.errors import InputError, require
-from mlnotes.engine.experiment import Experiment, Mean, masked_mean, root_key, stream_key
+from mlnotes.engine.experiment import Experiment, Mean, is_hparam, masked_mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.lm import (
@@ -171,8 +171,8 @@ def make(config: Config) -> Experiment:
     begins = state.step == config.encoder_steps
     params = state.params | eval_params(state.opt_state[0], encoders(state.params))
     new = params, (state.opt_state[0], answer_optimizer.init(answering(params)))
-    choose = lambda a, b: jnp.where(begins, a, b)
-    params, opt_state = jax.tree.map(choose, new, (state.params, state.opt_state))
+    choose = lambda path, a, b: b if is_hparam(path) else jnp.where(begins, a, b)
+    params, opt_state = jax.tree_util.tree_map_with_path(choose, new, (state.params, state.opt_state))
     return state._replace(params=params, opt_state=opt_state)
 
   def learn_answers(state: State, asked, batch):

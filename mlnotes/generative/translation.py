@@ -120,8 +120,8 @@ def exchange(
     return pool, images
 
   def one(pool: ImagePool, inputs: tuple[Array, Array]) -> tuple[ImagePool, Array]:
-    key, image = inputs
-    coin, place = jax.random.split(key)
+    number, image = inputs
+    coin, place = jax.random.split(jax.random.fold_in(key, number))
     full = pool.filled >= size
     at = jnp.where(full, jax.random.randint(place, (), 0, size), pool.filled)
     old = pool.images[at]
@@ -130,7 +130,7 @@ def exchange(
     kept = pool.images.at[at].set(jnp.where(stored, image, old))
     return ImagePool(kept, jnp.minimum(pool.filled + 1, size)), jnp.where(swapped, old, image)
 
-  return jax.lax.scan(one, pool, (jax.random.split(key, len(images)), images))
+  return jax.lax.scan(one, pool, (jnp.arange(len(images)), images))
 
 
 def view_negative(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:

@@ -17,7 +17,7 @@ def test_the_pool_is_a_list_that_shows_and_replaces(key):
   for update in range(8):
     images = jnp.arange(2 * update, 2 * update + 2, dtype=jnp.float32).reshape(2, 1, 1, 1)
     draw = jax.random.fold_in(key, update)
-    again = jax.random.split(jax.random.clone(draw), 2)
+    again = [jax.random.fold_in(draw, number) for number in range(2)]
     pool, out = translation.exchange(draw, pool, images)
     shown += np.ravel(out).tolist()
     for each, image in zip(again, np.ravel(images).tolist()):
