@@ -19,7 +19,7 @@ from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.engine.loop import default_workdir
 from mlnotes.engine.stage import find_stage
-from mlnotes.engine.trained import load_config, restore_states, unplace
+from mlnotes.engine.trained import load_config, restore_seed, unplace
 from mlnotes.generative import TrainedVAE, quantize, reparameterize, to_unit
 from mlnotes.generative.networks import halvings
 
@@ -93,10 +93,7 @@ def load_first_stage(config: Any, data: DataSet) -> tuple[FirstStage, Frozen]:
   directory, said = Path(config.first_stage).expanduser(), f"--first_stage={config.first_stage}"
   name, found = load_config(directory, RUNS, said)
   found = dataclasses.replace(found, devices=1, data_dir=config.data_dir or found.data_dir)
-  experiment = (vae if name == "generative.vae" else vqvae).make(found)
-  feeds = (vae if name == "generative.vae" else vqvae).make_feeds(found)
-  states, _ = restore_states(directory, experiment, feeds, found, "last", found.seed, said)
-  state = states[found.seed]
+  experiment, state = restore_seed(vae if name == "generative.vae" else vqvae, directory, found, said=said)
   if name == "generative.vae":
     if found.likelihood == "bernoulli" and data.levels > 2:
       raise InputError(f"{said} knows black and white pixels alone: expected a run with --likelihood=gaussian.")

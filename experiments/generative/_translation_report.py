@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.generative._chunks import in_chunks
 from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference, one_of_each
 from mlnotes.data import fixed_subset
+from mlnotes.diffusion.process import to_signed
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
 from mlnotes.engine.progress import report_step, warn
 from mlnotes.generative import class_agreement, from_unit
@@ -27,7 +29,7 @@ def write_report(translators: dict[str, Any], domains: Any, config: Any, directo
   reference = make_reference(domains.target, count)
   count = reference.num_samples
   rows = domains.test.read(np.resize(fixed_subset(len(domains.test), count), count))
-  x = rows["source"].astype(np.float32) * (2 / (domains.source_levels - 1)) - 1
+  x = np.asarray(to_signed(jnp.asarray(rows["source"]), domains.source_levels))
   apply = lambda name, x: in_chunks(jax.jit(lambda x: translators[name](x)), x, size=_CHUNK)
   made = apply("forward", x)
   levels = domains.target.levels
@@ -36,7 +38,7 @@ def write_report(translators: dict[str, Any], domains: Any, config: Any, directo
   figures["label_kept"] = figures.pop("class_agreement")
   figures["label_kept_untranslated"] = class_agreement(reference.judge.predict(untouched), rows["label"])
   figures[f"judge_distance_{count}_untranslated"] = reference.distance(reference.judge.features(untouched))
-  target = rows["target"].astype(np.float32) * (2 / (levels - 1)) - 1
+  target = np.asarray(to_signed(jnp.asarray(rows["target"]), levels))
   if config.task == "paired":
     figures["l1_untranslated"] = float(np.mean(np.abs(x - target)) / 2)
     shown = {"seen": x, "made": made, "real": target}

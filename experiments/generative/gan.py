@@ -2,9 +2,9 @@
 
   python -m experiments.generative.gan                                   # DCGAN on digits
   python -m experiments.generative.gan --dataset=ring --seeds=5          # eight modes in the plane
-  python -m experiments.generative.gan --dataset=ring --loss=wasserstein --regularizer=gradient_penalty \
+  python -m experiments.generative.gan --dataset=ring --loss=wasserstein --regularizer=gradient_penalty \\
     --critic_steps=5 --momentum=0 --beta2=0.9
-  python -m experiments.generative.gan --dataset=mnist --data_dir=DIR --conditional=projection --regularizer=spectral \
+  python -m experiments.generative.gan --dataset=mnist --data_dir=DIR --conditional=projection --regularizer=spectral \\
     --loss=hinge
 
 Goodfellow et al. 2014 and what followed: see `mlnotes.generative.gan`. An update of the loop is `--critic_steps`
@@ -25,6 +25,7 @@ from experiments.generative._judging import MIN_SAMPLES, check_images
 from mlnotes import generative
 from mlnotes.data import Feeds, make_drawn_eval, make_drawn_feed
 from mlnotes.data.flags import DataConfig, load_data, make_feeds as make_data_feeds
+from mlnotes.diffusion.process import to_signed
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, example_keys, masked_mean, stream_key
 from mlnotes.engine.flags import field, run
@@ -225,7 +226,7 @@ class World(NamedTuple):
 
   def examples(self, batch) -> Float[Array, "B *shape"]:
     """Points, or images on [-1, 1]."""
-    return batch["x"] if self.mixture else batch["image"].astype(jnp.float32) * (2 / (self.data.levels - 1)) - 1
+    return batch["x"] if self.mixture else to_signed(batch["image"], self.data.levels)
 
 
 @functools.cache

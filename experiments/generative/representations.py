@@ -32,7 +32,7 @@ from mlnotes.engine.plot import new_figure, save_figure
 from mlnotes.engine.progress import report_step
 from mlnotes.engine.stage import find_stage
 from mlnotes.engine.study import run_study
-from mlnotes.engine.trained import restore_states
+from mlnotes.engine.trained import restore_seed
 from mlnotes.generative import to_unit
 
 _CHUNK = 512
@@ -115,15 +115,14 @@ def make_encoder(name: str, config: Config, directory: Path, seed: int) -> Calla
   """Images as stored to features, by a network trained into `directory`; `random` by one that is not trained."""
   method = METHODS[name]
   settings = stage_config(method, config, seed, str(directory))
-  experiment = method.module.make(settings)
-  feeds = method.module.make_feeds(settings)
   if name == "random":
+    experiment = method.module.make(settings)
     batch = {**load_data(config).train.read(np.arange(2)), "index": np.arange(2), "mask": np.ones(2, np.float32)}
     state = experiment.init(root_key(seed), batch)
   else:
     given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "workdir"}
     find_stage(directory.name, "", method.module, directory.parent, **given)
-    state = restore_states(directory, experiment, feeds, settings, "last", seed)[0][seed]
+    experiment, state = restore_seed(method.module, directory, settings)
   model, levels = experiment.model(state), load_data(config).levels
   return (lambda images: model.encode(to_unit(images, levels)).mean) if method.module is vae else model
 

@@ -25,6 +25,7 @@ from mlnotes.data import DataSet, Feeds, fixed_subset, load, make_split_feeds
 from mlnotes.data.flags import DataConfig, load_data
 from mlnotes.data.image import resize_images
 from mlnotes.data.split import Rows
+from mlnotes.diffusion.process import to_signed
 from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
 from mlnotes.engine.flags import field, run
@@ -68,7 +69,7 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   pool_size: int = field(50, "unpaired: older translations that the discriminators are shown; 0: none")
   dropout: float = field(0.5, "paired: in the generator, in [0, 1)")
   begin: Literal["auto", "identity", "scratch"] = field(
-    "auto", "unpaired: what translators do before they learn; auto: with --source nothing, with views anything"
+    "auto", "unpaired: translators begin as the identity, or from anything; auto: identity with --source"
   )
   width: int = field(16, "channels of the first convolutions")
   blocks: int = field(3, "unpaired: residual blocks of a translator")
@@ -274,8 +275,7 @@ def make(config: Config) -> Experiment:
     return network.apply({"params": params}, x, train=key is not None, rngs=keys)
 
   def kinds(batch) -> tuple[Array, Array]:
-    signed = lambda image, levels: image.astype(jnp.float32) * (2 / (levels - 1)) - 1
-    return signed(batch["source"], domains.source_levels), signed(batch["target"], domains.target.levels)
+    return to_signed(batch["source"], domains.source_levels), to_signed(batch["target"], domains.target.levels)
 
   def init(key, batch) -> State:
     x, judged = jnp.zeros((1, *shape)), jnp.zeros((1, *shape[:2], shape[2] * (1 + paired)))

@@ -17,7 +17,7 @@ from experiments.lm._preferences import find_class
 from experiments.lm._tuning_tasks import mark_rows
 from mlnotes.data.flags import note
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.trained import load_config, restore_states, unplace
+from mlnotes.engine.trained import load_config, restore_seed, unplace
 from mlnotes.optim import eval_params
 
 # Runs that judge texts.
@@ -49,8 +49,7 @@ def load_judge(config: Any, policy: Policy | None) -> Judge:
 
 def _restore(directory: Path, module: Any, config: Any, checkpoint: str, said: str) -> Any:
   """Of a run's first seed what judges: the state without its key and its optimizer's, on no device in particular."""
-  given = module.make(config), module.make_feeds(config), config, checkpoint, config.seed, said
-  state = restore_states(directory, *given)[0][config.seed]
+  _, state = restore_seed(module, directory, config, checkpoint, said=said)
   state = state._replace(params=eval_params(state.opt_state, state.params), key=(), opt_state=())
   return unplace(state)
 

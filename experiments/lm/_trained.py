@@ -12,7 +12,7 @@ from experiments.lm import pretrain
 from mlnotes.data import Corpus
 from mlnotes.data.flags import load_data
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.trained import load_config, restore_states, unplace
+from mlnotes.engine.trained import load_config, restore_seed, unplace
 from mlnotes.lm import LanguageModel
 
 
@@ -37,10 +37,8 @@ def restore_model(
 
   Of its first seed where `model_seed` is negative. `config` is the run's, as it is read on one device.
   """
-  seed = config.seed if model_seed < 0 else model_seed
-  experiment = module.make(config)
-  states, _ = restore_states(directory, experiment, module.make_feeds(config), config, checkpoint, seed, said)
-  model = experiment.model(states[seed])
+  experiment, state = restore_seed(module, directory, config, checkpoint, model_seed, said)
+  model = experiment.model(state)
   return model._replace(params=unplace(model.params))
 
 

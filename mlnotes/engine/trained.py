@@ -61,6 +61,22 @@ def restore_states(
   return {seed: seed_state(state, seed - config.seed, config.seeds) for seed in chosen}, step
 
 
+def restore_seed(
+  module: Any,
+  directory: Path,
+  config: LoopConfig,
+  checkpoint: Literal["last", "best"] = "last",
+  model_seed: int = -1,
+  said: str = "",
+) -> tuple[Experiment, State]:
+  """(the experiment, the state) of one seed of a run of the experiment `module`; its first where `model_seed` is
+  negative. `config` is the run's, as it is read on these devices. Raises as `restore_states`."""
+  seed = config.seed if model_seed < 0 else model_seed
+  experiment = module.make(config)
+  states, _ = restore_states(directory, experiment, module.make_feeds(config), config, checkpoint, seed, said)
+  return experiment, states[seed]
+
+
 def unplace(tree: Any) -> Any:
   """Arrays, none of them keys, that lie on no device in particular: whatever has them next may place them."""
   return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
