@@ -14,7 +14,7 @@ from mlnotes import generative
 from mlnotes.engine.experiment import stream_key
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
 from mlnotes.engine.progress import report_step, warn
-from mlnotes.engine.record import read_metrics
+from mlnotes.engine.record import Curve, read_curves
 
 _MOST_SAMPLES, _POINTS = 1000, 2000
 _CHUNK = 250
@@ -76,7 +76,7 @@ def report_images(
   if said:
     warn(said)
   report_step("pictures")
-  draw_dynamics(directory, f"{config.loss}, {config.regularizer}", directory / "dynamics.png")
+  draw_dynamics(directory, config, directory / "dynamics.png")
   _draw_samples(generator, key, data, directory / "samples.png")
   _draw_interpolation(generator, key, data, directory / "interpolation.png")
   draw_real_and_generated(reference, images, data.levels, directory / "real_and_generated.png")
@@ -146,31 +146,15 @@ def report_points(
   figures["collapsed"] = float(bool(said))
   if said:
     warn(said)
-  draw_dynamics(directory, f"{config.loss}, {config.regularizer}", directory / "dynamics.png")
+  draw_dynamics(directory, config, directory / "dynamics.png")
   _draw_points(generator, score, key, mixture, np.asarray(real), fake, label, directory / "points.png")
-  _draw_modes(directory, found.share, floor.share, directory / "modes.png")
+  _draw_modes(directory, config, found.share, floor.share, directory / "modes.png")
   return figures
 
 
-def read_curves(directory: Path) -> dict[str, np.ndarray]:
-  """{metric: (steps, values)} of the run, or of the seed whose report this directory holds."""
-  lines, seed = read_metrics(directory / "metrics.jsonl"), None
-  if not lines and directory.name.startswith("seed_"):
-    lines, seed = read_metrics(directory.parent / "metrics.jsonl"), int(directory.name.removeprefix("seed_"))
-  curves: dict[str, list] = {}
-  first = min((int(path.name.removeprefix("seed_")) for path in directory.parent.glob("seed_*")), default=0)
-  for line in lines:
-    for name in [name for name in line if name.count("/") == 1]:
-      values = line.get(f"{name}/seeds")
-      value = line[name] if seed is None or values is None else values[seed - first]
-      if value is not None:
-        curves.setdefault(name, []).append((line["step"], value))
-  return {name: np.array(points).T for name, points in curves.items()}
-
-
-def draw_dynamics(directory: Path, title: str, path: Path) -> None:
+def draw_dynamics(directory: Path, config: Any, path: Path) -> None:
   """Both players over the training: losses, scores, how much is told apart, gradients."""
-  curves = read_curves(directory)
+  curves = read_curves(directory, config)
   panels = {
     "loss": ("discriminator_loss", "generator_loss"),
     "score": ("real_score", "fake_score"),
@@ -199,11 +183,11 @@ def draw_dynamics(directory: Path, title: str, path: Path) -> None:
     axis.locator_params(axis="x", nbins=4)
     if len(names) > 1:
       axis.legend(frameon=False, fontsize=8)
-  figure.suptitle(title, fontsize=10)
+  figure.suptitle(f"{config.loss}, {config.regularizer}", fontsize=10)
   save_figure(figure, path)
 
 
-def _find(curves: dict[str, np.ndarray], name: str) -> np.ndarray | None:
+def _find(curves: dict[str, Curve], name: str) -> Curve | None:
   return curves.get(f"train/{name}", curves.get(f"eval/{name}"))
 
 
@@ -267,8 +251,8 @@ def _draw_points(generator, score, key, mixture, real, fake, label, path: Path) 
   save_figure(figure, path)
 
 
-def _draw_modes(directory: Path, share: np.ndarray, real: np.ndarray, path: Path) -> None:
-  curves = read_curves(directory)
+def _draw_modes(directory: Path, config: Any, share: np.ndarray, real: np.ndarray, path: Path) -> None:
+  curves = read_curves(directory, config)
   figure, axes = new_figure(1, 2, width=9.0, height=3.2)
   left, right = axes[0]
   if "train/modes_in_batch" in curves:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from experiments.generative._gan_report import read_curves
 from experiments.generative._text_world import World, held_sequences
 from mlnotes import generative
 from mlnotes.engine.experiment import stream_key
 from mlnotes.engine.plot import as_text, new_figure, save_figure
 from mlnotes.engine.progress import report_step, warn
+from mlnotes.engine.record import read_curves
 
 _SHOWN = 20
 _COLORS = {"real": "tab:green", "bigram": "0.45", "unigram": "0.7"}
@@ -85,7 +85,7 @@ def report_writer(writer: Any, key: Key[Array, ""], world: World, config: Any, d
 
 def draw_learning(directory: Path, figures: dict[str, float], world: World, config: Any, path: Path) -> None:
   """Both figures over the updates, with the end of the pretraining marked, and the one against the other."""
-  curves = read_curves(directory)
+  curves = read_curves(directory, config)
   names = {
     f"{world.judge_name}_nll_{config.protocol}": f"generated sequences under the {world.judge_name} (quality)",
     f"generator_nll_{config.protocol}": "real sequences under the generator (diversity)",

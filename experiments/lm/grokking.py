@@ -32,7 +32,7 @@ from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
-from mlnotes.engine.record import read_metrics
+from mlnotes.engine.record import Curve, read_curves
 from mlnotes.lm.loss import token_cross_entropy
 from mlnotes.lm.tasks import (
   Operation,
@@ -199,7 +199,7 @@ def make(config: Config) -> Experiment:
     return {"loss": over(losses), "accuracy": over(right), "key_frequencies": over(found)}
 
   def report(state: State, directory: Path) -> dict[str, float]:
-    params, pairs, curves = learned(state), make_pairs(config), read_curves(config, directory)
+    params, pairs, curves = learned(state), make_pairs(config), read_accuracy(config, directory)
     energy = np.asarray(embedding_energy(config, params))
     start = np.asarray(embedding_energy(config, init(state.key, make_feeds(config).train.arrays).params))
     draw_curves(config, curves, directory / "grokking.png")
@@ -239,27 +239,10 @@ def compute_waves(config: Config, module: Network, params: Any, pairs: Pairs) ->
   return {name: float(value) for name, value in compute(params).items()}
 
 
-class Curve(NamedTuple):
-  """A metric over the updates."""
-
-  step: Float[np.ndarray, " N"]
-  value: Float[np.ndarray, " N"]
-
-
-def read_curves(config: Config, directory: Path) -> dict[str, Curve]:
-  """{"train/accuracy": ...} of the run, of one seed of it where the directory is that seed's."""
-  own = config.seeds == 1
-  lines = read_metrics((directory if own else directory.parent) / "metrics.jsonl")
-  curves = {}
-  for name in ("train/accuracy", "train/loss", "eval/accuracy", "eval/loss"):
-    if own:
-      points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-    else:
-      i = int(directory.name.rpartition("_")[2]) - config.seed
-      points = [(line["step"], line[f"{name}/seeds"][i]) for line in lines if f"{name}/seeds" in line]
-    points = [(step, value) for step, value in points if value is not None]
-    curves[name] = Curve(*np.array(points, float).reshape(-1, 2).T)
-  return curves
+def read_accuracy(config: Config, directory: Path) -> dict[str, Curve]:
+  """{"train/accuracy": ...} of the run, of one seed of it where the directory is that seed's; empty where none is."""
+  names = ("train/accuracy", "train/loss", "eval/accuracy", "eval/loss")
+  return dict.fromkeys(names, Curve(np.zeros(0), np.zeros(0))) | read_curves(directory, config)
 
 
 def when_known(curves: dict[str, Curve]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -445,3 +445,30 @@ def read_metrics(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:
   except (FileNotFoundError, NotADirectoryError):
     pass
   return lines
+
+
+class Curve(NamedTuple):
+  """A metric over the updates."""
+
+  step: np.ndarray
+  value: np.ndarray
+
+
+def read_curves(directory: Path, config: Any) -> dict[str, Curve]:
+  """{"train/loss": ...} of the run whose report goes into `directory`, or of the seed that it is the directory of.
+
+  A run of several seeds, by `config.seeds` from `config.seed` on, reports each into seed_<number>. Values that are not
+  finite are left out.
+  """
+  alone = config.seeds == 1
+  curves: dict[str, list[tuple[int, float]]] = {}
+  for line in read_metrics((directory if alone else directory.parent) / "metrics.jsonl"):
+    for name in [name for name in line if name.count("/") == 1]:
+      if alone:
+        value = line[name]
+      else:
+        values = line.get(f"{name}/seeds")
+        value = None if values is None else values[int(directory.name.rpartition("_")[2]) - config.seed]
+      if value is not None:
+        curves.setdefault(name, []).append((line["step"], value))
+  return {name: Curve(*np.array(points, float).T) for name, points in curves.items()}

@@ -42,6 +42,9 @@ def test_the_network_sees_latents_of_deviation_one(built):
   latents = _first_stage.encode_images(stage, frozen, noise, image, data.levels)
   np.testing.assert_allclose(jnp.std(latents), 1, atol=0.05)
   # There and back again, whatever the scale is.
+  # By the training images alone.
+  alone = _first_stage.load_first_stage(config, data._replace(test=None))[1].scale
+  np.testing.assert_array_equal(alone, frozen.scale)
   straight = stage.decode(frozen.params, stage.encode(frozen.params, to_unit(image, data.levels), noise))
   np.testing.assert_allclose(_first_stage.decode_latents(stage, frozen, latents), np.clip(straight, 0, 1), atol=1e-5)
 
@@ -90,11 +93,21 @@ def test_labels_reach_the_network_and_guidance_the_samples(built):
   assert draw(0).shape == (2, 8, 8, 1) and draw(0).min() >= 0 and draw(0).max() <= 1
 
 
-def test_a_report_leaves_figures_and_pictures(built, tmp_path):
+def test_a_report_leaves_figures_and_pictures(built, tmp_path, monkeypatch):
   _, experiment, state, _ = built
+  asked, judged = [], []
+  sample, judge = _latent_report.Studio.sample, _latent_report.judge_samples
+  told = lambda seen, label, result: seen.append(np.asarray(label).tolist()) or result
+  monkeypatch.setattr(
+    _latent_report.Studio, "sample", lambda self, key, label, *rest: told(asked, label, sample(self, key, label, *rest))
+  )
+  monkeypatch.setattr(
+    _latent_report, "judge_samples", lambda r, images, label: told(judged, label, judge(r, images, label))
+  )
   figures = experiment.report(state, tmp_path)
   pictures = {"reconstructions", "samples", "trajectory", "real_and_generated"}
   assert {path.stem for path in tmp_path.glob("*.png")} == pictures
+  assert judged == asked[:1] and len(set(judged[0])) > 1  # the classes that these samples were asked for
   assert all(math.isfinite(value) for value in figures.values())
   assert {"judge_distance_20", "judge_distance_20_real", "reconstruction_distance_20", "class_agreement"} <= set(
     figures

@@ -180,12 +180,12 @@ def test_curves_are_those_of_the_run_or_of_its_seed(tmp_path):
       {"step": 3, "eval/accuracy": 0.99, "eval/accuracy/seeds": [0.98, 1.0], "train/accuracy": 1.0},
     ],
   )
-  alone = grokking.read_curves(small(), tmp_path)
+  alone = grokking.read_accuracy(small(), tmp_path)
   np.testing.assert_array_equal(alone["train/accuracy"].step, [1, 2, 3])
   np.testing.assert_array_equal(alone["eval/accuracy"].value, [0.2, 0.99])
   assert len(alone["eval/loss"].step) == 0
   assert grokking.when_known(alone) == {"memorised_after": 2, "understood_after": 3}
-  first, second = (grokking.read_curves(small(seed=4, seeds=2), tmp_path / f"seed_{i}") for i in (4, 5))
+  first, second = (grokking.read_accuracy(small(seed=4, seeds=2), tmp_path / f"seed_{i}") for i in (4, 5))
   np.testing.assert_array_equal(first["train/accuracy"].value, [0.4])
   assert grokking.when_known(first) == {}
   assert grokking.when_known(second) == {"memorised_after": 2, "understood_after": 3}
