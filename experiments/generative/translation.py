@@ -257,6 +257,7 @@ def make(config: Config) -> Experiment:
   domains = load_domains(config)
   shape, dtype = domains.target.image_shape, jnp.dtype(config.precision)
   paired = config.task == "paired"
+  pooled = not paired and config.pool_size > 0
   if paired:
     network = UNetTranslator(shape[-1], config.width, dropout=config.dropout, dtype=dtype)
   else:
@@ -292,7 +293,7 @@ def make(config: Config) -> Experiment:
       discriminators=discriminators,
       opt_state=optimizer.init(translators),
       discriminator_opt_state=critic_optimizer.init(discriminators),
-      pools={} if paired else {name: init_pool(config.pool_size, shape) for name in names},
+      pools={name: init_pool(config.pool_size, shape) for name in names} if pooled else {},
       hparams={name: jnp.float32(getattr(config, name)) for name in weights},
     )
 
@@ -338,8 +339,9 @@ def make(config: Config) -> Experiment:
       else:
         real = {"target": y, "source": x}
         key = lambda name: stream_key(state.key, f"pool_{name}", state.step)
-        drawn = {name: exchange(key(name), state.pools[name], fakes[name]) for name in names}
-        pools, fake = ({name: pair[i] for name, pair in drawn.items()} for i in (0, 1))
+        drawn = {name: exchange(key(name), pool, fakes[name]) for name, pool in state.pools.items()}
+        pools, shown = ({name: pair[i] for name, pair in drawn.items()} for i in (0, 1))
+        fake = fakes | shown
       told, grads = jax.value_and_grad(discriminator_loss)(state.discriminators, real, fake)
       updates, opt_state = critic_optimizer.update(grads, state.discriminator_opt_state, state.discriminators)
       discriminators = optax.apply_updates(state.discriminators, updates)

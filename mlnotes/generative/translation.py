@@ -102,7 +102,9 @@ class ImagePool(NamedTuple):
 
 
 def init_pool(size: int, image_shape: tuple[int, int, int]) -> ImagePool:
-  """An empty pool; of size 0 it gives back what it is given."""
+  """An empty pool. Raises ValueError for a size below 1."""
+  if size < 1:
+    raise ValueError(f"size must be 1 or more, found {size}.")
   return ImagePool(jnp.zeros((size, *image_shape)), jnp.zeros([], jnp.int32))
 
 
@@ -116,8 +118,6 @@ def exchange(
   has 50).
   """
   size = len(pool.images)
-  if size == 0:
-    return pool, images
 
   def one(pool: ImagePool, inputs: tuple[Array, Array]) -> tuple[ImagePool, Array]:
     number, image = inputs

@@ -155,6 +155,14 @@ def test_pairs_are_views_of_each_other_and_other_images_where_there_are_no_pairs
   np.testing.assert_array_equal(loose.test.arrays["source"], 16 - loose.test.arrays["target"])
 
 
+def test_without_a_pool_the_state_has_none_and_the_discriminators_learn():
+  """An array without numbers could not be saved."""
+  _, experiment, state, batch = build(pool_size=0)
+  assert state.pools == {} and all(leaf.size for leaf in jax.tree.leaves(state))
+  after, _ = jax.jit(experiment.step)(state, batch)
+  assert after.pools == {} and moved(state.discriminators, after.discriminators)
+
+
 def test_translators_begin_as_the_flags_say():
   begins = lambda **flags: translation.Config(**TINY, **flags).begins_as_identity
   assert begins(source="digits") and not begins() and begins(begin="identity")
