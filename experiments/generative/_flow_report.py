@@ -173,7 +173,7 @@ def _draw_reconstruction(decode, latents: np.ndarray, points: np.ndarray, data: 
 # -- the plane ---------------------------------------------------------------------------------------------------------
 
 
-def report_plane(trained: TrainedFlow, density: PlaneDensity, x: Any, directory: Path) -> dict[str, float]:
+def report_plane(trained: TrainedFlow, key, density: PlaneDensity, x: Any, directory: Path) -> dict[str, float]:
   """Writes density.png; returns figures: the entropy that is the floor, one normal's nats, the mass on a grid.
 
   `x` are the points that were evaluated.
@@ -200,14 +200,14 @@ def report_plane(trained: TrainedFlow, density: PlaneDensity, x: Any, directory:
       f"this flow has learned no more than one normal knows: {nats.mean():.3g} nats, and the normal "
       f"{figures['nll_normal']:.3g}."
     )
-  _draw_plane(trained, density, x, cells, learned, directory / "density.png")
+  _draw_plane(trained, key, density, x, cells, learned, directory / "density.png")
   return figures
 
 
-def _draw_plane(trained: TrainedFlow, density: PlaneDensity, x, cells, learned, path: Path) -> None:
+def _draw_plane(trained: TrainedFlow, key, density: PlaneDensity, x, cells, learned, path: Path) -> None:
   """The exact density, the learned one, samples, and where the test points are in z."""
   exact = np.exp(np.asarray(jax.jit(density.log_density)(cells)))
-  z = trained.model.sample_latents(jax.random.key(0), len(x))
+  z = trained.model.sample_latents(stream_key(key, "samples"), len(x))
   figure, axes = new_figure(1, 4, width=13.0, height=3.5)
   sheet = lambda values: values.reshape(_PLANE_CELLS, _PLANE_CELLS)
   extent = (-_PLANE_RANGE, _PLANE_RANGE) * 2

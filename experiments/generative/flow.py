@@ -197,10 +197,10 @@ def make(config: Config) -> Experiment:
   def report(state: State, directory: Path) -> dict[str, float]:
     from experiments.generative._flow_report import report_images, report_plane
 
-    trained = TrainedFlow(model, {"params": state.ema, **state.fixed})
+    trained, key = TrainedFlow(model, {"params": state.ema, **state.fixed}), stream_key(state.key, "report")
     if data is None:
-      return report_plane(trained, PLANES[config.points](), evaluated_points(config.points), directory)
-    return report_images(trained, stream_key(state.key, "report"), data, config, directory)
+      return report_plane(trained, key, PLANES[config.points](), evaluated_points(config.points), directory)
+    return report_images(trained, key, data, config, directory)
 
   as_model = lambda state: TrainedFlow(model, {"params": state.ema, **state.fixed})
   return Experiment(init, step, evaluate, report, model=as_model)

@@ -188,15 +188,14 @@ def test_a_decoder_is_the_run_its_seed_and_its_checkpoint(monkeypatch, tmp_path)
   trained, asked = pretrain.Config(**sizes), []
   model = Model("module", {"w": np.arange(3)})
 
-  def restore(directory, experiment, feeds, config, checkpoint, seed, said):
-    asked.append((directory, checkpoint, seed, config.devices, said))
-    return {seed: f"state {seed}"}, 9
+  def restore(module, directory, config, checkpoint, seed, said):
+    asked.append((module, directory, checkpoint, seed, config.devices, said))
+    return SimpleNamespace(model=lambda state: model), f"state {seed}"
 
   monkeypatch.setattr(_trained, "load_config", lambda directory, known, said: ("lm.pretrain", trained))
-  monkeypatch.setattr(_trained, "restore_states", restore)
-  monkeypatch.setattr(pretrain, "make", lambda config: SimpleNamespace(model=lambda state: model))
+  monkeypatch.setattr(_trained, "restore_seed", restore)
   found = _trained.load_decoder("draft", tmp_path, "best", 5)
-  assert asked == [(tmp_path, "best", 5, 1, f"--draft={tmp_path}")] and found.module == "module"
+  assert asked == [(pretrain, tmp_path, "best", 5, 1, f"--draft={tmp_path}")] and found.module == "module"
   assert found.params["w"].tolist() == [0, 1, 2] and found.corpus.tokenizer.kind == "characters"
   for change, words in (
     (dict(objective="masked"), "--draft=.* learned by --objective=masked"),
