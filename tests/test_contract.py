@@ -53,6 +53,10 @@ SMALL = {
     length=3, vocabulary=5, width=3, filters=2, oracle_width=3, batch_size=8, roll_outs=2, steps=20, pretrain_steps=1,
     discriminator_steps=1, eval_examples=16,
   ),
+  "graph.graphs": dict(
+    folds=3, batch_size=100, width=4, depth=1, pooling="mean", rates=(1.0,), dropouts=(0.0, 0.5), learning_rate=1e-3,
+    steps=20, eval_every=0,
+  ),
   "generative.gan": dict(
     dataset="ring", width=4, latent=3, batch_size=8, critic_steps=2, loss="hinge", regularizer="spectral",
     conditional="projection", discriminator_ema=0.9, steps=20, eval_examples=16,

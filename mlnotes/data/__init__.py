@@ -19,6 +19,7 @@ from mlnotes.data.feed import (
 )
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.graph import Graph, load_graph, make_graph, make_graph_feeds
+from mlnotes.data.graph_set import GraphSet, load_graph_set, make_graph_set
 from mlnotes.data.instructions import Instructions, read_instructions
 from mlnotes.data.labelled import LabelledTexts, read_labelled
 from mlnotes.data.order import fixed_subset
@@ -41,6 +42,7 @@ __all__ = [
   "Expected",
   "Feeds",
   "Graph",
+  "GraphSet",
   "Instructions",
   "LabelledTexts",
   "NamedArrays",
@@ -60,6 +62,7 @@ __all__ = [
   "load_corpus",
   "load_documents",
   "load_graph",
+  "load_graph_set",
   "load_pairs",
   "load_table",
   "load_tokenizer",
@@ -69,6 +72,7 @@ __all__ = [
   "make_eval_batches",
   "make_graph",
   "make_graph_feeds",
+  "make_graph_set",
   "make_resident_feed",
   "make_split_feeds",
   "make_stream_feed",
