@@ -54,7 +54,7 @@ SMALL = {
     discriminator_steps=1, eval_examples=16,
   ),
   "graph.graphs": dict(
-    folds=3, batch_size=100, width=4, depth=1, pooling="mean", rates=(1.0,), dropouts=(0.0, 0.5), learning_rate=1e-3,
+    folds=3, batch_size=100, width=4, depth=1, pooling="mean", rates=(1.0,), dropouts=(0.0, 0.5), optimizer="sgd",
     steps=20, eval_every=0,
   ),
   "generative.gan": dict(
