@@ -23,11 +23,48 @@ from mlnotes.graph.edges import (
   softmax_edges as softmax_edges,
   sum_edges as sum_edges,
 )
-from mlnotes.graph.graph_network import Aggregate as Aggregate, GraphNetwork as GraphNetwork
+from mlnotes.graph.graph_network import (
+  Aggregate as Aggregate,
+  GraphNetwork as GraphNetwork,
+)
+from mlnotes.graph.links import (
+  LinkSplit as LinkSplit,
+  PAIR_OPERATORS as PAIR_OPERATORS,
+  compute_auc as compute_auc,
+  split_links as split_links,
+)
+from mlnotes.graph.neighbors import (
+  NeighborRows as NeighborRows,
+  are_neighbors as are_neighbors,
+  make_neighbor_rows as make_neighbor_rows,
+)
+from mlnotes.graph.similarity import (
+  adamic_adar as adamic_adar,
+  common_neighbors as common_neighbors,
+  degree_product as degree_product,
+  jaccard as jaccard,
+)
+from mlnotes.graph.skip_gram import (
+  HuffmanTree as HuffmanTree,
+  hierarchical_losses as hierarchical_losses,
+  make_huffman_tree as make_huffman_tree,
+  negative_sampling_loss as negative_sampling_loss,
+  pair_window as pair_window,
+  sample_negatives as sample_negatives,
+  shared_negatives_losses as shared_negatives_losses,
+)
 from mlnotes.graph.sparse import (
   SparseMatrix as SparseMatrix,
   make_sparse as make_sparse,
   sparse_dot as sparse_dot,
   sparse_dropout as sparse_dropout,
 )
-from mlnotes.graph.weisfeiler_lehman import count_colors as count_colors, refine_colors as refine_colors
+from mlnotes.graph.walks import (
+  Walks as Walks,
+  sample_walks as sample_walks,
+  transition_probabilities as transition_probabilities,
+)
+from mlnotes.graph.weisfeiler_lehman import (
+  count_colors as count_colors,
+  refine_colors as refine_colors,
+)
