@@ -28,8 +28,8 @@ from mlnotes.graph.graph_network import (
   GraphNetwork as GraphNetwork,
 )
 from mlnotes.graph.links import (
-  LinkSplit as LinkSplit,
   PAIR_OPERATORS as PAIR_OPERATORS,
+  LinkSplit as LinkSplit,
   compute_auc as compute_auc,
   split_links as split_links,
 )
