@@ -93,6 +93,10 @@ SMALL = {
   "meta.learned_optimizer": dict(
     variables=3, batch_size=4, horizon=4, unroll=2, hidden=4, layers=1, eval_problems=4, steps=20
   ),
+  "graph.embedding": dict(
+    task="links", method="node2vec", batch_size=6, length=5, window=2, dimensions=4, negatives=2, shared_negatives=4,
+    steps=20, eval_every=0,
+  ),
   "lm.agent": dict(
     terms=2, depth=1, heads=2, width=8, batch_size=4, test_goals=6, steps=20, warmup_steps=2, eval_every=0,
   ),

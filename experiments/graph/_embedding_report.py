@@ -16,6 +16,7 @@ from mlnotes.engine.plot import as_text, new_figure, save_figure
 _MOST_DRAWN, _MOST_ON_A_MAP = 300, 3000
 # Below this spread of unit vectors around their mean (1: all directions) they are one point.
 _COLLAPSED = 0.02
+_FEWEST_TO_CHOOSE_ON = 20  # held-out edges
 _ALPHA = 0.95  # of label spreading
 FLOORS = {
   "jaccard": graph.jaccard,
@@ -162,8 +163,8 @@ def report_links(vectors: np.ndarray, world: Any, config: Any, directory: Path) 
 
 
 def choose_operator(scores: dict[str, dict[str, np.ndarray]]) -> str:
-  """The best on the validation edges; Hadamard, the paper's choice, where there are none."""
-  if "valid" not in scores["hadamard"]:
+  """The best on the validation edges; Hadamard, which the paper advises, where they are too few to choose on."""
+  if len(scores["hadamard"].get("valid", ())) < 2 * _FEWEST_TO_CHOOSE_ON:
     return "hadamard"
   return max(scores, key=lambda name: rank(scores[name]["valid"]))
 
@@ -231,7 +232,8 @@ def draw_maps(vectors: Float[np.ndarray, "N D"], data: Any, path: Path) -> None:
     maps = {"PCA": flat[:, :2], "t-SNE": tsne.fit_transform(flat)}
   figure, axes = new_figure(1, 2, width=9.5, height=4.4)
   for axis, (name, points) in zip(axes[0], maps.items()):
-    dots = axis.scatter(*points.T, c=data.label[some], cmap="tab10" if data.num_classes <= 10 else "turbo", s=8)
+    few = dict(cmap="tab10", vmin=0, vmax=9)  # the colours of the other picture
+    dots = axis.scatter(*points.T, c=data.label[some], s=8, **few if data.num_classes <= 10 else dict(cmap="turbo"))
     axis.set(title=f"{name} of {len(some)} vectors' directions", xticks=[], yticks=[])
   if data.num_classes <= 20:
     shown = np.unique(data.label[some])

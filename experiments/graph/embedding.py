@@ -66,7 +66,9 @@ class Config(GraphConfig, OptimConfig, LoopConfig):
   negatives: int = field(5, "negatives that each pair counts")
   shared_negatives: int = field(40, "negatives drawn for a walk, which all of its pairs share")
   held_out: float = field(0.1, "of links: share of the edges that are tested on, in (0, 1)")
-  held_out_valid: float = field(0.05, "of links: share of the edges to choose on, in [0, 1); 0: nothing is chosen")
+  held_out_valid: float = field(
+    0.05, "of links: share of the edges to choose an operator on, in [0, 1); below 20 edges: none"
+  )
   split_seed: int = field(0, "of links: seed that held-out edges and pairs without an edge are drawn from")
   inverse_l2: float = field(1.0, "C of the logistic regressions on frozen vectors, > 0", free="report")
 
