@@ -1,5 +1,11 @@
 """Graph neural networks (notes: 图神经网络): layers, walks, sampling, generation, and how to judge them."""
 
+from mlnotes.graph.attention import (
+  GraphAttention as GraphAttention,
+  MixtureConvolution as MixtureConvolution,
+  degree_coordinates as degree_coordinates,
+  gaussian_weights as gaussian_weights,
+)
 from mlnotes.graph.batch import (
   Budget as Budget,
   GraphBatch as GraphBatch,
@@ -7,6 +13,25 @@ from mlnotes.graph.batch import (
   choose_budget as choose_budget,
   pool_nodes as pool_nodes,
   take_graphs as take_graphs,
+)
+from mlnotes.graph.convolution import (
+  GraphConvolution as GraphConvolution,
+  GraphIsomorphism as GraphIsomorphism,
+  GraphSage as GraphSage,
+  InitialResidual as InitialResidual,
+  Linear as Linear,
+  Nodes as Nodes,
+  personalized_pagerank as personalized_pagerank,
+  propagate as propagate,
+  propagate_powers as propagate_powers,
+  renormalize as renormalize,
+)
+from mlnotes.graph.diffusion import (
+  DiffusionConvolution as DiffusionConvolution,
+  DualDiffusion as DualDiffusion,
+  NeuralNetworkForGraphs as NeuralNetworkForGraphs,
+  diffuse as diffuse,
+  walk_sum as walk_sum,
 )
 from mlnotes.graph.edges import (
   Edges as Edges,
@@ -27,6 +52,14 @@ from mlnotes.graph.graph_network import (
   Aggregate as Aggregate,
   GraphNetwork as GraphNetwork,
 )
+from mlnotes.graph.hops import (
+  Hop as Hop,
+  Hops as Hops,
+  prune_hops as prune_hops,
+  sample_hops as sample_hops,
+  symmetric_weights as symmetric_weights,
+  whole_hops as whole_hops,
+)
 from mlnotes.graph.links import (
   PAIR_OPERATORS as PAIR_OPERATORS,
   LinkSplit as LinkSplit,
@@ -37,6 +70,22 @@ from mlnotes.graph.neighbors import (
   NeighborRows as NeighborRows,
   are_neighbors as are_neighbors,
   make_neighbor_rows as make_neighbor_rows,
+  sample_neighbors as sample_neighbors,
+  tabulate_edges as tabulate_edges,
+)
+from mlnotes.graph.node_network import (
+  LAYERS as LAYERS,
+  NodeNetwork as NodeNetwork,
+  View as View,
+)
+from mlnotes.graph.partition import (
+  Partition as Partition,
+  Parts as Parts,
+  count_cut as count_cut,
+  enhance_diagonal as enhance_diagonal,
+  join_parts as join_parts,
+  make_parts as make_parts,
+  partition_graph as partition_graph,
 )
 from mlnotes.graph.similarity import (
   adamic_adar as adamic_adar,
@@ -53,11 +102,30 @@ from mlnotes.graph.skip_gram import (
   sample_negatives as sample_negatives,
   shared_negatives_losses as shared_negatives_losses,
 )
+from mlnotes.graph.smoothing import (
+  dirichlet_energy as dirichlet_energy,
+  mean_cosine_distance as mean_cosine_distance,
+  relative_energy as relative_energy,
+)
 from mlnotes.graph.sparse import (
+  RowTable as RowTable,
   SparseMatrix as SparseMatrix,
+  draw_kept as draw_kept,
+  make_row_table as make_row_table,
   make_sparse as make_sparse,
   sparse_dot as sparse_dot,
   sparse_dropout as sparse_dropout,
+  take_rows as take_rows,
+  to_dense as to_dense,
+)
+from mlnotes.graph.spectral import (
+  ChebyshevConvolution as ChebyshevConvolution,
+  SpectralConvolution as SpectralConvolution,
+  chebyshev_sum as chebyshev_sum,
+  dense_laplacian as dense_laplacian,
+  interpolate_response as interpolate_response,
+  laplacian_basis as laplacian_basis,
+  spectral_filter as spectral_filter,
 )
 from mlnotes.graph.walks import (
   Walks as Walks,

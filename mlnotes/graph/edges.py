@@ -102,12 +102,13 @@ def normalize_edges(edges: Edges, num_nodes: int, kind: Normalization = "symmetr
   symmetric: D^-1/2 A D^-1/2, Kipf & Welling 2017 (after `add_self_loops`: theirs, the renormalised one).
   row:       D^-1 A, the mean over neighbours and the step of a random walk.
   none:      A.
-  D is of what arrives; for `symmetric` what leaves a node counts as much, so the graph is to be undirected.
+  A has the mask, which may be a weight in the place of 1. D is of what arrives; for `symmetric` what leaves a node
+  counts as much, so the graph is to be undirected.
   """
   if kind == "none":
     return edges.mask
   degree = count_edges(edges, num_nodes)
-  inverse = jnp.where(degree > 0, 1 / jnp.maximum(degree, 1), 0)
+  inverse = jnp.where(degree > 0, 1 / jnp.where(degree > 0, degree, 1), 0)
   if kind == "row":
     return edges.mask * inverse[edges.receivers]
   root = jnp.sqrt(inverse)

@@ -128,3 +128,15 @@ def test_sparse_products_and_their_dropout_are_the_dense_ones():
   dropped = graph.sparse_dropout(jax.random.key(0), matrix, 0.25)
   ratio = np.asarray(dropped.values / matrix.values)
   assert set(np.round(ratio, 4)) == {0, np.float32(1.3333)}
+  assert (matrix.height, matrix.width) == (5, 4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.6])
+def test_cheap_bits_keep_the_mean_and_the_rate(rate):
+  kept = np.asarray(graph.draw_kept(jax.random.key(2), (101, 499), rate))
+  assert abs((kept == 0).mean() - rate) < 0.006
+  np.testing.assert_allclose(kept.mean(), 1, atol=0.01)
+  assert len(np.unique(kept)) == (2 if rate else 1)
+  # Neighbours share a word of the generator and nothing else.
+  pairs = (kept.reshape(-1)[:-1] > 0) & (kept.reshape(-1)[1:] > 0)
+  np.testing.assert_allclose(pairs.mean(), (kept > 0).mean() ** 2, atol=0.01)
