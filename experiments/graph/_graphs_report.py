@@ -17,7 +17,7 @@ _SVM_COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 def write_report(
-  state: Any, data: GraphSet, fold: Int[np.ndarray, " G"], config: Any, directory: Path
+  state: Any, chosen: int, data: GraphSet, fold: Int[np.ndarray, " G"], config: Any, directory: Path
 ) -> dict[str, float]:
   """Writes choice.png; returns the accuracies on the fold that is judged.
 
@@ -27,11 +27,7 @@ def write_report(
   Floors: the commonest class; logistic regression on the numbers of nodes and of edges, and on how many nodes have each
   label; a support vector machine on Weisfeiler-Lehman colours.
   """
-  from experiments.graph.graphs import candidate_names, choose_candidate
-
   own = int(state.fold)
-  chosen = int(choose_candidate(state.kept))
-  name = candidate_names(config)[chosen]
   figures = {
     "test_accuracy": float(state.kept.test_accuracy[chosen]),
     "test_accuracy_last": float(state.last_accuracy[chosen]),
@@ -39,7 +35,7 @@ def write_report(
     "valid_accuracy_chosen": float(state.kept.valid_accuracy[chosen]),
   }
   floors = measure_floors(data, fold == own, fold == (own + 1) % config.folds)
-  _draw(state, config, floors, figures, name, directory)
+  _draw(state, chosen, config, floors, figures, directory)
   return figures | floors
 
 
@@ -84,16 +80,13 @@ def measure_floors(data: GraphSet, test: Bool[np.ndarray, " G"], valid: Bool[np.
 
 
 def _draw(
-  state: Any, config: Any, floors: dict[str, float], figures: dict[str, float], chosen: str, directory: Path
+  state: Any, chosen: int, config: Any, floors: dict[str, float], figures: dict[str, float], directory: Path
 ) -> None:
-  from experiments.graph.graphs import candidate_names
-
   curves = read_curves(directory, config)
   figure, axes = new_figure(1, 2, width=10.0, height=3.6)
   left, right = axes[0]
-  for i, name in enumerate(candidate_names(config)):
-    rate, dropout = config.candidates[i]
-    style = {"color": f"C{i}", "lw": 2.5 if name == chosen else 1.0}
+  for i, (name, (rate, dropout)) in enumerate(zip(config.candidate_names, config.candidates)):
+    style = {"color": f"C{i}", "lw": 2.5 if i == chosen else 1.0}
     curve = curves.get(f"train/valid_accuracy_{name}", ([], []))
     left.plot(*curve, label=f"rate x {rate:g}, dropout {dropout:g}", **style)
     left.plot(int(state.kept.step[i]), float(state.kept.valid_accuracy[i]), "o", color=f"C{i}")

@@ -78,6 +78,10 @@ class Config(GraphSetConfig, OptimConfig, LoopConfig):
     """(rate, dropout) of each network."""
     return tuple(itertools.product(self.rates, self.dropouts))
 
+  @property
+  def candidate_names(self) -> tuple[str, ...]:
+    return tuple(f"rate{rate:g}_dropout{dropout:g}" for rate, dropout in self.candidates)
+
   def idle_flags(self):
     idle = super().idle_flags()
     if self.aggregate == "none":
@@ -266,7 +270,7 @@ def make(config: Config) -> Experiment:
     metrics = {
       "loss": jnp.sum(value) / jnp.sum(real),
       "valid_loss": found.loss.mean(),
-      **{f"valid_accuracy_{name}": found.accuracy[i] for i, name in enumerate(candidate_names(config))},
+      **{f"valid_accuracy_{name}": found.accuracy[i] for i, name in enumerate(config.candidate_names)},
       "left_out": jnp.sum(left_out) / len(batches),
     }
     return state, metrics
@@ -283,7 +287,8 @@ def make(config: Config) -> Experiment:
   def report(state: State, directory: Path) -> dict[str, float]:
     from experiments.graph._graphs_report import write_report
 
-    return write_report(state, data, assign_folds(data.label, config.folds), config, directory)
+    chosen = int(choose_candidate(state.kept))
+    return write_report(state, chosen, data, assign_folds(data.label, config.folds), config, directory)
 
   def trained(state: State) -> TrainedGraphNetwork:
     chosen = choose_candidate(state.kept)
@@ -297,10 +302,6 @@ def choose_candidate(kept: Kept) -> Int[Array, ""]:
   """The network that is best on the fold to choose on: by accuracy, of equals by the loss."""
   best = kept.valid_accuracy == jnp.max(kept.valid_accuracy)
   return jnp.argmin(jnp.where(best, kept.valid_loss, jnp.inf))
-
-
-def candidate_names(config: Config) -> tuple[str, ...]:
-  return tuple(f"rate{rate:g}_dropout{dropout:g}" for rate, dropout in config.candidates)
 
 
 def main(config: Config) -> int:

@@ -111,7 +111,7 @@ def judge_by_hand(state, fold, candidate):
 
 def test_the_next_fold_chooses_and_the_own_one_is_judged():
   (_, state), metrics = run(seed=2)
-  for i, name in enumerate(graphs.candidate_names(configure())):
+  for i, name in enumerate(configure().candidate_names):
     accuracy, loss = judge_by_hand(state, 0, i)
     np.testing.assert_allclose([state.kept.valid_accuracy[i], state.kept.valid_loss[i]], [accuracy, loss], rtol=1e-4)
     np.testing.assert_allclose(metrics[f"valid_accuracy_{name}"], accuracy, rtol=1e-6)
