@@ -96,3 +96,11 @@ def test_a_finished_training_is_taken_as_it_is_and_random_is_untrained(studied):
 def test_bad_input_is_one_sentence(flags, said):
   with pytest.raises(InputError, match=said):
     config(**flags)
+
+
+def test_images_that_a_method_cannot_take_are_said_of_the_method(tmp_path):
+  """This study has no flag of its own for the patch."""
+  images = np.arange(20 * 63, dtype=np.int64).reshape(20, 9, 7).astype(np.uint8)
+  np.savez(tmp_path / "odd.npz", image=images, label=np.arange(20) % 2)
+  with pytest.raises(InputError, match=r"--methods=masked: .* found images of 9 x 7"):
+    representations.main(config(methods=("pixels", "masked"), dataset=str(tmp_path / "odd.npz")))
