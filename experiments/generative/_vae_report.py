@@ -242,6 +242,8 @@ def _draw_interpolation(encode, decode, data: DataSet, config: Any, path: Path) 
   rows = 6
   index = _first_of_each_class(data, 2 * rows)
   rows = len(index) // 2
+  if rows == 0:  # there is no other test image
+    return path.unlink(missing_ok=True)
   mean = np.asarray(encode(_test_pixels(data, config, index)).mean)
   share = np.linspace(0, 1, _COLUMNS)[None, :, None]
   path_codes = (1 - share) * mean[:rows, None] + share * mean[rows : 2 * rows, None]
