@@ -152,6 +152,8 @@ def measure(features: Features, labels: tuple, config: Config, num_classes: int)
 
 def main(config: Config) -> int:
   data = load_data(config)
+  if data.num_classes < 2:
+    raise InputError(f"--dataset={config.dataset}: all images are of one class, expected 2 or more to tell apart.")
   for name in config.methods:  # what does not fit is said before anything trains
     if name in METHODS:
       try:

@@ -321,7 +321,7 @@ def test_bad_values_are_a_sentence(given, message):
 def test_patches_that_do_not_fit_are_a_sentence(data):
   with pytest.raises(InputError, match="--patch=3: found images of 4 x 4"):
     autoencoder.make(make_config(**MASKED, patch=3))
-  with pytest.raises(InputError, match=r"share of 0\.9 masked of 4 patches leaves 0"):
+  with pytest.raises(InputError, match=r"--mask_share=0\.9: a share of 0\.9 masked of 4 patches leaves 0"):
     autoencoder.make(make_config(**{**MASKED, "mask_share": 0.9}))
 
 
