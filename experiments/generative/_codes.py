@@ -1,6 +1,5 @@
 """What a trained VQ-VAE is worth: its reconstructions, its use of the codes, and images that its prior writes."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from experiments.generative._judging import (
 from mlnotes.data import DataSet, fixed_subset
 from mlnotes.engine.experiment import example_keys, stream_key
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
-from mlnotes.engine.progress import report_step
+from mlnotes.engine.progress import report_step, warn
 from mlnotes.generative import from_unit
 
 _CHUNK = 250
@@ -76,7 +75,7 @@ def write_report(
     "collapsed": float(perplexity < max(COLLAPSED_SHARE * config.num_codes, 1.5)),
   }
   if figures["collapsed"]:
-    print(f"collapsed: codes have a perplexity of {perplexity:.1f} of {config.num_codes}", file=sys.stderr)
+    warn(f"collapsed: codes have a perplexity of {perplexity:.1f} of {config.num_codes}.")
   report_step("pictures")
   _draw_reconstructions(reference, back, data, directory / "reconstructions.png")
   _draw_samples(trained, state, data, config, directory / "samples.png")

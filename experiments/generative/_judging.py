@@ -131,6 +131,17 @@ def one_of_each(label: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " M
   return order[np.argsort(turn, kind="stable")][:count]
 
 
+def draw_pairs(above: np.ndarray, below: np.ndarray, title: str, path: Path, columns: int = 10) -> None:
+  """Two rows of images on [0, 1] and what became of them below, or four where there are enough to fill these."""
+  columns = min(columns, len(above))
+  starts = range(0, min(2, len(above) // columns) * columns, columns)
+  images = np.concatenate([part[i : i + columns] for i in starts for part in (above, below)])
+  figure, axes = new_figure(width=5.5, height=sheet_height(5.0, images, columns) + 0.5)
+  show_images(axes[0, 0], images, columns=columns)
+  axes[0, 0].set_title(title, fontsize=9, parse_math=False)
+  save_figure(figure, path)
+
+
 def draw_real_and_generated(reference: Reference, images: np.ndarray, num_levels: int, path: Path) -> None:
   """Real images, generated ones, and the nearest training image to each of these."""
   from mlnotes.generative import find_nearest

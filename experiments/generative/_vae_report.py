@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.generative._chunks import in_chunks
-from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference, one_of_each
+from experiments.generative._judging import MIN_SAMPLES, draw_pairs, judge_samples, make_reference, one_of_each
 from experiments.generative._pixels import pixels_once
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.data.sprites import FACTORS, load_sprite_factors
@@ -183,15 +183,9 @@ def _test_pixels(data: DataSet, config: Any, index: np.ndarray) -> Array:
 
 
 def _draw_reconstructions(encode, decode, data: DataSet, config: Any, path: Path) -> None:
-  index = _first_of_each_class(data, 2 * _COLUMNS)
-  x = _test_pixels(data, config, index)
-  rebuilt = np.asarray(decode(encode(x).mean))
-  rows = [part for i in (0, _COLUMNS) for part in (np.asarray(x)[i : i + _COLUMNS], rebuilt[i : i + _COLUMNS])]
-  images = np.concatenate(rows)
-  figure, axes = new_figure(width=5.5, height=sheet_height(5.0, images, _COLUMNS) + 0.5)
-  show_images(axes[0, 0], images, columns=min(_COLUMNS, len(index)))
-  axes[0, 0].set_title(f"{data.name}: test images above, what their latents give back below", fontsize=9)
-  save_figure(figure, path)
+  x = _test_pixels(data, config, _first_of_each_class(data, 2 * _COLUMNS))
+  title = f"{data.name}: test images above, what their latents give back below"
+  draw_pairs(np.asarray(x), np.asarray(decode(encode(x).mean)), title, path, _COLUMNS)
 
 
 def _draw_samples(decode, key, latents: int, path: Path) -> None:
@@ -212,8 +206,8 @@ def _draw_traversal(decode, codes, kl, order, data: DataSet, path: Path) -> None
   figure, axes = new_figure(width=6.0, height=sheet_height(5.0, images, _COLUMNS) + 0.8)
   show_images(axes[0, 0], images, columns=len(values))
   height, width = (size + 1 for size in data.image_shape[:2])
-  axes[0, 0].set_yticks([height * i + height / 2 for i in range(len(shown))], [f"{kl[d]:.2f} nats" for d in shown])
-  axes[0, 0].set_xticks([width * i + width / 2 for i in range(len(values))], [f"{value:.1f}" for value in values])
+  axes[0, 0].set_yticks([height * i + height / 2 - 1 for i in range(len(shown))], [f"{kl[d]:.2f} nats" for d in shown])
+  axes[0, 0].set_xticks([width * i + width / 2 - 1 for i in range(len(values))], [f"{value:.1f}" for value in values])
   axes[0, 0].tick_params(length=0, labelsize=7)
   axes[0, 0].set_title("one latent at a time, those that carry most first (mean KL of each at the left)", fontsize=9)
   save_figure(figure, path)
@@ -248,6 +242,8 @@ def _draw_interpolation(encode, decode, data: DataSet, config: Any, path: Path) 
   rows = 6
   index = _first_of_each_class(data, 2 * rows)
   rows = len(index) // 2
+  if rows == 0:  # there is no other test image
+    return path.unlink(missing_ok=True)
   mean = np.asarray(encode(_test_pixels(data, config, index)).mean)
   share = np.linspace(0, 1, _COLUMNS)[None, :, None]
   path_codes = (1 - share) * mean[:rows, None] + share * mean[rows : 2 * rows, None]

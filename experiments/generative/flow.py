@@ -139,7 +139,8 @@ def make_model(config: Config, data: DataSet | None) -> FlowModel:
   try:
     network = ARCHITECTURES[config.flow](shape, sizes, from_data=config.data_start)
   except InputError as error:
-    raise InputError(f"--flow={config.flow} --levels={config.levels}: {error}") from error
+    said = f"--flow={config.flow} --levels={config.levels}: {error}"
+    raise InputError(f"{said} --flow=nice takes any size, --image_size makes another one.") from error
   base = {"auto": "logistic" if config.flow == "nice" else "normal"}.get(config.base, config.base)
   return FlowModel(network, shape, data.levels if data else 0, base, config.alpha if data else 0.0)
 

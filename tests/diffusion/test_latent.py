@@ -144,6 +144,18 @@ def test_vectors_of_a_vqvae_become_codes_on_their_way_back():
   np.testing.assert_allclose(stage.decode(params, z), model.decode(params["networks"], nearest), atol=1e-6)
 
 
+def test_the_first_stage_takes_no_more_images_than_there_are(tmp_path, monkeypatch):
+  """No flag says how many it takes at a time."""
+  batches = []
+  monkeypatch.setattr(_first_stage.vae, "main", lambda config: batches.append(config.batch_size))
+  np.savez(tmp_path / "few.npz", image=np.arange(30 * 64).reshape(30, 8, 8).astype(np.uint8), label=np.arange(30) % 2)
+  for dataset in (str(tmp_path / "few.npz"), "digits"):
+    _first_stage.train_first_stage(
+      "diffusion.latent", latent.Config(**{**TINY, "dataset": dataset}, workdir=str(tmp_path))
+    )
+  assert batches == [27, 64]
+
+
 def test_main_trains_the_first_stage_by_the_flags_and_takes_it_again(tmp_path):
   """And a run that will not do, of other images, of black and white ones, without a grid, is one sentence."""
   config = latent.Config(**TINY, workdir=str(tmp_path), report_seeds=0, eval_every=0, kl_weight=0.5)

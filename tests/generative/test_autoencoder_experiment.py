@@ -291,6 +291,17 @@ def test_a_report_leaves_its_figures_and_pictures(data, tmp_path, capsys, given,
     assert found["mse_over_pca"] * found[name] == pytest.approx(float(own.total / own.count), rel=1e-3)
 
 
+def test_the_map_of_few_images_has_all_of_them(tmp_path, monkeypatch):
+  """Quantiles of four numbers leave the outer ones out."""
+  figures, code = [], np.array([[0, 1], [1, 3], [2, 0], [5, 2.0]])
+  monkeypatch.setattr(_autoencoding, "save_figure", lambda figure, path: figures.append(figure))
+  data = type("Data", (), {"class_names": ("a", "b")})
+  _autoencoding._draw_map(lambda code: np.zeros((len(code), 2, 2, 1)), code, np.array([0, 0, 1, 1]), data, tmp_path)
+  axis = figures[0].axes[0]
+  for (low, high), place in zip((axis.get_xlim(), axis.get_ylim()), code.T):
+    assert low < place.min() and place.max() < high
+
+
 @pytest.mark.parametrize(
   ("given", "message"),
   [
@@ -310,7 +321,7 @@ def test_bad_values_are_a_sentence(given, message):
 def test_patches_that_do_not_fit_are_a_sentence(data):
   with pytest.raises(InputError, match="--patch=3: found images of 4 x 4"):
     autoencoder.make(make_config(**MASKED, patch=3))
-  with pytest.raises(InputError, match=r"share of 0\.9 masked of 4 patches leaves 0"):
+  with pytest.raises(InputError, match=r"--mask_share=0\.9: a share of 0\.9 masked of 4 patches leaves 0"):
     autoencoder.make(make_config(**{**MASKED, "mask_share": 0.9}))
 
 

@@ -9,6 +9,7 @@ from sklearn.decomposition import sparse_encode
 
 from experiments.generative import dictionary
 from mlnotes.engine.errors import InputError
+from mlnotes.engine.progress import take_warnings
 
 SMALL = dict(patch=4, patches=600, atoms=20, steps=40, batch_size=50, code_steps=20)
 
@@ -44,6 +45,16 @@ def test_a_report_leaves_its_figures_and_pictures(tmp_path):
   others = ("random_patches", "random_directions", "pixels", "zero_code")
   assert all(figures["objective"] < figures[f"objective_{name}"] for name in others)
   assert 0 < figures["active_share"] < 0.5 < figures["explained_variance"] < 1
+
+
+def test_a_dictionary_that_no_code_uses_is_said(monkeypatch, tmp_path):
+  monkeypatch.setattr(dictionary, "learn", lambda config, x: (jnp.eye(16)[:, :4], jnp.zeros(1)))
+  for name in ("draw_atoms", "draw_convergence"):
+    monkeypatch.setattr(dictionary, name, lambda *_: None)
+  for penalty, said in ((1e3, ["collapsed: every code is 0 with --penalty=1000, no atom is in use."]), (0.1, [])):
+    take_warnings()
+    dictionary.study(make_config(penalty=penalty), tmp_path)
+    assert take_warnings() == said
 
 
 def test_figures_are_those_of_scikit_learns_codes():

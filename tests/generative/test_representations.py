@@ -96,3 +96,18 @@ def test_a_finished_training_is_taken_as_it_is_and_random_is_untrained(studied):
 def test_bad_input_is_one_sentence(flags, said):
   with pytest.raises(InputError, match=said):
     config(**flags)
+
+
+def test_images_that_a_method_cannot_take_are_said_of_the_method(tmp_path):
+  """This study has no flag of its own for the patch."""
+  images = np.arange(20 * 63, dtype=np.int64).reshape(20, 9, 7).astype(np.uint8)
+  np.savez(tmp_path / "odd.npz", image=images, label=np.arange(20) % 2)
+  with pytest.raises(InputError, match=r"--methods=masked: .* found images of 9 x 7"):
+    representations.main(config(methods=("pixels", "masked"), dataset=str(tmp_path / "odd.npz")))
+
+
+def test_images_of_one_class_are_refused_before_anything_trains(tmp_path):
+  np.savez(tmp_path / "one.npz", image=np.zeros((20, 8, 8), np.uint8), label=np.zeros(20, int))
+  with pytest.raises(InputError, match=r"--dataset=.*one.npz: all images are of one class"):
+    representations.main(config(methods=("plain",), dataset=str(tmp_path / "one.npz"), workdir=str(tmp_path / "run")))
+  assert not (tmp_path / "run").exists()
