@@ -120,7 +120,7 @@ def test_reconstructions_are_of_the_images_they_stand_beside(built, monkeypatch,
   monkeypatch.setattr(_latent_report, "encode_images", lambda stage, frozen, noise, image, levels: image)
   whole = lambda z: np.asarray(z) / 16 if z.dtype == jnp.uint8 else np.zeros((len(z), 8, 8, 1))
   monkeypatch.setattr(_latent_report, "decode_latents", lambda stage, frozen, z: whole(z))
-  for name in ("_draw_reconstructions", "_draw_samples", "_draw_trajectory", "draw_real_and_generated"):
+  for name in ("draw_pairs", "_draw_samples", "_draw_trajectory", "draw_real_and_generated"):
     monkeypatch.setattr(_latent_report, name, lambda *_: None)
   trained = experiment.model(state)
   figures = _latent_report.write_report(trained, jax.random.key(0), load_data(config), config, tmp_path)
