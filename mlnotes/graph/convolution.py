@@ -93,9 +93,10 @@ class GraphConvolution(nn.Module):
 
 
 class InitialResidual(nn.Module):
-  """((1 - a) A^ h + a h_0) ((1 - b) I + b W), b = log(lambda / depth + 1): GCNII, Chen et al. 2020, eq. 5.
+  """((1 - a) A^ h + a h_0) ((1 - b) I + b W), b = log(lambda / depth + 1): GCNII, Chen et al. 2020.
 
-  `first` is what the first layer was given, projected to the width of h; `depth` counts the layers from 1.
+  `first` is what the first layer was given, projected to the width of h, for the nodes of x or more; `depth` counts the
+  layers from 1.
   """
 
   depth: int
@@ -107,7 +108,7 @@ class InitialResidual(nn.Module):
     self,
     edges: Edges,
     x: Float[Array, "N D"],
-    first: Float[Array, "N D"],
+    first: Float[Array, "M D"],
     weights: Float[Array, " E"] | None = None,
     num_nodes: int | None = None,
   ) -> Float[Array, "R D"]:
