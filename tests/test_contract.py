@@ -48,6 +48,7 @@ SMALL = {
   "generative.vae": dict(
     latents=2, hidden=(8,), bound="iwae", importance_samples=2, batch_size=16, steps=20, eval_every=0
   ),
+  "graph.nodes": dict(hidden=4, drop_edge=0.2, steps=20),
   "generative.translation": dict(width=4, blocks=1, pool_size=6, batch_size=4, steps=20, eval_examples=16),
   "generative.text_gan": dict(
     length=3, vocabulary=5, width=3, filters=2, oracle_width=3, batch_size=8, roll_outs=2, steps=20, pretrain_steps=1,

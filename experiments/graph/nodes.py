@@ -39,6 +39,7 @@ from experiments.graph._node_views import (
 from mlnotes import graph as graphs
 from mlnotes.data import Feeds
 from mlnotes.data.flags import GraphConfig, load_data, make_feeds as make_data_feeds
+from mlnotes.data.graph import Graph
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
 from mlnotes.engine.flags import field, run
@@ -226,7 +227,11 @@ def keep_better(state: State, params: chex.ArrayTree, step: Array, accuracy: Arr
 
 
 def make(config: Config) -> Experiment:
-  data = load_data(config)
+  return make_of(config, load_data(config))
+
+
+def make_of(config: Config, data: Graph) -> Experiment:
+  """`make` for a graph that is at hand."""
   network, optimizer = make_network(config, data.num_classes), make_optimizer(config, config.steps)
   learned, chosen = count_split(data, config)
   entropy = optax.softmax_cross_entropy_with_integer_labels

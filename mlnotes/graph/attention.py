@@ -16,7 +16,7 @@ class GraphAttention(nn.Module):
   """Weights of the neighbours by a softmax over them, in several heads: GAT, Velickovic et al. 2018, eq. 1-6.
 
     version 1  e_ij = leaky_relu(a_1 . W h_j + a_2 . W h_i)
-    version 2  e_ij = a . leaky_relu(W_1 h_j + W_2 h_i)          Brody et al. 2022, eq. 7: no order of j for all i
+    version 2  e_ij = a . leaky_relu(W_1 h_j + W_2 h_i)          Brody et al. 2022: no order of j for all i
 
   Every node is its own neighbour, once (`loops`; without it the edges are taken as they are). `dropout`, a rate, is of
   the weights behind the softmax, from the stream "dropout". Heads are concatenated, or averaged where

@@ -93,9 +93,10 @@ class GraphConvolution(nn.Module):
 
 
 class InitialResidual(nn.Module):
-  """((1 - a) A^ h + a h_0) ((1 - b) I + b W), b = log(lambda / depth + 1): GCNII, Chen et al. 2020, eq. 5.
+  """((1 - a) A^ h + a h_0) ((1 - b) I + b W), b = log(lambda / depth + 1): GCNII, Chen et al. 2020.
 
-  `first` is what the first layer was given, projected to the width of h; `depth` counts the layers from 1.
+  `first` is what the first layer was given, projected to the width of h, for the nodes of x or more; `depth` counts the
+  layers from 1.
   """
 
   depth: int
@@ -107,7 +108,7 @@ class InitialResidual(nn.Module):
     self,
     edges: Edges,
     x: Float[Array, "N D"],
-    first: Float[Array, "N D"],
+    first: Float[Array, "M D"],
     weights: Float[Array, " E"] | None = None,
     num_nodes: int | None = None,
   ) -> Float[Array, "R D"]:
@@ -142,12 +143,13 @@ def personalized_pagerank(
 class GraphIsomorphism(nn.Module):
   """network((1 + eps) x + sum of the neighbours' x): GIN, Xu et al. 2019, eq. 4.1.
 
-  The network is two layers of `features` with ReLU between, or `network`, called with the sum. Where it is the
-  layer's own, the sum is taken behind its first product, which is the same and costs less. eps starts at 0 and is
-  learned where `learned` says so; the paper finds 0 as good.
+  The network is two layers with ReLU between, `hidden` (as many as `features` without it) and `features` wide, or
+  `network`, called with the sum. Where it is the layer's own, the sum is taken behind its first product, which is the
+  same and costs less. eps starts at 0 and is learned where `learned` says so; the paper finds 0 as good.
   """
 
   features: int
+  hidden: int | None = None
   learned: bool = False
   network: nn.Module | None = None
 
@@ -158,8 +160,9 @@ class GraphIsomorphism(nn.Module):
     add = lambda h: (1 + eps) * h[:size] + propagate(edges, edges.mask, h, size)
     if self.network is not None:
       return self.network(add(x))
-    h = add(Linear(self.features, use_bias=False, name="linear_0")(x))
-    h = nn.relu(h + self.param("bias", nn.initializers.zeros, (self.features,))[None])
+    width = self.hidden or self.features
+    h = add(Linear(width, use_bias=False, name="linear_0")(x))
+    h = nn.relu(h + self.param("bias", nn.initializers.zeros, (width,))[None])
     return Linear(self.features, name="linear_1")(h)
 
 

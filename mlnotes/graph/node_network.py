@@ -144,7 +144,7 @@ class NodeNetwork(nn.Module):
       project = Linear(self.hidden, name=f"input_{i}") if kind == "sage_lstm" and i == 0 else lambda x: x
       return lambda x, hop, view, rate: layer(hop.edges, project(x), hop.num_nodes)
     if kind == "gin":
-      layer = GraphIsomorphism(width, name=name)
+      layer = GraphIsomorphism(width, self.hidden, name=name)
       return lambda x, hop, view, rate: layer(hop.edges, x, hop.num_nodes)
     if kind == "monet":
       layer = MixtureConvolution(width, kernels=self.terms, name=name)
@@ -157,8 +157,10 @@ class NodeNetwork(nn.Module):
       return lambda x, hop, view, rate: layer(hop.edges, x)
     if kind == "spectral":
       # A filter for each pair of many input features costs too much: they are mixed before the first.
-      layer, first = SpectralConvolution(width, name=name), Linear(self.hidden, name="input")
-      return lambda x, hop, view, rate: layer(*view.basis, first(x) if i == 0 else x)
+      layer, mix = SpectralConvolution(width, name=name), lambda x: x
+      if i == 0:
+        mix = Linear(self.hidden, name="input")
+      return lambda x, hop, view, rate: layer(*view.basis, mix(x))
     raise ValueError(f"layer is {kind!r}, expected one of {', '.join(LAYERS)}")
 
   def _linear(self, view: View, dropout: Rate | None) -> Float[Array, "R K"]:

@@ -1,0 +1,279 @@
+"""The wiring of node classification: which nodes, edges and parameters each number is of."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.graph import _node_views, nodes
+from mlnotes import graph
+from mlnotes.data.graph import make_graph
+from mlnotes.data.image import DataError
+from mlnotes.engine.errors import InputError
+from mlnotes.engine.experiment import stream_key
+
+N, D, K = 30, 6, 3
+RNG = np.random.default_rng(0)
+LABEL = np.arange(N) % K
+ENDS = np.array([(a, b) for a in range(N) for b in range(a) if RNG.uniform() < (0.4 if LABEL[a] == LABEL[b] else 0.03)])
+FEATURES = np.abs(RNG.normal(size=(N, D))) * (RNG.uniform(size=(N, D)) < 0.4) + np.eye(D)[LABEL] * 0.5
+ORDER = RNG.permutation(N)
+MASKS = {name: np.isin(np.arange(N), ORDER[part]) for name, part in
+         (("train", slice(0, 9)), ("valid", slice(9, 15)), ("test", slice(15, 28)))}  # fmt: skip
+
+
+def make_data(label=LABEL, **masks):
+  both = np.concatenate([ENDS, ENDS[:, ::-1]]).T
+  arrays = {"senders": both[0], "receivers": both[1], "features": FEATURES, "label": label, **MASKS, **masks}
+  return make_graph("--dataset=small", "small", arrays, ("a", "b", "c"))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+  monkeypatch.setattr(nodes, "load_data", lambda config: make_data())
+
+
+def configure(**flags):
+  settings = dict(hidden=4, optimizer="sgd", momentum=0.0, learning_rate=0.5, steps=20, dropout=0.0, l2=0.0)
+  return nodes.Config.tuned(**{**settings, **flags})
+
+
+@functools.cache
+def built(**flags):
+  """(config, step, evaluate, the batches of both, first state)."""
+  config = configure(**flags)
+  experiment, feeds = nodes.make(config), nodes.make_feeds(config)
+  batch = feeds.train.draw(feeds.train.arrays, None, 0)
+  state = jax.jit(experiment.init)(jax.random.key(7), batch)
+  return config, jax.jit(experiment.step), jax.jit(experiment.evaluate), batch, feeds.evaluate.arrays, state
+
+
+def dense_logits(params, edges_mask=None):
+  """Of the two-layer GCN, in NumPy, with the edges of `edges_mask`."""
+  x = FEATURES / FEATURES.sum(1, keepdims=True)
+  matrix = np.eye(N)
+  for a, b in ENDS if edges_mask is None else ENDS[edges_mask]:
+    matrix[a, b] = matrix[b, a] = 1
+  root = np.diag(matrix.sum(1) ** -0.5)
+  hat = root @ matrix @ root
+  kernels = [np.asarray(params[f"layer_{i}"]["linear"]["kernel"]) for i in (0, 1)]
+  return hat @ np.maximum(hat @ x @ kernels[0], 0) @ kernels[1]
+
+
+def entropy(logits, mask, label=LABEL):
+  log = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  return -log[np.arange(N), label][mask].mean()
+
+
+def mean(value):
+  return float(value.total) / float(value.count)
+
+
+def test_first_loss_is_of_the_training_nodes_on_the_whole_graph():
+  _, step, _, batch, _, state = built()
+  _, metrics = step(state, batch)
+  assert float(metrics["loss"]) == pytest.approx(entropy(dense_logits(state.params), MASKS["train"]), rel=1e-4)
+
+
+def test_validation_is_of_the_parameters_after_the_update():
+  _, step, _, batch, _, state = built()
+  after, metrics = step(state, batch)
+  logits = dense_logits(after.params)
+  assert float(metrics["valid_loss"]) == pytest.approx(entropy(logits, MASKS["valid"]), rel=1e-4)
+  assert float(metrics["valid_accuracy"]) == pytest.approx((logits.argmax(1) == LABEL)[MASKS["valid"]].mean())
+  assert int(after.best["step"]) == 1
+
+
+def test_gradient_has_the_penalty_of_the_first_layer_alone():
+  _, plain, _, batch, _, state = built()
+  _, punished, _, _, _, same = built(l2=0.1)
+  (a, _), (b, _) = plain(state, batch), punished(same, batch)
+  moved = lambda i: np.asarray(a.params[f"layer_{i}"]["linear"]["kernel"] - b.params[f"layer_{i}"]["linear"]["kernel"])
+  np.testing.assert_allclose(moved(0), 0.5 * 0.1 * np.asarray(state.params["layer_0"]["linear"]["kernel"]), atol=1e-5)
+  np.testing.assert_allclose(moved(1), 0, atol=1e-6)
+  both = nodes.count_penalty(state.params, "all")
+  expected = sum(0.5 * float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(state.params))
+  assert float(both) == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluation_has_each_split_and_both_parameters():
+  _, step, evaluate, learning, batch, first = built()
+  state = run_steps(step, first, learning)
+  found = evaluate(state._replace(best_params=first.params), batch)
+  last, best = dense_logits(state.params), dense_logits(first.params)
+  right = lambda logits, name: (logits.argmax(1) == LABEL)[MASKS[name]].mean()
+  assert mean(found["loss"]) == pytest.approx(entropy(last, MASKS["valid"]), rel=1e-4)
+  assert mean(found["accuracy"]) == pytest.approx(right(last, "valid"))
+  assert mean(found["test_accuracy_last"]) == pytest.approx(right(last, "test"))
+  assert mean(found["test_accuracy_best_valid"]) == pytest.approx(right(best, "test"))
+  assert right(last, "test") != right(best, "test")
+
+
+def run_steps(step, state, batch, count=12):
+  for _ in range(count):
+    state, _ = step(state, batch)
+  return state
+
+
+def test_test_labels_choose_nothing(monkeypatch):
+  """Permuted, they change neither the epoch that is kept nor any parameter."""
+  _, step, _, batch, _, state = built()
+  plain = run_steps(step, state, batch)
+  label = LABEL.copy()
+  label[MASKS["test"]] = np.random.default_rng(5).permutation(label[MASKS["test"]])
+  monkeypatch.setattr(nodes, "load_data", lambda config: make_data(label))
+  config = configure()
+  other = nodes.make_feeds(config).train.arrays
+  assert np.any(other["label"] != batch["label"])
+  permuted = run_steps(step, state, other)
+  assert int(plain.best["step"]) == int(permuted.best["step"])
+  jax.tree.map(np.testing.assert_array_equal, plain.best_params, permuted.best_params)
+
+
+@pytest.mark.parametrize(("by", "accuracy", "loss", "kept"), [
+  ("accuracy", 0.6, 9.0, True), ("accuracy", 0.5, 0.9, True), ("accuracy", 0.5, 1.1, False),
+  ("accuracy", 0.4, 0.1, False),
+  ("loss", 0.1, 0.9, True), ("loss", 0.6, 1.0, True), ("loss", 0.5, 1.0, False), ("loss", 0.9, 1.1, False),
+])  # fmt: skip
+def test_the_best_epoch_is_named_by_the_rule(by, accuracy, loss, kept):
+  _, _, _, _, _, state = built()
+  state = state._replace(best={"step": jnp.int32(3), "accuracy": jnp.float32(0.5), "loss": jnp.float32(1.0)})
+  new = jax.tree.map(lambda x: x + 1, state.params)
+  found = nodes.keep_better(state, new, jnp.int32(4), jnp.float32(accuracy), jnp.float32(loss), by)
+  assert int(found.best["step"]) == (4 if kept else 3)
+  jax.tree.map(np.testing.assert_array_equal, found.best_params, new if kept else state.best_params)
+
+
+def test_dropout_is_of_updates_alone_and_new_in_each():
+  _, step, _, batch, _, state = built(dropout=0.5)
+  losses = [float(step(state._replace(step=jnp.int32(i)), batch)[1]["loss"]) for i in range(3)]
+  assert len(set(losses)) == 3
+  _, _, evaluate, _, whole, _ = built(dropout=0.5)
+  expected = entropy(dense_logits(state.params), MASKS["valid"])
+  assert mean(evaluate(state, whole)["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_test_nodes_are_not_there_while_an_inductive_network_learns():
+  _, step, evaluate, batch, whole, state = built(inductive=True)
+  known = ~MASKS["test"][ENDS].any(1)
+  after, metrics = step(state, batch)
+  assert float(metrics["loss"]) == pytest.approx(entropy(dense_logits(state.params, known), MASKS["train"]), rel=1e-4)
+  valid = entropy(dense_logits(after.params, known), MASKS["valid"])
+  assert float(metrics["valid_loss"]) == pytest.approx(valid, rel=1e-4)
+  met = entropy(dense_logits(state.params), MASKS["valid"])
+  assert mean(evaluate(state, whole)["loss"]) == pytest.approx(met, rel=1e-4)
+
+
+def test_dropped_edges_are_renormalised_and_come_back_in_evaluations():
+  _, step, evaluate, batch, whole, state = built(drop_edge=0.5)
+  key = stream_key(state.key, "view", 0)
+  kept = graph.drop_edges(key, batch["edges"], 0.5, batch["pair"])
+  real = {tuple(sorted(ends)) for ends in zip(*(np.asarray(e)[np.asarray(kept.mask) > 0].tolist() for e in kept[:2]))}
+  mask = np.array([tuple(sorted(ends)) in real for ends in ENDS.tolist()])
+  assert 0.2 < mask.mean() < 0.8
+  _, metrics = step(state, batch)
+  assert float(metrics["loss"]) == pytest.approx(entropy(dense_logits(state.params, mask), MASKS["train"]), rel=1e-4)
+  assert mean(evaluate(state, whole)["loss"]) == pytest.approx(
+    entropy(dense_logits(state.params), MASKS["valid"]), rel=1e-4
+  )
+
+
+def test_random_splits_differ_by_seed_and_count_per_class():
+  config, step, evaluate, batch, whole, state = built(split="random", per_class=3, valid_per_class=2)
+  code = np.asarray(state.split.code)
+  for number, count in ((0, 3), (1, 2), (2, 5)):
+    np.testing.assert_array_equal(np.bincount(LABEL[code == number]), count)
+  other = nodes.make(config).init(jax.random.key(8), batch)
+  assert np.any(code != np.asarray(other.split.code))
+  _, metrics = step(state, batch)
+  logits = dense_logits(state.params)
+  assert float(metrics["loss"]) == pytest.approx(entropy(logits, code == 0), rel=1e-4)
+  found = evaluate(state, whole)
+  assert mean(found["loss"]) == pytest.approx(entropy(logits, code == 1), rel=1e-4)
+  assert mean(found["test_accuracy_last"]) == pytest.approx((logits.argmax(1) == LABEL)[code == 2].mean())
+
+
+def test_one_cluster_is_the_whole_graph():
+  _, step, _, batch, _, state = built(sampling="clusters", clusters=1, clusters_each=1)
+  _, metrics = step(state, batch)
+  assert float(metrics["loss"]) == pytest.approx(entropy(dense_logits(state.params), MASKS["train"]), rel=1e-4)
+  _, some, _, batch, _, state = built(sampling="clusters", clusters=5, clusters_each=2)
+  losses = {float(some(state._replace(step=jnp.int32(i)), batch)[1]["loss"]) for i in range(6)}
+  assert len(losses) > 2
+
+
+def test_a_sample_of_all_neighbours_is_the_whole_graph():
+  flags = dict(layer="sage_mean", hidden=4)
+  _, full, _, batch, _, state = built(**flags)
+  most = (N, N)
+  _, sampled, _, drawn, _, _ = built(**flags, sampling="neighbors", fanout=most, replace=False, batch_nodes=9)
+  a, b = full(state, batch)[1], sampled(state, drawn)[1]
+  assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
+  _, some, _, drawn, _, _ = built(**flags, sampling="neighbors", fanout=(2, 2), batch_nodes=4)
+  assert len({float(some(state._replace(step=jnp.int32(i)), drawn)[1]["loss"]) for i in range(4)}) == 4
+
+
+@pytest.mark.parametrize("layer", [name for name in graph.LAYERS if name != "gcn"])
+def test_every_layer_learns(layer):
+  flags = dict(layer=layer, hidden=8, optimizer="adam", learning_rate=0.05, momentum=0.9)
+  if layer == "gcnii":
+    flags["layers"] = 3
+  _, step, evaluate, batch, whole, state = built(**flags)
+  first = float(step(state, batch)[1]["loss"])
+  after = run_steps(step, state, batch, 25)
+  assert float(step(after, batch)[1]["loss"]) < 0.7 * first
+  assert mean(evaluate(after, whole)["test_accuracy_last"]) > 0.4
+
+
+def test_a_class_with_too_few_nodes_is_one_sentence():
+  expected = "class a of small has 10 nodes, expected 24 or more: 20 to learn from, 3 to validate on, 1 to test"
+  with pytest.raises(DataError, match=expected):
+    nodes.make_feeds(configure(split="random", valid_per_class=3))
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+  (dict(layer="sgc", inductive=True), "inductive"),
+  (dict(layer="gcn", sampling="neighbors"), "sampling"),
+  (dict(layer="sage_mean", sampling="neighbors", fanout=(3,)), "fanout"),
+  (dict(sampling="clusters", drop_edge=0.2), "drop_edge"),
+  (dict(sampling="clusters", clusters=2, clusters_each=3), "clusters_each"),
+  (dict(dropout=1.0), "dropout"),
+  (dict(layer="nn4g", layers=1), "layers"),
+])  # fmt: skip
+def test_flags_that_do_not_fit_are_refused(flags, said):
+  with pytest.raises((InputError, ValueError), match=f"--{said}="):
+    configure(**flags)
+
+
+def test_published_defaults_follow_the_layer():
+  gat = nodes.Config.tuned(layer="gat")
+  assert (gat.hidden, gat.heads, gat.dropout, gat.learning_rate, gat.l2_of) == (8, 8, 0.6, 5e-3, "all")
+  gcn = nodes.Config.tuned()
+  assert (gcn.hidden, gcn.dropout, gcn.l2, gcn.l2_of, gcn.learning_rate, gcn.steps) == (
+    16,
+    0.5,
+    5e-4,
+    "first",
+    0.01,
+    200,
+  )
+  assert nodes.Config.tuned(layer="gat", dropout=0.1).dropout == 0.1
+
+
+def test_the_report_has_floors_and_pictures(tmp_path, monkeypatch):
+  config, step, _, batch, _, state = built(layer="gat", hidden=4, heads=2)
+  experiment = nodes.make(config)
+  figures = experiment.report(run_steps(step, state, batch), tmp_path)
+  assert set(figures) == {
+    f"test_accuracy_{name}" for name in ("majority", "label_spreading", "logistic_regression", "sgc_logistic")
+  }
+  assert {p.name for p in tmp_path.iterdir()} == {"map.png", "confusion.png", "graph.png", "attention.png"}
+  majority = np.bincount(LABEL[MASKS["train"]]).argmax()
+  assert figures["test_accuracy_majority"] == pytest.approx((LABEL[MASKS["test"]] == majority).mean())
+
+
+def test_rows_are_normalised_once():
+  x = _node_views.normalize_rows(np.array([[1.0, 3.0], [0.0, 0.0]]))
+  np.testing.assert_allclose(x, [[0.25, 0.75], [0, 0]])
