@@ -7,7 +7,8 @@
 
 The graph has `--nodes` nodes and `--degree` neighbours of each on average, some many (preferential attachment), or is a
 file's. A walk starts from each node of a fixed random choice; seconds are those of the walks, compiled, the median of
-`--rounds`. The peers' tables of transitions, which ours does not need, are told apart as what they take beforehand.
+`--rounds`; with one thread (NPROC=1) the processor's time counts. What the tables of the node2vec package, which ours
+does not need, take beforehand is told apart.
 """
 
 import dataclasses
@@ -32,23 +33,24 @@ from mlnotes.engine.flags import BaseConfig, field, run
 from mlnotes.engine.sharding import count_cores
 from mlnotes.graph import make_neighbor_rows, sample_walks
 
-# What runs in the interpreter of --peer_python: the arguments are the file of edges, the walks of each node, length, p
+# What runs in the interpreter of --peer_python: the arguments are the file of edges, the clock, the walks' length, p
 # and q; the answer is one line of JSON.
 _NODE2VEC = """
 import json, sys, time
 import numpy as np, networkx as nx
 from node2vec import Node2Vec
-path, num_walks, length, p, q = sys.argv[1:]
+path, clock, length, p, q = sys.argv[1:]
+clock = getattr(time, clock)
 edges = np.load(path)
 graph = nx.Graph(); graph.add_edges_from(edges["pairs"].tolist())
 times = []
 class Timed(Node2Vec):
   def _precompute_probabilities(self):
-    start = time.perf_counter(); super()._precompute_probabilities(); times.append(time.perf_counter() - start)
+    start = clock(); super()._precompute_probabilities(); times.append(clock() - start)
   def _generate_walks(self):
-    start = time.perf_counter(); walks = super()._generate_walks(); times.append(time.perf_counter() - start)
+    start = clock(); walks = super()._generate_walks(); times.append(clock() - start)
     return walks
-model = Timed(graph, walk_length=int(length), num_walks=int(num_walks), p=float(p), q=float(q), workers=1, quiet=True)
+model = Timed(graph, walk_length=int(length), num_walks=1, p=float(p), q=float(q), workers=1, quiet=True)
 print(json.dumps({"before": times[0], "seconds": times[1], "walks": len(model.walks)}))
 """
 
@@ -77,13 +79,18 @@ def load_pairs(config: "Config") -> tuple[np.ndarray, int]:
   return pairs[pairs[:, 0] < pairs[:, 1]], data.num_nodes
 
 
+def name_clock() -> str:
+  """Of one thread the processor's time counts, which other programs do not stretch."""
+  return "process_time" if count_cores() == 1 else "perf_counter"
+
+
 def median_seconds(walk: Callable[[int], Any], rounds: int) -> float:
   """Of `walk(round number)`, which blocks; the first call, which compiles, does not count."""
-  seconds = []
+  seconds, clock = [], getattr(time, name_clock())
   for turn in range(rounds + 1):
-    start = time.perf_counter()
+    start = clock()
     walk(turn)
-    seconds.append(time.perf_counter() - start)
+    seconds.append(clock() - start)
   return float(np.median(seconds[1:]))
 
 
@@ -105,14 +112,15 @@ def time_ours(pairs: np.ndarray, size: int, starts: np.ndarray, p: float, q: flo
 def time_torch_cluster(pairs: np.ndarray, size: int, starts: np.ndarray, p: float, q: float, config: "Config") -> float:
   """The kernel that torch-geometric's Node2Vec calls."""
   import torch
-  import torch_cluster
+  import torch_cluster  # noqa: F401  (registers it)
 
   torch.set_num_threads(count_cores())
-  row, column = torch.from_numpy(np.concatenate([pairs, pairs[:, ::-1]]).T.copy())
-  order = torch.argsort(row * size + column)
-  row, column = row[order], column[order]
-  starts = torch.from_numpy(starts)
-  walk = lambda turn: torch_cluster.random_walk(row, column, starts, config.length - 1, p, q, num_nodes=size)
+  row, column = np.concatenate([pairs, pairs[:, ::-1]]).T
+  order = np.lexsort((column, row))
+  pointer = torch.from_numpy(np.searchsorted(row[order], np.arange(size + 1)))
+  neighbors, starts = torch.from_numpy(column[order].astype(np.int64)), torch.from_numpy(starts)
+  kernel = torch.ops.torch_cluster.random_walk
+  walk = lambda turn: kernel(pointer, neighbors, starts, config.length - 1, p, q)
   return median_seconds(walk, config.rounds) / len(starts)
 
 
@@ -121,7 +129,7 @@ def time_node2vec(pairs: np.ndarray, p: float, q: float, config: "Config") -> tu
   with tempfile.TemporaryDirectory() as directory:
     path = Path(directory) / "edges.npz"
     np.savez(path, pairs=pairs)
-    arguments = [str(path), "1", str(config.length), str(p), str(q)]
+    arguments = [str(path), name_clock(), str(config.length), str(p), str(q)]
     call = [config.peer_python, "-c", _NODE2VEC, *arguments]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
   if done.returncode:

@@ -5,8 +5,8 @@ node2vec weighs the step from v, having come from t, to x by
   w_vx / p  where x = t,    w_vx  where x is a neighbour of t,    w_vx / q  elsewhere.       Grover & Leskovec 2016, 3.2
 
 No table of these is needed (the paper has an alias table for each edge): x is drawn as if they were w_vx and accepted
-with the odds of what they are, so that memory is that of the graph. Rejection for such walks, and the fold of the way
-back that keeps trials few, are KnightKing's (Yang et al. 2019).
+with the odds of what they are, so that memory is that of the graph. Rejection for such walks is KnightKing's (Yang et
+al. 2019), which also tells the way back apart.
 """
 
 from typing import NamedTuple, TypeAlias
@@ -120,21 +120,27 @@ def _sample_biased(key, rows: NeighborRows, starts, length: int, p, q) -> Walks:
 def _try_step(key, rows: NeighborRows, node, previous, first, p, q) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
   """(the neighbour that is tried, whether it is accepted).
 
-  A dart falls on the weights w_vx, laid end to end under a ceiling of max(1, 1/q), and counts where it is below 1/p, 1
-  or 1/q. What 1/p has above the ceiling is laid behind them: a p that is small would else raise it for all.
+  A dart falls on the weights w_vx of all neighbours but t, laid end to end under a ceiling of max(1, 1/q), and counts
+  where it is below 1 or 1/q; behind them lies w_vt / p, where every dart counts. So at least min(q, 1/q) of the darts
+  count, whatever p: with t among the others a walk would long be held where it has nothing but the way back.
   """
   across, up = jax.random.uniform(key, (2, *node.shape))
   ceiling = jnp.maximum(1.0, 1 / q)
-  back = find_in_rows(rows, node, previous)
-  weight = (back >= 0) if rows.weights is None else jnp.where(back >= 0, rows.weights[back], 0)
-  behind = jnp.where(first, 0, weight * jnp.maximum(1 / p - ceiling, 0) / ceiling)
-  total = _total_weight(rows, node)
-  place = across * (total + behind)
-  returns = place >= total
-  after = jnp.where(returns & ~first, previous, _take_neighbor(rows, node, place))
-  near = are_neighbors(rows, previous, after)
-  odds = jnp.where(after == previous, jnp.minimum(1 / p, ceiling), jnp.where(near, 1.0, 1 / q))
-  return after, first | returns | (up * ceiling < odds)
+  back = jnp.where(first, -1, find_in_rows(rows, node, previous))
+  if rows.cumulative is None:
+    weight = (back >= 0).astype(jnp.float32)
+    before = (back - rows.starts[node]).astype(jnp.float32)
+  else:
+    weight = jnp.where(back >= 0, rows.weights[back], 0)
+    before = rows.cumulative[back] - weight
+  others = _total_weight(rows, node) - weight
+  place = across * (others + weight / (p * ceiling))
+  returns = place >= others
+  passed = (back >= 0) & (place >= before)
+  after = jnp.where(returns, previous, _take_neighbor(rows, node, jnp.where(passed, place + weight, place)))
+  odds = jnp.where(are_neighbors(rows, previous, after), 1.0, 1 / q)
+  rounded = (back >= 0) & (after == previous)  # sums of weights are not exact: t once more, which counts no dart
+  return after, first | returns | ((up * ceiling < odds) & ~rounded)
 
 
 def transition_probabilities(weights: Float[Array, "N N"], p: Scalar, q: Scalar) -> Float[Array, "N N N"]:
