@@ -13,7 +13,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
 from mlnotes.sequence import RecurrentStack, make_cell
 
@@ -215,9 +214,3 @@ def sample_graphs(
   _, (rows, alive) = jax.lax.scan(add_node, first, (jnp.arange(steps), jax.random.split(key, steps)))
   rows = jnp.concatenate([jnp.zeros((1, count, model.max_previous)), rows]).swapaxes(0, 1)
   return jax.vmap(decode_graph)(rows), 1 + jnp.sum(alive, axis=0, dtype=jnp.int32)
-
-
-def require_max_previous(max_previous: int, most_nodes: int) -> None:
-  """Raises InputError where no node, or more than there are before the last, can be reached."""
-  if not 1 <= max_previous < max(most_nodes, 2):
-    raise InputError(f"max_previous is {max_previous}, expected 1 to {most_nodes - 1}, the nodes before the last one.")
