@@ -1,4 +1,4 @@
-"""Generates graphs (GraphRNN, GraphVAE, MolGAN-like), judged by degrees, clustering, orbits, and by what of them is new.
+"""Generates graphs (GraphRNN, GraphVAE, MolGAN-like), judged by degrees, clustering, orbits and by what is new.
 
   python -m experiments.graph.generation                                        # GraphRNN on community-small
   python -m experiments.graph.generation --method=graph_rnn_simple --dataset=grid
