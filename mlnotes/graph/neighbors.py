@@ -32,8 +32,8 @@ class NeighborRows(NamedTuple):
 
 
 def make_neighbor_rows(
-  senders: Int[np.ndarray, "..."],
-  receivers: Int[np.ndarray, "..."],
+  senders: Int[np.ndarray | Array, "..."],
+  receivers: Int[np.ndarray | Array, "..."],
   num_nodes: int,
   weights: Num[np.ndarray, "..."] | None = None,
 ) -> NeighborRows:
