@@ -142,7 +142,7 @@ def _pruned(config: Any, x: np.ndarray, edges: graphs.Edges, mask: np.ndarray, a
   wanted, kind = np.flatnonzero(mask).astype(np.int32), graphs.LAYERS[config.layer]
   if kind.reach == "prepared":
     return graphs.View(compress(x[wanted]), ())
-  if kind.reach == "whole":
+  if kind.reach == "whole" or config.layers > graphs.MOST_UNROLLED:  # many layers reach nearly all nodes
     hops = graphs.whole_hops(edges, len(x), config.layers)
     return graphs.View(arrays["x"], hops.hops, jnp.asarray(wanted), arrays.get("basis"))
   hops = graphs.prune_hops(edges, len(x), config.layers, wanted)

@@ -27,7 +27,7 @@ def write_report(
 ) -> dict[str, float]:
   """Writes the pictures and returns the figures of the floors, all by the split that the network learned from."""
   code = np.asarray(state.split.code)
-  figures = measure_floors(data, code, config)
+  figures = floors_once(data, code, config)
   batch = make_arrays(config, data)
   view = jax.jit(lambda batch: view_whole(config, batch))(batch)
   apply = jax.jit(lambda params, view: network.apply({"params": params}, view, mutable=["intermediates"]))
@@ -50,6 +50,20 @@ def write_report(
   if weights is not None:
     _draw_attention(np.asarray(weights[0]), view.hops[0].edges, data, directory / "attention.png")
   return figures
+
+
+# Of the split that was last asked for: the seeds of a public split have all the same.
+_found: dict[tuple, dict[str, float]] = {}
+
+
+def floors_once(data: Graph, code: Int[np.ndarray, " N"], config: Any) -> dict[str, float]:
+  """`measure_floors`, kept for the next seed of the same split."""
+  arrays = (data.label, data.senders, data.receivers, data.features, code)
+  key = (config.normalize_features, *(hash(array.tobytes()) for array in arrays))
+  if key not in _found:
+    _found.clear()
+    _found[key] = measure_floors(data, code, config)
+  return dict(_found[key])
 
 
 def measure_floors(data: Graph, code: Int[np.ndarray, " N"], config: Any) -> dict[str, float]:

@@ -49,7 +49,7 @@ class Config(GraphConfig):
   p_between: float = 0.01
   workdir: str = field("", "directory of picture, table and figures; empty: runs/graph.depth-<dataset>", free=True)
   kinds: tuple[str, ...] = field(tuple(KINDS), f"which: {', '.join(KINDS)}")
-  depths: tuple[int, ...] = field((2, 4, 8, 16, 32), "layers; of gcnii those between two linear ones")
+  depths: tuple[int, ...] = field((2, 4, 8, 16), "layers; of gcnii those between two linear ones")
   hidden: int = field(16, "features of each layer but the last")
   steps: int = field(200, "updates of each network")
   seed: int = field(0, "first seed, >= 0")

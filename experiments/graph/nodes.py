@@ -10,7 +10,8 @@
 Layers: gcn, gat, gat2, sage_mean, sage_max, sage_lstm, gin, monet, gcnii, chebyshev, dgc, nn4g, appnp, spectral; sgc
 and dcnn, whose graph is in the features; mlp, which sees no graph. Two test accuracies are figures, of the last epoch
 and of the epoch that validation chose; floors that need no training stand beside them. Writes map.png, confusion.png,
-graph.png (of small graphs) and attention.png (of gat, gat2).
+graph.png (of small graphs) and attention.png (of gat, gat2). What `mlnotes.load_run` gives maps a `mlnotes.graph.View`
+to the logits of its nodes, with the parameters of the best epoch.
 """
 
 import dataclasses

@@ -128,6 +128,7 @@ from mlnotes.graph.neighbors import (
 )
 from mlnotes.graph.node_network import (
   LAYERS as LAYERS,
+  MOST_UNROLLED as MOST_UNROLLED,
   NodeNetwork as NodeNetwork,
   View as View,
 )

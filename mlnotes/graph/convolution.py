@@ -6,7 +6,6 @@ first of those in x (all without it), so that a layer may know neighbours of whi
 `SparseMatrix`, whose first product then costs what is there alone.
 """
 
-import math
 from typing import Literal
 
 import flax.linen as nn
@@ -99,7 +98,7 @@ class InitialResidual(nn.Module):
   layers from 1.
   """
 
-  depth: int
+  depth: Float[Array, ""] | int
   alpha: float = 0.1
   decay: float = 0.5
 
@@ -115,7 +114,7 @@ class InitialResidual(nn.Module):
     size = x.shape[0] if num_nodes is None else num_nodes
     edges, weights = _prepared(edges, weights, x.shape[0])
     mixed = (1 - self.alpha) * propagate(edges, weights, x, size) + self.alpha * first[:size]
-    beta = math.log(self.decay / self.depth + 1)
+    beta = jnp.log(self.decay / self.depth + 1)
     return (1 - beta) * mixed + beta * Linear(x.shape[1], use_bias=False, name="linear")(mixed)
 
 

@@ -73,6 +73,28 @@ class View(NamedTuple):
   basis: Any = None
 
 
+# Above so many layers those between are one loop: unrolled, a network of 32 takes minutes to compile.
+MOST_UNROLLED = 4
+
+
+class _DeepLayer(nn.Module):
+  """One of many layers between the first and the last, each as wide as its input; gives it behind ReLU and before."""
+
+  kind: Literal["gcn", "gcnii"]
+  residual: Residual
+
+  @nn.compact
+  def __call__(self, h, number, hop: Hop, first, rate: Rate | None):
+    x = h if rate is None else h * draw_kept(self.make_rng("dropout"), h.shape, rate)
+    weights = symmetric_weights(hop)
+    if self.kind == "gcnii":
+      new = InitialResidual(number, name="layer")(hop.edges, x, first, weights)
+    else:
+      new = GraphConvolution(h.shape[1], name="layer")(hop.edges, x, weights)
+      new = new + x if self.residual == "skip" else new
+    return nn.relu(new), new
+
+
 class NodeNetwork(nn.Module):
   """`layers` layers of one kind, the last of as many features as there are classes; logits of the wanted nodes.
 
@@ -80,7 +102,8 @@ class NodeNetwork(nn.Module):
   ReLU between layers, ELU with attention, whose heads are concatenated but for the last layer's, which are averaged.
   residual "skip": h + layer(h) where the widths are the same (the hidden layers of three and more). nn4g, appnp, sgc,
   dcnn and mlp are put together as their papers have them; gcnii has `layers` of them between two linear ones.
-  Every layer's output, before the activation, is sown as "hidden" into intermediates.
+  Every layer's output, before the activation, is sown as "hidden" into intermediates. A gcn or gcnii of more than
+  MOST_UNROLLED layers asks for hops that are all the same.
   """
 
   layer: LayerName
@@ -109,9 +132,13 @@ class NodeNetwork(nn.Module):
 
   def _stack(self, view: View, dropout: Rate | None) -> Float[Array, "R K"]:
     activate = nn.elu if self.layer in ("gat", "gat2") else nn.relu
-    h = view.x
+    h, deep = view.x, self.layer == "gcn" and self.layers > MOST_UNROLLED
     for i in range(self.layers):
       last = i + 1 == self.layers
+      if deep and i == 1:
+        h = self._repeat(h, self.layers - 2, view.hops[0], h, dropout)
+      if deep and 0 < i < self.layers - 1:
+        continue
       hop = view.hops[i] if view.hops else None
       h = self._drop(h, dropout)
       new = self._layer(i, last)(h, hop, view, dropout)
@@ -121,6 +148,19 @@ class NodeNetwork(nn.Module):
         self.sow("intermediates", "hidden", new)
         new = activate(new)
       h = new
+    return h
+
+  def _repeat(self, h: Array, count: int, hop: Hop, first: Array, dropout: Rate | None) -> Float[Array, "N F"]:
+    """`count` layers in a loop, with parameters of their own."""
+    scanned = nn.scan(
+      _DeepLayer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+    )
+    h, each = scanned(self.layer, self.residual, name="middle")(h, 1.0 + jnp.arange(count), hop, first, dropout)
+    for new in each:
+      self.sow("intermediates", "hidden", new)
     return h
 
   def _layer(self, i: int, last: bool) -> Any:
@@ -185,7 +225,10 @@ class NodeNetwork(nn.Module):
 
   def _initial_residuals(self, view: View, dropout: Rate | None) -> Float[Array, "R K"]:
     first = h = nn.relu(Linear(self.hidden, name="input")(self._drop(view.x, dropout)))
-    for i, hop in enumerate(view.hops):
+    hops = view.hops
+    if self.layers > MOST_UNROLLED:
+      h, hops = self._repeat(h, self.layers, view.hops[0], first, dropout), ()
+    for i, hop in enumerate(hops):
       layer = InitialResidual(i + 1, name=f"layer_{i}")
       h = layer(hop.edges, self._drop(h, dropout), first, symmetric_weights(hop), hop.num_nodes)
       self.sow("intermediates", "hidden", h)

@@ -42,6 +42,32 @@ def test_what_the_wanted_nodes_do_not_hang_on_changes_nothing(layer):
   np.testing.assert_allclose(part, whole[wanted], atol=1e-5)
 
 
+@pytest.mark.parametrize(("layer", "residual"), [("gcn", "none"), ("gcn", "skip"), ("gcnii", "none")])
+def test_many_layers_in_a_loop_are_those_layers_one_after_the_other(layer, residual):
+  network = network_of(layer, layers=6, residual=residual)
+  edges = graph.add_self_loops(EDGES, N)
+  params, found = logits(network, graph.View(X, graph.whole_hops(edges, N, 6).hops))
+  params = params["params"]
+  plain = lambda kernel, h: graph.propagate_powers(EDGES, h @ kernel, 1)
+  stacked = params["middle"]["layer"]["linear"]["kernel"]
+  if layer == "gcn":
+    h = jax.nn.relu(plain(params["layer_0"]["linear"]["kernel"], X))
+    assert stacked.shape == (4, 4, 4)
+    for kernel in stacked:
+      h = jax.nn.relu(plain(kernel, h) + (h if residual == "skip" else 0))
+    expected = plain(params["layer_5"]["linear"]["kernel"], h)
+  else:
+    dense = lambda name, h: h @ params[name]["kernel"] + params[name]["bias"][None]
+    first = h = jax.nn.relu(dense("input", X))
+    for i, kernel in enumerate(stacked):
+      h = graph.InitialResidual(i + 1).apply({"params": {"linear": {"kernel": kernel}}}, EDGES, h, first)
+      h = jax.nn.relu(h)
+    expected = dense("output", h)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  for kernel in stacked[1:]:
+    assert np.abs(kernel - stacked[0]).max() > 0.1
+
+
 @pytest.mark.parametrize("replace", [False, True])
 def test_every_sampled_edge_is_an_edge(replace):
   nodes = jnp.array([0, 3, N - 1, 3])

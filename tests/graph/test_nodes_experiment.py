@@ -99,10 +99,10 @@ def test_gradient_has_the_penalty_of_the_first_layer_alone():
 
 
 def test_evaluation_has_each_split_and_both_parameters():
-  _, step, evaluate, learning, batch, first = built()
-  state = run_steps(step, first, learning)
-  found = evaluate(state._replace(best_params=first.params), batch)
-  last, best = dense_logits(state.params), dense_logits(first.params)
+  _, _, evaluate, _, batch, state = built()
+  other = {**state.params, "layer_1": jax.tree.map(lambda x: jnp.roll(x, 1, 1), state.params["layer_1"])}
+  found = evaluate(state._replace(best_params=other), batch)
+  last, best = dense_logits(state.params), dense_logits(other)
   right = lambda logits, name: (logits.argmax(1) == LABEL)[MASKS[name]].mean()
   assert mean(found["loss"]) == pytest.approx(entropy(last, MASKS["valid"]), rel=1e-4)
   assert mean(found["accuracy"]) == pytest.approx(right(last, "valid"))
