@@ -35,7 +35,6 @@ from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, masked_mean, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
-from mlnotes.graph.neighbors import NeighborRows
 from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
@@ -123,7 +122,7 @@ class World(NamedTuple):
   """`rows` is the graph that is walked on: without the edges of `links` that are held out."""
 
   data: Graph
-  rows: NeighborRows
+  rows: graph.NeighborRows
   links: graph.LinkSplit | None
 
 
@@ -155,9 +154,9 @@ def make_feeds(config: Config) -> Feeds:
   world = make_world(config)
   data, links = world.data, world.links
   of_graph = make_data_feeds(data, config)
-  arrays = {"starts": world.rows.starts, "neighbors": world.rows.neighbors}
+  arrays = {"rows": world.rows}
   if config.objective == "hierarchical":
-    arrays |= graph.make_huffman_tree(np.asarray(world.rows.degree))._asdict()
+    arrays["tree"] = graph.make_huffman_tree(np.asarray(world.rows.degree))
   if not links:
     named = {name: of_graph.evaluate.arrays[name] for name in ("label", "train", "mask")}
     return of_graph._replace(train=make_whole_feed(arrays), evaluate=make_whole_eval(named))
@@ -190,8 +189,7 @@ def make_mean_loss(config: Config):
     pairs = graph.pair_window(mask, config.window)
     centre, context = params["centre"].astype(dtype), params["context"].astype(dtype)
     if config.objective == "hierarchical":
-      tree = graph.HuffmanTree(batch["path"], batch["side"])
-      each = graph.hierarchical_losses(centre[nodes], context, tree, nodes, pairs)
+      each = graph.hierarchical_losses(centre[nodes], context, batch["tree"], nodes, pairs)
     else:
       each = graph.shared_negatives_losses(
         centre[nodes], context[nodes], context[negatives], nodes, negatives, pairs, config.negatives
@@ -239,15 +237,14 @@ def make(config: Config) -> Experiment:
     drawn = jax.random.uniform(stream_key(key, "init"), (size, config.dimensions), minval=-0.5, maxval=0.5)
     contexts = size - 1 if config.objective == "hierarchical" else size
     params = {"centre": drawn / config.dimensions, "context": jnp.zeros((contexts, config.dimensions))}
-    counts = (batch["starts"][1:] - batch["starts"][:-1]).astype(jnp.float32)
+    counts = batch["rows"].degree.astype(jnp.float32)
     hparams = {name: jnp.float32(getattr(config, name)) for name in ("p", "q") if biased}
     return State(jnp.zeros([], jnp.int32), key, params, optimizer.init(params), counts, hparams)
 
   def step(state: State, batch):
     of = lambda name: stream_key(state.key, name, state.step)
-    rows = NeighborRows(batch["starts"], batch["neighbors"])
     starts = choose_starts(state.key, state.step, config.batch_size, size)
-    walks = graph.sample_walks(of("walks"), rows, starts, config.length, **state.hparams)
+    walks = graph.sample_walks(of("walks"), batch["rows"], starts, config.length, **state.hparams)
     counts = state.counts.at[walks.nodes.reshape(-1)].add(walks.mask.reshape(-1).astype(jnp.float32))
     shape = (config.batch_size, config.shared_negatives if config.objective == "negatives" else 1)
     negatives = graph.sample_negatives(of("negatives"), counts, shape)

@@ -16,7 +16,6 @@ from mlnotes import graph
 from mlnotes.data import DataError
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, set_hparams, stream_key
-from mlnotes.graph.neighbors import NeighborRows
 
 SMALL = dict(batch_size=6, length=5, window=2, dimensions=4, shared_negatives=8, negatives=3, steps=20)
 
@@ -37,7 +36,7 @@ class Run:
   def walks(self):
     """Those of the first update."""
     starts = embedding.choose_starts(self.state.key, self.state.step, 6, self.world.data.num_nodes)
-    rows = NeighborRows(self.batch["starts"], self.batch["neighbors"])
+    rows = self.batch["rows"]
     return graph.sample_walks(stream_key(self.state.key, "walks", 0), rows, starts, 5, **self.state.hparams)
 
   def with_vectors(self, vectors):
@@ -123,9 +122,9 @@ def test_p_and_q_reach_the_walks_of_node2vec_and_deepwalk_has_none():
 def test_the_tree_takes_the_place_of_negatives():
   """Its first loss is log 2 for each vertex of the way to a context."""
   of = run(objective="hierarchical")
-  assert of.state.params["context"].shape == (33, 4) and set(of.batch) == {"starts", "neighbors", "path", "side"}
-  degree = np.diff(of.batch["starts"])
-  ways = np.sum(np.asarray(of.batch["side"]) != 0, axis=1)
+  assert of.state.params["context"].shape == (33, 4) and set(of.batch) == {"rows", "tree"}
+  degree = np.asarray(of.batch["rows"].degree)
+  ways = np.sum(np.asarray(of.batch["tree"].side) != 0, axis=1)
   assert ways[degree.argmax()] < ways[degree.argmin()]
   _, metrics = of.step(of.state, of.batch)
   near = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
@@ -137,7 +136,7 @@ def test_the_tree_takes_the_place_of_negatives():
 def test_held_out_edges_are_taken_out_of_the_graph_that_is_walked_on_and_compared_on():
   of = run(task="links", held_out=0.2, held_out_valid=0.1)
   links, data = of.world.links, of.world.data
-  starts, neighbors = (np.asarray(of.batch[name]) for name in ("starts", "neighbors"))
+  starts, neighbors = (np.asarray(x) for x in of.batch["rows"][:2])
   walked = codes(zip(np.repeat(np.arange(34), np.diff(starts)), neighbors))
   both = lambda pairs: codes(pairs) | codes(pairs[:, ::-1])
   held = both(links.test) | both(links.valid)
