@@ -1,4 +1,4 @@
-"""Generates graphs (GraphRNN, GraphVAE, MolGAN-like), judged by degrees, clustering, orbits, and by what of them is new.
+"""Generates graphs (GraphRNN, GraphVAE, MolGAN-like), judged by degrees, clustering, orbits, and what of them is new.
 
   python -m experiments.graph.generation                                        # GraphRNN on community-small
   python -m experiments.graph.generation --method=graph_rnn_simple --dataset=grid
@@ -75,7 +75,7 @@ class Config(FeedConfig, OptimConfig, LoopConfig):
     free="report",
   )
 
-  steps: int = 3000
+  steps: int = 4000
   batch_size: int = field(32, "graphs per update, of mol_gan's critic; over all devices", refines=True)
   learning_rate: float = 3e-3
   clip_norm: float = 1.0
