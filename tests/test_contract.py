@@ -78,6 +78,9 @@ SMALL = {
   "generative.flow": dict(
     flow="glow", couplings=1, width=4, levels=1, batch_size=16, steps=20, warmup_steps=2, eval_examples=32
   ),
+  "graph.generation": dict(
+    dataset="ladder", graphs=20, width=4, edge_width=3, depth=1, max_previous=3, batch_size=16, steps=20, eval_every=0
+  ),
   "meta.maml": dict(
     batch_size=8, shots=3, queries=3, widths=(8,), inner_steps=2, eval_inner_steps=2, eval_examples=12, test_tasks=8,
     steps=20, step_rates=True, multi_step_updates=10, inner_optimizer="momentum", remat=True,

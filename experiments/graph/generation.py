@@ -75,7 +75,7 @@ class Config(FeedConfig, OptimConfig, LoopConfig):
     free="report",
   )
 
-  steps: int = 3000
+  steps: int = 4000
   batch_size: int = field(32, "graphs per update, of mol_gan's critic; over all devices", refines=True)
   learning_rate: float = 3e-3
   clip_norm: float = 1.0

@@ -5,6 +5,7 @@ from mlnotes.data.audio import Audio, load_audio, read_wav
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit
 from mlnotes.data.distant import DistantWindows
 from mlnotes.data.drawn import make_drawn_eval, make_drawn_feed
+from mlnotes.data.drawn_graphs import SmallGraphs, load_small_graphs
 from mlnotes.data.feed import (
   EMPTY_FEED,
   EvalBatches,
@@ -49,6 +50,7 @@ __all__ = [
   "Pairs",
   "RecordSplit",
   "ResidentFeed",
+  "SmallGraphs",
   "Split",
   "StreamFeed",
   "Table",
@@ -64,6 +66,7 @@ __all__ = [
   "load_graph",
   "load_graph_set",
   "load_pairs",
+  "load_small_graphs",
   "load_table",
   "load_tokenizer",
   "make_array_feeds",
