@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from experiments.graph._drawing import MOST_DRAWN, color_nodes, draw_graph, lay_out_edges
 from mlnotes import graph
 from mlnotes.engine.plot import as_text, new_figure, save_figure
+from mlnotes.graph import floors
 
 # A graph of more nodes is no picture; a map of more points is slow and no clearer.
-_MOST_DRAWN, _MOST_ON_A_MAP = 300, 3000
+_MOST_ON_A_MAP = 3000
 # Below this spread of unit vectors around their mean (1: all directions) they are one point.
 _COLLAPSED = 0.02
 _FEWEST_TO_CHOOSE_ON = 20  # held-out edges
@@ -37,16 +39,6 @@ def describe_collapse(vectors: Float[np.ndarray, "N D"]) -> str:
   return f"collapsed: all vectors point one way (spread {spread:.3f}, 1 is even)" if spread < _COLLAPSED else ""
 
 
-def spread_labels(world: Any, rounds: int = 50) -> Int[np.ndarray, " N"]:
-  """Zhou et al. 2004: F <- alpha S F + (1 - alpha) Y, S = D^-1/2 A D^-1/2; the classes of all nodes, alpha .95."""
-  data, size = world.data, world.data.num_nodes
-  edges = graph.make_edges(jnp.asarray(data.senders), jnp.asarray(data.receivers))
-  weight = graph.normalize_edges(edges, size)
-  given = jax.nn.one_hot(data.label, data.num_classes) * data.train[:, None]
-  spread = lambda _, f: _ALPHA * graph.sum_edges(edges, weight[:, None] * f[edges.senders], size) + (1 - _ALPHA) * given
-  return np.asarray(jnp.argmax(jax.lax.fori_loop(0, rounds, spread, given), axis=1))
-
-
 def classify(vectors: Float[np.ndarray, "N D"], label, train: Bool[np.ndarray, " N"], c: float):
   """The class of every node by one-vs-rest logistic regression on the training nodes' vectors."""
   from sklearn.linear_model import LogisticRegression
@@ -63,9 +55,10 @@ def report_classes(vectors: np.ndarray, world: Any, config: Any, directory: Path
   data = world.data
   rate = lambda found, mask: float(np.mean(found[mask] == data.label[mask]))
   most = np.bincount(data.label[data.train]).argmax()
+  edges = graph.make_edges(jnp.asarray(data.senders), jnp.asarray(data.receivers))
   figures = {
     "accuracy_majority": rate(np.full(data.num_nodes, most), data.test),
-    "accuracy_label_spreading": rate(spread_labels(world), data.test),
+    "accuracy_label_spreading": rate(floors.spread_labels(edges, data.label, data.train), data.test),
     "accuracy_logistic": np.nan,
   }
   if problem := describe_collapse(vectors):
@@ -86,8 +79,8 @@ def report_classes(vectors: np.ndarray, world: Any, config: Any, directory: Path
       f"{figures['accuracy_label_spreading']:.1%} of the test nodes",
       file=sys.stderr,
     )
-  if data.num_nodes <= _MOST_DRAWN:
-    draw_graph(world, clusters, directory / "graph.png")
+  if data.num_nodes <= MOST_DRAWN:
+    draw_clusters(world, clusters, directory / "graph.png")
   draw_maps(vectors, data, directory / "vectors.png")
   return figures
 
@@ -172,37 +165,16 @@ def choose_operator(scores: dict[str, dict[str, np.ndarray]]) -> str:
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def lay_out(world: Any, rounds: int = 300) -> Float[np.ndarray, "N 2"]:
-  """Places for a drawing: all nodes push one another away, neighbours pull (Fruchterman & Reingold 1991)."""
-  data, size = world.data, world.data.num_nodes
-  place = np.random.default_rng(0).normal(size=(size, 2))
-  near = np.zeros((size, size))
-  near[data.senders, data.receivers] = 1
-  for heat in np.linspace(0.3, 0.005, rounds) * np.sqrt(size):
-    apart = place[:, None] - place[None]
-    distance = np.maximum(np.linalg.norm(apart, axis=2), 1e-3)
-    force = np.sum(apart / distance[..., None] * (1 / distance - near * distance**2)[..., None], axis=1)
-    force -= 0.05 * place  # what hangs together with nothing does not fly off
-    place += force * np.minimum(heat / np.maximum(np.linalg.norm(force, axis=1, keepdims=True), 1e-9), 1)
-  return place
-
-
-def draw_graph(world: Any, clusters: Int[np.ndarray, " N"], path: Path) -> None:
+def draw_clusters(world: Any, clusters: Int[np.ndarray, " N"], path: Path) -> None:
   """The graph twice: coloured by its classes, and by the clusters of the vectors, which knew of edges alone."""
-  data, place = world.data, lay_out(world)
+  data = world.data
+  place = lay_out_edges(data.senders, data.receivers, data.num_nodes)
+  colors = color_nodes(max(data.num_classes, int(clusters.max()) + 1))
   figure, axes = new_figure(1, 2, width=10.0, height=4.8)
-  once = data.senders < data.receivers
-  lines = np.stack([place[data.senders[once]], place[data.receivers[once]]], axis=1)
   names = (f"classes ({', '.join(map(as_text, data.class_names[:4]))}); ringed: labelled", "clusters of the vectors")
-  for axis, colour, title in zip(axes[0], (data.label, match_colours(clusters, data.label)), names):
-    for line in lines:
-      axis.plot(*line.T, color="0.8", linewidth=0.6, zorder=1)
-    edge = np.where(data.train, "black", "white")
-    axis.scatter(*place.T, c=colour, cmap="tab10", vmin=0, vmax=9, s=70, edgecolors=edge, linewidths=1.2, zorder=2)
-    if data.num_nodes <= 60:
-      for node, (x, y) in enumerate(place):
-        axis.text(x, y, str(node), fontsize=5, ha="center", va="center", color="white", zorder=3)
-    axis.set(title=title, xticks=[], yticks=[])
+  for axis, kinds, title in zip(axes[0], (data.label, match_colours(clusters, data.label)), names):
+    draw_graph(axis, place, data.senders, data.receivers, colors[kinds], known=data.train)
+    axis.set_title(title)
   save_figure(figure, path)
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from experiments.graph._drawing import lay_out
 from mlnotes import graph
 from mlnotes.data.drawn_graphs import VALENCES, SmallGraphs, make_grid_graph
 from mlnotes.engine.experiment import stream_key
@@ -145,36 +146,9 @@ def _count_new(
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def lay_out(adjacency: np.ndarray, iterations: int = 60) -> np.ndarray:
-  """Places (n, 2) in which nodes are about as far apart as the paths between them are long.
-
-  Stress majorization (Gansner et al. 2004) with equal weights, from the first coordinates of classical scaling; what
-  is not connected is a step further apart than anything that is.
-  """
-  size = len(adjacency)
-  if size < 2:
-    return np.zeros((size, 2))
-  distance = np.where(adjacency > 0, 1.0, np.inf)
-  np.fill_diagonal(distance, 0)
-  for k in range(size):
-    distance = np.minimum(distance, distance[:, k : k + 1] + distance[k : k + 1])
-  distance[np.isinf(distance)] = distance[np.isfinite(distance)].max() + 1
-  centre = np.eye(size) - 1 / size
-  values, vectors = np.linalg.eigh(-centre @ distance**2 @ centre / 2)
-  x = vectors[:, :-3:-1] * np.sqrt(np.maximum(values[:-3:-1], 1e-3))
-  x = x + 1e-3 * np.random.default_rng(_SEED).normal(size=x.shape)
-  for _ in range(iterations):
-    apart = np.linalg.norm(x[:, None] - x[None], axis=-1)
-    pull = np.where(apart > 1e-9, -distance / np.maximum(apart, 1e-9), 0)
-    np.fill_diagonal(pull, 0)
-    np.fill_diagonal(pull, -pull.sum(1))
-    x = pull @ x / size
-  return x
-
-
 def _draw_graph(axis: Any, one: OneGraph) -> None:
   adjacency, node_type = one
-  place = lay_out(adjacency)
+  place = lay_out(adjacency > 0)
   for i, j in np.argwhere(np.triu(adjacency, 1)):
     axis.plot(*place[[i, j]].T, color="0.5", linewidth=0.6 + 0.9 * (int(adjacency[i, j]) - 1), zorder=1)
   colours = [_COLOURS[(int(kind) - 1) % len(_COLOURS)] for kind in node_type]

@@ -16,6 +16,7 @@ from mlnotes import graph
 from mlnotes.data import DataError
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key, set_hparams, stream_key
+from mlnotes.graph import floors
 
 SMALL = dict(batch_size=6, length=5, window=2, dimensions=4, shared_negatives=8, negatives=3, steps=20)
 
@@ -201,7 +202,8 @@ def test_label_spreading_is_the_solution_of_its_equation():
   root = 1 / np.sqrt(np.maximum(adjacency.sum(1), 1))
   given = np.eye(2)[data.label] * data.train[:, None]
   solved = np.linalg.solve(np.eye(40) - 0.95 * root[:, None] * adjacency * root[None], given)
-  found = reports.spread_labels(of.world, rounds=300)
+  edges = graph.make_edges(jnp.asarray(data.senders), jnp.asarray(data.receivers))
+  found = floors.spread_labels(edges, data.label, data.train)
   sure = np.abs(solved[:, 0] - solved[:, 1]) > 1e-3
   np.testing.assert_array_equal(found[sure], solved.argmax(axis=1)[sure])
   assert sure.sum() > 30

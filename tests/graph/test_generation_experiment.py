@@ -236,12 +236,15 @@ def test_graphs_of_a_set_keep_its_rule_and_those_of_another_do_not(name):
 
 
 def test_a_layout_parts_what_is_far_apart():
-  adjacency = np.eye(6, k=1) + np.eye(6, k=-1)
+  adjacency = np.eye(6, k=1) + np.eye(6, k=-1) > 0
   place = reports.lay_out(adjacency)
   apart = np.linalg.norm(place[:, None] - place[None], axis=-1)
   np.testing.assert_allclose(apart[0], np.arange(6), atol=0.2)
-  assert reports.lay_out(np.zeros((1, 1))).shape == (1, 2) and reports.lay_out(np.zeros((0, 0))).shape == (0, 2)
-  assert np.isfinite(reports.lay_out(np.zeros((3, 3)))).all()
+  assert reports.lay_out(np.zeros((1, 1), bool)).shape == (1, 2) and reports.lay_out(np.zeros((0, 0), bool)).shape == (
+    0,
+    2,
+  )
+  assert np.isfinite(reports.lay_out(np.zeros((3, 3), bool))).all()
 
 
 def test_pictures_are_drawn(tmp_path):
