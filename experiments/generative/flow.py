@@ -30,7 +30,7 @@ from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.generative.flow import dequantize
 from mlnotes.generative.flow_networks import ARCHITECTURES, FlowModel, FlowSizes, TrainedFlow
 from mlnotes.generative.plane import PLANES
-from mlnotes.optim import ScheduleName, update_ema
+from mlnotes.optim import ScheduleName, eval_params, update_ema
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 _TEST_SEED = 0
@@ -184,7 +184,7 @@ def make(config: Config) -> Experiment:
     value, grads = jax.value_and_grad(mean_loss)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = update_ema(state.ema, params, state.step, state.hparams["ema_decay"])
+    ema = update_ema(state.ema, eval_params(opt_state, params), state.step, state.hparams["ema_decay"])
     metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
     return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
