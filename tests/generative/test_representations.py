@@ -96,12 +96,12 @@ def test_variational_codes_are_means_of_images_on_the_unit_scale(tmp_path, monke
     encode = staticmethod(lambda x: SimpleNamespace(mean=2 * x, log_var=None))
 
   asked = []
-  monkeypatch.setattr(representations, "find_stage", lambda *given, **flags: asked.append(flags))
+  monkeypatch.setattr(representations.vae, "main", lambda config: asked.append(config) or 0)
   monkeypatch.setattr(representations, "restore_seed", lambda *_: (SimpleNamespace(model=lambda state: Model), None))
   encode = representations.make_encoder("variational", config(steps=7), tmp_path / "variational-4", 4)
   images = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1) % 17
   np.testing.assert_allclose(encode(images), images / 8)
-  assert (asked[0]["steps"], asked[0]["seed"], asked[0]["latents"], asked[0]["likelihood"]) == (7, 4, 4, "gaussian")
+  assert (asked[0].steps, asked[0].seed, asked[0].latents, asked[0].likelihood) == (7, 4, 4, "gaussian")
 
 
 def test_a_study_trains_what_learns_and_nothing_else(studied):
