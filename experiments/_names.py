@@ -59,6 +59,8 @@ def find(term: str, chapter: str = "") -> list[tuple[str, str]]:
   and underscores count for nothing.
   """
   methods = [m for m in all_methods() if not chapter or m.chapter == chapter]
+  # Names that begin with it come first: 卷积 is convolution before it is 图卷积, graph convolution.
+  methods.sort(key=lambda m: not any(_fold(name).startswith(_fold(term)) for name in _split(m.names)))
   found = [(m.where, m.names if m.chapter else _those(m.names, term)) for m in methods if _has(m.names, term)]
   for name in [c for c in chapters() if _has(title_of(c), term) and chapter in ("", c)]:
     found.insert(0, (f"python -m experiments.{name}", title_of(name)))

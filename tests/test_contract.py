@@ -54,6 +54,10 @@ SMALL = {
     length=3, vocabulary=5, width=3, filters=2, oracle_width=3, batch_size=8, roll_outs=2, steps=20, pretrain_steps=1,
     discriminator_steps=1, eval_examples=16,
   ),
+  "graph.graphs": dict(
+    folds=3, batch_size=100, width=4, depth=1, pooling="mean", rates=(1.0,), dropouts=(0.0, 0.5), optimizer="sgd",
+    steps=20, eval_every=0,
+  ),
   "generative.gan": dict(
     dataset="ring", width=4, latent=3, batch_size=8, critic_steps=2, loss="hinge", regularizer="spectral",
     conditional="projection", discriminator_ema=0.9, steps=20, eval_examples=16,
@@ -74,6 +78,9 @@ SMALL = {
   "generative.flow": dict(
     flow="glow", couplings=1, width=4, levels=1, batch_size=16, steps=20, warmup_steps=2, eval_examples=32
   ),
+  "graph.generation": dict(
+    dataset="ladder", graphs=20, width=4, edge_width=3, depth=1, max_previous=3, batch_size=16, steps=20, eval_every=0
+  ),
   "meta.maml": dict(
     batch_size=8, shots=3, queries=3, widths=(8,), inner_steps=2, eval_inner_steps=2, eval_examples=12, test_tasks=8,
     steps=20, step_rates=True, multi_step_updates=10, inner_optimizer="momentum", remat=True,
@@ -89,6 +96,10 @@ SMALL = {
   ),
   "meta.learned_optimizer": dict(
     variables=3, batch_size=4, horizon=4, unroll=2, hidden=4, layers=1, eval_problems=4, steps=20
+  ),
+  "graph.embedding": dict(
+    task="links", method="node2vec", batch_size=6, length=5, window=2, dimensions=4, negatives=2, shared_negatives=4,
+    steps=20, eval_every=0,
   ),
   "lm.agent": dict(
     terms=2, depth=1, heads=2, width=8, batch_size=4, test_goals=6, steps=20, warmup_steps=2, eval_every=0,

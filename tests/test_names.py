@@ -23,7 +23,8 @@ def found(capsys, *arguments, chapter=""):
   ("对比学习", "python -m experiments.contrastive"),
   ("soft actor critic", "python -m experiments.rl.sac"),
   ("表格", "mlnotes.data.flags.TableConfig"),
-  ("graphs", "mlnotes.data.flags.GraphConfig"),
+  ("图神经网络", "python -m experiments.graph"),
+  ("many graphs", "mlnotes.data.flags.GraphSetConfig"),
   ("卷积", "python -m experiments.nn.classifier"),
   ("Zbontar", "python -m experiments.contrastive.barlow_twins"),  # its docstring alone has it
 ])  # fmt: skip

@@ -55,6 +55,7 @@ def train_first_stage(name: str, config: Any) -> Any:
   workdir = Path(config.workdir).expanduser() if config.workdir else default_workdir(name, config)
   shared = ("seed", "devices", "threads", "tensorboard", "dataset", "data_dir", "train_split", "test_split")
   settings = {name: getattr(config, name) for name in (*shared, "image_size", "precision")}
+  settings["batch_size"] = min(vae.Config.batch_size, len(load_data(config).train))
   directory = find_stage(
     "first_stage", config.first_stage, vae, workdir, **stage_settings(config), **settings, steps=config.first_steps,
     report_seeds=0, eval_every=0,

@@ -10,7 +10,15 @@ from jaxtyping import Array, Key
 
 from experiments.diffusion._first_stage import decode_latents, encode_images
 from experiments.diffusion._report import Sampler, Studio, choose_num_samples
-from experiments.generative._judging import MIN_SAMPLES, draw_real_and_generated, judge_samples, make_reference
+from experiments.generative._judging import (
+  MIN_SAMPLES,
+  draw_pairs,
+  draw_real_and_generated,
+  draw_samples,
+  judge_samples,
+  label_rows,
+  make_reference,
+)
 from mlnotes.data import DataSet, fixed_subset
 from mlnotes.engine.experiment import stream_key
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
@@ -44,35 +52,14 @@ def write_report(trained: Any, key: Key[Array, ""], data: DataSet, config: Any, 
   features = reference.judge.features(np.asarray(from_unit(rebuilt, data.levels)))
   figures[f"reconstruction_distance_{reference.num_samples}"] = reference.distance(features)
   report_step("pictures")
-  _draw_reconstructions(test, rebuilt, data, directory / "reconstructions.png")
-  _draw_samples(draw, data, sampler, bool(model.num_classes), directory / "samples.png")
+  title = "test images above, through the first stage and back below"
+  draw_pairs(test / (data.levels - 1), rebuilt, title, directory / "reconstructions.png", _COLUMNS)
+  conditional = bool(model.num_classes)
+  sheet = draw("grid", label_rows(data, conditional))
+  draw_samples(sheet, data, conditional, f" ({sampler.label} steps)", directory / "samples.png")
   _draw_trajectory(studio, stage, frozen, stream_key(key, "trajectory"), data, sampler, directory / "trajectory.png")
   draw_real_and_generated(reference, images, data.levels, directory / "real_and_generated.png")
   return figures
-
-
-def _draw_reconstructions(test: np.ndarray, rebuilt: np.ndarray, data: DataSet, path: Path) -> None:
-  real = test[: 2 * _COLUMNS] / (data.levels - 1)
-  rows = [part for i in (0, _COLUMNS) for part in (real[i : i + _COLUMNS], rebuilt[i : i + _COLUMNS])]
-  images = np.concatenate(rows)
-  figure, axes = new_figure(width=5.5, height=sheet_height(5.0, images, _COLUMNS) + 0.5)
-  show_images(axes[0, 0], images, columns=_COLUMNS)
-  axes[0, 0].set_title("test images above, through the first stage and back below", fontsize=9)
-  save_figure(figure, path)
-
-
-def _draw_samples(draw: Any, data: DataSet, sampler: Sampler, conditional: bool, path: Path) -> None:
-  classes = min(data.num_classes, 10)
-  images = draw("grid", np.repeat(np.arange(classes, dtype=np.int32), _COLUMNS))
-  figure, axes = new_figure(width=5.0, height=sheet_height(4.5, images, _COLUMNS) + 0.6)
-  show_images(axes[0, 0], images, columns=_COLUMNS)
-  if conditional:
-    height = data.image_shape[0] + 1
-    ticks = [height * i + height / 2 - 1 for i in range(classes)]
-    axes[0, 0].set_yticks(ticks, data.class_names[:classes], parse_math=False)
-  axes[0, 0].tick_params(length=0)
-  axes[0, 0].set_title(f"Samples{' by class' if conditional else ''} ({sampler.label} steps)", fontsize=9)
-  save_figure(figure, path)
 
 
 def _draw_trajectory(studio: Studio, stage, frozen, key, data: DataSet, sampler: Sampler, path: Path) -> None:

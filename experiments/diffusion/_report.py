@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from experiments.generative._judging import MIN_SAMPLES, draw_real_and_generated, make_reference, read_part
+from experiments.generative._judging import (
+  MIN_SAMPLES,
+  draw_real_and_generated,
+  draw_samples,
+  label_rows,
+  make_reference,
+  read_part,
+)
 from mlnotes.data import DataSet
 from mlnotes.diffusion.model import DiffusionModel
 from mlnotes.diffusion.process import add_noise, to_levels
@@ -209,7 +216,9 @@ def write_report(
     writer.writerows(rows)
   report_step("pictures")
   _draw_quality(rows, directory / "quality.png")
-  _draw_samples(studio, key, data, chosen, directory / "samples.png")
+  conditional = bool(model.num_classes)
+  sheet = to_unit(studio.sample(stream_key(key, "grid"), label_rows(data, conditional), chosen))
+  draw_samples(sheet, data, conditional, f" ({chosen.label} steps)", directory / "samples.png")
   _draw_trajectory(studio, key, data, chosen, directory / "trajectory.png")
   draw_real_and_generated(reference, images[chosen], model.num_levels, directory / "real_and_generated.png")
   figures = {name: value for name, value in figures.items() if name not in ("sampler", "steps")}
@@ -233,32 +242,9 @@ def write_report(
   }
 
 
-def _rows_of_labels(model: DiffusionModel, data: DataSet, columns: int) -> np.ndarray:
-  classes = min(data.num_classes, 10) if model.num_classes else 10
-  return np.repeat(np.arange(classes, dtype=np.int32), columns)
-
-
-def _draw_samples(studio: Studio, key, data: DataSet, sampler: Sampler, path: Path) -> None:
-  label = _rows_of_labels(studio.model, data, 10)
-  images = to_unit(studio.sample(stream_key(key, "grid"), label, sampler))
-  figure, axes = new_figure(width=5.0, height=sheet_height(4.5, images, 10) + 0.6)
-  show_images(axes[0, 0], images, columns=10)
-  if studio.model.num_classes:
-    height = data.image_shape[0] + 1
-    rows = len(label) // 10
-    ticks = [height * i + height / 2 - 1 for i in range(rows)]
-    axes[0, 0].set_yticks(ticks, data.class_names[:rows], parse_math=False)  # a class may be called $$
-  axes[0, 0].tick_params(length=0)
-  axes[0, 0].set_title(
-    f"Samples of {data.name}{' by class' if studio.model.num_classes else ''} ({sampler.label} steps)",
-    parse_math=False,
-  )
-  save_figure(figure, path)
-
-
 def _draw_trajectory(studio: Studio, key, data: DataSet, sampler: Sampler, path: Path) -> None:
   columns = 8
-  label = _rows_of_labels(studio.model, data, 1)[:4]
+  label = label_rows(data, bool(studio.model.num_classes), 1)[:4]
   steps = list(studio.iterate(stream_key(key, "trajectory"), label, sampler))
   picked = [steps[i] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int)]
   height = sheet_height(4.6, np.concatenate([step[1] for step in picked]), len(picked)) + 0.8

@@ -29,7 +29,7 @@ from mlnotes.engine.errors import InputError, require
 from mlnotes.engine.experiment import Experiment, Mean, example_keys, masked_mean, root_key, stream_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.loop import LoopConfig, train
-from mlnotes.optim import ScheduleName, update_ema
+from mlnotes.optim import ScheduleName, eval_params, update_ema
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 
@@ -207,7 +207,7 @@ def update_state(config: Config, model: DiffusionModel, optimizer, loss, state: 
   value, grads = jax.value_and_grad(mean_loss)(state.params)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  ema = update_ema(state.ema, params, state.step, state.hparams["ema_decay"])
+  ema = update_ema(state.ema, eval_params(opt_state, params), state.step, state.hparams["ema_decay"])
   metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
   return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 

@@ -1,7 +1,6 @@
 """The figures and pictures of an auto-encoder, beside what needs no learning by gradients."""
 
 import functools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from mlnotes.contrastive.probe import compute_probe_accuracy
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.engine.experiment import example_keys, stream_key
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
-from mlnotes.engine.progress import report_step
+from mlnotes.engine.progress import report_step, warn
 
 _CHUNK = 512
 _FEW = 10  # labels per class
@@ -118,7 +117,7 @@ def _compare(config, data, patch, seen, output, error, clean) -> dict[str, float
 def _say_collapse(figures: dict[str, float], mse: float, floor: float, name: str) -> dict[str, float]:
   collapsed = not mse < 0.98 * floor  # NaN too
   if collapsed:
-    print(f"collapsed: the error {mse:.4g} is no less than that of {name}, {floor:.4g}", file=sys.stderr)
+    warn(f"collapsed: the error {mse:.4g} is no less than that of {name}, {floor:.4g}.")
   return {**figures, "collapsed": float(collapsed)}
 
 
@@ -209,8 +208,11 @@ def _draw_units(decode: Any, code: np.ndarray, config: Any, path: Path, most: in
 def _draw_interpolation(
   decode: Any, code: np.ndarray, clean: np.ndarray, label: np.ndarray, path: Path, rows: int = 6, between: int = 9
 ) -> None:
-  """On each row the images of codes on the line between two test images, which stand at its ends."""
+  """On each row the images of codes on the line between two test images, which stand at its ends; none of a single
+  image."""
   picked = one_of_each(label, 2 * rows)
+  if len(picked) < 2:
+    return path.unlink(missing_ok=True)
   pairs = picked[: len(picked) // 2 * 2].reshape(-1, 2)
   share = np.linspace(0, 1, between)[:, None]
   sheet = []
@@ -228,6 +230,8 @@ def _draw_map(decode: Any, code: np.ndarray, label: np.ndarray, data: DataSet, p
   """Test images where their two codes are, and what the decoder makes of a grid of codes."""
   picked = fixed_subset(len(code), min(_MAPPED, len(code)))
   low, high = np.quantile(code, (0.02, 0.98), axis=0)
+  margin = np.maximum(0.1 * (high - low), 1e-6)  # of few images the outer ones would be beyond the frame
+  low, high = low - margin, high + margin
   grid = np.stack(np.meshgrid(np.linspace(low[0], high[0], side), np.linspace(high[1], low[1], side)), -1)
   figure, axes = new_figure(1, 2, width=11.0, height=5.2)
   for c in np.unique(label):

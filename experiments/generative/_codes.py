@@ -1,6 +1,5 @@
 """What a trained VQ-VAE is worth: its reconstructions, its use of the codes, and images that its prior writes."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,16 @@ from experiments.generative._chunks import in_chunks
 from experiments.generative._judging import (
   MIN_SAMPLES,
   draw_real_and_generated,
+  draw_samples,
   judge_samples,
+  label_rows,
   make_reference,
   one_of_each,
 )
 from mlnotes.data import DataSet, fixed_subset
 from mlnotes.engine.experiment import example_keys, stream_key
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
-from mlnotes.engine.progress import report_step
+from mlnotes.engine.progress import report_step, warn
 from mlnotes.generative import from_unit
 
 _CHUNK = 250
@@ -76,10 +77,11 @@ def write_report(
     "collapsed": float(perplexity < max(COLLAPSED_SHARE * config.num_codes, 1.5)),
   }
   if figures["collapsed"]:
-    print(f"collapsed: codes have a perplexity of {perplexity:.1f} of {config.num_codes}", file=sys.stderr)
+    warn(f"collapsed: codes have a perplexity of {perplexity:.1f} of {config.num_codes}.")
   report_step("pictures")
   _draw_reconstructions(reference, back, data, directory / "reconstructions.png")
-  _draw_samples(trained, state, data, config, directory / "samples.png")
+  sheet = sample_images(trained, stream_key(state.key, "grid"), label_rows(data, True), config.temperature)
+  draw_samples(sheet, data, True, ": codes from the prior, decoded", directory / "samples.png")
   _draw_codes(trained, counts, grid, config, directory / "codes.png")
   draw_real_and_generated(reference, samples, data.levels, directory / "real_and_generated.png")
   return figures
@@ -104,20 +106,6 @@ def _draw_reconstructions(reference: Any, back: UInt8[np.ndarray, "N H W C"], da
   axes[0, 0].set_yticks([height / 2 - 1, 1.5 * height - 1], ["image", "from its codes"])
   axes[0, 0].tick_params(length=0)
   axes[0, 0].set_title("test images", fontsize=9)
-  save_figure(figure, path)
-
-
-def _draw_samples(trained: Any, state: Any, data: DataSet, config: Any, path: Path) -> None:
-  classes = min(data.num_classes, 10)
-  label = np.repeat(np.arange(classes, dtype=np.int32), 10)
-  images = sample_images(trained, stream_key(state.key, "grid"), label, config.temperature)
-  figure, axes = new_figure(width=5.0, height=sheet_height(4.5, images, 10) + 0.6)
-  show_images(axes[0, 0], images, columns=10)
-  height = data.image_shape[0] + 1
-  ticks = [height * i + height / 2 - 1 for i in range(classes)]
-  axes[0, 0].set_yticks(ticks, data.class_names[:classes], parse_math=False)
-  axes[0, 0].tick_params(length=0)
-  axes[0, 0].set_title(f"Samples of {data.name} by class: codes from the prior, decoded", parse_math=False)
   save_figure(figure, path)
 
 

@@ -139,6 +139,8 @@ def _draw_temperatures(levels, z, data: DataSet, path: Path) -> None:
 def _draw_interpolation(levels, latents: np.ndarray, test, data: DataSet, path: Path) -> None:
   """Straight lines in z, scaled so that their length stays that of their ends, beside straight lines in pixels."""
   rows, columns = min(6, len(latents) // 2), 9
+  if rows == 0:  # there is no other test image
+    return path.unlink(missing_ok=True)
   first, last = latents[:rows], latents[rows : 2 * rows]
   share = np.linspace(0, 1, columns, dtype=np.float32)[None, :, None]
   line = (1 - share) * first[:, None] + share * last[:, None]

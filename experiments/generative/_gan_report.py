@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from experiments.generative._judging import MIN_SAMPLES, draw_real_and_generated, judge_samples, make_reference
+from experiments.generative._judging import (
+  MIN_SAMPLES,
+  draw_real_and_generated,
+  draw_samples,
+  judge_samples,
+  label_rows,
+  make_reference,
+)
 from mlnotes import generative
 from mlnotes.engine.experiment import stream_key
 from mlnotes.engine.plot import new_figure, save_figure, sheet_height, show_images
@@ -77,7 +84,10 @@ def report_images(
     warn(said)
   report_step("pictures")
   draw_dynamics(directory, config, directory / "dynamics.png")
-  _draw_samples(generator, key, data, directory / "samples.png")
+  conditional = bool(generator.num_classes)
+  rows = label_rows(data, conditional)
+  sheet = (sample_all(generator, stream_key(key, "grid"), len(rows), rows) + 1) / 2
+  draw_samples(sheet, data, conditional, "", directory / "samples.png")
   _draw_interpolation(generator, key, data, directory / "interpolation.png")
   draw_real_and_generated(reference, images, data.levels, directory / "real_and_generated.png")
   return figures
@@ -189,22 +199,6 @@ def draw_dynamics(directory: Path, config: Any, path: Path) -> None:
 
 def _find(curves: dict[str, Curve], name: str) -> Curve | None:
   return curves.get(f"train/{name}", curves.get(f"eval/{name}"))
-
-
-def _draw_samples(generator: Any, key: Key[Array, ""], data: Any, path: Path) -> None:
-  rows = min(data.num_classes, 10) if generator.num_classes else 10
-  label = np.repeat(np.arange(rows, dtype=np.int32), 10)
-  images = (sample_all(generator, stream_key(key, "grid"), len(label), label) + 1) / 2
-  figure, axes = new_figure(width=5.0, height=sheet_height(4.5, images, 10) + 0.6)
-  show_images(axes[0, 0], images, columns=10)
-  if generator.num_classes:
-    height = data.image_shape[0] + 1
-    ticks = [height * i + height / 2 - 1 for i in range(rows)]
-    axes[0, 0].set_yticks(ticks, data.class_names[:rows], parse_math=False)
-    axes[0, 0].tick_params(length=0)
-  of = f"{data.name}{', one class per row' if generator.num_classes else ''}"
-  axes[0, 0].set_title(f"Samples of {of}", parse_math=False)
-  save_figure(figure, path)
 
 
 def _between(key: Key[Array, ""], latent: int) -> Float[Array, "P S Z"]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.engine.errors import InputError
@@ -129,6 +129,37 @@ def one_of_each(label: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " M
   order = np.concatenate([np.flatnonzero(label == c)[:count] for c in np.unique(label)])
   turn = np.concatenate([np.arange(min(count, np.sum(label == c))) for c in np.unique(label)])
   return order[np.argsort(turn, kind="stable")][:count]
+
+
+def draw_pairs(above: np.ndarray, below: np.ndarray, title: str, path: Path, columns: int = 10) -> None:
+  """Two rows of images on [0, 1] and what became of them below, or four where there are enough to fill these."""
+  columns = min(columns, len(above))
+  starts = range(0, min(2, len(above) // columns) * columns, columns)
+  images = np.concatenate([part[i : i + columns] for i in starts for part in (above, below)])
+  figure, axes = new_figure(width=5.5, height=sheet_height(5.0, images, columns) + 0.5)
+  show_images(axes[0, 0], images, columns=columns)
+  axes[0, 0].set_title(title, fontsize=9, parse_math=False)
+  save_figure(figure, path)
+
+
+def label_rows(data: DataSet, conditional: bool, columns: int = 10) -> Int[np.ndarray, " N"]:
+  """The labels of a sheet of samples: a row for each of the first ten classes, or ten rows of no class."""
+  rows = min(data.num_classes, 10) if conditional else 10
+  return np.repeat(np.arange(rows, dtype=np.int32), columns)
+
+
+def draw_samples(images: Float[np.ndarray, "N H W C"], data: DataSet, conditional: bool, said: str, path: Path) -> None:
+  """Samples of the labels of `label_rows`, on [0, 1], their classes at the left; `said`: the title's end."""
+  figure, axes = new_figure(width=5.0, height=sheet_height(4.5, images, 10) + 0.6)
+  axis = axes[0, 0]
+  show_images(axis, images, columns=10)
+  if conditional:
+    height, rows = data.image_shape[0] + 1, len(images) // 10
+    ticks = [height * i + height / 2 - 1 for i in range(rows)]
+    axis.set_yticks(ticks, data.class_names[:rows], parse_math=False)  # a class may be called $$
+  axis.tick_params(length=0)
+  axis.set_title(f"Samples of {data.name}{' by class' if conditional else ''}{said}", parse_math=False)
+  save_figure(figure, path)
 
 
 def draw_real_and_generated(reference: Reference, images: np.ndarray, num_levels: int, path: Path) -> None:

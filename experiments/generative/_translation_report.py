@@ -64,6 +64,6 @@ def _draw(shown: dict[str, np.ndarray], label: np.ndarray, path: Path) -> None:
   show_images(axes[0, 0], images, columns=columns)
   height = images.shape[1] + 1
   names = list(shown) * len(groups)
-  axes[0, 0].set_yticks([height * i + height / 2 for i in range(len(names))], names)
+  axes[0, 0].set_yticks([height * i + height / 2 - 1 for i in range(len(names))], names)
   axes[0, 0].tick_params(length=0, labelsize=8)
   save_figure(figure, path)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.generative._chunks import in_chunks
-from experiments.generative._judging import MIN_SAMPLES, judge_samples, make_reference, one_of_each
+from experiments.generative._judging import MIN_SAMPLES, draw_pairs, judge_samples, make_reference, one_of_each
 from experiments.generative._pixels import pixels_once
 from mlnotes.data import DataSet, Split, fixed_subset
 from mlnotes.data.sprites import FACTORS, load_sprite_factors
@@ -52,7 +52,7 @@ def write_report(
   figures = {
     f"negative_log_likelihood_k{config.nll_samples}": estimate_nll(model, stream_key(key, "nll"), data, config),
     "active_latents": float(active),
-    **({} if config.likelihood == "gaussian" else {"independent_pixels": compute_pixel_floor(data, config)}),
+    "independent_pixels": compute_pixel_floor(data, config),
   }
   if config.likelihood == "gaussian":
     sigma = config.sigma or float(jnp.exp(model.params["log_sigma"]))
@@ -112,17 +112,22 @@ def estimate_nll(model: TrainedVAE, key: Key[Array, ""], data: DataSet, config: 
 def compute_pixel_floor(data: DataSet, config: Any) -> float:
   """-log p of the test pixels where each is on by itself as often as in training, in nats: what needs no latents.
 
-  Of the continuous Bernoulli: with the natural parameter that gives each pixel its training mean.
+  Of the continuous Bernoulli: with the natural parameter that gives each pixel its training mean. Of the Gaussian: with
+  this mean and --sigma, or the one deviation for all pixels that suits the training images best.
   """
-  from mlnotes.generative import bernoulli_log_prob, continuous_bernoulli_log_prob
+  from mlnotes.generative import bernoulli_log_prob, continuous_bernoulli_log_prob, gaussian_log_prob
 
   train = data.train.read(fixed_subset(len(data.train), 60_000))["image"]
-  mean = np.clip(train.reshape(len(train), -1).mean(0) / (data.levels - 1), 1e-4, 1 - 1e-4)
+  train = train.reshape(len(train), -1) / (data.levels - 1)
+  mean = np.clip(train.mean(0), 1e-4, 1 - 1e-4)
   index = fixed_subset(len(data.test), _ENCODED)
   x = pixels_once(config, data.levels, jnp.asarray(data.test.read(index)["image"]), jnp.asarray(index))
   x = x.reshape(len(index), -1)
   if config.likelihood == "bernoulli":
     each = bernoulli_log_prob(x, jnp.broadcast_to(jnp.log(mean / (1 - mean)), x.shape))
+  elif config.likelihood == "gaussian":
+    deviation = config.sigma or max(float(np.sqrt(np.mean((train - mean) ** 2))), 1e-3)
+    each = gaussian_log_prob(x, jnp.broadcast_to(jnp.asarray(mean, jnp.float32), x.shape), 2 * np.log(deviation))
   else:
     each = continuous_bernoulli_log_prob(x, jnp.broadcast_to(jnp.asarray(_natural_parameter(mean)), x.shape))
   return float(-jnp.mean(jnp.sum(each, axis=1)))
@@ -183,15 +188,9 @@ def _test_pixels(data: DataSet, config: Any, index: np.ndarray) -> Array:
 
 
 def _draw_reconstructions(encode, decode, data: DataSet, config: Any, path: Path) -> None:
-  index = _first_of_each_class(data, 2 * _COLUMNS)
-  x = _test_pixels(data, config, index)
-  rebuilt = np.asarray(decode(encode(x).mean))
-  rows = [part for i in (0, _COLUMNS) for part in (np.asarray(x)[i : i + _COLUMNS], rebuilt[i : i + _COLUMNS])]
-  images = np.concatenate(rows)
-  figure, axes = new_figure(width=5.5, height=sheet_height(5.0, images, _COLUMNS) + 0.5)
-  show_images(axes[0, 0], images, columns=min(_COLUMNS, len(index)))
-  axes[0, 0].set_title(f"{data.name}: test images above, what their latents give back below", fontsize=9)
-  save_figure(figure, path)
+  x = _test_pixels(data, config, _first_of_each_class(data, 2 * _COLUMNS))
+  title = f"{data.name}: test images above, what their latents give back below"
+  draw_pairs(np.asarray(x), np.asarray(decode(encode(x).mean)), title, path, _COLUMNS)
 
 
 def _draw_samples(decode, key, latents: int, path: Path) -> None:
@@ -212,8 +211,8 @@ def _draw_traversal(decode, codes, kl, order, data: DataSet, path: Path) -> None
   figure, axes = new_figure(width=6.0, height=sheet_height(5.0, images, _COLUMNS) + 0.8)
   show_images(axes[0, 0], images, columns=len(values))
   height, width = (size + 1 for size in data.image_shape[:2])
-  axes[0, 0].set_yticks([height * i + height / 2 for i in range(len(shown))], [f"{kl[d]:.2f} nats" for d in shown])
-  axes[0, 0].set_xticks([width * i + width / 2 for i in range(len(values))], [f"{value:.1f}" for value in values])
+  axes[0, 0].set_yticks([height * i + height / 2 - 1 for i in range(len(shown))], [f"{kl[d]:.2f} nats" for d in shown])
+  axes[0, 0].set_xticks([width * i + width / 2 - 1 for i in range(len(values))], [f"{value:.1f}" for value in values])
   axes[0, 0].tick_params(length=0, labelsize=7)
   axes[0, 0].set_title("one latent at a time, those that carry most first (mean KL of each at the left)", fontsize=9)
   save_figure(figure, path)
@@ -248,6 +247,8 @@ def _draw_interpolation(encode, decode, data: DataSet, config: Any, path: Path) 
   rows = 6
   index = _first_of_each_class(data, 2 * rows)
   rows = len(index) // 2
+  if rows == 0:  # there is no other test image
+    return path.unlink(missing_ok=True)
   mean = np.asarray(encode(_test_pixels(data, config, index)).mean)
   share = np.linspace(0, 1, _COLUMNS)[None, :, None]
   path_codes = (1 - share) * mean[:rows, None] + share * mean[rows : 2 * rows, None]

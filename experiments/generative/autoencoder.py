@@ -241,7 +241,10 @@ def make_masked_model(config: Config, image_shape: tuple[int, int, int]) -> Mode
     image_shape, patch, config.depth, config.heads, config.width, config.decoder_depth, config.heads,
     config.decoder_width, dtype=jnp.dtype(config.precision),
   )  # fmt: skip
-  count_visible(network.num_patches, config.mask_share)
+  try:
+    count_visible(network.num_patches, config.mask_share)
+  except InputError as error:
+    raise InputError(f"--mask_share={config.mask_share}: {error}") from error
   draw = partial(generative.draw_masking, num_patches=network.num_patches, share=config.mask_share)
 
   def init(key, x):

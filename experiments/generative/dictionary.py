@@ -20,6 +20,7 @@ from mlnotes import generative
 from mlnotes.engine.errors import require
 from mlnotes.engine.experiment import root_key, stream_key
 from mlnotes.engine.flags import BaseConfig, field, run
+from mlnotes.engine.progress import warn
 from mlnotes.engine.study import run_study
 from mlnotes.generative.sparse_coding import compute_objective
 
@@ -128,6 +129,8 @@ def study(config: Config, directory: Path) -> dict[str, Any]:
   dictionary, resampled = learn(config, train)
   noise = jax.random.normal(stream_key(root_key(config.seed), "noise"), dictionary.shape)
   figures = judge(test, dictionary, config.penalty)
+  if figures["active_share"] == 0:
+    warn(f"collapsed: every code is 0 with --penalty={config.penalty:g}, no atom is in use.")
   figures |= {
     "objective_random_patches": judge(test, random_patches(config, train), config.penalty)["objective"],
     "objective_random_directions": judge(test, generative.normalize_columns(noise), config.penalty)["objective"],
@@ -171,7 +174,7 @@ def draw_convergence(x: Float[Array, "N P"], dictionary: Float[Array, "P K"], co
   for name, values in curves.items():
     axes[0, 0].loglog(_CURVE, np.maximum(np.asarray(values) - float(best), 1e-7), "o-", label=name)
   axes[0, 0].set_xlabel("steps")
-  axes[0, 0].set_ylabel("objective above the optimum")
+  axes[0, 0].set_ylabel("objective above the optimum (1e-7: there)")
   axes[0, 0].legend(frameon=False)
   save_figure(figure, path)
 

@@ -30,7 +30,7 @@ from mlnotes.engine.loop import LoopConfig, train
 from mlnotes.generative.flow import dequantize
 from mlnotes.generative.flow_networks import ARCHITECTURES, FlowModel, FlowSizes, TrainedFlow
 from mlnotes.generative.plane import PLANES
-from mlnotes.optim import ScheduleName, update_ema
+from mlnotes.optim import ScheduleName, eval_params, update_ema
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 _TEST_SEED = 0
@@ -139,7 +139,8 @@ def make_model(config: Config, data: DataSet | None) -> FlowModel:
   try:
     network = ARCHITECTURES[config.flow](shape, sizes, from_data=config.data_start)
   except InputError as error:
-    raise InputError(f"--flow={config.flow} --levels={config.levels}: {error}") from error
+    said = f"--flow={config.flow} --levels={config.levels}: {error}"
+    raise InputError(f"{said} --flow=nice takes any size, --image_size makes another one.") from error
   base = {"auto": "logistic" if config.flow == "nice" else "normal"}.get(config.base, config.base)
   return FlowModel(network, shape, data.levels if data else 0, base, config.alpha if data else 0.0)
 
@@ -183,7 +184,7 @@ def make(config: Config) -> Experiment:
     value, grads = jax.value_and_grad(mean_loss)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = update_ema(state.ema, params, state.step, state.hparams["ema_decay"])
+    ema = update_ema(state.ema, eval_params(opt_state, params), state.step, state.hparams["ema_decay"])
     metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
     return state._replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 

@@ -40,7 +40,7 @@ from mlnotes.generative.game import (
   update_discriminator,
   update_generator,
 )
-from mlnotes.optim import ScheduleName
+from mlnotes.optim import ScheduleName, eval_params
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
 POINTS = {"ring": generative.make_ring, "grid": generative.make_grid, "moons": generative.make_moons}
@@ -355,6 +355,11 @@ def make(config: Config) -> Experiment:
     examples = {"real": flat(world.examples(batch)), "fake": flat(generate(state, batch))}
     return {**examples, "index": batch["index"], "mask": batch["mask"]}
 
+  def tell(state: State, x, label):
+    """The discriminator's verdict as it is evaluated."""
+    player = state.discriminator
+    return judge(game, player, eval_params(player.opt_state, player.params), state.hparams, x, label, train=False)
+
   def evaluate(state: State, batch, reference) -> dict[str, Mean]:
     own, mask = embed(state, batch), batch["mask"]
     hits = [
@@ -367,8 +372,7 @@ def make(config: Config) -> Experiment:
     for name in ("real", "fake"):
       x = own[name].reshape(-1, *world.shape)
       label = batch["label"] if game.conditional else None
-      player = state.discriminator
-      verdict = judge(game, player, player.params, state.hparams, x, label, train=False)
+      verdict = tell(state, x, label)
       metrics[f"{name}_score"] = masked_mean(verdict.score, mask)
     if world.mixture:
       on_mode = generative.find_modes(own["fake"], world.mixture) >= 0
@@ -382,9 +386,7 @@ def make(config: Config) -> Experiment:
   def report(state: State, directory: Path) -> dict[str, float]:
     from experiments.generative._gan_report import report_images, report_points
 
-    own = state.discriminator
-    judged = lambda x, label: judge(game, own, own.params, state.hparams, x, label, train=False)
-    score = jax.jit(lambda x, label: judged(x, label).score)
+    score = jax.jit(lambda x, label: tell(state, x, label).score)
     write = report_points if world.mixture else report_images
     return write(trained(state), score, stream_key(state.key, "report"), world, config, directory)
 

@@ -30,7 +30,6 @@ from mlnotes.engine.experiment import root_key
 from mlnotes.engine.flags import field, run
 from mlnotes.engine.plot import new_figure, save_figure
 from mlnotes.engine.progress import report_step
-from mlnotes.engine.stage import find_stage
 from mlnotes.engine.study import run_study
 from mlnotes.engine.trained import restore_seed
 from mlnotes.generative import to_unit
@@ -120,8 +119,9 @@ def make_encoder(name: str, config: Config, directory: Path, seed: int) -> Calla
     batch = {**load_data(config).train.read(np.arange(2)), "index": np.arange(2), "mask": np.ones(2, np.float32)}
     state = experiment.init(root_key(seed), batch)
   else:
-    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "workdir"}
-    find_stage(directory.name, "", method.module, directory.parent, **given)
+    report_step(f"{name} in {directory}")
+    if code := method.module.main(settings):
+      raise SystemExit(code)
     experiment, state = restore_seed(method.module, directory, settings)
   model, levels = experiment.model(state), load_data(config).levels
   return (lambda images: model.encode(to_unit(images, levels)).mean) if method.module is vae else model
@@ -152,9 +152,14 @@ def measure(features: Features, labels: tuple, config: Config, num_classes: int)
 
 def main(config: Config) -> int:
   data = load_data(config)
+  if data.num_classes < 2:
+    raise InputError(f"--dataset={config.dataset}: all images are of one class, expected 2 or more to tell apart.")
   for name in config.methods:  # what does not fit is said before anything trains
     if name in METHODS:
-      METHODS[name].module.make(stage_config(METHODS[name], config, config.seed))
+      try:
+        METHODS[name].module.make(stage_config(METHODS[name], config, config.seed))
+      except InputError as error:
+        raise InputError(f"--methods={name}: {error}") from error
 
   def study(directory: Path) -> dict[str, Any]:
     train, test = (

@@ -155,7 +155,10 @@ class Domains(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _load_source(source: str, data_dir: str) -> DataSet:
-  return load(source, data_dir or None)
+  try:
+    return load(source, data_dir or None)
+  except InputError as error:  # which names the flag of the other images
+    raise InputError(str(error).replace("--dataset=", "--source=", 1)) from error
 
 
 def _read_source(split: Any, margin: int, size: int) -> dict[str, np.ndarray]:
@@ -169,13 +172,11 @@ def load_domains(config: Config) -> Domains:
   """Raises InputError for kinds with other classes or channels, and for sizes that do not halve."""
   target = load_data(config)
   height, width, _ = target.image_shape
-  require(
-    height % 4 == 0 and width % 4 == 0, "image_size", (height, width), "a height and width that are multiples of 4"
-  )
+  _check_size(config, target, height % 4 == 0 == width % 4, "a height and width that are multiples of 4")
   if not config.source:
     splits = [_view_split(config, split, target.levels, i) for i, split in enumerate((target.train, target.test))]
     return Domains(*splits, target, target.levels, target.num_classes)
-  require(height == width, "image_size", (height, width), "squares with --source")
+  _check_size(config, target, height == width, "squares with --source")
   source = _load_source(config.source, config.data_dir)
   found = (source.num_classes, source.image_shape[-1])
   if found != (target.num_classes, target.image_shape[-1]):
@@ -188,6 +189,14 @@ def load_domains(config: Config) -> Domains:
   pairs = ((source.train, target.train), (source.test, target.test))
   splits = [_join(_read_source(a, margin, height), _read(b)) for a, b in pairs]
   return Domains(*splits, target, source.levels, target.num_classes)
+
+
+def _check_size(config: Config, data: DataSet, fits: bool, expected: str) -> None:
+  if not fits:
+    height, width, _ = data.image_shape
+    size = max(4, round(max(height, width) / 4) * 4)
+    found = f"--dataset={config.dataset}: found images of {height} x {width}"
+    raise InputError(f"{found}, expected {expected}, such as --image_size={size} makes.")
 
 
 def _read(split: Any) -> dict[str, np.ndarray]:

@@ -119,6 +119,8 @@ class Config(DataConfig, OptimConfig, LoopConfig):
       idle["doubly_reparameterized"] = "--bound=elbo has no weights"
     elif self.importance_samples == 1:
       idle["bound"] = "with --importance_samples=1 both bounds are one but for the estimate of the KL"
+    if self.penalty == "total_correlation" and self.beta == 1:
+      idle["penalty"] = "with --beta=1 the total correlation weighs what the whole KL does: it is the plain bound"
     if self.network == "mlp":
       idle["channels"] = "--network=mlp has no convolutions"
     if self.network == "grid":

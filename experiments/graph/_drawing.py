@@ -6,30 +6,43 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 # Nodes above which a drawing is a ball of hair.
-most_drawn = 400
+MOST_DRAWN = 400
 
 
-def lay_out(
-  senders: Int[np.ndarray, " E"], receivers: Int[np.ndarray, " E"], num_nodes: int, steps: int = 300
-) -> Float[np.ndarray, "N 2"]:
-  """Places of nodes that neighbours draw together and all others push apart: Fruchterman & Reingold 1991.
+def lay_out(adjacency: Bool[np.ndarray, "N N"], iterations: int = 60) -> Float[np.ndarray, "N 2"]:
+  """Places in which nodes are about as far apart as the paths between them are long.
 
-  The same for the same graph, in [-1, 1]^2; for some hundreds of nodes.
+  Stress majorization (Gansner et al. 2004) with equal weights, from the first coordinates of classical scaling; what
+  is not connected is a step further apart than anything that is.
   """
-  adjacency = np.zeros((num_nodes, num_nodes))
-  adjacency[receivers, senders] = adjacency[senders, receivers] = 1
-  np.fill_diagonal(adjacency, 0)
-  points = np.random.default_rng(0).uniform(-1, 1, (num_nodes, 2))
-  length = 2 / np.sqrt(num_nodes)
-  for step in range(steps):
-    offset = points[:, None] - points
-    distance = np.maximum(np.linalg.norm(offset, axis=-1), 1e-3)
-    force = length**2 / distance**2 - adjacency * distance / length
-    move = (offset * force[..., None]).sum(1) - 0.3 * points  # a weak pull keeps components together
-    size = np.maximum(np.linalg.norm(move, axis=1, keepdims=True), 1e-9)
-    points = points + move / size * np.minimum(size, 0.15 * (1 - step / steps))
-  points = points - points.mean(0)
-  return points / np.abs(points).max()
+  size = len(adjacency)
+  if size < 2:
+    return np.zeros((size, 2))
+  distance = np.where(adjacency, 1.0, np.inf)
+  np.fill_diagonal(distance, 0)
+  for k in range(size):
+    distance = np.minimum(distance, distance[:, k : k + 1] + distance[k : k + 1])
+  distance[np.isinf(distance)] = distance[np.isfinite(distance)].max() + 1
+  centre = np.eye(size) - 1 / size
+  values, vectors = np.linalg.eigh(-centre @ distance**2 @ centre / 2)
+  x = vectors[:, :-3:-1] * np.sqrt(np.maximum(values[:-3:-1], 1e-3))
+  x = x + 1e-3 * np.random.default_rng(0).normal(size=x.shape)
+  for _ in range(iterations):
+    apart = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    pull = np.where(apart > 1e-9, -distance / np.maximum(apart, 1e-9), 0)
+    np.fill_diagonal(pull, 0)
+    np.fill_diagonal(pull, -pull.sum(1))
+    x = pull @ x / size
+  return x
+
+
+def lay_out_edges(
+  senders: Int[np.ndarray, " E"], receivers: Int[np.ndarray, " E"], num_nodes: int
+) -> Float[np.ndarray, "N 2"]:
+  """The same, of edges."""
+  adjacency = np.zeros((num_nodes, num_nodes), bool)
+  adjacency[receivers, senders] = adjacency[senders, receivers] = True
+  return lay_out(adjacency)
 
 
 def color_nodes(num_classes: int) -> Float[np.ndarray, "K 3"]:

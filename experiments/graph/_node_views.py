@@ -130,7 +130,7 @@ def make_arrays(config: Any, data: Graph) -> dict[str, Any]:
     arrays["rows"] = graphs.make_row_table(x) if isinstance(arrays["x"], graphs.SparseMatrix) else x
   ends = data.senders[kept], data.receivers[kept]
   if config.sampling == "neighbors":
-    arrays["table"] = graphs.make_neighbor_table(*ends, size)
+    arrays["table"] = graphs.make_neighbor_rows(*reversed(ends), size)
   if config.sampling == "clusters":
     part = graphs.partition_graph(*ends, size, config.clusters, kind=config.partition)
     arrays["parts"] = graphs.make_parts(*ends, part)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.graph._drawing import color_nodes, draw_graph, lay_out, most_drawn
+from experiments.graph._drawing import MOST_DRAWN, color_nodes, draw_graph, lay_out_edges
 from experiments.graph._node_views import TEST, TRAIN, VALID, make_arrays, normalize_rows, view_whole
 from mlnotes import graph as graphs
 from mlnotes.data.graph import Graph
@@ -44,7 +44,7 @@ def write_report(
   report_step("pictures")
   _draw_map(np.asarray(hidden[max(len(hidden) - 2, 0)]), data, code, config.map, directory / "map.png")
   _draw_confusion(found, data, code, directory / "confusion.png")
-  if data.num_nodes <= most_drawn:
+  if data.num_nodes <= MOST_DRAWN:
     _draw_nodes(jax.nn.softmax(logits), data, code, directory / "graph.png")
   weights = sown["intermediates"].get("layer_0", {}).get("attention")
   if weights is not None:
@@ -146,7 +146,7 @@ def _draw_confusion(found: np.ndarray, data: Graph, code: np.ndarray, path: Path
 
 def _draw_nodes(probabilities: Any, data: Graph, code: np.ndarray, path: Path) -> None:
   """The graph twice: coloured by the true class, and by what the network believes, paler where it is unsure."""
-  points = lay_out(data.senders, data.receivers, data.num_nodes)
+  points = lay_out_edges(data.senders, data.receivers, data.num_nodes)
   colors = color_nodes(data.num_classes)
   believed = np.asarray(probabilities)
   chance = 1 / data.num_classes

@@ -5,6 +5,7 @@ from mlnotes.data.audio import Audio, load_audio, read_wav
 from mlnotes.data.dataset import ArraySplit, DataError, DataSet, RecordSplit
 from mlnotes.data.distant import DistantWindows
 from mlnotes.data.drawn import make_drawn_eval, make_drawn_feed
+from mlnotes.data.drawn_graphs import SmallGraphs, load_small_graphs
 from mlnotes.data.feed import (
   EMPTY_FEED,
   EvalBatches,
@@ -19,6 +20,7 @@ from mlnotes.data.feed import (
 )
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.graph import Graph, load_graph, make_graph, make_graph_feeds
+from mlnotes.data.graph_set import GraphSet, load_graph_set, make_graph_set
 from mlnotes.data.instructions import Instructions, read_instructions
 from mlnotes.data.labelled import LabelledTexts, read_labelled
 from mlnotes.data.order import fixed_subset
@@ -41,12 +43,14 @@ __all__ = [
   "Expected",
   "Feeds",
   "Graph",
+  "GraphSet",
   "Instructions",
   "LabelledTexts",
   "NamedArrays",
   "Pairs",
   "RecordSplit",
   "ResidentFeed",
+  "SmallGraphs",
   "Split",
   "StreamFeed",
   "Table",
@@ -60,7 +64,9 @@ __all__ = [
   "load_corpus",
   "load_documents",
   "load_graph",
+  "load_graph_set",
   "load_pairs",
+  "load_small_graphs",
   "load_table",
   "load_tokenizer",
   "make_array_feeds",
@@ -69,6 +75,7 @@ __all__ = [
   "make_eval_batches",
   "make_graph",
   "make_graph_feeds",
+  "make_graph_set",
   "make_resident_feed",
   "make_split_feeds",
   "make_stream_feed",

@@ -14,6 +14,7 @@ from mlnotes.data.dataset import DataSet, describe_classes
 from mlnotes.data.feeds import Feeds, make_split_feeds
 from mlnotes.data.fingerprint import fingerprint
 from mlnotes.data.graph import Graph, load_graph, make_graph_feeds
+from mlnotes.data.graph_set import GraphSet, load_graph_set
 from mlnotes.data.pairs import BUILT_IN as BUILT_IN_PAIRS, Pairs, load_pairs
 from mlnotes.data.source import kind_of, load
 from mlnotes.data.table import BUILT_IN, Table, load_table
@@ -239,7 +240,27 @@ class GraphConfig(BaseConfig):
     return idle
 
 
-Data: TypeAlias = DataSet | Table | Corpus | Pairs | Audio | Graph
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphSetConfig(BaseConfig):
+  """The flags of an experiment that learns from many graphs, each of which has a class."""
+
+  dataset: str = field(
+    "models", "models (of random graphs, drawn from --graph_seed), digits (as grids), or a file.npz of a collection"
+  )
+  graph_seed: int = field(0, "seed that --dataset=models is drawn from")
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(0 <= self.graph_seed < 2**32, "graph_seed", self.graph_seed, "0 to 2^32 - 1")
+
+  def idle_flags(self):
+    idle = super().idle_flags()
+    if self.dataset != "models":
+      idle["graph_seed"] = f"--dataset={self.dataset} is not drawn"
+    return idle
+
+
+Data: TypeAlias = DataSet | Table | Corpus | Pairs | Audio | Graph | GraphSet
 
 # (a part of a config, what reads the data that its flags name); the fields are the arguments of the same names.
 _KINDS = (
@@ -248,6 +269,7 @@ _KINDS = (
   (PairConfig, load_pairs),
   (AudioConfig, load_audio),
   (GraphConfig, load_graph),
+  (GraphSetConfig, load_graph_set),
 )
 
 
@@ -259,8 +281,9 @@ def _load(read: Callable[..., Data], arguments: tuple[tuple[str, Any], ...]) -> 
 def load_data(config: Any) -> Data:
   """The data that the fields of `DataConfig` or another kind's config name, kept for another call.
 
-  Images are a `DataSet`, the others a `Table`, a `Corpus` of text, `Pairs`, `Audio`, a `Graph`. Raises DataError as
-  what reads them does: `load`, `load_table`, `load_corpus`, `load_pairs`, `load_audio`, `load_graph`.
+  Images are a `DataSet`, the others a `Table`, a `Corpus` of text, `Pairs`, `Audio`, a `Graph`, a `GraphSet`. Raises
+  DataError as what reads them does: `load`, `load_table`, `load_corpus`, `load_pairs`, `load_audio`, `load_graph`,
+  `load_graph_set`.
   """
   _require_same_tokens(config)
   read = next((read for part, read in _KINDS if isinstance(config, part)), load)

@@ -21,7 +21,7 @@ def find_stage(flag: str, given: str, module: Any, workdir: Path, **settings: An
     return Path(given).expanduser()
   directory = workdir / flag
   config = module.Config(workdir=str(directory), **settings)
-  report_step(f"--{flag} is empty: {module.__name__.removeprefix('experiments.')} with its defaults in {directory}")
+  report_step(f"--{flag} is empty: {module.__name__.removeprefix('experiments.')} is trained in {directory}")
   if code := module.main(config):
     raise SystemExit(code)
   return directory

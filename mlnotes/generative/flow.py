@@ -48,7 +48,7 @@ def to_grey_levels(x: Float[Array, "B *shape"], num_levels: int) -> UInt8[Array,
 def logit(x: Float[Array, "B *shape"], alpha: float) -> tuple[Float[Array, "B *shape"], Float[Array, " B"]]:
   """(log(p) - log(1 - p) of p = alpha + (1 - 2 alpha) x, its log-determinant) for x on [0, 1].
 
-    log |dy/dx| = log(1 - 2 alpha) - log(p) - log(1 - p)                     Papamakarios et al. 2017, appendix E.2
+    log |dy/dx| = log(1 - 2 alpha) - log(p) - log(1 - p)                                   Papamakarios et al. 2017
 
   Differences from the paper: Dinh et al. 2017, section 4.1, have alpha + (1 - alpha) x, which is 1 at x = 1.
   Raises InputError for alpha outside (0, 0.5).

@@ -24,7 +24,7 @@ from mlnotes.generative.gan_regularizers import (
   update_power_vectors,
 )
 from mlnotes.nn.loss import cross_entropy
-from mlnotes.optim import update_ema
+from mlnotes.optim import eval_params, update_ema
 
 Regularizer = Literal["none", "clip", "gradient_penalty", "r1", "spectral"]
 # penalty_weight, clip_bound, spectral_bound, auxiliary_weight, pull_away, ema_decay, discriminator_ema,
@@ -162,7 +162,7 @@ def update_discriminator(
   params = optax.apply_updates(player.params, updates)
   if game.regularizer == "clip":
     params = clip_weights(params, hparams["clip_bound"])
-  average = {"params": params, "batch_stats": stats}
+  average = {"params": eval_params(opt_state, params), "batch_stats": stats}
   if game.averaged:
     average = update_ema(player.average, average, step, hparams["discriminator_ema"])
   new = Player(params, stats, opt_state, average, power)
@@ -202,6 +202,7 @@ def update_generator(
   (_, (stats, adversarial, fake)), grads = jax.value_and_grad(mean_loss, has_aux=True)(player.params)
   updates, opt_state = game.generator_optimizer.update(grads, player.opt_state, player.params)
   params = optax.apply_updates(player.params, updates)
-  average = update_ema(player.average, {"params": params, "batch_stats": stats}, step, hparams["ema_decay"])
+  learned = {"params": eval_params(opt_state, params), "batch_stats": stats}
+  average = update_ema(player.average, learned, step, hparams["ema_decay"])
   metrics = {"generator_loss": adversarial, "generator_gradient": optax.global_norm(grads)}
   return Player(params, stats, opt_state, average, player.power), metrics, jax.lax.stop_gradient(fake)

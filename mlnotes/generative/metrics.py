@@ -34,7 +34,7 @@ def frechet_distance(
 ) -> float:
   """Squared Fréchet (2-Wasserstein) distance between two Gaussians; 0 when they are equal.
 
-    |mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2))           Dowson & Landau 1982, eq. 4
+    |mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2))                 Dowson & Landau 1982
 
   The last trace is the sum of the square roots of the eigenvalues of cov1^(1/2) cov2 cov1^(1/2), which is symmetric,
   so the result is real for singular covariances too. Raises ValueError where the four do not fit together.

@@ -60,7 +60,7 @@ def continuous_bernoulli_log_prob(x: Float[Array, "*B"], logits: Float[Array, "*
 
     l^x (1 - l)^(1 - x) C(l),  l = sigmoid(logits),  C = 2 artanh(1 - 2 l) / (1 - 2 l), 2 at l = 1/2
 
-  Loaiza-Ganem & Cunningham 2019, eq. 6 to 8. In the logits C is logits / tanh(logits / 2), even in them; near 0 by its
+  Loaiza-Ganem & Cunningham 2019. In the logits C is logits / tanh(logits / 2), even in them; near 0 by its
   series 2 + logits^2 / 6.
   """
   size = jnp.abs(logits)
@@ -116,7 +116,7 @@ def compute_iwae(
   """The importance-weighted bound of K weights: log 1/K sum_k p(x, z_k) / q(z_k|x). Burda et al. 2016, eq. 8.
 
   `noise` is standard normal. The gradient of its encoder has the less signal the larger K is (Rainforth et al. 2018).
-  Doubly reparameterised, it goes through the samples alone, with squared weights (Tucker et al. 2019, eq. 8): unbiased,
+  Doubly reparameterised, it goes through the samples alone, with squared weights (Tucker et al. 2019): unbiased,
   and the better the larger K is. The decoder's gradient is the same in both.
   """
   z = jax.vmap(reparameterize, (None, 0))(q, noise)

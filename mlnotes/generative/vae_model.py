@@ -129,7 +129,7 @@ class TrainedVAE(NamedTuple):
 
 
 def continuous_bernoulli_mean(logits: Float[Array, "..."]) -> Float[Array, "..."]:
-  """l / (2 l - 1) + 1 / (2 artanh(1 - 2 l)), 1/2 at l = 1/2: 1 / (1 - exp(-logits)) - 1 / logits (eq. 9 there)."""
+  """l / (2 l - 1) + 1 / (2 artanh(1 - 2 l)), 1/2 at l = 1/2: 1 / (1 - exp(-logits)) - 1 / logits."""
   near = jnp.abs(logits) < 1e-1
   safe = jnp.where(near, 1.0, logits)
   return jnp.where(near, 0.5 + logits / 12, 1 / -jnp.expm1(-safe) - 1 / safe)

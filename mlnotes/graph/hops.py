@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes.graph.edges import Edges, count_edges
-from mlnotes.graph.neighbors import NeighborTable, sample_neighbors
+from mlnotes.graph.neighbors import NeighborRows, sample_neighbors
 
 
 class Hop(NamedTuple):
@@ -77,7 +77,7 @@ def prune_hops(edges: Edges, num_nodes: int, layers: int, wanted: Int[np.ndarray
 
 def sample_hops(
   key: Key[Array, ""],
-  table: NeighborTable,
+  rows: NeighborRows,
   wanted: Int[Array, " R"],
   fanout: Sequence[int],
   replace: bool = False,
@@ -85,13 +85,14 @@ def sample_hops(
   """At most fanout[i] neighbours of each node that layer i computes, drawn uniformly inside the compiled step.
 
   A node that is met twice stands twice in an input, with neighbours of its own: shapes stay static. The paper draws
-  with replacement and 25, then 10 neighbours: fanout = (25, 10), the first layer's first.
+  with replacement and 25, then 10 neighbours: fanout = (25, 10), the first layer's first. `rows` are those of the
+  receivers: `make_neighbor_rows(receivers, senders, num_nodes)`.
   """
   nodes, found = wanted, []
-  degree = (table.starts[1:] - table.starts[:-1]).astype(jnp.float32)
+  degree = rows.degree.astype(jnp.float32)
   for layer in reversed(range(len(fanout))):
     size, count = nodes.shape[0], fanout[layer]
-    drawn, mask = sample_neighbors(jax.random.fold_in(key, layer), table, nodes, count, replace)
+    drawn, mask = sample_neighbors(jax.random.fold_in(key, layer), rows, nodes, count, replace)
     inputs = jnp.concatenate([nodes, drawn.reshape(-1)])
     receivers = jnp.repeat(jnp.arange(size), count, total_repeat_length=size * count)
     edges = Edges(size + jnp.arange(size * count), receivers, mask.reshape(-1))

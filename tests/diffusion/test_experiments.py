@@ -212,6 +212,13 @@ def test_the_average_of_the_parameters_moves_by_its_decay(data):
     assert np.max(np.abs(after.ema["scale"] - after.params["scale"])) > 1e-4
 
 
+def test_the_average_is_of_lookaheads_slow_weights(data):
+  """Which the first updates leave as they were: no average of the fast ones moves."""
+  _, before, after, _ = first_update(make_config(lookahead=5), data, ema_decay=0.5)
+  np.testing.assert_allclose(after.ema["scale"], before.ema["scale"], rtol=1e-6)
+  assert after.params["scale"] != before.params["scale"]
+
+
 def test_a_learned_variance_adds_the_bound_with_its_weight(data):
   config = make_config(variance="learned")
   values = []
@@ -386,7 +393,7 @@ def report(data, monkeypatch, tmp_path):
     monkeypatch.setattr(mlnotes.generative, "load_or_train_judge", judge)
     monkeypatch.setattr(experiments.diffusion._report.Studio, "sample", sample)
     monkeypatch.setattr(experiments.diffusion._report.Studio, "bits_per_dim", lambda self, key, split: split["label"])
-    for name in ("_draw_quality", "_draw_samples", "_draw_trajectory", "draw_real_and_generated"):
+    for name in ("_draw_quality", "draw_samples", "_draw_trajectory", "draw_real_and_generated"):
       monkeypatch.setattr(experiments.diffusion._report, name, lambda *_: None)
     model = ddpm.make_model(config, data)
     return experiments.diffusion._report.write_report(model, {}, jax.random.key(1), data, config, tmp_path)

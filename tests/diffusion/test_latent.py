@@ -72,6 +72,50 @@ def test_evaluation_hangs_on_the_images_alone(built):
   whole = experiment.evaluate(state, batch)["loss"].total
   parts = [experiment.evaluate(state, {name: value[i : i + 3] for name, value in batch.items()}) for i in (0, 3)]
   np.testing.assert_allclose(whole, sum(part["loss"].total for part in parts), rtol=1e-5)
+  padded = experiment.evaluate(state, {**batch, "mask": jnp.array([1.0, 1, 1, 0, 0, 0])})["loss"]
+  np.testing.assert_allclose(padded.total, parts[0]["loss"].total, rtol=1e-5)
+  assert padded.count == 3
+  assert experiment.evaluate(state._replace(step=jnp.int32(9)), batch)["loss"].total == whole
+
+
+def test_labels_reach_the_loss_and_the_evaluation(built):
+  _, experiment, state, batch = built
+  aware = lambda tree: jax.tree.map(lambda p: p + 0.1, tree)
+  state = state._replace(params=aware(state.params), ema=aware(state.ema))
+  other = {**batch, "label": batch["label"] + 1}
+  assert experiment.step(state, batch)[1]["loss"] != experiment.step(state, other)[1]["loss"]
+  assert experiment.evaluate(state, batch)["loss"].total != experiment.evaluate(state, other)["loss"].total
+
+
+def test_evaluation_draws_posterior_and_noise_apart_at_all_times(built, monkeypatch):
+  config, _, state, batch = built
+  drawn = []
+  encode = lambda stage, frozen, noise, *_: drawn.append(noise) or noise
+
+  def loss(network, schedule, x0, noise, t, parameterization):
+    drawn.extend((noise, t))
+    return jnp.zeros(len(t))
+
+  monkeypatch.setattr(latent, "encode_images", encode)
+  monkeypatch.setattr(latent.diffusion, "compute_denoising_loss", loss)
+  latent.make(config).evaluate(state, batch)
+  posterior, noise, t = drawn
+  assert posterior.shape == noise.shape == (6, 4, 4, 2)
+  assert abs(np.corrcoef(posterior.ravel(), noise.ravel())[0, 1]) < 0.3
+  assert len(set(np.asarray(t).tolist())) > 3 and np.max(t) > 5
+
+
+def test_mirrored_images_are_encoded_where_that_is_asked_for(built, monkeypatch):
+  config, _, state, batch = built
+  given = []
+  monkeypatch.setattr(latent, "encode_images", lambda stage, frozen, noise, image, levels: given.append(image) or noise)
+  monkeypatch.setattr(latent.ddpm, "update_state", lambda *given: (given[4], {}))
+  for flip in (True, False):
+    latent.make(dataclasses.replace(config, flip=flip)).step(state, batch)
+  mirrored, straight = (np.asarray(images) for images in given)
+  np.testing.assert_array_equal(straight, batch["image"])
+  turned = [np.any(a != b) for a, b in zip(mirrored, straight)]
+  assert 0 < sum(turned) < 6 and all(np.array_equal(a, b[:, ::-1]) for a, b, t in zip(mirrored, straight, turned) if t)
 
 
 def test_latents_are_not_clipped(built):
@@ -90,6 +134,16 @@ def test_labels_reach_the_network_and_guidance_the_samples(built):
     return np.asarray(trained.sample(jax.random.key(2), jnp.full(2, label), num_steps=2, **options))
 
   assert np.any(draw(0) != draw(1)) and np.any(draw(0) != draw(0, weight=3.0))
+
+  # Latents are decoded at their own deviation.
+  class Latents:
+    sample = staticmethod(lambda params, key, label: z)
+
+  z = jax.random.normal(jax.random.key(3), (2, *trained.stage.grid))
+  decoded = _first_stage.decode_latents(trained.stage, trained.frozen, z)
+  sampled = trained._replace(model=Latents).sample(jax.random.key(2), jnp.zeros(2, jnp.int32))
+  np.testing.assert_allclose(sampled, decoded, atol=1e-5)
+  assert trained.frozen.scale != 1 and np.any(decoded > 0)
   assert draw(0).shape == (2, 8, 8, 1) and draw(0).min() >= 0 and draw(0).max() <= 1
 
 
@@ -117,15 +171,31 @@ def test_a_report_leaves_figures_and_pictures(built, tmp_path, monkeypatch):
 def test_reconstructions_are_of_the_images_they_stand_beside(built, monkeypatch, tmp_path):
   """A first stage that gives images back as they were has no error."""
   config, experiment, state, _ = built
-  monkeypatch.setattr(_latent_report, "encode_images", lambda stage, frozen, noise, image, levels: image)
+  config = dataclasses.replace(config, sampler="ddpm", sample_steps=3, label_dropout=0.1, guidance=2.0)
+  encoded, asked = [], []
+  encode = lambda stage, frozen, noise, image, levels: encoded.append(np.asarray(image)) or image
+  monkeypatch.setattr(_latent_report, "encode_images", encode)
+
+  class Studio:
+    def __init__(self, model, params, guidance):
+      asked.append(guidance)
+
+    def sample(self, key, label, sampler):
+      asked.append((sampler.name, sampler.num_steps))
+      return np.zeros((len(label), 4, 4, 2))
+
+  monkeypatch.setattr(_latent_report, "Studio", Studio)
   whole = lambda z: np.asarray(z) / 16 if z.dtype == jnp.uint8 else np.zeros((len(z), 8, 8, 1))
   monkeypatch.setattr(_latent_report, "decode_latents", lambda stage, frozen, z: whole(z))
-  for name in ("_draw_reconstructions", "_draw_samples", "_draw_trajectory", "draw_real_and_generated"):
+  for name in ("draw_pairs", "draw_samples", "_draw_trajectory", "draw_real_and_generated"):
     monkeypatch.setattr(_latent_report, name, lambda *_: None)
   trained = experiment.model(state)
   figures = _latent_report.write_report(trained, jax.random.key(0), load_data(config), config, tmp_path)
   assert figures["reconstruction_mse"] < 1e-12
   assert figures["reconstruction_distance_20"] < figures["judge_distance_20"]
+  assert asked == [2.0, ("ddpm", 3), ("ddpm", 3)]
+  rows = lambda images: {image.tobytes() for image in np.asarray(images)}
+  assert rows(encoded[0]) <= rows(load_data(config).test.image)
 
 
 def test_vectors_of_a_vqvae_become_codes_on_their_way_back():
@@ -142,6 +212,35 @@ def test_vectors_of_a_vqvae_become_codes_on_their_way_back():
   assert z.shape == (3, *stage.grid) == (3, 4, 4, 3)
   nearest = params["codes"][find_nearest_code(z, params["codes"])]
   np.testing.assert_allclose(stage.decode(params, z), model.decode(params["networks"], nearest), atol=1e-6)
+
+
+def test_the_first_stage_takes_no_more_images_than_there_are(tmp_path, monkeypatch):
+  """No flag says how many it takes at a time."""
+  batches = []
+  monkeypatch.setattr(_first_stage.vae, "main", lambda config: batches.append(config.batch_size))
+  np.savez(tmp_path / "few.npz", image=np.arange(30 * 64).reshape(30, 8, 8).astype(np.uint8), label=np.arange(30) % 2)
+  for dataset in (str(tmp_path / "few.npz"), "digits"):
+    _first_stage.train_first_stage(
+      "diffusion.latent", latent.Config(**{**TINY, "dataset": dataset}, workdir=str(tmp_path))
+    )
+  assert batches == [27, 64]
+
+
+def test_a_vqvae_is_taken_as_it_is_evaluated(monkeypatch):
+  """With the parameters that its optimizer returns, not those that it moves."""
+  found = vqvae.Config(num_codes=5, code_width=3, channels=(4,), prior_width=8, prior_heads=2)
+  data, taken = load_data(found), []
+
+  class State:
+    params, codebook = {}, vqvae.generative.make_codebook(jnp.ones((5, 3)))
+
+  monkeypatch.setattr(_first_stage, "load_config", lambda *_: ("generative.vqvae", found))
+  monkeypatch.setattr(_first_stage, "restore_seed", lambda *_, **__: (None, "as it moves"))
+  monkeypatch.setattr(_first_stage.vqvae, "as_evaluated", lambda state: taken.append(state) or State)
+  monkeypatch.setattr(_first_stage, "_measure", lambda stage, params, data: (stage, params))
+  stage, params = _first_stage.load_first_stage(latent.Config(**TINY, first_stage="somewhere"), data)
+  assert taken == ["as it moves"] and stage.grid == (4, 4, 3)
+  np.testing.assert_array_equal(params["codes"], 1)
 
 
 def test_main_trains_the_first_stage_by_the_flags_and_takes_it_again(tmp_path):

@@ -282,6 +282,16 @@ def test_a_report_leaves_its_figures_and_pictures(data, tmp_path, capsys, given,
   assert set(found) == figures | probes | {"collapsed"}
   assert {path.stem for path in tmp_path.glob("*.png")} == pictures
   assert all(np.isfinite(value) for value in found.values())
+  if config.kind == "k_sparse":
+    code = np.asarray(experiment.model(state)(jnp.asarray(data.test.image)))
+    assert found["dead_units"] == pytest.approx(np.mean(code.max(0) - code.min(0) < 1e-3))
+  if config.kind == "masked":
+    squares = data.test.image.reshape(-1, 2, 2, 2, 2).transpose(0, 1, 3, 2, 4).reshape(-1, 4) / 255
+    target = (squares - squares.mean(1, keepdims=True)) / np.sqrt(squares.var(1, keepdims=True, ddof=1) + 1e-6)
+    assert found["masked_error_of_mean"] == pytest.approx((target**2).mean(), rel=1e-4)
+  if config.kind == "denoising":
+    seen = corrupt(config, state, {**data.test.read(np.arange(36)), "index": jnp.arange(36)}, 0.25, "evaluate")[1]
+    assert found["corrupted_mse"] == pytest.approx(((seen - data.test.image / 255) ** 2).mean(), rel=1e-4)
   # Nothing has been learned yet, and that is said.
   assert found["collapsed"] == 1 and "collapsed: the error" in capsys.readouterr().err
   if "mse_over_pca" in found:
@@ -289,6 +299,63 @@ def test_a_report_leaves_its_figures_and_pictures(data, tmp_path, capsys, given,
     batch = {**data.test.read(np.arange(36)), "index": np.arange(36), "mask": np.ones(36, np.float32)}
     own = experiment.evaluate(state, jax.tree.map(jnp.asarray, batch))["mse"]
     assert found["mse_over_pca"] * found[name] == pytest.approx(float(own.total / own.count), rel=1e-3)
+
+
+def test_the_map_of_few_images_has_all_of_them(tmp_path, monkeypatch):
+  """Quantiles of four numbers leave the outer ones out."""
+  figures, code = [], np.array([[0, 1], [1, 3], [2, 0], [5, 2.0]])
+  monkeypatch.setattr(_autoencoding, "save_figure", lambda figure, path: figures.append(figure))
+  data = type("Data", (), {"class_names": ("a", "b")})
+  _autoencoding._draw_map(lambda code: np.zeros((len(code), 2, 2, 1)), code, np.array([0, 0, 1, 1]), data, tmp_path)
+  axis = figures[0].axes[0]
+  for (low, high), place in zip((axis.get_xlim(), axis.get_ylim()), code.T):
+    assert low < place.min() and place.max() < high
+
+
+def test_probes_learn_from_training_codes_and_from_as_many_labels_as_they_say(data, monkeypatch):
+  asked = []
+  probe = lambda train, test, per_class: asked.append((train, test, per_class)) or np.array([per_class + len(train[0])])
+  monkeypatch.setattr(_autoencoding, "compute_probe_accuracy", probe)
+  code = {name: np.full((size, 2), size) for name, size in (("train", 20), ("test", 36))}
+  train, test = (code["train"], data.train.label[:20]), (code["test"], data.test.label)
+  figures = _autoencoding._probe(data, make_config(), train, test)
+  assert figures == {
+    "linear_probe_20_labels": 20, "pixel_probe_20_labels": 20, "linear_probe_10_per_class": 30,
+    "pixel_probe_10_per_class": 30,
+  }  # fmt: skip
+  assert asked[0][0] is train and asked[0][1] is test
+  rows = lambda images: {row.tobytes() for row in np.round(images * 255).astype(np.uint8).reshape(len(images), -1)}
+  flat = lambda split: {row.tobytes() for row in split.image.reshape(len(split), -1)}
+  assert rows(asked[1][0][0]) <= flat(data.train) and rows(asked[1][1][0]) == flat(data.test)
+
+
+def test_a_report_is_of_as_many_training_images_as_asked_for_and_of_the_slow_weights(data, monkeypatch, tmp_path):
+  probed, made = [], []
+  for name in ("_draw_reconstructions", "_draw_units", "_draw_interpolation"):
+    monkeypatch.setattr(_autoencoding, name, lambda *_: None)
+  monkeypatch.setattr(_autoencoding, "_compare", lambda *given: made.append(given) or {})
+  monkeypatch.setattr(_autoencoding, "_probe", lambda data, config, train, test: probed.extend((train, test)) or {})
+  experiment = autoencoder.make(make_config(lookahead=5, probe_examples=7))
+  batch = {**jax.tree.map(jnp.asarray, data.train.read(np.arange(8))), "index": jnp.arange(8)}
+  state = experiment.init(jax.random.key(3), batch)
+  experiment.report(state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params)), tmp_path)
+  assert [len(part) for pair in probed for part in pair] == [7, 7, 36, 36]
+  codes = experiment.model(state)(jnp.asarray(data.test.image))
+  np.testing.assert_allclose(probed[1][0], codes, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(probed[1][1], data.test.label)
+  np.testing.assert_allclose(made[0][-1], data.test.image / 255, rtol=1e-6)
+
+
+def test_masked_pixels_have_the_best_linear_map_of_masked_pixels(data):
+  """Its error falls to nothing where nothing is masked."""
+  clean = data.test.image / 255.0
+  errors = [
+    _autoencoding._linear_denoiser_mse(
+      make_config(kind="denoising", corruption="masking", corruption_level=level), data, seen, clean
+    )
+    for level, seen in ((0.0, clean), (0.99, np.zeros_like(clean)))
+  ]
+  assert errors[0] < 1e-3 and errors[1] > 0.9 * _autoencoding.compute_pca_mse(data, 1)[1]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +377,7 @@ def test_bad_values_are_a_sentence(given, message):
 def test_patches_that_do_not_fit_are_a_sentence(data):
   with pytest.raises(InputError, match="--patch=3: found images of 4 x 4"):
     autoencoder.make(make_config(**MASKED, patch=3))
-  with pytest.raises(InputError, match=r"share of 0\.9 masked of 4 patches leaves 0"):
+  with pytest.raises(InputError, match=r"--mask_share=0\.9: a share of 0\.9 masked of 4 patches leaves 0"):
     autoencoder.make(make_config(**{**MASKED, "mask_share": 0.9}))
 
 

@@ -13,7 +13,7 @@ from experiments.generative import _flow_report, flow
 from mlnotes.data import ArraySplit, DataSet
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import stream_key
-from mlnotes.generative.density_floors import histogram_bits
+from mlnotes.generative.density_floors import gaussian_bits, histogram_bits
 from mlnotes.generative.flow_layers import Flatten
 from mlnotes.generative.flow_networks import FlowModel
 from mlnotes.generative.plane import PLANES
@@ -137,6 +137,15 @@ def test_the_average_follows_at_its_decay():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.ema, expected)
 
 
+def test_the_average_is_of_lookaheads_slow_weights():
+  """Which the first updates leave as they were: no average of the fast ones moves."""
+  flags = dict(data_start=False, lookahead=5)
+  state = first(**flags)
+  after, _ = built(**flags)[1](state, BATCH)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8), after.ema, state.ema)
+  assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params)))
+
+
 def test_an_update_goes_down():
   _, step, _ = built()
   state = first()
@@ -238,6 +247,9 @@ def test_report_of_images(judged, tmp_path):
   train, test = DATA.train.image, DATA.test.image
   assert figures["bits_per_dim_histogram"] == pytest.approx(histogram_bits(train, test, LEVELS).mean())
   assert figures["bits_per_dim_uniform"] == pytest.approx(np.log2(17))
+  assert figures["bits_per_dim_normal"] == pytest.approx(gaussian_bits(train, test, LEVELS).mean())
+  assert figures["bits_per_dim_normal_logit_05"] == pytest.approx(gaussian_bits(train, test, LEVELS, 0.05).mean())
+  assert figures["bits_per_dim_normal_logit_1e_6"] == pytest.approx(gaussian_bits(train, test, LEVELS, 1e-6).mean())
   # The identity through the logit, with noise of its own: dark images have other logits than bright ones.
   y, log_det = points_by_hand(train, np.full(train.shape, 0.5), 0.05)
   expected = np.mean(np.log2(LEVELS) - (scipy.stats.norm.logpdf(y).sum(1) + log_det) / 16 / np.log(2))
@@ -248,6 +260,45 @@ def test_report_of_images(judged, tmp_path):
   assert figures["below_floor"] == 1  # dark histograms say nothing of bright images
   names = {"samples", "temperature", "interpolation", "reconstruction"}
   assert {path.stem for path in tmp_path.glob("*.png")} == names
+
+
+def test_test_images_are_held_against_the_floor(judged, tmp_path, monkeypatch):
+  told = []
+  monkeypatch.setattr(_flow_report, "_say_if_above", lambda bits, figures: told.append(bits) or {})
+  own = dict(data_start=False, base="normal")
+  state = first(**own)
+  flow.make(configure(**own, quality_samples=6)).report(state, tmp_path)
+  noise = jax.random.uniform(stream_key(stream_key(state.key, "report"), "test"), DATA.test.image.shape)
+  y, log_det = points_by_hand(DATA.test.image, noise, 0.05)
+  expected = np.mean(np.log2(LEVELS) - (scipy.stats.norm.logpdf(y).sum(1) + log_det) / 16 / np.log(2))
+  assert told == [pytest.approx(expected, rel=1e-4)]
+
+
+@pytest.mark.parametrize(
+  "flags", [dict(data_start=False, base="normal"), dict(points="rings", data_start=False, base="normal")]
+)
+def test_what_is_reported_is_the_average(flags, monkeypatch, tmp_path):
+  given = []
+  for name in ("report_images", "report_plane"):
+    monkeypatch.setattr(_flow_report, name, lambda trained, *_: given.append(trained.variables["params"]) or {})
+  state = first(**flags)
+  moved = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
+  built(**flags)[0].report(state._replace(params=moved), tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, given[0], state.ema)
+
+
+def test_the_best_checkpoint_has_the_fewest_bits_or_nats(monkeypatch):
+  for flags, metric in (({}, "bits_per_dim"), (dict(points="moons"), "nll")):
+    called = {}
+    monkeypatch.setattr(flow, "train", lambda *_, called=called, **options: called.update(options) or 0)
+    assert flow.main(configure(**flags)) == 0
+    assert called["best_metric"] == metric and called.get("best_mode", "min") == "min"
+
+
+def test_the_plane_has_settings_of_its_own():
+  asked = flow.Config.tuned(points="moons", width=8)
+  assert (asked.steps, asked.batch_size, asked.width, asked.depth) == (4000, 256, 8, 2)
+  assert flow.Config.tuned().steps == 600
 
 
 def test_a_flow_below_the_floor_says_nothing(capsys):
@@ -292,7 +343,8 @@ def test_bad_flags_are_refused_in_a_sentence(flags, sentence):
 
 
 def test_too_many_levels_are_refused_before_time_is_spent():
-  with pytest.raises(InputError, match=r"--flow=realnvp --levels=2: levels: an image of 4 x 4 can be squeezed 1 times"):
+  said = r"--flow=realnvp --levels=2: levels: an image of 4 x 4 can be squeezed 1 times .* --flow=nice takes any size"
+  with pytest.raises(InputError, match=said):
     flow.make(flow.Config(levels=2))
 
 

@@ -246,6 +246,21 @@ def test_what_is_evaluated_and_sampled_is_the_average():
   assert_equal(of.embed(zero, batch), of.embed(of.state, batch))
 
 
+def test_lookaheads_slow_weights_are_averaged_and_evaluated():
+  """These the first updates leave as they were, of both players."""
+  of = run(lookahead=5)
+  found, _ = of.step(of.state, of.batch)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+  for player in ("generator", "discriminator"):
+    before, after = getattr(of.state, player), getattr(found, player)
+    jax.tree.map(close, after.average, before.average)
+    assert differ(after.params, before.params)
+  batch, reference = of.feeds.evaluate.draw((), 0), of.reference(of.state)
+  scores = [of.evaluate(state, batch, reference) for state in (of.state, found)]
+  for name in ("real_score", "fake_score"):
+    np.testing.assert_allclose(*(score[name].total for score in scores), rtol=1e-5)
+
+
 def test_evaluation_draws_by_the_examples_numbers_and_is_a_half_for_what_is_real():
   of = run()
   batch = of.feeds.evaluate.draw((), 0)
@@ -254,8 +269,25 @@ def test_evaluation_draws_by_the_examples_numbers_and_is_a_half_for_what_is_real
   noise = jnp.stack([draw_noise(key, 1, 3)[0] for key in keys])
   np.testing.assert_allclose(embedded["fake"], of.experiment.model(of.state)(noise), rtol=1e-4, atol=1e-5)
   reference = of.reference(of.state)
-  found = of.evaluate(of.state, batch, reference)
+  found = of.evaluate(of.state, {**batch, "mask": jnp.array([1.0, 1, 1, 1, 0, 0])}, reference)
   assert set(found) == {"nearest_neighbor_accuracy", "on_mode", "real_score", "fake_score"}
+  # By hand, over the four that count: is the nearest of the others, and of all of the other kind, of one's own?
+  apart = lambda x, rows: np.linalg.norm(np.asarray(x)[:, None] - np.asarray(rows)[None], axis=-1)
+  itself = np.asarray(batch["index"])[:, None] == np.asarray(reference["index"])[None]
+  hits = [
+    np.where(itself, np.inf, apart(embedded[own], reference[own])).min(1)
+    < apart(embedded[own], reference[other]).min(1)
+    for own, other in (("real", "fake"), ("fake", "real"))
+  ]
+  means = {name: float(value.total / value.count) for name, value in found.items()}
+  assert means["nearest_neighbor_accuracy"] == pytest.approx(np.mean(hits, axis=0)[:4].mean())
+  assert found["on_mode"].count == 4
+  near = apart(embedded["fake"], of.world.mixture.centres).min(1) <= 3 * of.world.mixture.deviation
+  assert means["on_mode"] == pytest.approx(near[:4].mean())
+  player = of.state.discriminator
+  for name in ("real", "fake"):
+    score = apply(of.game.discriminator, player.params, player.batch_stats, embedded[name], None, False)[0].score
+    assert means[f"{name}_score"] == pytest.approx(float(score[:4].mean()), rel=1e-4)
   index = jnp.arange(200)
   x, y = jax.random.normal(jax.random.key(1), (2, 200, 2))
   hits = lambda a, b: float(jnp.mean(generative.nearest_is_own(a, index, a, index, b, jnp.ones(200))))

@@ -12,6 +12,7 @@ from experiments.generative import _mixture_parts as parts, mixture
 from mlnotes.data import ArraySplit, DataSet
 from mlnotes.engine.errors import InputError
 from mlnotes.generative.density_floors import gaussian_bits, histogram_bits
+from mlnotes.generative.plane import PLANES
 
 SHAPE, LEVELS = (2, 2, 1), 17
 
@@ -55,6 +56,8 @@ def test_points_are_fitted_to_some_and_judged_by_others(points):
   assert np.min(np.linalg.norm(train[:, None] - held[None], axis=-1)) > 1e-6
   normal = scipy.stats.multivariate_normal(train.mean(0), np.cov(train.T, bias=True))
   assert figures["nll_1"] == pytest.approx(-normal.logpdf(held).mean(), rel=1e-4)
+  exact = PLANES["moons"]().log_density(jax.numpy.asarray(held, np.float32))
+  assert figures["nll_exact"] == pytest.approx(-float(exact.mean()), rel=1e-4)
   assert figures["nll_by_bic"] == figures[f"nll_{figures['components_by_bic']}"]
   best = min((1, 2, 6), key=lambda count: figures[f"nll_{count}"])
   assert figures["components_by_held_out"] == best
@@ -77,25 +80,58 @@ def test_the_best_of_the_restarts_counts(points, monkeypatch):
   assert found["nll_6"] != points[0]["nll_6"]
 
 
-def test_steps_seed_covariance_and_floor_reach_the_fit(points):
+def test_steps_seed_covariance_and_floor_reach_the_fit(points, monkeypatch):
   figures, _ = points
+  counted, count = set(), parts.m.count_parameters
+  monkeypatch.setattr(parts.m, "count_parameters", lambda *asked: counted.add(asked) or count(*asked))
   for flags in (dict(steps=2), dict(covariance="diagonal"), dict(floor=0.3)):
     other = parts.measure_points(configure(point_components=(6,), **flags), 0, None)
     assert other["nll_6"] != figures["nll_6"], flags
   assert parts.measure_points(configure(point_components=(6,)), 1, None)["nll_6"] != figures["nll_6"]
+  assert counted == {(6, 2, "full"), (6, 2, "diagonal")}
+
+
+class Asked(Exception):
+  pass
+
+
+@pytest.mark.parametrize(
+  ("measure", "fit", "flags"),
+  [
+    ("measure_images", "fit_gaussian_mixture", ("tied", 0.3, 7)),
+    ("measure_binary", "fit_bernoulli_mixture", (9.0, 7)),
+  ],
+)
+def test_images_are_fitted_by_the_flags_and_the_seeds_own_key(measure, fit, flags, monkeypatch):
+  asked = []
+
+  def stop(*given):
+    asked.append(given)
+    raise Asked
+
+  monkeypatch.setattr(parts.m, fit, stop)
+  config = configure(covariance="tied", floor=0.3, pseudocount=9.0, steps=7)
+  for seed in (0, 1):
+    with pytest.raises(Asked):
+      getattr(parts, measure)(config, seed, None)
+  assert [given[2:] for given in asked] == [(1, *flags)] * 2 and len(asked[0][1]) == 60
+  assert np.any(jax.random.key_data(asked[0][0]) != jax.random.key_data(asked[1][0]))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.05])
-def test_one_normal_of_images_is_the_floor_computed_apart(alpha, tmp_path):
+def test_one_normal_of_images_is_the_floor_computed_apart(alpha, tmp_path, monkeypatch):
+  monkeypatch.setattr(parts, "largest_fall", len)
   figures = parts.measure_images(configure(alpha=alpha), 0, tmp_path)
+  assert figures["largest_fall"] == 2  # of both fits
   train, test = DATA.train.image, DATA.test.image
   assert figures["bits_per_dim_1"] == pytest.approx(gaussian_bits(train, test, LEVELS, alpha).mean(), rel=1e-4)
   assert figures["bits_per_dim_histogram"] == pytest.approx(histogram_bits(train, test, LEVELS).mean())
-  assert figures["bits_per_dim"] == min(figures["bits_per_dim_1"], figures["bits_per_dim_2"])
+  assert figures["bits_per_dim_chosen_on_test"] == min(figures["bits_per_dim_1"], figures["bits_per_dim_2"])
   assert (tmp_path / "image_means.png").exists()
 
 
-def test_one_bernoulli_vector_is_independent_pixels(tmp_path):
+def test_one_bernoulli_vector_is_independent_pixels(tmp_path, monkeypatch):
+  monkeypatch.setattr(parts, "largest_fall", len)
   figures = parts.measure_binary(configure(), 0, tmp_path)
   train, test = (
     (np.random.default_rng(i).random((len(image), 4)) < image.reshape(-1, 4) / 16)
@@ -104,6 +140,7 @@ def test_one_bernoulli_vector_is_independent_pixels(tmp_path):
   frequency = (train.sum(0) + 0.1) / (60 + 0.2)
   expected = -np.where(test, np.log(frequency), np.log(1 - frequency)).sum(1).mean()
   assert figures["nll_1"] == pytest.approx(expected, rel=1e-4)
+  assert figures["largest_fall"] == 2  # of both fits
   other = parts.measure_binary(configure(pseudocount=9.0), 0, None)
   assert other["nll_1"] != figures["nll_1"] and "nll_3" in other
   assert (tmp_path / "binary_means.png").exists()
@@ -145,6 +182,7 @@ def test_the_study_runs_each_part_for_each_seed(tmp_path):
   card = json.loads((tmp_path / "run" / "result.json").read_text())
   expected = [parts.measure_binary(config, seed, None)["nll_1"] for seed in (3, 4)]
   np.testing.assert_allclose(card["metrics"]["binary_nll_1"]["seeds"], expected, rtol=1e-6)
+  assert expected[0] != expected[1]  # each draws its own pixels
   assert {name.partition("_")[0] for name in card["metrics"]} == {"binary"}
 
 
@@ -167,6 +205,8 @@ def test_bad_flags_are_refused_in_a_sentence(flags, sentence):
 def test_more_components_than_images_are_refused_before_time_is_spent():
   with pytest.raises(InputError, match="--image_components=61 is out of range: expected at most 60"):
     mixture.main(configure(image_components=(61,)))
+  with pytest.raises(InputError, match="--binary_components=6 is out of range: expected at most 5"):
+    mixture.main(configure(examples=5, image_components=(1,), binary_components=(6,)))
 
 
 def test_flags_without_effect_say_so():

@@ -1,11 +1,13 @@
 """The wiring of `generative.vae`: each flag reaches what it names, and figures are of what they say."""
 
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments.generative import _vae_report, vae
 from experiments.generative._pixels import pixels_once
@@ -153,6 +155,78 @@ def test_evaluation_is_of_the_averaged_parameters():
   assert before["reconstruction"] == after["reconstruction"]  # slow weights move at the fifth update
 
 
+def test_latents_are_drawn_anew_in_each_update():
+  experiment, state, batch = make(binarize="fixed")
+  state = state._replace(params=jax.tree.map(lambda p: 3 * p, state.params))
+  step = jax.jit(experiment.step)
+  assert len({float(step(state._replace(step=jnp.int32(i)), batch)[1]["loss"]) for i in range(3)}) == 3
+
+
+def test_evaluation_draws_latents_by_the_images_numbers_and_leaves_padding_out(monkeypatch):
+  experiment, state, batch = make()
+  noise = []
+
+  def compute_elbo(drawn, q, log_likelihood):
+    noise.append(np.asarray(drawn))
+    rows = jnp.arange(1.0, len(q.mean) + 1)
+    return Bound(-rows, -rows, jnp.zeros_like(q.mean), None)
+
+  monkeypatch.setattr(vae, "compute_elbo", compute_elbo)
+  found = experiment.evaluate(state, {**batch, "mask": jnp.array([1.0, 1, 1, 0, 0, 0])})
+  assert (found["negative_elbo"].total, found["reconstruction"].total, found["kl"].count) == (6, 6, 3)
+  experiment.evaluate(state._replace(step=jnp.int32(9)), {name: value[::-1] for name, value in batch.items()})
+  np.testing.assert_array_equal(noise[0], noise[1][:, ::-1])
+  assert noise[0].shape == (1, 6, 3) and 0.5 < noise[0].std() < 1.5 and len(np.unique(noise[0])) == 18
+
+
+def test_what_is_reported_are_the_slow_weights(monkeypatch, tmp_path):
+  experiment, state, _ = make(lookahead=5)
+  given = []
+  monkeypatch.setattr(_vae_report, "write_report", lambda model, *_: given.append(model.params) or {})
+  experiment.report(state._replace(params=jax.tree.map(lambda p: p + 1, state.params)), tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, given[0], state.params)
+
+
+def test_a_report_is_of_test_images_and_draws_the_latents_that_carry_most_first(monkeypatch, tmp_path):
+  asked, orders = [], []
+  kl = np.array([0.1, 3.0, 0.5])
+  codes = np.random.default_rng(0).normal(size=(20, 3))
+  monkeypatch.setattr(
+    _vae_report, "encode_split", lambda encode, data, split, *_: asked.append(split) or (codes, kl, None)
+  )
+  for name in ("_draw_reconstructions", "_draw_samples", "_draw_interpolation"):
+    monkeypatch.setattr(_vae_report, name, lambda *_: None)
+  monkeypatch.setattr(_vae_report, "_draw_traversal", lambda decode, codes, kl, order, *_: orders.append(order))
+  monkeypatch.setattr(_vae_report, "_draw_latent_map", lambda decode, codes, label, order, *_: orders.append(order))
+  monkeypatch.setattr(_vae_report, "estimate_nll", lambda *_: 1.0)
+  monkeypatch.setattr(_vae_report, "judge", lambda *_: {})
+  config = vae.Config(**TINY, likelihood="gaussian", sigma=0.3)
+  data = load_data(config)
+  figures = _vae_report.write_report(
+    TrainedVAE(vae.make_model(config, data), {}), jax.random.key(0), data, config, tmp_path
+  )
+  assert asked == [data.test] and [order.tolist() for order in orders] == [[1, 2, 0]] * 2
+  assert figures["active_latents"] == 3 and figures["sigma"] == 0.3
+
+
+def test_samples_are_decoded_from_the_prior(monkeypatch):
+  config = vae.Config(**TINY, quality_samples=40)
+  judged = []
+  monkeypatch.setattr(_vae_report, "make_reference", lambda data, count: SimpleNamespace(num_samples=count))
+  monkeypatch.setattr(_vae_report, "judge_samples", lambda reference, images: judged.append(images) or {})
+  decode = lambda z: (z.reshape(-1, 3, 1, 1) + 4) / 8
+  _vae_report.judge(decode, jax.random.key(0), 3, load_data(config), config)
+  z = judged[0] / 16 * 8 - 4
+  assert z.shape == (40, 3, 1, 1) and abs(z.mean()) < 0.3 and 0.8 < z.std() < 1.2
+
+
+def test_the_best_checkpoint_has_the_best_bound(monkeypatch):
+  called = {}
+  monkeypatch.setattr(vae, "train", lambda *_, **options: called.update(options) or 0)
+  assert vae.main(vae.Config(**TINY)) == 0
+  assert called["best_metric"] == "negative_elbo" and called.get("best_mode", "min") == "min"
+
+
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
   directory = tmp_path_factory.mktemp("vae")
@@ -225,6 +299,16 @@ def test_the_floor_is_that_of_independent_pixels(reported):
   np.testing.assert_allclose(figures["independent_pixels"], -scored.mean(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.3])
+def test_the_floor_of_grey_pixels_is_a_normal_about_each_pixels_mean(sigma):
+  config = vae.Config(**TINY, likelihood="gaussian", sigma=sigma)
+  data = load_data(config)
+  train, test = (split.image.reshape(len(split), -1) / 16 for split in (data.train, data.test))
+  deviation = sigma or np.sqrt(((train - train.mean(0)) ** 2).mean())
+  expected = -scipy.stats.norm(train.mean(0), deviation).logpdf(test).sum(1).mean()
+  assert _vae_report.compute_pixel_floor(data, config) == pytest.approx(expected, rel=1e-3)
+
+
 def test_codes_that_are_the_causes_of_sprites_are_disentangled(monkeypatch):
   from mlnotes.data.sprites import load_sprite_factors
 
@@ -259,3 +343,5 @@ def test_flags_without_effect_are_named():
   idle = vae.Config(**TINY, likelihood="gaussian", doubly_reparameterized=True).idle_flags()
   assert {"binarize", "doubly_reparameterized", "channels"} <= idle.keys()
   assert "binarize" in vae.Config(**TINY, dataset="sprites").idle_flags()
+  weighed = lambda beta: vae.Config(**TINY, penalty="total_correlation", beta=beta).idle_flags()
+  assert "penalty" in weighed(1.0) and "penalty" not in weighed(4.0)

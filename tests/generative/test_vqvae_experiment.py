@@ -180,8 +180,12 @@ def test_every_flag_reaches_its_part(data):
   assert model.encoder.features == 2 and model.prior.dropout == 0.3
   assert (model.prior.transformer.depth, model.prior.transformer.width, model.prior.transformer.heads) == (2, 8, 2)
   given = dict(beta=0.5, decay=0.9, restart=2.0)
-  _, state, *_ = first_update(make_config(**given), data)
+  config = make_config(**given, prior_dropout=0.5)
+  _, state, _, metrics = first_update(config, data)
   assert {name: round(float(value), 6) for name, value in state.hparams.items()} == given
+  # Other residual steps are dropped in the next update.
+  later = first_update(config, data, step=8)[-1]
+  assert metrics["mse"] == later["mse"] and metrics["prior_bits_per_code"] != later["prior_bits_per_code"]
   # Codes begin among the encoder's vectors, or small.
   batch = jax.tree.map(jnp.asarray, data.train.read(np.arange(8)))
   z = np.asarray(parts(make_config(), data, state.params, state.codebook.codes, batch)[1]).reshape(-1, 3)
@@ -206,9 +210,8 @@ def reported(data, tmp_path, monkeypatch):
   monkeypatch.setattr(_codes, "make_reference", lambda data, count: Reference())
   monkeypatch.setattr(_codes, "judge_samples", judge_samples)
   monkeypatch.setattr(_codes, "draw_real_and_generated", lambda *args: None)
-  config = make_config()
-  _, state, *_ = first_update(config, data)
-  return state, compiled(config)[0].report(state, tmp_path), judged
+  _, state, *_ = first_update(make_config(), data)
+  return state, compiled(make_config(temperature=0.5))[0].report(state, tmp_path), judged
 
 
 def test_a_report_leaves_its_figures_and_pictures(data, reported, tmp_path):
@@ -222,11 +225,37 @@ def test_a_report_leaves_its_figures_and_pictures(data, reported, tmp_path):
   np.testing.assert_allclose(back, np.round(np.clip(output, 0, 1) * 255), atol=1)
   assert samples.dtype == np.uint8 and samples.shape == independent.shape == (12, *SHAPE)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(jax.random.clone(state.key), "quality"), jnp.arange(12))
-  codes = vqvae.sample_codes(model.prior, {"params": state.prior}, keys, jnp.asarray(label))
+  codes = vqvae.sample_codes(model.prior, {"params": state.prior}, keys, jnp.asarray(label), 0.5)
   drawn = model.decode_index(state.params, state.codebook.codes, codes)
   np.testing.assert_allclose(samples, np.round(np.clip(drawn, 0, 1) * 255), atol=1)
   assert figures["bits_per_code_of_k"] == pytest.approx(np.log2(6))
-  assert 0 <= figures["independent_bits_per_code"] <= np.log2(6) and 0 < figures["used_codes"] <= 1
+  index = parts(make_config(), data, state.params, state.codebook.codes, data.train.read(np.arange(40)))[3]
+  assert figures["used_codes"] == pytest.approx(len(np.unique(index)) / 6)
+  share = np.stack([np.bincount(column, minlength=6) for column in index.reshape(40, -1).T]) / 40
+  bits = -np.sum(np.where(share > 0, share * np.log2(np.maximum(share, 1e-9)), 0), 1)
+  assert figures["independent_bits_per_code"] == pytest.approx(bits.mean(), rel=1e-5)
+  assert figures["collapsed"] == 0
+
+
+def test_independent_codes_are_drawn_from_those_of_their_own_place(data, reported, tmp_path):
+  """By an auto-encoder that has one code at each place, and that shows codes as they are."""
+  *_, judged = reported
+  del judged[:]
+  encoded = []
+
+  class Trained:
+    __call__ = lambda self, images: encoded.append(images) or np.tile(np.arange(4), (len(images), 1))
+    decode = lambda self, index: np.repeat(np.repeat(index.reshape(-1, 2, 2, 1), 2, 1), 2, 2) / 255
+    sample = lambda self, keys, label, temperature: np.full((len(label), 4), 5)
+
+  _, state, *_ = first_update(make_config(), data)
+  _codes.write_report(Trained(), state, data, make_config(), (2, 2), tmp_path)
+  (samples, label), (_, of_test), (independent, _) = judged
+  np.testing.assert_array_equal(independent[:, ::2, ::2, 0].reshape(-1, 4), np.tile(np.arange(4), (12, 1)))
+  assert np.all(samples == 5) and set(label) == {0, 1, 2}
+  np.testing.assert_array_equal(of_test, data.test.label)
+  rows = lambda images: {image.tobytes() for image in np.asarray(images)}
+  assert rows(encoded[0]) == rows(data.train.image)
 
 
 def test_codes_that_are_one_are_told(data, tmp_path, capsys, reported):
@@ -245,6 +274,15 @@ def test_what_is_evaluated_are_the_slow_weights(data):
   slow = vqvae.as_evaluated(after._replace(codebook=after.codebook._replace(codes=after.params["codes"])))
   assert same(slow.params, before.params) and same(slow.prior, before.prior)
   assert same(slow.codebook.codes, before.params["codes"])
+  experiment, *_ = compiled(make_config(codebook="gradient", lookahead=5))
+  padded = {**batch, "mask": jnp.ones(8)}
+  found = [
+    jax.jit(lambda state: experiment.evaluate(state, padded, experiment.embed(state, padded)))(state)
+    for state in (before, after._replace(codebook=after.codebook._replace(codes=after.params["codes"])))
+  ]
+  for name in found[0]:
+    np.testing.assert_allclose(*(one[name].total for one in found), rtol=1e-5)
+  np.testing.assert_array_equal(*(experiment.model(state)(batch["image"]) for state in (before, after)))
 
 
 def test_the_best_checkpoint_has_the_least_error_and_few_images_are_refused(data, monkeypatch):

@@ -17,7 +17,7 @@ RECEIVERS, SENDERS = (ends.astype(np.int32) for ends in np.nonzero(DENSE))
 EDGES = graph.make_edges(jnp.asarray(SENDERS), jnp.asarray(RECEIVERS))
 DEGREE = DENSE.sum(1)
 X = jax.random.normal(jax.random.key(1), (N, D))
-TABLE = graph.make_neighbor_table(SENDERS, RECEIVERS, N)
+TABLE = graph.make_neighbor_rows(RECEIVERS, SENDERS, N)
 
 
 def network_of(layer, **given):
@@ -212,7 +212,7 @@ def test_the_diagonal_is_enhanced():
 
 
 def test_edges_to_nodes_that_are_not_there_are_refused():
-  with pytest.raises(InputError, match="an edge has node 9, expected 0 to 8"):
-    graph.make_neighbor_table(np.array([0, 9]), np.array([1, 2]), 9)
-  with pytest.raises(InputError, match="no edge"):
-    graph.make_neighbor_table(np.array([], int), np.array([], int), 9)
+  with pytest.raises(InputError, match="an edge has node 9 at an end, expected nodes 0 to 8"):
+    graph.make_neighbor_rows(np.array([0, 9]), np.array([1, 2]), 9)
+  with pytest.raises(InputError, match="one or more"):
+    graph.make_neighbor_rows(np.array([], int), np.array([], int), 9)
