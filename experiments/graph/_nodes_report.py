@@ -105,8 +105,9 @@ def _project(hidden: Float[np.ndarray, "N F"], kind: str) -> Float[np.ndarray, "
 
 
 def _draw_map(hidden: np.ndarray, data: Graph, code: np.ndarray, kind: str, path: Path) -> None:
-  """The hidden features of all nodes (or of some thousands) in the plane, coloured by their true class."""
+  """The directions of hidden features of all nodes (or of some thousands) in the plane, by their true class."""
   hidden = hidden.reshape(len(hidden), -1)
+  hidden = hidden / np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), 1e-9)
   shown = np.random.default_rng(0).permutation(len(hidden))[:_MOST_MAPPED]
   points = _project(hidden[shown], kind)
   figure, axes = new_figure(width=6.4, height=4.6)
@@ -120,7 +121,7 @@ def _draw_map(hidden: np.ndarray, data: Graph, code: np.ndarray, kind: str, path
   axes[0, 0].set_xticks([])
   axes[0, 0].set_yticks([])
   spelled = {"pca": "two principal components", "tsne": "t-SNE"}[kind]
-  axes[0, 0].set_title(f"{as_text(data.name)}: {spelled} of the hidden layer, by true class", fontsize=9)
+  axes[0, 0].set_title(f"{as_text(data.name)}: {spelled} of the hidden layer's directions, by true class", fontsize=9)
   save_figure(figure, path)
 
 

@@ -277,3 +277,10 @@ def test_the_report_has_floors_and_pictures(tmp_path, monkeypatch):
 def test_rows_are_normalised_once():
   x = _node_views.normalize_rows(np.array([[1.0, 3.0], [0.0, 0.0]]))
   np.testing.assert_allclose(x, [[0.25, 0.75], [0, 0]])
+
+
+def test_a_graph_without_edges_is_one_sentence(monkeypatch):
+  lonely = make_data()._replace(senders=np.zeros(0, np.int32), receivers=np.zeros(0, np.int32))
+  monkeypatch.setattr(nodes, "load_data", lambda config: lonely)
+  with pytest.raises(DataError, match="the graph has no edge, expected one or more"):
+    nodes.make_feeds(configure())
