@@ -34,7 +34,7 @@ def negative_sampling_loss(
 ) -> Float[Array, ""]:
   """Of one pair, in nats; (K + 1) log 2 when nothing is learned.
 
-  -log s(z.c) - sum_k log s(-z.n_k), s the logistic function            Mikolov et al. 2013b, eq. 4
+  -log s(z.c) - sum_k log s(-z.n_k), s the logistic function       Mikolov et al. 2013b, section 2.2
   """
   return jax.nn.softplus(-context @ centre) + jnp.sum(jax.nn.softplus(negatives @ centre))
 

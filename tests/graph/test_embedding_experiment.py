@@ -105,9 +105,14 @@ def test_an_update_learns_from_all_pairs_of_its_walks():
 
 def test_walks_are_others_in_every_update():
   of = run()
-  first, _ = of.step(of.state, of.batch)
-  other, _ = of.step(of.state._replace(step=jnp.int32(1)), of.batch)
-  assert np.any(np.asarray(first.counts) != np.asarray(other.counts))
+  later, _ = of.step(of.state._replace(step=jnp.int32(1)), of.batch)
+  starts = embedding.choose_starts(of.state.key, jnp.int32(1), 6, 34)
+  visits = lambda step: np.bincount(
+    np.ravel(graph.sample_walks(stream_key(of.state.key, "walks", step), of.batch["rows"], starts, 5).nodes),
+    minlength=34,
+  )
+  np.testing.assert_array_equal(later.counts - of.state.counts, visits(1))
+  assert np.any(visits(0) != visits(1))
 
 
 def test_p_and_q_reach_the_walks_of_node2vec_and_deepwalk_has_none():
