@@ -156,7 +156,8 @@ def make_graph_vae(config: Any, data: SmallGraphs) -> Generator:
     def loss_fn(params):
       bound = compute_bound(params, batch, noise)
       kl = jnp.mean(jnp.sum(bound.kl, -1))
-      loss = state.hparams["beta"] * kl - jnp.mean(bound.log_likelihood)
+      grown = jnp.minimum(1.0, (state.step + 1) / max(config.anneal_steps, 1))
+      loss = grown * state.hparams["beta"] * kl - jnp.mean(bound.log_likelihood)
       return loss, {"negative_elbo": -jnp.mean(bound.bound), "kl": kl}
 
     return _descend(optimizer, loss_fn, state)

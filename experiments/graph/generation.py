@@ -58,6 +58,7 @@ class Config(FeedConfig, OptimConfig, LoopConfig):
   max_previous: int = field(0, "a node of graph_rnn can have edges to so many before it; 0: as the data need")
   latents: int = field(16, "latent variables of graph_vae, numbers of noise of mol_gan")
   beta: float = field(1.0, "weight of the KL divergence of graph_vae, 0 or more")
+  anneal_steps: int = field(1000, "updates over which --beta grows from 0; at once, latents stay unused")
   order: Literal["matching", "breadth_first", "degree"] = field(
     "matching", "where graph_vae has the nodes of a graph: where they fit, or in a canonical order"
   )
@@ -88,7 +89,7 @@ class Config(FeedConfig, OptimConfig, LoopConfig):
     super().__post_init__()
     for name in ("width", "depth", "edge_width", "latents", "matching_iterations", "critic_steps"):
       require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-    for name in ("max_previous", "beta", "matching_rounds", "penalty_weight", "batch_features"):
+    for name in ("max_previous", "beta", "anneal_steps", "matching_rounds", "penalty_weight", "batch_features"):
       require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
     require(self.graphs == 0 or self.graphs >= 10, "graphs", self.graphs, "0, or 10 or more")
     require(0 <= self.graph_seed < 2**32, "graph_seed", self.graph_seed, "0 to 2^32 - 1")
@@ -114,7 +115,7 @@ class Config(FeedConfig, OptimConfig, LoopConfig):
     else:
       idle |= dict.fromkeys(("graphs", "graph_seed"), f"--dataset={self.dataset} is not drawn")
     why = f"--method={self.method} has none"
-    rnn, vae = ("depth", "max_previous"), ("beta", "order", "matching_iterations", "matching_rounds")
+    rnn, vae = ("depth", "max_previous"), ("beta", "anneal_steps", "order", "matching_iterations", "matching_rounds")
     gan = ("critic_steps", "penalty_weight", "temperature", "batch_features", "ema_decay")
     if not self.method.startswith("graph_rnn"):
       idle |= dict.fromkeys(rnn, why)
