@@ -47,6 +47,9 @@ from mlnotes.optim.flags import OptimConfig, make_optimizer
 _MOST = 60_000
 
 
+_FROM_IDENTITY = dict(cycle_weight=3.0, identity_weight=0.0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(DataConfig, OptimConfig, LoopConfig):
   """Defaults: three minutes on two CPU cores."""
@@ -64,8 +67,12 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   )
   adversarial_weight: float = field(1.0, "weight of the generator's part of it, 0 or more; 0: no discriminator")
   l1_weight: float = field(100.0, "paired: weight of the absolute error")
-  cycle_weight: float = field(10.0, "unpaired: weight of the absolute error there and back, of each direction")
-  identity_weight: float = field(5.0, "unpaired: weight of the change that a translator makes to what it is to make")
+  cycle_weight: float = field(
+    10.0, "unpaired: weight of the absolute error there and back, of each direction; with --source 3"
+  )
+  identity_weight: float = field(
+    5.0, "unpaired: weight of the change that a translator makes to what it is to make; with --source 0"
+  )
   pool_size: int = field(50, "unpaired: older translations that the discriminators are shown; 0: none")
   dropout: float = field(0.5, "paired: in the generator, in [0, 1)")
   begin: Literal["auto", "identity", "scratch"] = field(
@@ -85,6 +92,11 @@ class Config(DataConfig, OptimConfig, LoopConfig):
   log_every: int = 50
   eval_every: int = 500
   checkpoint_every: int = 1000
+
+  @classmethod
+  def tuned(cls, **given):
+    """What begins as the identity stays there under CycleGAN's own weights."""
+    return cls(**{**(_FROM_IDENTITY if given.get("source") else {}), **given})
 
   def __post_init__(self):
     super().__post_init__()

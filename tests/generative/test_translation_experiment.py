@@ -300,3 +300,10 @@ def test_bad_input_is_one_sentence(flags, said):
 def test_flags_without_effect_are_named():
   assert {"l1_weight", "dropout", "source_margin"} <= translation.Config(**TINY).idle_flags().keys()
   assert {"cycle_weight", "pool_size", "begin"} <= translation.Config(**TINY, task="paired").idle_flags().keys()
+
+
+def test_two_collections_have_weights_that_leave_the_identity():
+  weights = lambda config: (config.cycle_weight, config.identity_weight)
+  tuned = translation.Config.tuned
+  assert weights(tuned(source="mnist")) == (3, 0) and weights(tuned()) == (10, 5)
+  assert weights(tuned(source="mnist", identity_weight=2.0)) == (3, 2)
