@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
   "plain": dict(layer="gcn"),
   "drop_edge": dict(layer="gcn", drop_edge=0.5),
   "residual": dict(layer="gcn", residual="skip"),
-  "gcnii": dict(layer="gcnii", dropout=0.6, l2=1e-3, l2_of="all"),
+  "gcnii": dict(layer="gcnii", dropout=0.6, l2=1e-2, l2_of="inner"),
 }
 _COLORS = {"plain": "tab:gray", "drop_edge": "tab:orange", "residual": "tab:blue", "gcnii": "tab:green"}
 
@@ -50,7 +50,7 @@ class Config(GraphConfig):
   workdir: str = field("", "directory of picture, table and figures; empty: runs/graph.depth-<dataset>", free=True)
   kinds: tuple[str, ...] = field(tuple(KINDS), f"which: {', '.join(KINDS)}")
   depths: tuple[int, ...] = field((2, 4, 8, 16), "layers; of gcnii those between two linear ones")
-  hidden: int = field(16, "features of each layer but the last")
+  hidden: int = field(64, "features of each layer but the last")
   steps: int = field(200, "updates of each network")
   seed: int = field(0, "first seed, >= 0")
   seeds: int = field(2, "networks of each kind and depth")

@@ -146,7 +146,7 @@ def our_sampled(config: Config) -> tuple[int, Epochs]:
   """(number of parameters, updates) of a GraphSAGE of mean aggregates on a large graph with 64 features."""
   rng = np.random.default_rng(0)
   ends = make_undirected(*rng.integers(0, config.nodes, (2, config.edges)).astype(np.int32), config.nodes)
-  table = graphs.make_neighbor_table(*ends, config.nodes)
+  table = graphs.make_neighbor_rows(ends[1], ends[0], config.nodes)
   x = jnp.asarray(rng.normal(size=(config.nodes, 64)), jnp.float32)
   label = jnp.asarray(rng.integers(0, 10, config.nodes))
   network, adam = graphs.NodeNetwork("sage_mean", 10, hidden=64, layers=len(config.fanout)), optax.adam(1e-2)

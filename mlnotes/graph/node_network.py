@@ -91,7 +91,9 @@ class _DeepLayer(nn.Module):
       new = InitialResidual(number, name="layer")(hop.edges, x, first, weights)
     else:
       new = GraphConvolution(h.shape[1], name="layer")(hop.edges, x, weights)
-      new = new + x if self.residual == "skip" else new
+      if self.residual == "skip":
+        h = nn.relu(new) + h
+        return h, h
     return nn.relu(new), new
 
 
@@ -100,10 +102,10 @@ class NodeNetwork(nn.Module):
 
   Dropout, a rate, is of each layer's input, sparse ones too, and of attention's weights, from the stream "dropout".
   ReLU between layers, ELU with attention, whose heads are concatenated but for the last layer's, which are averaged.
-  residual "skip": h + layer(h) where the widths are the same (the hidden layers of three and more). nn4g, appnp, sgc,
-  dcnn and mlp are put together as their papers have them; gcnii has `layers` of them between two linear ones.
-  Every layer's output, before the activation, is sown as "hidden" into intermediates. A gcn or gcnii of more than
-  MOST_UNROLLED layers asks for hops that are all the same.
+  residual "skip": h + relu(layer(h)) between the first and the last layer, Kipf & Welling 2017, appendix B. nn4g,
+  appnp, sgc, dcnn and mlp are put together as their papers have them; gcnii has `layers` of them between two linear
+  ones. Every layer's output, before the activation and after a residual, is sown as "hidden" into intermediates. A gcn
+  or gcnii of more than MOST_UNROLLED layers asks for hops that are all the same.
   """
 
   layer: LayerName
@@ -140,15 +142,14 @@ class NodeNetwork(nn.Module):
       if deep and 0 < i < self.layers - 1:
         continue
       hop = view.hops[i] if view.hops else None
-      h = self._drop(h, dropout)
-      new = self._layer(i, last)(h, hop, view, dropout)
-      if self.residual == "skip" and not isinstance(h, SparseMatrix) and h.shape[1] == new.shape[1]:
-        new = new + h[: new.shape[0]]
-      if not last:
-        self.sow("intermediates", "hidden", new)
-        new = activate(new)
-      h = new
-    return h
+      new = self._layer(i, last)(self._drop(h, dropout), hop, view, dropout)
+      if last:
+        return new
+      if self.residual == "skip" and i > 0 and h.shape[1] == new.shape[1]:
+        h = new = activate(new) + h[: new.shape[0]]
+      else:
+        h = activate(new)
+      self.sow("intermediates", "hidden", new)
 
   def _repeat(self, h: Array, count: int, hop: Hop, first: Array, dropout: Rate | None) -> Float[Array, "N F"]:
     """`count` layers in a loop, with parameters of their own."""

@@ -54,7 +54,7 @@ def test_many_layers_in_a_loop_are_those_layers_one_after_the_other(layer, resid
     h = jax.nn.relu(plain(params["layer_0"]["linear"]["kernel"], X))
     assert stacked.shape == (4, 4, 4)
     for kernel in stacked:
-      h = jax.nn.relu(plain(kernel, h) + (h if residual == "skip" else 0))
+      h = jax.nn.relu(plain(kernel, h)) + (h if residual == "skip" else 0)
     expected = plain(params["layer_5"]["linear"]["kernel"], h)
   else:
     dense = lambda name, h: h @ params[name]["kernel"] + params[name]["bias"][None]

@@ -93,6 +93,10 @@ def test_gradient_has_the_penalty_of_the_first_layer_alone():
   moved = lambda i: np.asarray(a.params[f"layer_{i}"]["linear"]["kernel"] - b.params[f"layer_{i}"]["linear"]["kernel"])
   np.testing.assert_allclose(moved(0), 0.5 * 0.1 * np.asarray(state.params["layer_0"]["linear"]["kernel"]), atol=1e-5)
   np.testing.assert_allclose(moved(1), 0, atol=1e-6)
+  inner = nodes.count_penalty(
+    {"input": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "layer_0": {"kernel": jnp.ones((3, 1))}}, "inner"
+  )
+  assert float(inner) == pytest.approx(0.05 * 2 + 1.5)
   both = nodes.count_penalty(state.params, "all")
   expected = sum(0.5 * float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(state.params))
   assert float(both) == pytest.approx(expected, rel=1e-5)
