@@ -40,7 +40,7 @@ def straight_through_gumbel(
 ) -> Float[Array, "... K"]:
   """One-hot of a drawn type, with the gradient of the softmax of (logits + noise) / temperature.
 
-  `noise` is of the standard Gumbel distribution. Jang et al. 2017, sec. 2.2.
+  `noise` is of the standard Gumbel distribution. Jang et al. 2017.
   """
   soft = jax.nn.softmax((logits + noise) / temperature)
   hard = jax.nn.one_hot(jnp.argmax(soft, -1), logits.shape[-1])
@@ -94,7 +94,7 @@ class MolGenerator(nn.Module):
 class RelationalConvolution(nn.Module):
   """tanh( W_0 [h_i, x_i] + sum_j sum_y A_ijy / |N_i| W_y [h_j, x_j] ): a matrix for each type y of edge.
 
-  De Cao & Kipf 2018, sec. 3.2 (of Schlichtkrull et al. 2018). |N_i| is 1 for a node without neighbours.
+  De Cao & Kipf 2018 (of Schlichtkrull et al. 2018). |N_i| is 1 for a node without neighbours.
   """
 
   features: int
@@ -127,7 +127,7 @@ class MolCritic(nn.Module):
       self.of_one, self.of_all = nn.Dense(self.batch_features), nn.Dense(self.batch_features)
 
   def pool(self, graphs: TypedGraphs) -> Float[Array, "B G"]:
-    """tanh( sum_i sigmoid(gate_i) * tanh(value_i) ): Li et al. 2016, eq. 7."""
+    """tanh( sum_i sigmoid(gate_i) * tanh(value_i) ): Li et al. 2016."""
     h = graphs.nodes
     for convolution in self.convolutions:
       h = jnp.concatenate([convolution(graphs.edges, h), graphs.nodes], -1)
