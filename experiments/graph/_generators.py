@@ -210,7 +210,9 @@ def make_mol_gan(config: Any, data: SmallGraphs) -> Generator:
       of_fake, of_share = jax.random.split(jax.random.fold_in(key, number))
       real = graph.make_typed(adjacency, node_type, *kinds)
       fake = jax.lax.stop_gradient(generate(own, of_fake, len(adjacency), hparams["temperature"]))
-      share = jax.random.uniform(of_share, (len(adjacency),))
+      # One for all where a batch is seen as a whole: else its mean is half real always, and nothing holds the rest.
+      share = jax.random.uniform(of_share, (1,) if config.batch_features else (len(adjacency),))
+      share = jnp.broadcast_to(share, (len(adjacency),))
       loss_fn = lambda params: graph.critic_loss(critic, params, real, fake, share, hparams["penalty_weight"])
       grads, metrics = jax.grad(loss_fn, has_aux=True)(params)
       updates, opt_state = optimizers[1].update(grads, opt_state, params)

@@ -67,7 +67,7 @@ class Config(FeedConfig, OptimConfig, LoopConfig):
   critic_steps: int = field(5, "updates of mol_gan's critic before each of the generator")
   penalty_weight: float = field(10.0, "weight of the penalty on the critic's gradient, 0 or more")
   temperature: float = field(1.0, "of mol_gan's Gumbel softmax, whose gradient it smooths, > 0")
-  batch_features: int = field(16, "features of a whole batch that mol_gan's critic sees; 0: none")
+  batch_features: int = field(0, "features of a whole batch that mol_gan's critic sees; 0: none")
   ema_decay: float = field(0.99, "of the average of mol_gan's generator that is sampled, in [0, 1)")
   samples: int = field(0, "graphs that are judged, 4 or more; 0: as many as training graphs", free="report")
   kernel: Literal["earth_mover", "total_variation"] = field(

@@ -189,14 +189,14 @@ class GraphRNN(nn.Module):
 
 
 def sequence_loss(logits: Float[Array, "N M"], rows: Rows) -> Float[Array, ""]:
-  """Minus the logarithm of the probability of a graph in its order, in nats: You et al. 2018, eq. 4-6."""
+  """Minus the logarithm of the probability of a graph in its order, in nats: You et al. 2018."""
   return jnp.sum(optax.sigmoid_binary_cross_entropy(logits, rows.targets) * rows.mask)
 
 
 def sample_graphs(
   model: GraphRNN, variables: Any, key: Key[Array, ""], count: int, most_nodes: int
 ) -> tuple[Float[Array, "B N N"], Int[Array, " B"]]:
-  """(adjacency, number of nodes) of `count` graphs of 1 to `most_nodes` nodes: the paper's algorithm 1.
+  """(adjacency, number of nodes) of `count` graphs of 1 to `most_nodes` nodes, as the paper samples them.
 
   A graph ends before the first node that has no edge to an earlier one.
   """

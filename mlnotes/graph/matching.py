@@ -18,7 +18,7 @@ def max_pooling_matching(
   """How well node i of a graph fits node a of one known by probabilities of `edges` and `nodes`; 0 for padding.
 
     x_ia <- ( x_ia S_ia,ia + sum_j max_b x_jb S_ia,jb ) / |x|_2                        Cho et al. 2014
-    S_ia,jb = A_ij A~_ab A~_aa A~_bb  (i != j, a != b)                   Simonovsky & Komodakis 2018, sec. 3.4
+    S_ia,jb = A_ij A~_ab A~_aa A~_bb  (i != j, a != b)                   Simonovsky & Komodakis 2018
     S_ia,ia = A~_aa / (1 + |d_i - d~_a|),   d~_a the expected degree of a
 
   S is a product of what is between i, j and between a, b, so that it is never written out: N K^2 + N^2 K numbers at a

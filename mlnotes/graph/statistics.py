@@ -44,7 +44,7 @@ def count_orbits(adjacency: Num[Array, "N N"]) -> Float[Array, "N 15"]:
   degree 1, 2, 3 of a triangle with a tail; 12, 13 those of degree 2 and 3 of a cycle with a chord; 14 all joined.
 
   Subgraphs that need not be induced are counted by products of matrices, then those that a denser one contains are
-  taken off (the linear equations of Hocevar & Demsar 2014, here of the other direction). Costs N^4 for the last alone.
+  taken off, as Hocevar & Demsar 2014 solve linear equations between counts. Costs N^4 for the last alone.
   Exact where no number on the way passes 2^24.
   """
   a = _as_edges(adjacency)
@@ -169,7 +169,7 @@ def maximum_mean_discrepancy(
 def compare_graphs(found: GraphStatistics, real: GraphStatistics, kernel: str = "earth_mover") -> dict[str, float]:
   """Squared MMDs {"degree", "clustering", "orbit"} of two sets of graphs.
 
-  kernel: "earth_mover": as GraphRNN's (You et al. 2018, sec. 4.3 and the authors' code): a Gaussian of the earth
+  kernel: "earth_mover": as GraphRNN's (You et al. 2018, by the authors' code): a Gaussian of the earth
           mover's distance of the histograms; "total_variation": of their total variation, with the same deviations, as
           later work has it because it is faster. Figures of the two do not compare. Orbits have a Gaussian of the
           Euclidean distance of their mean counts in both.

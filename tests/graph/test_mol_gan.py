@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlnotes.generative import gradient_penalty
 from mlnotes.graph.mol_gan import (
   MolCritic,
   MolGenerator,
@@ -140,27 +141,45 @@ def _losses(critic, params, real, fake, share, weight):
 
 
 def test_the_penalty_is_of_the_gradient_between_real_and_generated_graphs():
-  """By differences along each number of one graph, with what its batch has in common held."""
+  """Of the sum of the scores, by differences along each number of each graph, whose batch moves too."""
   critic, params = make_critic()
   real, fake, share = typed(1, 2), typed(2, 2), np.array([0.3, 0.8], np.float32)
   loss, metrics = _losses(critic, params, real, fake, share, 10.0)
   spread = lambda x: share.reshape(-1, *(1,) * (x.ndim - 1))
   between = jax.tree.map(lambda x, y: np.asarray(spread(x) * x + (1 - spread(x)) * y), real, fake)
-  apply = jax.jit(lambda graphs, summary: critic.apply({"params": params}, graphs, summary, method="score"))
-  summary = jax.jit(lambda graphs: critic.apply({"params": params}, graphs, method="summarize"))(between)
+  apply = jax.jit(lambda graphs: jnp.sum(critic.apply({"params": params}, graphs)))
   squares = np.zeros(2)
   for part in range(2):
-    for place in np.ndindex(between[part].shape[1:]):
+    for place in np.ndindex(between[part].shape):
       moved = [[x.copy() for x in between] for _ in range(2)]
       for sign in range(2):
-        moved[sign][part][(slice(None), *place)] += (2 * sign - 1) * 0.05
-      low, high = (np.asarray(apply(TypedGraphs(*x), summary)) for x in moved)
-      squares += ((high - low) / 0.1) ** 2
+        moved[sign][part][place] += (2 * sign - 1) * 0.05
+      low, high = (float(apply(TypedGraphs(*x))) for x in moved)
+      squares[place[0]] += ((high - low) / 0.1) ** 2
   np.testing.assert_allclose(metrics["penalty"], np.mean((np.sqrt(squares) - 1) ** 2), rtol=2e-2)
   np.testing.assert_allclose(loss, metrics["critic_loss"] + 10 * metrics["penalty"], rtol=1e-5)
   np.testing.assert_allclose(
     metrics["critic_loss"], metrics["fake_score"] - metrics["real_score"], rtol=1e-4, atol=1e-6
   )
+
+
+def test_without_a_summary_the_penalty_is_that_of_each_graph_alone():
+  critic, params = make_critic(0)
+  real, fake, share = typed(1, 2), typed(2, 2), np.array([0.3, 0.8], np.float32)
+  _, metrics = _losses(critic, params, real, fake, share, 10.0)
+
+  @jax.jit
+  def penalty(real, fake, share):
+    flat = lambda graphs: jnp.concatenate([graphs.edges.reshape(2, -1), graphs.nodes.reshape(2, -1)], 1)
+    cut = SIZE * SIZE * EDGES
+
+    def score(one):
+      graphs = TypedGraphs(one[:cut].reshape(1, SIZE, SIZE, EDGES), one[cut:].reshape(1, SIZE, NODES))
+      return critic.apply({"params": params}, graphs)[0]
+
+    return jnp.mean(gradient_penalty(score, flat(real), flat(fake), share))
+
+  np.testing.assert_allclose(metrics["penalty"], penalty(real, fake, share), rtol=1e-4)
 
 
 def test_each_player_pulls_its_own_way():
