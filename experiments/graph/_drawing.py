@@ -1,12 +1,16 @@
 """Graphs in the plane: where nodes go, their colours, the picture."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mlnotes.engine.plot import as_text
+
 # Nodes above which a drawing is a ball of hair.
 MOST_DRAWN = 400
+_MOST_NAMED = 20
 
 
 def lay_out(adjacency: Bool[np.ndarray, "N N"], iterations: int = 60) -> Float[np.ndarray, "N 2"]:
@@ -65,8 +69,9 @@ def draw_graph(
   """Edges as lines, nodes in their colours over white by `strength`; those of `known` have a ring."""
   from matplotlib.collections import LineCollection
 
-  once = senders < receivers
-  lines = np.stack([points[senders[once]], points[receivers[once]]], axis=1)
+  # Once where both directions are there, in a graph with directions whichever is.
+  ends = np.unique(np.sort(np.stack([senders, receivers], axis=1), axis=1), axis=0)
+  lines = points[ends]
   axis.add_collection(LineCollection(lines, colors="lightgray", linewidths=0.7, zorder=1))
   strength = np.ones(len(points)) if strength is None else strength
   shown = 1 - strength[:, None] * (1 - colors)
@@ -76,3 +81,14 @@ def draw_graph(
   axis.set_xticks([])
   axis.set_yticks([])
   axis.margins(0.05)
+
+
+def name_colors(figure: Any, colors: Float[np.ndarray, "K 3"], names: Sequence[str]) -> None:
+  """The classes' names beside their colours, under all pictures of a figure; none where they are too many."""
+  from matplotlib.lines import Line2D
+
+  if len(names) > _MOST_NAMED:
+    return
+  marks = dict(marker="o", linestyle="none", markersize=6)
+  handles = [Line2D([], [], color=color, label=as_text(name[:24]), **marks) for color, name in zip(colors, names)]
+  figure.legend(handles=handles, loc="outside lower center", ncols=min(len(names), 7), frameon=False, fontsize=8)

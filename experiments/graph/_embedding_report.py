@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from experiments.graph._drawing import MOST_DRAWN, color_nodes, draw_graph, lay_out_edges
+from experiments.graph._drawing import MOST_DRAWN, color_nodes, draw_graph, lay_out_edges, name_colors
 from mlnotes import graph
 from mlnotes.engine.plot import as_text, new_figure, save_figure
 from mlnotes.graph import floors
@@ -171,10 +171,11 @@ def draw_clusters(world: Any, clusters: Int[np.ndarray, " N"], path: Path) -> No
   place = lay_out_edges(data.senders, data.receivers, data.num_nodes)
   colors = color_nodes(max(data.num_classes, int(clusters.max()) + 1))
   figure, axes = new_figure(1, 2, width=10.0, height=4.8)
-  names = (f"classes ({', '.join(map(as_text, data.class_names[:4]))}); ringed: labelled", "clusters of the vectors")
+  names = ("classes; ringed: labelled", "clusters of the vectors, each in the colour of its commonest class")
   for axis, kinds, title in zip(axes[0], (data.label, match_colours(clusters, data.label)), names):
     draw_graph(axis, place, data.senders, data.receivers, colors[kinds], known=data.train)
-    axis.set_title(title)
+    axis.set_title(title, fontsize=9)
+  name_colors(figure, colors, data.class_names)
   save_figure(figure, path)
 
 

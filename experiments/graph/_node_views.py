@@ -12,6 +12,7 @@ from mlnotes.data.feed import make_whole_eval, make_whole_feed
 from mlnotes.data.feeds import Feeds
 from mlnotes.data.graph import Graph
 from mlnotes.data.image import DataError
+from mlnotes.engine.errors import require
 from mlnotes.graph.node_network import with_loops
 
 TRAIN, VALID, TEST, NONE = range(4)
@@ -39,7 +40,10 @@ class Split(NamedTuple):
 
 
 def check_classes(data: Graph, config: Any) -> None:
-  """Raises DataError where a class has fewer nodes than a random split asks for."""
+  """Raises DataError where there are not two classes, or a class has fewer nodes than a random split asks for."""
+  found = len(np.unique(data.label[data.train])) if config.split == "public" else data.num_classes
+  if found < 2:
+    raise DataError(f"--dataset={config.dataset}: the nodes to learn from are of {found} class, expected 2 or more.")
   if config.split == "public":
     return
   counts = np.bincount(data.label, minlength=data.num_classes)
@@ -132,6 +136,7 @@ def make_arrays(config: Any, data: Graph) -> dict[str, Any]:
   if config.sampling == "neighbors":
     arrays["table"] = graphs.make_neighbor_rows(*reversed(ends), size)
   if config.sampling == "clusters":
+    require(config.clusters <= size, "clusters", config.clusters, f"at most {size}, the nodes of {data.name}")
     part = graphs.partition_graph(*ends, size, config.clusters, kind=config.partition)
     arrays["parts"] = graphs.make_parts(*ends, part)
   return arrays

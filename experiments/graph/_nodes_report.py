@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.graph._drawing import MOST_DRAWN, color_nodes, draw_graph, lay_out_edges
+from experiments.graph._drawing import MOST_DRAWN, color_nodes, draw_graph, lay_out_edges, name_colors
 from experiments.graph._node_views import TEST, TRAIN, VALID, make_arrays, normalize_rows, view_whole
 from mlnotes import graph as graphs
 from mlnotes.data.graph import Graph
@@ -20,6 +20,7 @@ _ALPHAS = (0.5, 0.8, 0.9, 0.95, 0.99)
 _STEPS, _INVERSE = (1, 2, 3, 4), (1.0, 100.0, 1000.0)
 # Nodes above which label spreading's dense tables and t-SNE take too long.
 _MOST_SPREAD, _MOST_MAPPED = 50_000, 3000
+_MOST_NEIGHBORS = 12  # in a picture
 
 
 def write_report(
@@ -36,8 +37,8 @@ def write_report(
   found = np.asarray(logits.argmax(-1))
   accuracy = float((found == data.label)[code == TEST].mean())
   floor = max(figures.values())
-  if accuracy <= figures["test_accuracy_majority"]:
-    warn(f"learned nothing: {accuracy:.3f} of the test nodes are right, the commonest class has as many.")
+  if accuracy <= (majority := figures["test_accuracy_majority"]):
+    warn(f"learned nothing: {accuracy:.3f} of the test nodes are right, {majority:.3f} by the commonest class.")
   elif accuracy < floor:
     name = max(figures, key=figures.get).removeprefix("test_accuracy_")
     warn(f"below a floor: {accuracy:.3f} of the test nodes are right, {floor:.3f} by {name}, which trains no network.")
@@ -160,6 +161,7 @@ def _draw_nodes(probabilities: Any, data: Graph, code: np.ndarray, path: Path) -
     wrong = (number != data.label) & (code != TRAIN)
     axis.scatter(*points[wrong].T, s=130, marker="x", color="black", linewidths=1.2)
     axis.set_title(f"{title} (ringed: labelled{'; crossed: wrong' if wrong.any() else ''})", fontsize=9)
+  name_colors(figure, colors, data.class_names)
   save_figure(figure, path)
 
 
@@ -168,21 +170,24 @@ def _draw_attention(weights: np.ndarray, edges: Any, data: Graph, path: Path) ->
   senders, receivers = np.asarray(edges.senders), np.asarray(edges.receivers)
   real = np.asarray(edges.mask) > 0
   degree = np.bincount(receivers[real], minlength=data.num_nodes)
-  node = int(np.argsort(-degree)[min(len(degree) - 1, max(0, int((degree > 12).sum())))])
+  node = int(np.argsort(-degree)[min(len(degree) - 1, int((degree > _MOST_NEIGHBORS).sum()))])
   own = np.flatnonzero(real & (receivers == node))
-  own = own[np.argsort(-weights[own].mean(1))][:13]
+  own = own[np.argsort(-weights[own].mean(1))]
+  others, itself = own[senders[own] != node][:_MOST_NEIGHBORS], own[senders[own] == node]
+  own = np.concatenate([itself, others])
   figure, axes = new_figure(1, 2, width=9.0, height=4.2)
   colors = color_nodes(data.num_classes)
-  angle = 2 * np.pi * np.arange(len(own)) / max(1, len(own) - 1)
-  others = [edge for edge in own if senders[edge] != node]
+  angle = 2 * np.pi * np.arange(len(others)) / max(1, len(others))
   for place, edge in enumerate(others):
     end = np.cos(angle[place]), np.sin(angle[place])
     axes[0, 0].plot([0, end[0]], [0, end[1]], color="gray", linewidth=0.5 + 14 * weights[edge].mean(), zorder=1)
     axes[0, 0].scatter(*end, s=160, color=colors[data.label[senders[edge]]], zorder=2, edgecolors="black")
-    axes[0, 0].text(1.22 * end[0], 1.22 * end[1], f"{weights[edge].mean():.2f}", ha="center", va="center", fontsize=7)
+    said = f"{senders[edge]}: {weights[edge].mean():.2f}"
+    axes[0, 0].text(1.25 * end[0], 1.22 * end[1], said, ha="center", va="center", fontsize=7)
   axes[0, 0].scatter(0, 0, s=320, color=colors[data.label[node]], zorder=3, edgecolors="black")
-  itself = [weights[edge].mean() for edge in own if senders[edge] == node]
-  axes[0, 0].set_title(f"node {node} ({itself[0] if itself else 0:.2f} to itself), colours: true classes", fontsize=9)
+  to_itself = f" ({weights[itself].mean():.2f} to itself)" if len(itself) else ""
+  shown = f"the {len(others)} that count most" if len(own) < degree[node] else "all neighbours"
+  axes[0, 0].set_title(f"node {node}{to_itself}, {shown}; colours: true classes", fontsize=9)
   axes[0, 0].axis("off")
   axes[0, 0].set_xlim(-1.5, 1.5)
   axes[0, 0].set_ylim(-1.4, 1.4)
@@ -192,5 +197,6 @@ def _draw_attention(weights: np.ndarray, edges: Any, data: Graph, path: Path) ->
   axes[0, 1].set_xticks(range(len(own)), names, rotation=90, fontsize=7)
   axes[0, 1].set_xlabel("neighbour", fontsize=8)
   axes[0, 1].set_ylabel("head of the first layer", fontsize=8)
+  axes[0, 1].yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
   axes[0, 1].set_title(f"weights; uniform would be {1 / max(1, degree[node]):.2f}", fontsize=9)
   save_figure(figure, path)

@@ -169,8 +169,10 @@ def make_feeds(config: Config) -> Feeds:
   data = load_graphs(config)
   for sentence in data.notes:
     note(f"--dataset={config.dataset}: {sentence}")
-  if config.method == "mol_gan" and config.batch_size <= len(data.train):
-    most = len(data.train) // config.batch_size
+  if config.method == "mol_gan":
+    size = len(data.train)
+    require(config.batch_size <= size, "batch_size", config.batch_size, f"1 to {size} examples, the training split")
+    most = size // config.batch_size
     said = f"at most {most}: each has --batch_size={config.batch_size} of {len(data.train)} graphs to itself"
     require(config.critic_steps <= most, "critic_steps", config.critic_steps, said)
   return make_split_feeds(data.train, data.test, dataclasses.replace(config, batch_size=config.units_per_update))

@@ -23,7 +23,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from mlnotes import graph
-from mlnotes.data import GraphSet, make_whole_eval, make_whole_feed
+from mlnotes.data import DataError, GraphSet, make_whole_eval, make_whole_feed
 from mlnotes.data.feeds import Feeds
 from mlnotes.data.flags import GraphSetConfig, load_data
 from mlnotes.engine.errors import require
@@ -142,9 +142,17 @@ def assign_folds(label: Int[np.ndarray, " G"], folds: int) -> Int[np.ndarray, " 
 
 
 def load_graphs(config: Config) -> GraphSet:
-  """Raises InputError where a class has fewer graphs than there are folds."""
+  """Raises InputError where a class has fewer graphs than there are folds, DataError where no folds would fit."""
   data = load_data(config)
-  least = int(np.bincount(data.label, minlength=data.num_classes).min())
+  flag, counts = f"--dataset={config.dataset}", np.bincount(data.label, minlength=data.num_classes)
+  if data.num_classes < 2:
+    raise DataError(f"{flag}: all graphs are of one class, {data.class_names[0]}, expected 2 or more classes.")
+  least = int(counts.min())
+  if least < 3:
+    name = data.class_names[counts.argmin()]
+    raise DataError(
+      f"{flag}: class {name} has {least} graphs, expected 3 or more: to learn from, to choose on, to judge."
+    )
   require(config.folds <= least, "folds", config.folds, f"at most {least}, the graphs of the smallest class")
   learns = int((1 - 2 / config.folds) * data.num_graphs)
   require(config.batch_size <= learns, "batch_size", config.batch_size, f"at most {learns}, the graphs to learn from")

@@ -263,7 +263,8 @@ def _read_graphs(dataset: str, most_nodes: int) -> tuple[list[Drawn], tuple[tupl
     if 2 <= kept.sum() <= most_nodes:
       found.append((adjacency[np.ix_(kept, kept)], (label[first : first + size][kept] + 1).astype(np.uint8)))
   if len(found) < 10:
-    raise DataError(f"{flag}: found {len(found)} graphs of 2 to {most_nodes} nodes, expected 10 or more.")
+    connected = f"graphs whose largest connected part has 2 to {most_nodes} nodes"
+    raise DataError(f"{flag}: found {len(found)} {connected}, expected 10 or more.")
   left = len(sizes) - len(found)
   notes = (f"{left} of {len(sizes)} graphs are left out, expected 2 to {most_nodes} nodes",) if left else ()
   return found, (tuple(str(value) for value in values), ("edge",)), notes

@@ -74,6 +74,8 @@ def make_graph(flag: str, name: str, arrays: Mapping[str, np.ndarray], class_nam
   """A graph of `arrays` after the checks that everything behind relies on. Raises DataError that begins with `flag`."""
   features = np.asarray(arrays["features"])
   checked = check_arrays(flag, arrays, expect_graph(len(features) if features.ndim else 0, len(class_names)))
+  if not checked["features"].shape[1]:
+    raise DataError(f"{flag}: the features have no column, expected one or more.")
   for first, second in (("train", "valid"), ("train", "test"), ("valid", "test")):
     if (both := checked[first] & checked[second]).any():
       raise DataError(f"{flag}: node {both.argmax()} is in {first} and in {second}, expected it in one of them.")

@@ -84,6 +84,8 @@ def make_graph_set(
   values = check_arrays(flag, {"features": features}, {"features": Expected("ND", "fiub", np.float32)})["features"]
   if len(values) != total:
     raise DataError(f"{flag}: the features have {len(values)} rows, expected {total}, the nodes of all graphs.")
+  if not values.shape[1]:
+    raise DataError(f"{flag}: the features have no column, expected one or more.")
   if len(label) != len(sizes):
     raise DataError(f"{flag}: found {len(label)} labels, expected {len(sizes)}, one for each graph of num_nodes.")
   if class_names is None:
@@ -229,6 +231,8 @@ def _features(flag: str, found: Mapping[str, np.ndarray], total: int) -> np.ndar
   parts = []
   if "node_label" in found:
     (label,), names = name_classes(f"{flag}: node_label", found["node_label"], of="node")
+    if len(label) != total:
+      raise DataError(f"{flag}: node_label has {len(label)} entries, expected {total}, the nodes of all graphs.")
     parts.append(np.eye(len(names), dtype=np.float32)[label])
   if "features" in found:
     parts.append(np.asarray(found["features"]))

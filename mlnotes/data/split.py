@@ -151,7 +151,8 @@ def _check_values(where: str, value: np.ndarray, ask: Expected) -> None:
   if np.dtype(ask.dtype).kind == "i":
     low, high = np.iinfo(ask.dtype).min, np.iinfo(ask.dtype).max
     low, high = low if ask.low is None else ask.low, high if ask.high is None else ask.high
-    _refuse_any(where, value, (value < low) | (value > high), f"{low} to {high}")
+    endless = ask.high is None and np.dtype(ask.dtype).itemsize == 8
+    _refuse_any(where, value, (value < low) | (value > high), f"{low} or more" if endless else f"{low} to {high}")
 
 
 def _refuse_any(where: str, value: np.ndarray, bad: np.ndarray, expected: str) -> None:

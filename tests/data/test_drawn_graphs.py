@@ -105,7 +105,7 @@ def test_a_file_gives_the_graphs_that_are_in_it(tmp_path, arrays):
     (dict(receivers=np.full(40, 41)), r"receivers\[0\] is 41, expected 0 to 40"),
     (dict(receivers=np.full(40, 40)), "edge 0 joins nodes 0 and 40 of two graphs, expected both in one"),
     (dict(node_label=np.zeros(3, int)), "node_label has 3 numbers, expected 41"),
-    (dict(num_nodes=np.array([41])), "found 0 graphs of 2 to 3 nodes|edge"),
+    (dict(num_nodes=np.array([41])), "found 0 graphs whose largest connected part has 2 to 3 nodes|edge"),
   ],
 )
 def test_a_file_that_holds_no_graphs_is_told(tmp_path, arrays, change, said):

@@ -127,6 +127,7 @@ RING = np.roll(np.eye(12), 1, axis=1)
     ({"senders": LABELS, "receivers": LABELS[:5]}, r"receivers has shape \(5,\), expected E = 12 as in senders"),
     ({"features": np.zeros((11, 2))}, r"the features have shape \(11, 2\), expected 12 rows"),
     ({"features": np.full((12, 1), np.nan)}, r"features\[0, 0\] is nan, expected finite"),
+    ({"features": np.zeros((12, 0))}, "the features have no column, expected one or more"),
     ({"train_mask": LABELS == 0}, "found masks of train, expected test_mask or test_index too"),
     ({"train_mask": LABELS == 0, "test_mask": LABELS < 2}, "node 0 is in train and in test"),
     ({"train_index": np.array([12]), "test_index": np.array([1])}, r"train_index\[0\] is 12, expected 0 to 11"),

@@ -41,8 +41,10 @@ def test_features_stand_beside_labels_or_alone(tmp_path):
     (dict(senders=[0, 1, 2, 1], receivers=[1, 2, 0, 4]), "edge 3 goes from node 1 of graph 0 to node 4 of graph 1"),
     (dict(num_nodes=[5, 0]), r"num_nodes.*0.*expected"),
     (dict(graph_label=[1]), "found 1 labels, expected 2"),
-    (dict(node_label=[0, 1]), r"features have 2 rows, expected 5"),
+    (dict(node_label=[0, 1]), "node_label has 2 entries, expected 5"),
     (dict(senders=None), "expected senders"),
+    (dict(num_nodes=[0, 5]), r"num_nodes\[0\] is 0, expected 1 or more"),
+    (dict(node_label=None, features=np.zeros((5, 0))), "the features have no column, expected one or more"),
     (dict(features=np.zeros((4, 2))), "node_label has 5 entries and features 4 rows"),
   ],
 )

@@ -282,6 +282,9 @@ def test_too_many_updates_of_the_critic_and_a_set_that_is_not_there_are_told():
   config = generation.Config(**TINY | dict(method="mol_gan", critic_steps=3))
   with pytest.raises(InputError, match="--critic_steps=3 is out of range: expected at most 2: each has --batch_size=8"):
     generation.make_feeds(config)
+  config = generation.Config(**TINY | dict(method="mol_gan", critic_steps=3, batch_size=1000))
+  with pytest.raises(InputError, match="--batch_size=1000 is out of range: expected 1 to"):
+    generation.make_feeds(config)
   with pytest.raises(DataError, match="--dataset=comunity: no such set of graphs"):
     generation.make(generation.Config(dataset="comunity"))
 

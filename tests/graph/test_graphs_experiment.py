@@ -10,7 +10,7 @@ import pytest
 
 from experiments.graph import _graphs_report, graphs
 from mlnotes import graph
-from mlnotes.data import make_graph_set
+from mlnotes.data import DataError, make_graph_set
 from mlnotes.engine.errors import InputError
 from mlnotes.engine.experiment import root_key
 
@@ -217,3 +217,16 @@ def test_floors_are_fitted_without_the_folds_that_choose_and_judge():
 def test_what_is_wrong_is_said_before_anything_is_trained(flags, words):
   with pytest.raises(InputError, match=words):
     graphs.load_graphs(configure(**flags))
+
+
+@pytest.mark.parametrize(
+  "data, words",
+  [
+    (small_set(classes=1), "all graphs are of one class, 0, expected 2 or more"),
+    (small_set(per_class=2), "class 0 has 2 graphs, expected 3 or more"),
+  ],
+)
+def test_graphs_that_no_folds_fit_are_refused(monkeypatch, data, words):
+  monkeypatch.setattr(graphs, "load_data", lambda config: data)
+  with pytest.raises(DataError, match=words):
+    graphs.load_graphs(configure())

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.graph import _node_views, nodes
+from experiments.graph._drawing import draw_graph
 from mlnotes import graph
 from mlnotes.data.graph import make_graph
 from mlnotes.data.image import DataError
@@ -251,6 +253,14 @@ def test_flags_that_do_not_fit_are_refused(flags, said):
     configure(**flags)
 
 
+def test_one_class_and_more_clusters_than_nodes_are_refused(monkeypatch):
+  with pytest.raises(InputError, match="--clusters=31 is out of range: expected at most 30, the nodes of small"):
+    nodes.make_feeds(configure(sampling="clusters", clusters=31))
+  monkeypatch.setattr(nodes, "load_data", lambda config: make_data(train=MASKS["train"] & (LABEL == 1)))
+  with pytest.raises(DataError, match="the nodes to learn from are of 1 class, expected 2 or more"):
+    nodes.make_feeds(configure())
+
+
 def test_published_defaults_follow_the_layer():
   gat = nodes.Config.tuned(layer="gat")
   assert (gat.hidden, gat.heads, gat.dropout, gat.learning_rate, gat.l2_of) == (8, 8, 0.6, 5e-3, "all")
@@ -276,6 +286,13 @@ def test_the_report_has_floors_and_pictures(tmp_path, monkeypatch):
   assert {p.name for p in tmp_path.iterdir()} == {"map.png", "confusion.png", "graph.png", "attention.png"}
   majority = np.bincount(LABEL[MASKS["train"]]).argmax()
   assert figures["test_accuracy_majority"] == pytest.approx((LABEL[MASKS["test"]] == majority).mean())
+
+
+def test_a_drawing_has_every_edge_once_whichever_directions_are_there():
+  axis = Figure().subplots()
+  senders, receivers = np.array([0, 1, 2]), np.array([1, 0, 0])
+  draw_graph(axis, np.eye(3)[:, :2], senders, receivers, np.zeros((3, 3)))
+  assert len(axis.collections[0].get_segments()) == 2
 
 
 def test_rows_are_normalised_once():
