@@ -49,8 +49,22 @@ def write_report(
     _draw_nodes(jax.nn.softmax(logits), data, code, directory / "graph.png")
   weights = sown["intermediates"].get("layer_0", {}).get("attention")
   if weights is not None:
-    _draw_attention(np.asarray(weights[0]), view.hops[0].edges, data, directory / "attention.png")
+    weights, edges = np.asarray(weights[0]), jax.tree.map(np.asarray, view.hops[0].edges)
+    figures["attention_entropy_share"] = measure_entropy(weights, edges, data.num_nodes)
+    _draw_attention(weights, edges, data, directory / "attention.png")
   return figures
+
+
+def measure_entropy(weights: Float[np.ndarray, "E H"], edges: graphs.Edges, num_nodes: int) -> float:
+  """Entropy of the weights over a neighbourhood, as a share of what equal ones have: mean of heads and nodes.
+
+  1: all neighbours count alike, as in a mean. Nodes that have themselves alone are left out.
+  """
+  entropy = np.zeros((num_nodes, weights.shape[1]))
+  np.add.at(entropy, edges.receivers, -weights * np.log(np.maximum(weights, 1e-30)))
+  degree = np.bincount(edges.receivers, weights=edges.mask, minlength=num_nodes)
+  many = degree > 1
+  return float((entropy[many] / np.log(degree[many])[:, None]).mean()) if many.any() else 1.0
 
 
 # Of the split that was last asked for: the seeds of a public split have all the same.
@@ -166,11 +180,15 @@ def _draw_nodes(probabilities: Any, data: Graph, code: np.ndarray, path: Path) -
 
 
 def _draw_attention(weights: np.ndarray, edges: Any, data: Graph, path: Path) -> None:
-  """The first layer's attention of one node over itself and its neighbours: mean of the heads, and each head."""
-  senders, receivers = np.asarray(edges.senders), np.asarray(edges.receivers)
-  real = np.asarray(edges.mask) > 0
+  """The first layer's attention of a node over itself and its neighbours: mean of the heads, and each head.
+
+  Of the nodes with some neighbours, and not many, the one whose weights are least alike.
+  """
+  senders, receivers, real = edges.senders, edges.receivers, edges.mask > 0
   degree = np.bincount(receivers[real], minlength=data.num_nodes)
-  node = int(np.argsort(-degree)[min(len(degree) - 1, int((degree > _MOST_NEIGHBORS).sum()))])
+  greatest = np.zeros(data.num_nodes)
+  np.maximum.at(greatest, receivers[real], weights[real].mean(1))
+  node = int(np.argmax(greatest * degree * ((degree > 3) & (degree <= _MOST_NEIGHBORS + 1))))
   own = np.flatnonzero(real & (receivers == node))
   own = own[np.argsort(-weights[own].mean(1))]
   others, itself = own[senders[own] != node][:_MOST_NEIGHBORS], own[senders[own] == node]

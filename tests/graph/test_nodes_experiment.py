@@ -281,8 +281,10 @@ def test_the_report_has_floors_and_pictures(tmp_path, monkeypatch):
   experiment = nodes.make(config)
   figures = experiment.report(run_steps(step, state, batch), tmp_path)
   assert set(figures) == {
-    f"test_accuracy_{name}" for name in ("majority", "label_spreading", "logistic_regression", "sgc_logistic")
+    "attention_entropy_share",
+    *(f"test_accuracy_{name}" for name in ("majority", "label_spreading", "logistic_regression", "sgc_logistic")),
   }
+  assert 0.3 < figures["attention_entropy_share"] <= 1 + 1e-6
   assert {p.name for p in tmp_path.iterdir()} == {"map.png", "confusion.png", "graph.png", "attention.png"}
   majority = np.bincount(LABEL[MASKS["train"]]).argmax()
   assert figures["test_accuracy_majority"] == pytest.approx((LABEL[MASKS["test"]] == majority).mean())
@@ -305,3 +307,13 @@ def test_a_graph_without_edges_is_one_sentence(monkeypatch):
   monkeypatch.setattr(nodes, "load_data", lambda config: lonely)
   with pytest.raises(DataError, match="the graph has no edge, expected one or more"):
     nodes.make_feeds(configure())
+
+
+def test_entropy_of_equal_weights_is_all_there_is():
+  from experiments.graph._nodes_report import measure_entropy
+
+  edges = graph.Edges(np.array([0, 1, 2, 2, 0]), np.array([0, 0, 0, 2, 2]), np.array([1.0, 1, 1, 1, 0]))
+  equal = np.array([[1 / 3], [1 / 3], [1 / 3], [1.0], [0.0]])
+  assert measure_entropy(equal, edges, 4) == pytest.approx(1)
+  one = np.array([[1.0], [0], [0], [1.0], [0.0]])
+  assert measure_entropy(one, edges, 4) == pytest.approx(0)
