@@ -36,6 +36,11 @@ MIN_SAMPLES = 4
 _HPARAMS = ("beta", "penalty_weight", "temperature", "ema_decay")
 
 
+_TWO_PLAYERS = dict(
+  momentum=0.5, beta2=0.9, learning_rate=1e-3, schedule="constant", clip_norm=0.0, steps=2000
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(FeedConfig, OptimConfig, LoopConfig):
   """Defaults: GraphRNN on a hundred graphs of two communities, a few minutes on two CPU cores."""
@@ -84,6 +89,11 @@ class Config(FeedConfig, OptimConfig, LoopConfig):
   log_every: int = 50
   eval_every: int = 500
   checkpoint_every: int = 1000
+
+  @classmethod
+  def tuned(cls, **given):
+    """Two players are trained as those of WGAN-GP: without the first moment's memory, at one rate."""
+    return cls(**{**(_TWO_PLAYERS if given.get("method") == "mol_gan" else {}), **given})
 
   def __post_init__(self):
     super().__post_init__()

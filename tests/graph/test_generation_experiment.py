@@ -298,3 +298,9 @@ def test_flags_without_effect_are_named():
   assert "matching_rounds" in idle(method="graph_vae", order="degree")
   assert not {"critic_steps", "temperature", "latents"} & idle(method="mol_gan")
   assert {"graphs", "graph_seed"} <= idle(dataset="a.npz") and "samples" in idle(report_seeds=0)
+
+
+def test_two_players_have_settings_of_their_own():
+  tuned = generation.Config.tuned(method="mol_gan", dataset="molecules", beta2=0.99)
+  assert (tuned.momentum, tuned.beta2, tuned.clip_norm, tuned.steps) == (0.5, 0.99, 0.0, 2000)
+  assert generation.Config.tuned().clip_norm == 1.0
