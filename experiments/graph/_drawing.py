@@ -10,7 +10,7 @@ from mlnotes.engine.plot import as_text
 
 # Nodes above which a drawing is a ball of hair.
 MOST_DRAWN = 400
-_MOST_NAMED = 20
+MOST_NAMED = 20
 
 
 def lay_out(adjacency: Bool[np.ndarray, "N N"], iterations: int = 60) -> Float[np.ndarray, "N 2"]:
@@ -83,12 +83,17 @@ def draw_graph(
   axis.margins(0.05)
 
 
+def cut_name(name: str) -> str:
+  """A class's name for a legend, no longer than leaves room for the picture."""
+  return as_text(name if len(name) <= 24 else f"{name[:23]}…")
+
+
 def name_colors(figure: Any, colors: Float[np.ndarray, "K 3"], names: Sequence[str]) -> None:
   """The classes' names beside their colours, under all pictures of a figure; none where they are too many."""
   from matplotlib.lines import Line2D
 
-  if len(names) > _MOST_NAMED:
+  if len(names) > MOST_NAMED:
     return
   marks = dict(marker="o", linestyle="none", markersize=6)
-  handles = [Line2D([], [], color=color, label=as_text(name[:24]), **marks) for color, name in zip(colors, names)]
+  handles = [Line2D([], [], color=color, label=cut_name(name), **marks) for color, name in zip(colors, names)]
   figure.legend(handles=handles, loc="outside lower center", ncols=min(len(names), 7), frameon=False, fontsize=8)

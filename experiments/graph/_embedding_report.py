@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from experiments.graph._drawing import MOST_DRAWN, color_nodes, draw_graph, lay_out_edges, name_colors
+from experiments.graph._drawing import MOST_DRAWN, color_nodes, cut_name, draw_graph, lay_out_edges, name_colors
 from mlnotes import graph
-from mlnotes.engine.plot import as_text, new_figure, save_figure
+from mlnotes.engine.plot import new_figure, save_figure
 from mlnotes.graph import floors
 
 # A graph of more nodes is no picture; a map of more points is slow and no clearer.
@@ -87,11 +87,15 @@ def report_classes(vectors: np.ndarray, world: Any, config: Any, directory: Path
 
 def find_clusters(vectors: Float[np.ndarray, "N D"], count: int) -> Int[np.ndarray, " N"]:
   """As many clusters as classes, by k-means of the vectors' directions."""
+  import warnings
+
   from sklearn.cluster import KMeans
+  from sklearn.exceptions import ConvergenceWarning
   from threadpoolctl import threadpool_limits
 
   unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-  with threadpool_limits(1):
+  with threadpool_limits(1), warnings.catch_warnings():
+    warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer directions than clusters
     return KMeans(count, n_init=10, random_state=0).fit_predict(unit)
 
 
@@ -171,7 +175,7 @@ def draw_clusters(world: Any, clusters: Int[np.ndarray, " N"], path: Path) -> No
   place = lay_out_edges(data.senders, data.receivers, data.num_nodes)
   colors = color_nodes(max(data.num_classes, int(clusters.max()) + 1))
   figure, axes = new_figure(1, 2, width=10.0, height=4.8)
-  names = ("classes; ringed: labelled", "clusters of the vectors, each in the colour of its commonest class")
+  names = ("classes; ringed: labelled", "clusters of the vectors, in colours of the classes they match")
   for axis, kinds, title in zip(axes[0], (data.label, match_colours(clusters, data.label)), names):
     draw_graph(axis, place, data.senders, data.receivers, colors[kinds], known=data.train)
     axis.set_title(title, fontsize=9)
@@ -211,7 +215,8 @@ def draw_maps(vectors: Float[np.ndarray, "N D"], data: Any, path: Path) -> None:
   if data.num_classes <= 20:
     shown = np.unique(data.label[some])
     handles = [
-      axes[0, 1].scatter([], [], color=dots.cmap(dots.norm(i)), s=16, label=as_text(data.class_names[i])) for i in shown
+      axes[0, 1].scatter([], [], color=dots.cmap(dots.norm(i)), s=16, label=cut_name(data.class_names[i]))
+      for i in shown
     ]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
   save_figure(figure, path)

@@ -148,6 +148,8 @@ def _count_new(
 
 def _draw_graph(axis: Any, one: OneGraph) -> None:
   adjacency, node_type = one
+  if not len(node_type):
+    axis.text(0.5, 0.5, "no node", ha="center", va="center", fontsize=8, color="0.5", transform=axis.transAxes)
   place = lay_out(adjacency > 0)
   for i, j in np.argwhere(np.triu(adjacency, 1)):
     axis.plot(*place[[i, j]].T, color="0.5", linewidth=0.6 + 0.9 * (int(adjacency[i, j]) - 1), zorder=1)

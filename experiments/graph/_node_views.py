@@ -103,7 +103,7 @@ def prepare_features(config: Any, data: Graph, edges: graphs.Edges) -> Float[np.
 
 
 def compress(x: Float[np.ndarray, "N ..."]) -> graphs.SparseMatrix | Float[np.ndarray, "N ..."]:
-  return graphs.make_sparse(x) if x.ndim == 2 and (x != 0).mean() < _SPARSE else x
+  return graphs.make_sparse(x) if x.ndim == 2 and x.size and (x != 0).mean() < _SPARSE else x
 
 
 def make_arrays(config: Any, data: Graph) -> dict[str, Any]:

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.graph._drawing import MOST_DRAWN, color_nodes, draw_graph, lay_out_edges, name_colors
+from experiments.graph._drawing import (
+  MOST_DRAWN,
+  MOST_NAMED,
+  color_nodes,
+  cut_name,
+  draw_graph,
+  lay_out_edges,
+  name_colors,
+)
 from experiments.graph._node_views import TEST, TRAIN, VALID, make_arrays, normalize_rows, view_whole
 from mlnotes import graph as graphs
 from mlnotes.data.graph import Graph
@@ -129,7 +137,8 @@ def _draw_map(hidden: np.ndarray, data: Graph, code: np.ndarray, kind: str, path
   colors = color_nodes(data.num_classes)
   for number, name in enumerate(data.class_names):
     own = data.label[shown] == number
-    axes[0, 0].scatter(*points[own].T, s=6, color=colors[number], label=as_text(name))
+    said = cut_name(name) if data.num_classes <= MOST_NAMED else None
+    axes[0, 0].scatter(*points[own].T, s=6, color=colors[number], label=said)
   known = code[shown] == TRAIN
   axes[0, 0].scatter(*points[known].T, s=26, facecolors="none", edgecolors="black", linewidths=0.8, label="labelled")
   axes[0, 0].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -152,18 +152,17 @@ def _write_table(found: dict[tuple[str, int], Found], config: Config, path: Path
 
 
 def _draw(found: dict[tuple[str, int], Found], config: Config, name: str, path: Path) -> None:
-  deepest = max(config.depths)
+  depths = sorted(config.depths)
+  deepest = depths[-1]
   figure, axes = new_figure(1, 2, width=9.6, height=3.8)
   for kind in config.kinds:
-    accuracy = np.stack([found[kind, depth].last for depth in config.depths])
+    accuracy = np.stack([found[kind, depth].last for depth in depths])
     mean, spread = accuracy.mean(1), accuracy.std(1, ddof=1) if accuracy.shape[1] > 1 else 0 * accuracy[:, 0]
-    axes[0, 0].errorbar(
-      config.depths, mean, spread, marker="o", markersize=4, capsize=2, color=_COLORS[kind], label=kind
-    )
+    axes[0, 0].errorbar(depths, mean, spread, marker="o", markersize=4, capsize=2, color=_COLORS[kind], label=kind)
     energy = np.maximum(found[kind, deepest].energy.mean(0), 1e-8)
     axes[0, 1].plot(np.arange(1, len(energy) + 1), energy, marker=".", color=_COLORS[kind], label=kind)
   axes[0, 0].set_xscale("log", base=2)
-  axes[0, 0].set_xticks(config.depths, map(str, config.depths))
+  axes[0, 0].set_xticks(depths, map(str, depths))
   axes[0, 0].set_xlabel("layers")
   axes[0, 0].set_title(f"{name}: test accuracy, last epoch", fontsize=9)
   axes[0, 1].set_yscale("log")

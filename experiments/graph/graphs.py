@@ -147,6 +147,8 @@ def load_graphs(config: Config) -> GraphSet:
   flag, counts = f"--dataset={config.dataset}", np.bincount(data.label, minlength=data.num_classes)
   if data.num_classes < 2:
     raise DataError(f"{flag}: all graphs are of one class, {data.class_names[0]}, expected 2 or more classes.")
+  if config.aggregate != "none" and not len(data.senders):
+    raise DataError(f"{flag}: no graph has an edge, expected some, or --aggregate=none, which uses none.")
   least = int(counts.min())
   if least < 3:
     name = data.class_names[counts.argmin()]

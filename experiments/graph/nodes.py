@@ -11,7 +11,7 @@ Layers: gcn, gat, gat2, sage_mean, sage_max, sage_lstm, gin, monet, gcnii, cheby
 and dcnn, whose graph is in the features; mlp, which sees no graph. Two test accuracies are figures, of the last epoch
 and of the epoch that validation chose; floors that need no training stand beside them. Writes map.png, confusion.png,
 graph.png (of small graphs) and attention.png (of gat, gat2). What `mlnotes.load_run` gives maps a `mlnotes.graph.View`
-to the logits of its nodes, with the parameters of the best epoch.
+(`make_view`) to the logits of its nodes, with the parameters of the best epoch.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from experiments.graph._node_views import (
   VALID,
   Split,
   count_split,
+  make_arrays,
   make_node_feeds,
   start_split,
   view_choosing,
@@ -199,6 +200,11 @@ class State(NamedTuple):
 def make_feeds(config: Config) -> Feeds:
   data = load_data(config)
   return make_node_feeds(config, data, make_data_feeds(data, config))
+
+
+def make_view(config: Config, data: Graph) -> graphs.View:
+  """All nodes of `data` as a network of `config` sees them: what the model of `mlnotes.load_run` takes."""
+  return view_whole(config, jax.tree.map(jnp.asarray, make_arrays(config, data)))
 
 
 def make_network(config: Config, num_classes: int) -> graphs.NodeNetwork:

@@ -221,6 +221,11 @@ def sample_block_model(
 
 
 def _load_block_model(nodes: int, blocks: int, p_within: float, p_between: float, seed: int) -> Graph:
+  if not 1 <= blocks <= nodes:
+    raise DataError(f"--dataset=sbm: found {blocks} blocks of {nodes} nodes, expected 1 to as many as there are nodes.")
+  for name, value in (("p_within", p_within), ("p_between", p_between)):
+    if not 0 <= value <= 1:
+      raise DataError(f"--{name}={value}: expected a probability, in [0, 1].")
   label = np.arange(nodes, dtype=np.int32) * blocks // nodes
   probabilities = np.where(np.eye(blocks, dtype=bool), p_within, p_between).astype(np.float32)
   with on_cpu():  # an accelerator rounds the noise in another way

@@ -82,7 +82,8 @@ def take_graphs(graphs: Mapping[str, Array], index: Int[Array, " B"], budget: Bu
   of_edge, edge, is_edge = place(edge_ends, counts, "edge_start", budget.edges)
   # From the number among all nodes to that in this batch.
   shift = (node_ends - sizes - graphs["node_start"][safe])[of_edge]
-  move = lambda ends: jnp.where(is_edge, ends[edge] + shift, 0)
+  # Where no graph has an edge there is nothing to look up.
+  move = lambda ends: jnp.where(is_edge, ends[edge] + shift, 0) if len(ends) else jnp.zeros_like(edge)
   edges = Edges(move(graphs["senders"]), move(graphs["receivers"]), is_edge.astype(jnp.float32))
   features = jnp.where(is_node[:, None], graphs["features"][node], 0)
   return GraphBatch(edges, features, jnp.where(is_node, graph, len(index)), (taken & fits).astype(jnp.float32))

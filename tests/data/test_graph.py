@@ -141,6 +141,20 @@ def test_a_file_that_does_not_fit_is_refused(more, sentence, tmp_path):
   assert str(refused.value).startswith(f"--dataset={path}")
 
 
+@pytest.mark.parametrize(
+  ("more", "sentence"),
+  [
+    (dict(blocks=0), "found 0 blocks of 200 nodes, expected 1 to"),
+    (dict(nodes=5, blocks=6), "found 6 blocks of 5 nodes, expected 1 to"),
+    (dict(p_within=2.0), "--p_within=2.0: expected a probability"),
+    (dict(p_between=-0.1), "--p_between=-0.1: expected a probability"),
+  ],
+)
+def test_a_block_model_that_there_cannot_be_is_refused(more, sentence):
+  with pytest.raises(DataError, match=sentence):
+    load_graph("sbm", **more)
+
+
 def test_arrays_that_are_lacking_are_named(tmp_path):
   np.savez(tmp_path / "g.npz", labels=LABELS)
   with pytest.raises(DataError, match="found the arrays labels, expected adj_data, adj_indices, "):

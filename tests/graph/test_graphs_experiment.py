@@ -30,6 +30,11 @@ def small_set(seed=0, classes=2, per_class=9):
   return make_graph_set("x", "x", np.array(sizes), *np.array(ends).T, features, np.array(label), names)
 
 
+def without_edges(data):
+  none = np.zeros(0, np.int32)
+  return data._replace(senders=none, receivers=none, edge_start=0 * data.edge_start)
+
+
 DATA = small_set()
 
 
@@ -219,10 +224,19 @@ def test_what_is_wrong_is_said_before_anything_is_trained(flags, words):
     graphs.load_graphs(configure(**flags))
 
 
+def test_a_set_without_edges_is_a_batch_of_nodes_alone():
+  arrays = {name: jnp.asarray(value) for name, value in without_edges(DATA).arrays.items()}
+  taken = graph.take_graphs(arrays, jnp.array([1, 0]), graph.Budget(12, 3))
+  sizes = DATA.num_nodes[[1, 0]]
+  assert taken.edges.mask.tolist() == [0, 0, 0] and taken.kept.tolist() == [1, 1]
+  assert np.bincount(taken.graph, minlength=3)[:2].tolist() == sizes.tolist()
+
+
 @pytest.mark.parametrize(
   "data, words",
   [
     (small_set(classes=1), "all graphs are of one class, 0, expected 2 or more"),
+    (without_edges(DATA), "no graph has an edge, expected some, or --aggregate=none"),
     (small_set(per_class=2), "class 0 has 2 graphs, expected 3 or more"),
   ],
 )

@@ -297,6 +297,19 @@ def test_a_drawing_has_every_edge_once_whichever_directions_are_there():
   assert len(axis.collections[0].get_segments()) == 2
 
 
+@pytest.mark.parametrize("layer", ["gcn", "spectral", "sgc"])
+def test_the_model_tells_all_nodes_of_a_view(layer):
+  config, step, _, batch, _, state = built(layer=layer)
+  view = nodes.make_view(config, make_data())
+  logits = nodes.make(config).model(step(state, batch)[0])(view)
+  assert logits.shape == (N, K) and np.isfinite(logits).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_features_of_no_validation_node_are_no_mean_of_nothing():
+  assert _node_views.compress(np.zeros((0, 3))).shape == (0, 3)
+
+
 def test_rows_are_normalised_once():
   x = _node_views.normalize_rows(np.array([[1.0, 3.0], [0.0, 0.0]]))
   np.testing.assert_allclose(x, [[0.25, 0.75], [0, 0]])
