@@ -100,6 +100,7 @@ class NodeNetwork(nn.Module):
 
   Dropout, a rate, is of each layer's input, sparse ones too, and of attention's weights, from the stream "dropout".
   ReLU between layers, ELU with attention, whose heads are concatenated but for the last layer's, which are averaged.
+  Rows of sage's hidden layers have length 1, its logits are free (its authors have a linear layer behind the last).
   residual "skip": h + layer(h) where the widths are the same (the hidden layers of three and more). nn4g, appnp, sgc,
   dcnn and mlp are put together as their papers have them; gcnii has `layers` of them between two linear ones.
   Every layer's output, before the activation, is sown as "hidden" into intermediates. A gcn or gcnii of more than
