@@ -19,7 +19,6 @@ _MOST_ON_A_MAP = 3000
 # Below this spread of unit vectors around their mean (1: all directions) they are one point.
 _COLLAPSED = 0.02
 _FEWEST_TO_CHOOSE_ON = 20  # held-out edges
-_ALPHA = 0.95  # of label spreading
 FLOORS = {
   "jaccard": graph.jaccard,
   "common_neighbors": graph.common_neighbors,
@@ -29,13 +28,16 @@ FLOORS = {
 _NO_VECTORS = "not finite: their figures are NaN"
 
 
+def to_unit(vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+  """Their directions; 0 of a vector that is 0."""
+  return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
 def describe_collapse(vectors: Float[np.ndarray, "N D"]) -> str:
   """What is wrong with the vectors as a whole, "" where nothing is."""
   if not np.isfinite(vectors).all():
     return f"the vectors are {_NO_VECTORS}"
-  norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-  unit = vectors / np.maximum(norm, 1e-12)
-  spread = 1 - np.linalg.norm(unit.mean(axis=0))
+  spread = 1 - np.linalg.norm(to_unit(vectors).mean(axis=0))
   return f"collapsed: all vectors point one way (spread {spread:.3f}, 1 is even)" if spread < _COLLAPSED else ""
 
 
@@ -93,7 +95,7 @@ def find_clusters(vectors: Float[np.ndarray, "N D"], count: int) -> Int[np.ndarr
   from sklearn.exceptions import ConvergenceWarning
   from threadpoolctl import threadpool_limits
 
-  unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+  unit = to_unit(vectors)
   with threadpool_limits(1), warnings.catch_warnings():
     warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer directions than clusters
     return KMeans(count, n_init=10, random_state=0).fit_predict(unit)
@@ -113,7 +115,7 @@ def score_links(vectors: np.ndarray, links: graph.LinkSplit, c: float) -> dict[s
     parts["valid"] = np.concatenate([links.valid, links.valid_non_edges])
   training = np.concatenate([links.edges, links.non_edges])
   is_edge = np.arange(len(training)) < len(links.edges)
-  unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+  unit = to_unit(vectors)
   scores = {"cosine": {name: np.sum(unit[pairs[:, 0]] * unit[pairs[:, 1]], axis=1) for name, pairs in parts.items()}}
   for operator, combine in graph.PAIR_OPERATORS.items():
     features = lambda pairs, combine=combine: combine(vectors[pairs[:, 0]], vectors[pairs[:, 1]])
@@ -200,7 +202,7 @@ def draw_maps(vectors: Float[np.ndarray, "N D"], data: Any, path: Path) -> None:
   from threadpoolctl import threadpool_limits
 
   some = np.random.default_rng(0).permutation(data.num_nodes)[:_MOST_ON_A_MAP]
-  unit = vectors[some] / np.maximum(np.linalg.norm(vectors[some], axis=1, keepdims=True), 1e-12)
+  unit = to_unit(vectors[some])
   if min(unit.shape) < 2 or unit.std(axis=0).max() < 1e-5 or len(some) < 10:
     return
   flat = PCA(min(50, *unit.shape), random_state=0).fit_transform(unit)

@@ -29,7 +29,7 @@ from mlnotes.engine.program import Program, make_mesh
 from mlnotes.engine.progress import report_step
 from mlnotes.engine.study import run_study
 
-# What each kind is by the flags of graph.nodes; the penalties are those of the papers' code.
+# What each kind is by the flags of graph.nodes, whose published settings of gcnii these are but for the layers.
 KINDS: dict[str, dict[str, Any]] = {
   "plain": dict(layer="gcn"),
   "drop_edge": dict(layer="gcn", drop_edge=0.5),

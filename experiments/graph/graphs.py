@@ -73,6 +73,9 @@ class Config(GraphSetConfig, OptimConfig, LoopConfig):
     alone = self.optimizer not in ("lars", "lamb", "swats")
     require(alone, "optimizer", self.optimizer, "one that takes each parameter by itself: networks are side by side")
 
+    fits = self.lookahead == 0 or set(self.rates) == {1.0}
+    require(fits, "lookahead", self.lookahead, "0, or --rates=1: slow weights follow updates before these scale them")
+
   @property
   def candidates(self) -> tuple[tuple[float, float], ...]:
     """(rate, dropout) of each network."""
@@ -172,9 +175,13 @@ def make_feeds(config: Config) -> Feeds:
 
 def make(config: Config) -> Experiment:
   data = load_graphs(config)
-  fold_sizes = np.bincount(assign_folds(data.label, config.folds), minlength=config.folds)
+  fold = assign_folds(data.label, config.folds)
+  fold_sizes = np.bincount(fold, minlength=config.folds)
   most_train = data.num_graphs - int(np.sort(fold_sizes)[:2].sum())
-  budget = graph.choose_budget(data.num_nodes, data.num_edges, config.batch_size)
+  # Of what chooses and is judged nothing may be left out; it comes in the order of the file.
+  judged = [own[i : i + config.batch_size] for own in (np.flatnonzero(fold == n) for n in range(config.folds))
+            for i in range(0, len(own), config.batch_size)]  # fmt: skip
+  budget = graph.choose_budget(data.num_nodes, data.num_edges, config.batch_size, judged)
   num_batches = -(-most_train // config.batch_size)
   network = graph.GraphNetwork(
     data.num_classes, config.width, config.depth, config.aggregate, config.pooling, config.learn_epsilon,

@@ -4,7 +4,7 @@ Nothing compiles anew for another graph, and nothing is padded to the size of th
 nodes and edges as batches of that many graphs need.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -43,18 +43,24 @@ class GraphBatch(NamedTuple):
     return (self.graph < len(self.kept)).astype(jnp.float32)
 
 
-def choose_budget(num_nodes: Int[np.ndarray, " G"], num_edges: Int[np.ndarray, " G"], batch_size: int) -> Budget:
+def choose_budget(
+  num_nodes: Int[np.ndarray, " G"],
+  num_edges: Int[np.ndarray, " G"],
+  batch_size: int,
+  certain: Sequence[Int[np.ndarray, "..."]] = (),
+) -> Budget:
   """Room that of 2,000 batches of so many graphs each, drawn at random, none exceeded, and a twentieth more.
 
-  No more than the greatest graphs together need, and no less than the greatest alone. Raises InputError for a batch
-  size beyond the number of graphs.
+  No more than the greatest graphs together need, no less than the greatest alone and than each of the batches
+  `certain`, which are not drawn. Raises InputError for a batch size beyond the number of graphs.
   """
   if not 1 <= batch_size <= len(num_nodes):
     raise InputError(f"batch_size={batch_size} is out of range: expected 1 to {len(num_nodes)} graphs.")
   rng = np.random.default_rng(0)
   rows = np.stack([rng.permutation(len(num_nodes))[:batch_size] for _ in range(_TRIED)])
   most = lambda sizes: int(np.sort(sizes)[-batch_size:].sum())
-  room = lambda sizes: min(most(sizes), max(int(_MARGIN * sizes[rows].sum(1).max()) + 1, int(sizes.max())))
+  least = lambda sizes: max([int(sizes.max()), *(int(sizes[batch].sum()) for batch in certain)])
+  room = lambda sizes: min(most(sizes), max(int(_MARGIN * sizes[rows].sum(1).max()) + 1, least(sizes)))
   return Budget(room(np.asarray(num_nodes)), max(room(np.asarray(num_edges)), 1))
 
 

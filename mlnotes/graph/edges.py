@@ -57,10 +57,10 @@ def count_edges(edges: Edges, num_nodes: int) -> Float[Array, " N"]:
 
 
 def mean_edges(edges: Edges, values: Float[Array, "E ..."], num_nodes: int) -> Float[Array, "N ..."]:
-  """The mean of `values` over the edges that arrive at each node, 0 where none does."""
-  count = jnp.maximum(count_edges(edges, num_nodes), 1)
+  """The mean of `values` over the edges that arrive at each node, weighed by the mask, 0 where none does."""
+  count = count_edges(edges, num_nodes)
   total = sum_edges(edges, values, num_nodes)
-  return total / _spread(count, total)
+  return total / _spread(jnp.where(count > 0, count, 1), total)
 
 
 def max_edges(edges: Edges, values: Float[Array, "E ..."], num_nodes: int, empty: float = 0.0) -> Float[Array, "N ..."]:

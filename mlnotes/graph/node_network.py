@@ -102,6 +102,7 @@ class NodeNetwork(nn.Module):
 
   Dropout, a rate, is of each layer's input, sparse ones too, and of attention's weights, from the stream "dropout".
   ReLU between layers, ELU with attention, whose heads are concatenated but for the last layer's, which are averaged.
+  Rows of sage's hidden layers have length 1, its logits are free (its authors have a linear layer behind the last).
   residual "skip": h + relu(layer(h)) between the first and the last layer, Kipf & Welling 2017, appendix B. nn4g,
   appnp, sgc, dcnn and mlp are put together as their papers have them; gcnii has `layers` of them between two linear
   ones. Every layer's output, before the activation and after a residual, is sown as "hidden" into intermediates. A gcn

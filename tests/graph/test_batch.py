@@ -70,6 +70,9 @@ def test_a_budget_has_room_for_batches_and_is_no_greater_than_needed():
   assert 99 <= found.nodes <= 99 * 1.05 + 1 and found.edges >= 2 * 99
   assert graph.choose_budget(sizes[:50], sizes[:50], 4) == (12, 12)
   assert graph.choose_budget(sizes, np.zeros(51, int), 4).edges == 1
+  rare = np.array([1] * 996 + [9] * 4)  # no two great ones are drawn together
+  assert graph.choose_budget(rare, rare, 3).nodes < 27
+  assert graph.choose_budget(rare, rare, 3, [np.array([0, 1]), np.array([996, 997, 999])]) == (27, 27)
   with pytest.raises(InputError, match="batch_size=52 is out of range: expected 1 to 51 graphs"):
     graph.choose_budget(sizes, sizes, 52)
 

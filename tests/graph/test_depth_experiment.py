@@ -1,5 +1,8 @@
 """The wiring of the study of depth: which network each kind is, and which layer each energy."""
 
+import json
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +26,10 @@ def test_each_kind_is_what_it_is_called():
   assert (of("drop_edge").layer, of("drop_edge").drop_edge) == ("gcn", 0.5)
   assert (of("residual").layer, of("residual").residual) == ("gcn", "skip")
   assert of("gcnii").layer == "gcnii" and of("gcnii").layers == 4
+  published = nodes.Config.tuned(layer="gcnii")
+  for name in ("dropout", "l2", "l2_of"):
+    assert getattr(of("gcnii"), name) == getattr(published, name)
+  assert published.l2_of == "all" and published.dropout == 0.6
   for kind in depth.KINDS:
     settings = of(kind)
     assert (settings.hidden, settings.steps, settings.nodes, settings.layers) == (4, 3, 40, 4)
@@ -58,6 +65,48 @@ def test_energies_are_of_the_layers_in_order():
     h = np.asarray(graph.propagate_powers(edges, jnp.asarray(h @ kernel), 1))
     assert found[1, i] == pytest.approx(float(graph.relative_energy(edges, jnp.asarray(h))), rel=1e-4)
     h = np.maximum(h, 0)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_network_is_trained_for_its_steps_from_its_seeds_and_looked_into_as_it_ends(seeds, monkeypatch):
+  asked = {}
+
+  class Recorded:
+    init = empty_window = lambda self: None
+
+    def __init__(self, experiment, feeds, seeds, mesh):
+      asked["seeds"] = list(seeds)
+
+    def update(self, state, window, count):
+      asked["updates"] = count
+      of_seeds = lambda value: {"kernel": np.full((seeds, 3) if seeds > 1 else 3, value)}
+      return SimpleNamespace(params=of_seeds(1.0), best_params=of_seeds(2.0)), None
+
+    def evaluate(self, state):
+      values = {"test_accuracy_last": [0.1, 0.2], "test_accuracy_best_valid": [0.3, 0.4]}
+      return {name: np.array(value[:seeds] if seeds > 1 else value[0]) for name, value in values.items()}
+
+  monkeypatch.setattr(depth, "Program", Recorded)
+  monkeypatch.setattr(depth, "layer_energies", lambda settings, params, batch: params["kernel"])
+  found = depth.measure(config_of(seed=5, seeds=seeds, steps=7), "plain", 2)
+  assert asked == {"seeds": [5, 6][:seeds], "updates": 7}
+  assert found.last.tolist() == [0.1, 0.2][:seeds] and found.best.tolist() == [0.3, 0.4][:seeds]
+  np.testing.assert_array_equal(found.energy, np.ones((seeds, 3)))
+
+
+def test_the_table_and_the_figures_are_of_the_last_epoch_and_the_layer_before_the_last(monkeypatch, tmp_path, capsys):
+  found = depth.Found(np.array([0.5, 0.7]), np.array([0.8, 0.9]), np.array([[4.0, 3.0, 2.0], [7.0, 6.0, 5.0]]))
+  monkeypatch.setattr(depth, "measure", lambda *given: found)
+  monkeypatch.setattr(depth, "_draw", lambda *given: None)
+  assert depth.main(config_of(kinds=("plain",), depths=(2,), workdir=str(tmp_path / "study"))) == 0
+  assert (tmp_path / "study" / "table.md").read_text().splitlines()[-1] == "| plain | 60.0 ± 14.1 |"
+  figures = json.loads((tmp_path / "study" / "result.json").read_text())["metrics"]
+  for name, values in (
+    ("test_accuracy_last", [0.5, 0.7]),
+    ("test_accuracy_best_valid", [0.8, 0.9]),
+    ("energy_before_last", [3.0, 6.0]),
+  ):
+    assert figures[f"plain_2/{name}"]["seeds"] == values
 
 
 def test_the_study_measures_every_kind_and_depth(tmp_path, capsys):

@@ -54,6 +54,11 @@ def test_means_and_maxima_are_of_neighbours_alone():
   assert not mean[7].any() and (most[7] == -1).all()
 
 
+def test_a_mean_is_weighed_by_the_mask_whatever_it_adds_up_to():
+  edges = graph.make_edges(jnp.array([0, 1]), jnp.array([2, 2]), jnp.array([0.1, 0.3]))
+  np.testing.assert_allclose(graph.mean_edges(edges, jnp.array([4.0, 8.0]), 3), [0, 0, 7], rtol=1e-6)
+
+
 def test_softmax_is_over_what_arrives_and_survives_great_logits():
   edges = edges_of()
   logits = values_of(len(edges.mask), 3) + 1000 * edges.receivers[:, None]

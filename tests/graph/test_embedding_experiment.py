@@ -5,6 +5,7 @@ Each test fails for one mistake that the experiment could make.
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -237,6 +238,92 @@ def test_pair_classifiers_learn_from_the_edges_that_are_left():
   scores = reports.score_links(vectors, links, 1.0)
   assert reports.rank(scores["hadamard"]["test"]) == 1 and reports.rank(scores["l1"]["valid"]) == 1
   assert reports.rank(scores["average"]["test"]) < 0.9
+
+
+def test_pair_classifiers_have_their_penalty_and_no_pair_that_is_held_out(monkeypatch):
+  from sklearn import linear_model
+
+  seen = []
+
+  class Recorded(linear_model.LogisticRegression):
+    def fit(self, x, y):
+      seen.append((self.C, len(x), int(y.sum())))
+      return super().fit(x, y)
+
+  monkeypatch.setattr(linear_model, "LogisticRegression", Recorded)
+  for name in ("draw_curves", "draw_maps"):
+    monkeypatch.setattr(reports, name, lambda *given: None)
+  of = run(task="links", held_out=0.2, held_out_valid=0.1)
+  vectors = np.random.default_rng(0).normal(size=(34, 4))
+  reports.report_links(vectors, of.world, dataclasses.replace(of.config, inverse_l2=7.0), Path())
+  count = len(of.world.links.edges)
+  assert seen == [(7.0, 2 * count, count)] * len(graph.PAIR_OPERATORS)
+
+
+def test_the_area_is_of_the_operator_that_valid_pairs_chose(monkeypatch, capsys):
+  for name in ("draw_curves", "draw_maps"):
+    monkeypatch.setattr(reports, name, lambda *given: None)
+  of = run(task="links", held_out=0.2, held_out_valid=0.1)
+  size = len(of.world.links.test)
+  part = lambda right, size: np.repeat([1.0, 0.0] if right else [0.0, 1.0], size)
+  scores = {name: {"valid": part(name == "l1", 20), "test": part(name != "l1", size)}
+            for name in ("cosine", *graph.PAIR_OPERATORS)}  # fmt: skip
+  monkeypatch.setattr(reports, "score_links", lambda *given: scores)
+  figures = reports.report_links(np.random.default_rng(0).normal(size=(34, 4)), of.world, of.config, Path())
+  assert (figures["auc"], figures["auc_l1"], figures["auc_l2"], figures["auc_cosine_test"]) == (0, 0, 1, 1)
+
+
+def test_figures_of_classes_are_of_the_split_and_learn_from_its_training_nodes(monkeypatch, capsys):
+  world = run(dataset="sbm", nodes=40, blocks=2, p_within=0.3, eval_split="test").world
+  place = np.arange(40)
+  label = (place % 4 > 0).astype(np.int32)  # mostly 1
+  train, valid = np.isin(place, [0, 4, 8, 1]), (place > 8) & (place < 20)  # to learn from mostly 0
+  data = world.data._replace(label=label, train=train, valid=valid, test=place >= 20)
+  seen, answer = [], np.random.default_rng(0).integers(0, 2, 40)
+  monkeypatch.setattr(reports, "classify", lambda vectors, label, train, c: seen.append((train, c)) or answer)
+  monkeypatch.setattr(floors, "spread_labels", lambda edges, label, train: seen.append((train, 7.0)) or 1 - answer)
+  for name in ("draw_clusters", "draw_maps"):
+    monkeypatch.setattr(reports, name, lambda *given: None)
+  config = embedding.Config(**SMALL, inverse_l2=7.0)
+  vectors = np.random.default_rng(1).normal(size=(40, 4))
+  found = reports.report_classes(vectors, world._replace(data=data), config, Path())
+  for mask, c in seen:
+    np.testing.assert_array_equal(mask, train)
+    assert c == 7
+  right = answer == label
+  assert len(seen) == 2 and found["accuracy_majority"] == 0.25
+  assert found["accuracy_logistic"] == right[20:].mean() == 1 - found["accuracy_label_spreading"]
+  assert found["accuracy_logistic_valid"] == right[valid].mean() != found["accuracy_logistic"]
+
+
+def test_other_seeds_hold_out_other_edges():
+  tests = [make_links(seed).test for seed in (0, 0, 1)]
+  np.testing.assert_array_equal(tests[0], tests[1])
+  assert codes(tests[0]) != codes(tests[2])
+
+
+def make_links(seed):
+  return embedding.make_world(embedding.Config(**SMALL, task="links", held_out=0.2, split_seed=seed)).links
+
+
+def test_slow_weights_of_lookahead_are_the_vectors():
+  config = embedding.Config(**SMALL, lookahead=3)
+  experiment, batch = embedding.make(config), run().batch
+  state = jax.jit(experiment.init)(root_key(0), batch)
+  moved = state._replace(params=jax.tree.map(lambda x: x + 1, state.params))
+  np.testing.assert_array_equal(experiment.model(moved)(jnp.arange(34)), state.params["centre"])
+
+
+def test_products_are_of_the_precision_that_is_asked_for(monkeypatch):
+  seen, losses = [], graph.shared_negatives_losses
+  monkeypatch.setattr(
+    graph, "shared_negatives_losses", lambda centre, *given: seen.append(centre.dtype) or losses(centre, *given)
+  )
+  of = run()
+  for precision in ("float32", "bfloat16"):
+    loss = embedding.make_mean_loss(dataclasses.replace(of.config, precision=precision))
+    jax.eval_shape(loss, of.state.params, of.walks, jnp.zeros((6, 8), jnp.int32), of.batch)
+  assert seen == [jnp.float32, jnp.bfloat16]
 
 
 def test_walks_of_each_node_set_the_updates():

@@ -152,6 +152,88 @@ def test_numbers_of_the_flags_reach_the_players(name, values):
   assert differ(*(of.step(set_hparams(of.state, {name: value}), of.batch)[0].params[player] for value in values))
 
 
+RANDOM = {
+  "graph_rnn": {"order"},
+  "graph_rnn_simple": {"order"},
+  "graph_vae": {"noise"},
+  "mol_gan": {"critic", "generator"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_random_is_of_its_update_and_the_best_is_judged_by_what_is_evaluated(method, monkeypatch):
+  of, seen = run(method=method), []
+  key = _generators.stream_key
+
+  def update(state):
+    monkeypatch.setattr(
+      _generators, "stream_key", lambda of, name, step: seen.append((name, step is state.step)) or key(of, name, step)
+    )
+    return of.generator.update(state, of.batch)
+
+  jax.eval_shape(update, of.state)
+  assert set(seen) == {(name, True) for name in RANDOM[method]}
+  monkeypatch.undo()
+  assert of.generator.judged_by in jax.eval_shape(
+    of.generator.evaluate, of.state.params, of.batch, jax.random.split(root_key(0), len(of.batch["num_nodes"]))
+  )
+
+
+def test_slow_weights_of_lookahead_are_what_is_sampled():
+  of = run(method="graph_rnn_simple")
+  experiment = generation.make(generation.Config(**TINY, method="graph_rnn_simple", lookahead=3))
+  state = jax.jit(experiment.init)(root_key(0), of.batch)
+  moved = state._replace(params=jax.tree.map(lambda x: x + 1, state.params))
+  assert not differ(experiment.model(moved).params, state.params)
+
+
+def test_latents_are_drawn_in_evaluations_too():
+  of = run(method="graph_vae")
+  batch = jax.jit(of.feeds.evaluate.draw)(of.feeds.evaluate.arrays, 0)
+  found = [of.evaluate(of.state._replace(key=root_key(seed)), batch) for seed in (0, 0, 1)]
+  totals = [float(one["negative_elbo"].total) for one in found]
+  assert totals[0] == totals[1] != totals[2]
+  assert float(found[0]["kl"].total) == pytest.approx(float(found[2]["kl"].total))
+
+
+def test_flags_reach_the_matching_the_networks_and_the_schedules(monkeypatch):
+  seen, choose = [], graph.choose_places
+  monkeypatch.setattr(
+    graph, "choose_places", lambda *given, **options: seen.append(options) or choose(*given, **options)
+  )
+  of = run(method="graph_vae")
+  jax.eval_shape(of.generator.update, of.state, of.batch)
+  assert seen and all(options == dict(iterations=3, rounds=1) for options in seen)
+  assert run(method="mol_gan").state.params["critic"]["of_one"]["kernel"].shape[1] == 2
+  built, make = [], graph.GraphRNN
+  monkeypatch.setattr(graph, "GraphRNN", lambda *given, **options: built.append(make(*given, **options)) or built[-1])
+  config = generation.Config(**TINY | dict(depth=3, width=8, edge_width=6))
+  generation.make(config)
+  assert (built[0].depth, built[0].edge_depth, built[0].width, built[0].edge_width) == (3, 3, 8, 6)
+  asked, optimizer = [], _generators.make_optimizer
+  monkeypatch.setattr(
+    _generators, "make_optimizer", lambda config, *given: asked.append(given) or optimizer(config, *given)
+  )
+  generation.make(generation.Config(**TINY, method="mol_gan"))
+  assert asked == [(20,), (20, 2)]  # the critic's schedule ends with the generator's
+
+
+def test_the_critic_meets_other_graphs_and_other_shares_in_each_of_its_updates(monkeypatch):
+  seen, loss = [], graph.critic_loss
+
+  def recorded(critic, params, real, fake, share, weight):
+    jax.debug.callback(lambda *values: seen.append([np.asarray(x) for x in values]), fake.nodes, fake.edges, share)
+    return loss(critic, params, real, fake, share, weight)
+
+  monkeypatch.setattr(graph, "critic_loss", recorded)
+  of = run(method="mol_gan")
+  jax.block_until_ready(jax.jit(of.generator.update)(of.state, of.batch))
+  jax.effects_barrier()
+  assert len(seen) == 2 and differ(seen[0][1], seen[1][1])
+  shares = np.concatenate([values[2] for values in seen])
+  assert len(set(shares.tolist())) == 16 and shares.min() >= 0 and shares.max() < 1
+
+
 # -- the report --------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +266,18 @@ def test_test_graphs_are_at_no_distance_and_novel_training_graphs_at_the_floor_a
   for name in ("degree", "clustering", "orbit"):
     np.testing.assert_allclose(figures[f"{name}_mmd_32"], figures[f"{name}_mmd_32_train"], rtol=1e-6)
   assert figures["novel_32"] == figures["all_three_32"] == 0 and figures["valid_32"] == 1
+
+
+def test_independent_edges_are_fitted_to_training_graphs_and_the_kernel_is_the_flags(write, monkeypatch):
+  given, fit = [], graph.fit_erdos_renyi
+  monkeypatch.setattr(graph, "fit_erdos_renyi", lambda *arrays: given.append(arrays) or fit(*arrays))
+  asked, compare = [], graph.compare_graphs
+  monkeypatch.setattr(graph, "compare_graphs", lambda *sets: asked.append(sets[2]) or compare(*sets))
+  write(lambda data: data.train.arrays, kernel="total_variation")
+  data = load_small_graphs("community", 40)
+  for found, name in zip(given[0], ("adjacency", "num_nodes")):
+    np.testing.assert_array_equal(found, data.train.arrays[name])
+  assert asked == ["total_variation"] * 3
 
 
 def test_one_graph_again_and_again_is_called_collapsed(write):

@@ -125,6 +125,15 @@ def test_the_next_fold_chooses_and_the_own_one_is_judged():
   assert metrics["left_out"] == 0
 
 
+def test_batches_have_room_for_all_that_chooses_and_is_judged(monkeypatch):
+  asked, choose = [], graph.choose_budget
+  monkeypatch.setattr(graph, "choose_budget", lambda *given: asked.extend(given[3]) or choose(*given))
+  graphs.make(configure())
+  own = [np.flatnonzero(fold_of() == number) for number in range(3)]
+  expected = [part.tolist() for one in own for part in (one[:4], one[4:])]
+  assert [batch.tolist() for batch in asked] == expected
+
+
 def test_the_best_pass_is_kept_and_the_peak_is_of_any():
   states, _ = run(12)
   better = lambda s, i: (float(s.kept.valid_accuracy[i]), -float(s.kept.valid_loss[i]))
@@ -148,8 +157,37 @@ def test_labels_of_the_fold_that_is_judged_choose_nothing():
   assert graphs.choose_candidate(one.kept) == graphs.choose_candidate(other.kept)
 
 
+def test_a_schedule_lasts_for_all_passes_and_slow_weights_are_what_is_kept(monkeypatch):
+  """Of two passes the second still moves; with one order for all passes only dropout tells them apart."""
+  key = graphs.stream_key
+  fixed = lambda of, name, *step: key(of, name, *(step if name != "order" else (0,)))
+  monkeypatch.setattr(graphs, "stream_key", fixed)
+  flags = dict(rates=(1.0,), steps=2, schedule="linear", lookahead=100)
+  (start, one, two), _ = run(2, **flags)
+  again = built(**flags)[1](start._replace(step=start.step + 1), batch_of())[0]
+  assert np.abs(flat(two.params) - flat(one.params)).max() > 1e-3
+  for i, dropped in enumerate((False, True)):
+    assert (flat(one.params, i) != flat(again.params, i)).any() == dropped
+    np.testing.assert_array_equal(flat(two.kept.params, i), flat(start.params, i))
+
+
+def test_a_batch_without_graphs_is_no_update():
+  """Of four folds of 18 graphs some leave more to learn from than one batch, and all have as many batches."""
+  flags = dict(rates=(1.0,), dropouts=(0.0,), folds=4, batch_size=9)
+  size = np.bincount(graphs.assign_folds(DATA.label, 4))
+  learned = 18 - size - np.roll(size, -1)
+  experiment, step = built(**flags)
+  batch = dict(graphs.make_feeds(configure(**flags)).train.arrays)
+  for seed in (int(learned.argmin()), int(learned.argmax())):
+    state, _ = step(experiment.init(root_key(seed), batch), batch)
+    counts = [int(x) for x in jax.tree.leaves(state.opt_state) if x.dtype == jnp.int32]
+    assert counts and set(counts) == {-(-int(learned[seed]) // 9)}
+  assert learned.min() <= 9 < learned.max()
+
+
 def test_rates_and_dropouts_are_of_their_networks():
   (start, state), _ = run()
+  assert (flat(start.params, 0) != flat(start.params, 1)).any()
   moved = [np.abs(flat(state.params, i) - flat(start.params, i)).max() for i in range(4)]
   assert min(moved[:2]) > 1e-3 and max(moved[2:]) < 1e-6
   (_, other), _ = run(dropouts=(0.0, 0.9))
@@ -168,6 +206,11 @@ def test_flags_reach_the_network(flags):
     assert getattr(network, name) == value
 
 
+def test_precision_reaches_the_network():
+  experiment = graphs.make(configure(precision="bfloat16"))
+  assert experiment.model(built()[0].init(root_key(0), batch_of())).network.dtype == jnp.bfloat16
+
+
 def test_the_model_is_the_network_that_is_kept():
   states, _ = run(4)
   state = states[-1]
@@ -182,6 +225,13 @@ def test_the_model_is_the_network_that_is_kept():
 def test_the_choice_is_by_accuracy_then_loss():
   kept = graphs.Kept(None, None, None, jnp.array([0.5, 0.9, 0.9, 0.8]), jnp.array([0.1, 0.4, 0.3, 0.0]), None)
   assert graphs.choose_candidate(kept) == 2
+
+
+def test_an_evaluation_is_of_the_network_that_would_be_chosen():
+  experiment, state = built()[0], run(1)[0][-1]
+  kept = state.kept._replace(valid_accuracy=jnp.array([0.2, 0.3, 0.8, 0.1]), valid_loss=jnp.array([1.0, 2.0, 3.0, 4.0]))
+  found = experiment.evaluate(state._replace(kept=kept), batch_of())
+  assert [float(found[name].total) for name in ("valid_accuracy", "valid_loss")] == pytest.approx([0.8, 3.0])
 
 
 def test_the_report_tells_chosen_last_and_peak_apart(tmp_path):
@@ -207,6 +257,15 @@ def test_floors_are_fitted_without_the_folds_that_choose_and_judge():
     assert other[name] == pytest.approx(1 - found[name])
 
 
+def test_floors_choose_nothing_by_what_is_judged():
+  """Turned, the labels of the fold that is judged turn every accuracy on it; chosen by it, it would stay the best."""
+  fold, rng = fold_of(), np.random.default_rng(2)
+  noisy = DATA._replace(label=np.where(rng.random(18) < 0.4, 1 - DATA.label, DATA.label))
+  turned = noisy._replace(label=np.where(fold == 0, 1 - noisy.label, noisy.label))
+  one, other = (_graphs_report.measure_floors(data, fold == 0, fold == 1) for data in (noisy, turned))
+  assert other == {name: pytest.approx(1 - value) for name, value in one.items()}
+
+
 @pytest.mark.parametrize(
   "flags, words",
   [
@@ -216,6 +275,7 @@ def test_floors_are_fitted_without_the_folds_that_choose_and_judge():
     (dict(dropouts=(0.5, 1.0)), "--dropouts"),
     (dict(rates=(0.0,)), "--rates"),
     (dict(clip_norm=1.0), "--clip_norm=1.0 is out of range: expected 0"),
+    (dict(lookahead=2), "--lookahead=2 is out of range: expected 0, or --rates=1"),
     (dict(optimizer="lamb"), "--optimizer=lamb is out of range: expected one of"),
   ],
 )

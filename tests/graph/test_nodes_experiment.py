@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.graph import _node_views, nodes
+from experiments.graph import _node_views, _nodes_report, nodes
 from experiments.graph._drawing import draw_graph
 from mlnotes import graph
 from mlnotes.data.graph import make_graph
 from mlnotes.data.image import DataError
 from mlnotes.engine.errors import InputError
-from mlnotes.engine.experiment import stream_key
+from mlnotes.engine.experiment import set_hparams, stream_key
+from mlnotes.graph import attention, floors
 
 N, D, K = 30, 6, 3
 RNG = np.random.default_rng(0)
@@ -35,6 +36,9 @@ def make_data(label=LABEL, **masks):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
   monkeypatch.setattr(nodes, "load_data", lambda config: make_data())
+
+
+LEARNS = dict(hidden=8, optimizer="adam", learning_rate=0.05, momentum=0.9)
 
 
 def configure(**flags):
@@ -117,6 +121,17 @@ def test_evaluation_has_each_split_and_both_parameters():
   assert right(last, "test") != right(best, "test")
 
 
+def test_slow_weights_of_lookahead_choose_and_are_judged():
+  """They move with every third update; until then all figures are those of the first parameters."""
+  _, step, evaluate, batch, whole, state = built(lookahead=3)
+  after, metrics = step(state, batch)
+  assert np.any(after.params["layer_0"]["linear"]["kernel"] != state.params["layer_0"]["linear"]["kernel"])
+  logits = dense_logits(state.params)
+  assert float(metrics["valid_loss"]) == pytest.approx(entropy(logits, MASKS["valid"]), rel=1e-4)
+  jax.tree.map(np.testing.assert_array_equal, after.best_params, state.params)
+  assert mean(evaluate(after, whole)["loss"]) == pytest.approx(entropy(logits, MASKS["valid"]), rel=1e-4)
+
+
 def run_steps(step, state, batch, count=12):
   for _ in range(count):
     state, _ = step(state, batch)
@@ -159,6 +174,131 @@ def test_dropout_is_of_updates_alone_and_new_in_each():
   _, _, evaluate, _, whole, _ = built(dropout=0.5)
   expected = entropy(dense_logits(state.params), MASKS["valid"])
   assert mean(evaluate(state, whole)["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_numbers_of_the_state_are_those_of_an_update():
+  _, step, _, batch, _, state = built(dropout=0.5)
+  _, metrics = step(set_hparams(state, {"dropout": 0.0}), batch)
+  assert float(metrics["loss"]) == pytest.approx(entropy(dense_logits(state.params), MASKS["train"]), rel=1e-4)
+  _, step, _, batch, _, same = built(l2=0.1)
+  a, b = (step(set_hparams(same, {"l2": l2}), batch)[0].params["layer_0"]["linear"]["kernel"] for l2 in (0.0, 0.2))
+  np.testing.assert_allclose(a - b, 0.5 * 0.2 * same.params["layer_0"]["linear"]["kernel"], atol=1e-5)
+
+
+def test_the_model_has_the_best_parameters():
+  config, _, _, _, whole, state = built()
+  other = {**state.params, "layer_1": jax.tree.map(lambda x: jnp.roll(x, 1, 1), state.params["layer_1"])}
+  found = nodes.make(config).model(state._replace(best_params=other))(_node_views.view_whole(config, whole))
+  np.testing.assert_allclose(found, dense_logits(other), atol=1e-5)
+
+
+def sent_by(senders, mask):
+  return set(np.asarray(senders)[np.asarray(mask) > 0].ravel().tolist())
+
+
+def test_no_sample_of_an_inductive_network_meets_a_test_node():
+  tested = set(np.flatnonzero(MASKS["test"]).tolist())
+  arrays = _node_views.make_arrays(configure(layer="sage_mean", sampling="neighbors", inductive=True), make_data())
+  assert not tested & set(np.asarray(arrays["table"].neighbors).tolist())
+  arrays = _node_views.make_arrays(configure(sampling="clusters", clusters=2, inductive=True), make_data())
+  parts = arrays["parts"]
+  assert not tested & sent_by(parts.senders, parts.mask)
+  assert sent_by(parts.senders, parts.mask) == set(ENDS[~MASKS["test"][ENDS].any(1)].ravel().tolist())
+
+
+def test_an_update_of_a_sample_draws_training_nodes_and_one_of_clusters_as_many_as_are_asked_for():
+  config, _, _, batch, _, state = built(layer="sage_mean", hidden=4, sampling="neighbors", fanout=(2, 2), batch_nodes=4)
+  drawn = set()
+  for i in range(4):
+    seen = _node_views.view_learning(config, batch, state.split, 9, jax.random.key(i), 0.0)
+    nodes_ = np.asarray(seen.view.hops[-1].nodes)
+    assert len(set(nodes_.tolist())) == 4 and MASKS["train"][nodes_].all()
+    np.testing.assert_array_equal(seen.label, LABEL[nodes_])
+    drawn |= set(nodes_.tolist())
+  assert len(drawn) > 4
+  config, _, _, batch, _, state = built(sampling="clusters", clusters=5, clusters_each=2)
+  seen = _node_views.view_learning(config, batch, state.split, 9, jax.random.key(0), 0.0)
+  assert len(seen.label) == 2 * batch["parts"].nodes.shape[1]
+
+
+def test_features_are_prepared_as_the_flags_say():
+  data, of = make_data(), lambda **flags: _node_views.prepare_features(configure(**flags), make_data(), edges)
+  edges = graph.make_edges(jnp.asarray(data.senders), jnp.asarray(data.receivers))
+  np.testing.assert_array_equal(of(normalize_features=False), data.features)
+  x = _node_views.normalize_rows(data.features)
+  matrix = np.zeros((N, N))
+  matrix[data.receivers, data.senders] = 1
+  looped = matrix + np.eye(N)
+  hat = looped / np.sqrt(np.outer(looped.sum(1), looped.sum(1)))
+  np.testing.assert_allclose(of(layer="sgc", hops=3), hat @ hat @ hat @ x, atol=1e-6)
+  walk = matrix / matrix.sum(1, keepdims=True)
+  np.testing.assert_allclose(of(layer="dcnn", hops=2), np.stack([x, walk @ x, walk @ walk @ x], 1), atol=1e-6)
+
+
+def test_flags_shape_the_layers():
+  def shapes(**flags):
+    config = configure(**flags)
+    view = _node_views.view_whole(config, _node_views.make_arrays(config, make_data()))
+    found = jax.eval_shape(nodes.make_network(config, K).init, jax.random.key(0), view)["params"]
+    return jax.tree.map(lambda x: x.shape, found)
+
+  gat = shapes(layer="gat", hidden=5, heads=2, last_heads=7)
+  assert [gat[f"layer_{i}"]["attention_sender"] for i in (0, 1)] == [(2, 5), (7, K)]
+  assert shapes(layer="chebyshev", terms=4)["layer_1"]["linear"]["kernel"] == (4, 4 * K)
+  assert shapes(layer="dgc", terms=4)["layer_0"]["forward"]["kernel"] == (D, 4 * 4)
+  assert shapes(layer="monet", terms=5)["layer_0"]["mean"] == (5, 2)
+  assert set(shapes(layers=3)) == {"layer_0", "layer_1", "layer_2"}
+
+
+def test_a_pagerank_that_always_goes_back_sees_no_graph():
+  config = configure(layer="appnp", teleport=1.0)
+  arrays = _node_views.make_arrays(config, make_data())
+  network, view = nodes.make_network(config, K), _node_views.view_whole(config, arrays)
+  params = jax.jit(network.init)(jax.random.key(0), view)["params"]
+  of = lambda h, name: h @ np.asarray(params[name]["kernel"]) + np.asarray(params[name]["bias"])
+  x = _node_views.normalize_rows(make_data().features)
+  expected = of(np.maximum(of(x, "layer_0"), 0), "layer_1")
+  np.testing.assert_allclose(jax.jit(network.apply)({"params": params}, view), expected, atol=1e-5)
+
+
+def test_attention_is_followed_by_elu_and_its_weights_are_dropped(monkeypatch):
+  config, _, _, _, whole, state = built(layer="gat", hidden=4, heads=2)
+  network, view = nodes.make_network(config, K), _node_views.view_whole(config, whole)
+  logits, sown = network.apply({"params": state.params}, view, mutable=["intermediates"])
+  last = graph.GraphAttention(K, 1, average=True, loops=False)
+  h = jax.nn.elu(sown["intermediates"]["hidden"][0])
+  np.testing.assert_allclose(logits, last.apply({"params": state.params["layer_1"]}, view.hops[1].edges, h), atol=1e-5)
+  monkeypatch.setattr(attention, "draw_kept", lambda key, shape, rate: jnp.zeros(shape))
+  dropped = network.apply({"params": state.params}, view, 0.1, rngs={"dropout": jax.random.key(0)})
+  np.testing.assert_array_equal(dropped, 0)
+
+
+def test_an_lstm_reads_neighbours_in_another_order_in_every_update():
+  _, step, _, batch, _, state = built(layer="sage_lstm", **LEARNS)
+  losses = {float(step(state._replace(step=jnp.int32(i)), batch)[1]["loss"]) for i in range(3)}
+  assert len(losses) == 3
+
+
+def test_floors_choose_on_the_validation_nodes(monkeypatch):
+  masks = []
+  monkeypatch.setattr(floors, "choose", lambda options, label, valid: masks.append(valid) or options[0]())
+  code = np.asarray(built()[5].split.code)
+  _nodes_report.measure_floors(make_data(), code, configure())
+  assert len(masks) == 3
+  for mask in masks:
+    np.testing.assert_array_equal(mask, MASKS["valid"])
+
+
+@pytest.mark.parametrize(("floor", "said"), [(1.0, "below a floor"), (0.0, None)])
+def test_a_network_below_a_floor_is_told(floor, said, monkeypatch, tmp_path):
+  config, _, _, _, _, state = built()
+  sentences, figures = [], {"test_accuracy_majority": 0.0, "test_accuracy_other": floor}
+  monkeypatch.setattr(_nodes_report, "warn", sentences.append)
+  monkeypatch.setattr(_nodes_report, "floors_once", lambda *given: figures)
+  for name in ("_draw_map", "_draw_confusion", "_draw_nodes"):
+    monkeypatch.setattr(_nodes_report, name, lambda *given: None)
+  assert nodes.make(config).report(state, tmp_path) == figures
+  assert [said in sentence for sentence in sentences] == ([True] if said else [])
 
 
 def test_test_nodes_are_not_there_while_an_inductive_network_learns():
@@ -223,9 +363,7 @@ def test_a_sample_of_all_neighbours_is_the_whole_graph():
 
 @pytest.mark.parametrize("layer", [name for name in graph.LAYERS if name != "gcn"])
 def test_every_layer_learns(layer):
-  flags = dict(layer=layer, hidden=8, optimizer="adam", learning_rate=0.05, momentum=0.9)
-  if layer == "gcnii":
-    flags["layers"] = 3
+  flags = dict(layer=layer, **LEARNS, **(dict(layers=3) if layer == "gcnii" else {}))
   _, step, evaluate, batch, whole, state = built(**flags)
   first = float(step(state, batch)[1]["loss"])
   after = run_steps(step, state, batch, 25)
@@ -274,6 +412,10 @@ def test_published_defaults_follow_the_layer():
     200,
   )
   assert nodes.Config.tuned(layer="gat", dropout=0.1).dropout == 0.1
+  appnp = nodes.Config.tuned(layer="appnp")
+  assert (appnp.hidden, appnp.l2, appnp.l2_of, appnp.teleport) == (64, 5e-3, "first", 0.1)
+  sgc = nodes.Config.tuned(layer="sgc")
+  assert (sgc.dropout, sgc.l2, sgc.learning_rate, sgc.hops) == (0.0, 5e-6, 0.2, 2)
 
 
 def test_the_report_has_floors_and_pictures(tmp_path, monkeypatch):
