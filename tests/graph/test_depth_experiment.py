@@ -29,7 +29,7 @@ def test_each_kind_is_what_it_is_called():
   published = nodes.Config.tuned(layer="gcnii")
   for name in ("dropout", "l2", "l2_of"):
     assert getattr(of("gcnii"), name) == getattr(published, name)
-  assert published.l2_of == "all" and published.dropout == 0.6
+  assert published.l2_of == "inner" and published.dropout == 0.6
   for kind in depth.KINDS:
     settings = of(kind)
     assert (settings.hidden, settings.steps, settings.nodes, settings.layers) == (4, 3, 40, 4)
