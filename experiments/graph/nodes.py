@@ -52,8 +52,8 @@ from mlnotes.optim import eval_params
 from mlnotes.optim.decay import is_decayed
 from mlnotes.optim.flags import OptimConfig, make_optimizer
 
-# Settings of each layer for citation graphs; GCN's are the config's own. GCN's and GAT's are their papers', gcnii has one
-# penalty where its authors have two, and those of monet, gin, dcnn, dgc, nn4g and spectral are nobody's: not searched.
+# Settings of each layer for citation graphs; GCN's are the config's own. GCN's and GAT's are their papers', gcnii has
+# one penalty where its authors have two, and those of monet, gin, dcnn, dgc, nn4g and spectral were not searched for.
 _ATTENTION = dict(hidden=8, dropout=0.6, l2=5e-4, l2_of="all", learning_rate=5e-3)
 _SAGE = dict(hidden=64, l2_of="all", steps=100)
 SETTINGS = {
